@@ -1,0 +1,15 @@
+"""The protocol, pure: bytes and ``now`` in, events and bytes out. Shipped to the far side.
+
+Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
+
+    errors     the two errors that bytes or callers can cause
+    limits     every limit of the protocol in one place, each with its reason
+    hello      the first message of a lane, found behind any login banner
+    frames     the wire format of everything after it
+    payload    what a DATA frame carries, opaque: a length that can be cut and released
+    streams    one TCP connection: a sending half, a receiving half, their states
+    windows    credit: how much a sender may have in flight, and how it grows
+    scheduler  who sends next: control, then sparse streams, then bulk in fair turns
+    lanes      one ordered byte pipe: what was sent and not acknowledged
+    session    the tunnel: all of the above behind one small interface
+"""

@@ -1,0 +1,78 @@
+"""Every limit of the protocol in one place, each with its reason."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- HELLO ------------------------------------------------------------------------------------
+
+#: How far behind a login banner the magic is searched. Banners and motd noise seen in the field are
+#: a few KiB; a shell that prints without end must be given up, not read for ever.
+HELLO_SEARCH_BYTES = 64 * KIB
+
+#: Longest HELLO body. It has 56 bytes and a sentence; room for later fields.
+HELLO_BODY_BYTES = 1024
+
+#: Longest sentence in a HELLO or GOODBYE: one line for a person.
+SENTENCE_BYTES = 400
+
+# --- frames -----------------------------------------------------------------------------------
+
+#: Largest payload of one DATA frame. Reads below 128 KiB cost a fifth of the throughput on a fast
+#: LAN; above 256 KiB nothing more is won and an urgent frame would wait longer.
+DATA_BYTES = 256 * KIB
+
+#: Largest datagram: what UDP over IPv4 or IPv6 can carry.
+DATAGRAM_BYTES = 65535
+
+#: Largest body of any other frame. OPEN has a host name of up to 255 bytes.
+CONTROL_BYTES = 1024
+
+# --- streams and windows ----------------------------------------------------------------------
+
+#: Credit that every stream has from its first byte. Fills 20 Mbit/s at 100 ms before the first
+#: answer; small enough that thousands of stopped readers are bearable.
+INITIAL_WINDOW_BYTES = 256 * KIB
+
+#: What one stream's window may grow to: 600 Mbit/s at 100 ms need 7.5 MB, doubled for bursts.
+MAX_WINDOW_BYTES = 16 * MIB
+
+#: What all windows of a session may have grown by, together, above their initial size.
+SESSION_GROWTH_BYTES = 256 * MIB
+
+#: What one stream may have queued unsent. Two frames keep a fast lane busy while the next is read;
+#: more would only hide the backlog from the kernel's own flow control.
+SEND_QUEUE_BYTES = 2 * DATA_BYTES
+
+#: Streams that one side may have open at once. Descriptors end first nearly everywhere.
+MAX_STREAMS = 32768
+
+#: How far apart stream numbers may arrive when lanes overtake each other.
+STREAM_GAP = 65536
+
+# --- lanes ------------------------------------------------------------------------------------
+
+#: Bytes that may be on a lane without acknowledgement. One ssh channel has a window of 2 MiB and
+#: the kernel's socket buffers hold a few more; beyond that a frame waits no matter where.
+LANE_IN_FLIGHT_BYTES = 8 * MIB
+
+#: An acknowledgement leaves at the latest after so many bytes ...
+ACK_EVERY_BYTES = 256 * KIB
+
+#: ... or so many seconds, whichever comes first. It says how long it was held, so that round-trip
+#: times stay exact.
+ACK_DELAY_S = 0.010
+
+#: What one transmit call hands out at most: one writev of a full pipe.
+TRANSMIT_BYTES = 1 * MIB
+
+#: Buffers in one writev. Linux' IOV_MAX is 1024.
+TRANSMIT_BUFFERS = 512
+
+# --- datagrams --------------------------------------------------------------------------------
+
+#: Datagrams that may wait for a lane, all together; the oldest are dropped first.
+DATAGRAM_QUEUE_BYTES = 1 * MIB
+
+#: A datagram older than this is worth less than the place it takes: resolvers ask again after a
+#: second, voice and video gave up long before.
+DATAGRAM_AGE_S = 0.5
