@@ -1,7 +1,8 @@
 """HELLO: the first message on a lane, in both directions.
 
-A login shell may print anything before the far side's program speaks, so a HELLO begins with a magic
-that is searched for, within a limit. It is not a frame: lane positions count from the byte behind it.
+A login shell may print anything before the far side's program speaks, so a HELLO begins with a
+magic that is searched for, within a limit. It is not a frame: lane positions count from the byte
+behind it.
 
     magic        8 bytes    F5 's' 's' 'H' 'U' 'N' 'T' 0A
     length       u16        of the body
@@ -101,7 +102,7 @@ def make_hello(
     features: int = 0,
     status: int = ACCEPTED,
     sentence: str = "",
-    grace_s: int = 0
+    grace_s: int = 0,
 ) -> Hello:
     """A HELLO with this program's own versions and limits filled in."""
     return Hello(

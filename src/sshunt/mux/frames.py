@@ -1,0 +1,311 @@
+"""The wire format of everything after HELLO. Normative text: docs/protocol.md.
+
+    header       u8 type, u24 length of what follows the header, u32 stream       8 bytes
+    DATA         u64 offset, payload                              offset of the payload's first byte
+    FIN          u64 offset                                       where the stream ends
+    WINDOW       u64 offset                                       the sender may send up to here
+    OPEN         u8 kind, u8 address type, u16 port, address      4: IPv4, 6: IPv6, 0: a name
+    OPENED       -
+    RESET        u16 code
+    LANE_ACK     u64 position, u32 held (microseconds)            stream is 0
+    PING         -                                                stream is 0
+    DATAGRAM     u8 kind, payload                                 stream is the flow's number
+    GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
+
+Every number is absolute (an offset, a limit, a position), so that a frame may arrive twice or by
+another lane and mean the same. A reader never waits for a whole DATA frame: what has arrived of its
+payload is handed on at once as if it were a smaller frame at its own offset. So only headers and
+small bodies are ever copied, and a frame's size is the sender's affair alone.
+
+Not here: what frames mean (session), and which may be lost (lanes).
+"""
+
+import ipaddress
+import struct
+from typing import List, NamedTuple, Optional, Tuple, Union
+
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.limits import CONTROL_BYTES, DATA_BYTES, DATAGRAM_BYTES, SENTENCE_BYTES
+from sshunt.mux.payload import Payload
+
+DATA = 1
+FIN = 2
+WINDOW = 3
+OPEN = 4
+OPENED = 5
+RESET = 6
+LANE_ACK = 7
+PING = 8
+DATAGRAM = 9
+GOODBYE = 10
+
+#: Frame type -> (shortest, longest) body in bytes.
+_BODY_BYTES = {
+    DATA: (9, 8 + DATA_BYTES),
+    FIN: (8, 8),
+    WINDOW: (8, 8),
+    OPEN: (5, CONTROL_BYTES),
+    OPENED: (0, 0),
+    RESET: (2, 2),
+    LANE_ACK: (12, 12),
+    PING: (0, 0),
+    DATAGRAM: (1, 1 + DATAGRAM_BYTES),
+    GOODBYE: (2, CONTROL_BYTES),
+}
+
+# Stream kinds (OPEN) and datagram kinds (DATAGRAM).
+TCP = 1
+ECHO = 3  # the far side sends the same bytes back
+
+# Reset codes: what became of a connection, so that the other end can show the same.
+RESET_ABORTED = 1  # the peer of this connection reset it
+RESET_REFUSED = 2
+RESET_HOST_UNREACHABLE = 3
+RESET_NET_UNREACHABLE = 4
+RESET_TIMED_OUT = 5
+RESET_NAME_UNKNOWN = 6
+RESET_NO_RESOURCES = 7  # no descriptors, no ports, too many streams
+RESET_NOT_PERMITTED = 8
+RESET_OTHER = 9
+
+# Goodbye codes.
+GOODBYE_DONE = 0  # the client stops; the agent ends
+GOODBYE_PROTOCOL = 1  # the other side broke the protocol
+GOODBYE_INTERNAL = 2  # a bug on our own side
+
+MAX_OFFSET = (1 << 63) - 1
+MAX_STREAM = (1 << 32) - 1
+
+_HEADER = struct.Struct("!II")
+_OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN, WINDOW
+_OPEN_HEAD = struct.Struct("!IIBBH")
+_RESET_FRAME = struct.Struct("!IIH")
+_ACK_FRAME = struct.Struct("!IIQI")
+_OFFSET = struct.Struct("!Q")
+_ACK_BODY = struct.Struct("!QI")
+_OPEN_BODY = struct.Struct("!BBH")
+_CODE = struct.Struct("!H")
+
+HEADER_BYTES = 8
+DATA_HEAD_BYTES = 16
+
+_ADDRESS_NAME, _ADDRESS_IPV4, _ADDRESS_IPV6 = 0, 4, 6
+_NAME_BYTES = 255  # the longest name the DNS can hold
+
+#: One decoded frame. ``number`` is DATA's, FIN's and WINDOW's offset, LANE_ACK's position, RESET's
+#: code; ``body`` is the payload of DATA and the raw body of the others.
+Frame = Tuple[int, int, int, Union[Payload, bytes]]
+
+
+class Destination(NamedTuple):
+    """Where a stream should lead. ``host`` is a numeric address or a name to be resolved there."""
+
+    kind: int
+    host: str
+    port: int
+
+
+def encode_data_head(stream: int, offset: int, payload_bytes: int) -> bytes:
+    """All of a DATA frame but its payload."""
+    return _OFFSET_FRAME.pack(DATA << 24 | (payload_bytes + 8), stream, offset)
+
+
+def encode_fin(stream: int, offset: int) -> bytes:
+    """A FIN frame."""
+    return _OFFSET_FRAME.pack(FIN << 24 | 8, stream, offset)
+
+
+def encode_window(stream: int, limit: int) -> bytes:
+    """A WINDOW frame."""
+    return _OFFSET_FRAME.pack(WINDOW << 24 | 8, stream, limit)
+
+
+def encode_open(stream: int, destination: Destination) -> bytes:
+    """An OPEN frame; raises LocalProtocolError for a host that can't be sent."""
+    try:
+        address = ipaddress.ip_address(destination.host)
+        address_type, raw = int(address.version), address.packed
+    except ValueError:
+        address_type, raw = _ADDRESS_NAME, destination.host.encode("ascii", "replace")
+        if not 0 < len(raw) <= _NAME_BYTES:
+            raise LocalProtocolError("a host name has 1 to %d bytes" % _NAME_BYTES)
+    length = _OPEN_BODY.size + len(raw)
+    return (
+        _OPEN_HEAD.pack(
+            OPEN << 24 | length, stream, destination.kind, address_type, destination.port
+        )
+        + raw
+    )
+
+
+def encode_opened(stream: int) -> bytes:
+    """An OPENED frame."""
+    return _HEADER.pack(OPENED << 24, stream)
+
+
+def encode_reset(stream: int, code: int) -> bytes:
+    """A RESET frame."""
+    return _RESET_FRAME.pack(RESET << 24 | 2, stream, code)
+
+
+def encode_lane_ack(position: int, held_s: float) -> bytes:
+    """A LANE_ACK frame: ``held_s`` is how long the newest acknowledged byte waited for it."""
+    held_us = min(max(int(held_s * 1e6), 0), 0xFFFFFFFF)
+    return _ACK_FRAME.pack(LANE_ACK << 24 | 12, 0, position, held_us)
+
+
+def encode_ping() -> bytes:
+    """A PING frame."""
+    return _HEADER.pack(PING << 24, 0)
+
+
+def encode_datagram_head(flow: int, kind: int, payload_bytes: int) -> bytes:
+    """All of a DATAGRAM frame but its payload."""
+    return _HEADER.pack(DATAGRAM << 24 | (payload_bytes + 1), flow) + bytes((kind,))
+
+
+def encode_goodbye(code: int, sentence: str) -> bytes:
+    """A GOODBYE frame."""
+    raw = sentence.encode("utf-8")[:SENTENCE_BYTES]
+    return _HEADER.pack(GOODBYE << 24 | (2 + len(raw)), 0) + _CODE.pack(code) + raw
+
+
+def decode_open_untrusted(body: bytes) -> Destination:
+    """The destination in an OPEN frame's body; raises RemoteProtocolError."""
+    if len(body) <= _OPEN_BODY.size:
+        raise RemoteProtocolError("OPEN of %d bytes" % len(body))
+    kind, address_type, port = _OPEN_BODY.unpack_from(body)
+    raw = body[_OPEN_BODY.size :]
+    if address_type in (_ADDRESS_IPV4, _ADDRESS_IPV6):
+        if len(raw) != (4 if address_type == _ADDRESS_IPV4 else 16):
+            raise RemoteProtocolError("OPEN with an address of %d bytes" % len(raw))
+        return Destination(kind, str(ipaddress.ip_address(raw)), port)
+    if address_type != _ADDRESS_NAME or len(raw) > _NAME_BYTES:
+        raise RemoteProtocolError("OPEN with address type %d" % address_type)
+    # A name goes to the resolver and to log lines: visible ASCII only.
+    if not all(0x21 <= byte <= 0x7E for byte in raw):
+        raise RemoteProtocolError("OPEN with an unprintable name")
+    return Destination(kind, raw.decode("ascii"), port)
+
+
+def decode_ack_untrusted(body: bytes) -> Tuple[int, float]:
+    """(position, held in seconds) of a LANE_ACK frame's body."""
+    position, held_us = _ACK_BODY.unpack(body)
+    return position, held_us / 1e6
+
+
+def decode_goodbye_untrusted(body: bytes) -> Tuple[int, str]:
+    """(code, sentence) of a GOODBYE frame's body; the sentence is printable."""
+    (code,) = _CODE.unpack_from(body)
+    sentence = body[2 : 2 + SENTENCE_BYTES].decode("utf-8", "replace")
+    return code, "".join(c if c.isprintable() else " " for c in sentence)
+
+
+class FrameReader:
+    """Cuts a lane's byte stream into frames, in whatever pieces it arrives.
+
+    Memory: at most one header and one body of a non-DATA frame (64 KiB) are held. Payloads are
+    views of the bytes given to ``feed`` and no longer valid than those.
+    """
+
+    __slots__ = ("_carry", "_data_left", "_offset", "_stream")
+
+    def __init__(self) -> None:
+        self._carry = bytearray()  # a header or body that is not complete yet
+        self._data_left = 0  # bytes missing of the DATA frame being read
+        self._stream = 0
+        self._offset = 0
+
+    def feed(self, data: memoryview) -> List[Frame]:
+        """The frames in ``data``, in order; raises RemoteProtocolError."""
+        frames: List[Frame] = []
+        at, end = 0, len(data)
+        while at < end:
+            if self._data_left:
+                size = min(self._data_left, end - at)
+                frames.append((DATA, self._stream, self._offset, Payload(data[at : at + size])))
+                self._data_left -= size
+                self._offset += size
+                at += size
+            elif self._carry:
+                at = self._complete_carry(data, at, frames)
+            else:
+                at = self._read_frame(data, at, end, frames)
+        return frames
+
+    def _read_frame(self, data: memoryview, at: int, end: int, frames: List[Frame]) -> int:
+        """Read one frame that begins at ``at``, or carry what is there of it; where it stopped."""
+        if end - at >= HEADER_BYTES:
+            word, stream = _HEADER.unpack_from(data, at)
+            kind, length = word >> 24, word & 0xFFFFFF
+            _check_length(kind, length)
+            if kind == DATA:
+                if end - at >= DATA_HEAD_BYTES:
+                    self._begin_data(
+                        stream, length, _OFFSET.unpack_from(data, at + HEADER_BYTES)[0]
+                    )
+                    return at + DATA_HEAD_BYTES
+            elif end - at >= HEADER_BYTES + length:
+                stop = at + HEADER_BYTES + length
+                frames.append(_decode_small(kind, stream, bytes(data[at + HEADER_BYTES : stop])))
+                return stop
+        self._carry += data[at:end]
+        return end
+
+    def _complete_carry(self, data: memoryview, at: int, frames: List[Frame]) -> int:
+        """Add to the carried beginning of a frame what it still needs; where that ended."""
+        carry = self._carry
+        missing = _carry_bytes(carry) - len(carry)
+        piece = data[at : at + missing]
+        carry += piece
+        at += len(piece)
+        # Asked anew: a completed header may have shown that a body must follow.
+        if len(piece) == missing and _carry_bytes(carry) == len(carry):
+            whole = bytes(carry)
+            del carry[:]
+            word, stream = _HEADER.unpack_from(whole)
+            kind, length = word >> 24, word & 0xFFFFFF
+            if kind == DATA:
+                self._begin_data(stream, length, _OFFSET.unpack_from(whole, HEADER_BYTES)[0])
+            else:
+                frames.append(_decode_small(kind, stream, whole[HEADER_BYTES:]))
+        return at
+
+    def _begin_data(self, stream: int, length: int, offset: int) -> None:
+        if offset > MAX_OFFSET:
+            raise RemoteProtocolError("offset %d" % offset)
+        self._stream = stream
+        self._offset = offset
+        self._data_left = length - _OFFSET.size
+
+
+def _carry_bytes(carry: bytearray) -> int:
+    """How many bytes must be carried before the frame's small part is complete."""
+    if len(carry) < HEADER_BYTES:
+        return HEADER_BYTES
+    word: int = _HEADER.unpack_from(carry)[0]
+    kind, length = word >> 24, word & 0xFFFFFF
+    _check_length(kind, length)
+    if kind == DATA:
+        return DATA_HEAD_BYTES
+    return HEADER_BYTES + length
+
+
+def _check_length(kind: int, length: int) -> None:
+    limits: Optional[Tuple[int, int]] = _BODY_BYTES.get(kind)
+    if limits is None:
+        raise RemoteProtocolError("frame of unknown type %d" % kind)
+    if not limits[0] <= length <= limits[1]:
+        raise RemoteProtocolError("frame of type %d with %d bytes" % (kind, length))
+
+
+def _decode_small(kind: int, stream: int, body: bytes) -> Frame:
+    """A frame other than DATA; its length has been checked."""
+    number = 0
+    if kind in (FIN, WINDOW):
+        (number,) = _OFFSET.unpack(body)
+        if number > MAX_OFFSET:
+            raise RemoteProtocolError("offset %d" % number)
+    elif kind == RESET:
+        (number,) = _CODE.unpack(body)
+    return (kind, stream, number, body)

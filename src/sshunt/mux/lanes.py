@@ -1,0 +1,163 @@
+"""One lane: an ordered, reliable byte pipe (one ssh channel), and what is unacknowledged on it.
+
+A lane loses nothing while it lives; what it can do is die, and then nobody knows how much of what
+was written arrived. So each side tells how many bytes of the lane it has *processed* (LANE_ACK),
+and the sender remembers for every frame that matters the lane position where it ended. An
+acknowledgement releases those up to its position; that frees the sender's copy of the data and
+measures the round-trip time. When the lane dies, what is left goes back to the session.
+
+    RELIABLE     DATA FIN WINDOW OPEN OPENED RESET GOODBYE   goes back when the lane dies
+    UNRELIABLE   PING DATAGRAM                               asks for an ack, is not sent again
+    SILENT       LANE_ACK                                    asks for nothing: acks are never acked
+
+The position counts every byte behind HELLO, of whatever frame. Invariants: acked <= sent; entries
+are in order of their end; a frame is released exactly once (acked or given back).
+
+Not here: what goes on the lane (session), liveness and reconnecting (client).
+"""
+
+from collections import deque
+from typing import Deque, List, NamedTuple, Optional, Tuple
+
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.frames import FrameReader
+from sshunt.mux.limits import ACK_DELAY_S, ACK_EVERY_BYTES, LANE_IN_FLIGHT_BYTES
+from sshunt.mux.payload import Payload
+from sshunt.mux.streams import Stream
+
+#: Weight of a new round-trip sample in the smoothed one (RFC 6298).
+RTT_WEIGHT = 1 / 8
+
+
+class Sent(NamedTuple):
+    """A frame that asked for an acknowledgement.
+
+    ``kind`` is its type. DATA has ``stream``, ``offset`` and ``payload``; FIN and OPEN have
+    ``stream``; the other reliable ones have their encoded bytes in ``raw``; unreliable ones
+    neither."""
+
+    end: int
+    sent_at: float
+    kind: int
+    stream: Optional[Stream]
+    offset: int
+    payload: Optional[Payload]
+    raw: bytes
+
+
+class Lane:
+    """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock."""
+
+    __slots__ = (
+        "_ack_due",
+        "_eliciting_end",
+        "_newest_at",
+        "_unacked_bytes",
+        "acked",
+        "id",
+        "last_heard_at",
+        "min_rtt_s",
+        "outstanding",
+        "ping_wanted",
+        "reader",
+        "received",
+        "rtt_s",
+        "sent",
+    )
+
+    def __init__(self, lane_id: int, now: float) -> None:
+        self.id = lane_id
+        self.reader = FrameReader()
+        # Sending.
+        self.sent = 0  # position: bytes handed out for this lane
+        self.acked = 0  # position that the peer has processed
+        self.outstanding: Deque[Sent] = deque()
+        self._eliciting_end = 0  # end of the last frame that asked for an ack
+        self.ping_wanted = False
+        self.rtt_s = 0.0  # smoothed; 0 until measured
+        self.min_rtt_s = 0.0
+        # Receiving.
+        self.received = 0  # position: bytes processed
+        self.last_heard_at = now
+        self._unacked_bytes = 0  # of frames that ask for an ack
+        self._ack_due: Optional[float] = None
+        self._newest_at = now  # when the newest of them came
+
+    # --- sending ------------------------------------------------------------------------------
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes on the lane that may still be under way. A trailing ack of ours does not count."""
+        return self.sent - self.acked if self.acked < self._eliciting_end else 0
+
+    @property
+    def room_bytes(self) -> int:
+        """How much may be added before the peer must acknowledge."""
+        return LANE_IN_FLIGHT_BYTES - self.in_flight_bytes
+
+    def note_silent(self, size: int) -> None:
+        """An acknowledgement of ours of ``size`` bytes goes out."""
+        self.sent += size
+
+    def note_sent(
+        self,
+        size: int,
+        now: float,
+        kind: int,
+        stream: Optional[Stream] = None,
+        offset: int = 0,
+        payload: Optional[Payload] = None,
+        raw: bytes = b"",
+    ) -> None:
+        """A frame of ``size`` bytes that asks for an acknowledgement goes out."""
+        self.sent = self._eliciting_end = self.sent + size
+        self.outstanding.append(Sent(self.sent, now, kind, stream, offset, payload, raw))
+
+    def acknowledge(self, position: int, held_s: float, now: float) -> List[Sent]:
+        """The peer has processed everything up to ``position``; the frames that this releases."""
+        if position > self.sent:
+            raise RemoteProtocolError("ack of %d, sent %d" % (position, self.sent))
+        released: List[Sent] = []
+        outstanding = self.outstanding
+        while outstanding and outstanding[0].end <= position:
+            released.append(outstanding.popleft())
+        if released:
+            self._measure(now - released[-1].sent_at - held_s)
+        self.acked = max(self.acked, position)
+        return released
+
+    def _measure(self, sample_s: float) -> None:
+        sample_s = max(sample_s, 1e-6)  # a peer that exaggerates ``held`` can't make time negative
+        if not self.rtt_s:
+            self.rtt_s = self.min_rtt_s = sample_s
+        self.rtt_s += (sample_s - self.rtt_s) * RTT_WEIGHT
+        self.min_rtt_s = min(self.min_rtt_s, sample_s)
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def note_processed(self, size: int, eliciting_bytes: int, urgent: bool, now: float) -> None:
+        """``size`` bytes were processed, ``eliciting_bytes`` of them in frames that ask for an ack.
+
+        ``urgent``: one of those asks for nothing but the time, so the ack is due at once.
+        """
+        self.received += size
+        self.last_heard_at = now
+        if not eliciting_bytes:
+            return
+        self._unacked_bytes += eliciting_bytes
+        self._newest_at = now
+        if urgent or self._unacked_bytes >= ACK_EVERY_BYTES:
+            self._ack_due = now
+        elif self._ack_due is None:
+            self._ack_due = now + ACK_DELAY_S
+
+    @property
+    def ack_due(self) -> Optional[float]:
+        """When an acknowledgement must have left; None if nothing waits for one."""
+        return self._ack_due
+
+    def take_ack(self, now: float) -> Tuple[int, float]:
+        """(position, seconds held) of the acknowledgement that now goes out."""
+        self._unacked_bytes = 0
+        self._ack_due = None
+        return self.received, now - self._newest_at

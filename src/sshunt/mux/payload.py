@@ -1,0 +1,40 @@
+"""What a DATA frame carries. Opaque: it has a length, can be cut, kept and released.
+
+No code above the relay may look into a payload. Today it is a view of bytes in memory; where the
+kernel can hold the bytes in a pipe instead, another class with these four operations takes its
+place and nothing in the protocol changes.
+
+Ownership: whoever holds a payload may cut it; the last holder releases it. A payload that came in
+with ``Session.receive`` lies in the reader's buffer and is good only until the next read: who wants
+it longer calls ``keep``.
+"""
+
+from typing import Union
+
+_NOTHING = memoryview(b"")
+
+
+class Payload:
+    """Bytes in memory."""
+
+    __slots__ = ("view",)
+
+    def __init__(self, data: Union[bytes, memoryview]) -> None:
+        self.view = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def cut(self, size: int) -> "Payload":
+        """Split off and return the first ``size`` bytes; this object keeps the rest."""
+        head = Payload(self.view[:size])
+        self.view = self.view[size:]
+        return head
+
+    def keep(self) -> None:
+        """Make the bytes independent of the buffer they came in."""
+        self.view = memoryview(bytes(self.view))
+
+    def release(self) -> None:
+        """Give the bytes back. The payload is empty afterwards."""
+        self.view = _NOTHING

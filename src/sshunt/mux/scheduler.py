@@ -1,0 +1,116 @@
+"""Which stream's data leaves next.
+
+Two classes (the idea is fq_codel's, RFC 8290 §4): a *sparse* stream, one that sent little in the
+last round trip, goes before *bulk*, so that a keystroke or a new connection never waits behind a
+download. Bulk streams share by deficit round robin (Shreedhar and Varghese, 1995): each turn adds
+a quantum of bytes, and a stream sends while it has some left.
+
+Sparse streams are few bytes by definition, but there may be thousands: after SPARSE_RUN_BYTES of
+them in a row one bulk frame is let through. So a stream with data and credit is always served
+within a bounded number of bytes, whatever the others do.
+
+Control frames and datagrams don't come here: the session puts them before all data.
+"""
+
+from collections import deque
+from typing import Deque, Optional, Tuple
+
+from sshunt.mux.limits import DATA_BYTES
+from sshunt.mux.payload import Payload
+from sshunt.mux.streams import ANY_LANE, Stream
+
+#: A stream that sent no more than this since its last round trip began is sparse: an interactive
+#: session's screenful, a small request and its answer.
+SPARSE_BYTES = 16 * 1024
+
+#: Sparse bytes in a row after which bulk gets one frame.
+SPARSE_RUN_BYTES = DATA_BYTES
+
+#: What a bulk stream may send in one turn.
+QUANTUM_BYTES = DATA_BYTES
+
+#: Round trips are not known yet, or shorter than our own reaction: count a stream's bytes over
+#: this.
+MIN_ROUND_S = 0.005
+
+
+class Scheduler:
+    """Streams that have work, in two queues. A stream is in at most one of them, once."""
+
+    __slots__ = ("_bulk", "_sparse", "_sparse_run_bytes")
+
+    def __init__(self) -> None:
+        self._sparse: Deque[Stream] = deque()
+        self._bulk: Deque[Stream] = deque()
+        self._sparse_run_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sparse) + len(self._bulk)
+
+    def activate(self, stream: Stream, now: float, rtt_s: float) -> None:
+        """``stream`` may have work: queue it unless it is queued already."""
+        if stream.scheduled or not stream.sender.has_work:
+            return
+        stream.scheduled = True
+        if now - stream.recent_at > max(rtt_s, MIN_ROUND_S):
+            stream.recent_at = now
+            stream.recent_bytes = 0
+        if stream.recent_bytes + stream.sender.sendable_bytes <= SPARSE_BYTES:
+            self._sparse.append(stream)
+        else:
+            stream.quantum_left = 0
+            self._bulk.append(stream)
+
+    def take(self, lane: int, size: int) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
+        """(stream, offset, payload of at most ``size`` bytes; None is FIN) to put on ``lane``.
+
+        None if no stream has work that this lane may carry.
+        """
+        bulk_turn = self._sparse_run_bytes >= SPARSE_RUN_BYTES
+        first, second = (self._bulk, self._sparse) if bulk_turn else (self._sparse, self._bulk)
+        return self._take_from(first, lane, size) or self._take_from(second, lane, size)
+
+    def _take_from(
+        self, queue: Deque[Stream], lane: int, size: int
+    ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
+        for _ in range(len(queue)):
+            stream = queue[0]
+            if stream.home not in (lane, ANY_LANE):
+                queue.rotate(-1)
+                continue
+            if not stream.sender.has_work:
+                queue.popleft()
+                stream.scheduled = False
+                continue
+            return self._serve(queue, stream, size)
+        return None
+
+    def _serve(
+        self, queue: Deque[Stream], stream: Stream, size: int
+    ) -> Tuple[Stream, int, Optional[Payload]]:
+        """Take from ``stream``, the head of ``queue``, and put it where it belongs now."""
+        if queue is self._bulk:
+            if stream.quantum_left <= 0:
+                stream.quantum_left += QUANTUM_BYTES
+            size = min(size, stream.quantum_left)
+        offset, payload = stream.sender.take(size)
+        taken = len(payload) if payload is not None else 0
+        stream.recent_bytes += taken
+        queue.popleft()
+        if queue is self._bulk:
+            self._sparse_run_bytes = 0
+            stream.quantum_left -= taken
+            if stream.sender.has_work:
+                if stream.quantum_left > 0:
+                    queue.appendleft(stream)
+                else:
+                    queue.append(stream)
+                return stream, offset, payload
+        else:
+            self._sparse_run_bytes += taken
+            if stream.sender.has_work:
+                sparse = stream.recent_bytes <= SPARSE_BYTES
+                (self._sparse if sparse else self._bulk).append(stream)
+                return stream, offset, payload
+        stream.scheduled = False
+        return stream, offset, payload

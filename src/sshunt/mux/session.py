@@ -1,0 +1,526 @@
+"""The session: streams over any number of lanes, behind one small interface. Pure.
+
+What goes in: bytes of a lane (``receive``), what the relay wants (``open``, ``write``, ``finish``,
+``reset``, ``consumed``), the loss of a lane, and ``now`` with each. What comes out: events
+(``take_events``, in the past tense) and bytes for a lane (``transmit``). No call blocks, none
+reads a clock; ``next_deadline`` says when ``transmit`` has something to do though nothing happened.
+
+    relay --open/write/finish/reset/consumed--> +---------+ --transmit--> lane
+    relay <-------------take_events------------ | Session | <--receive--- lane
+                                                +---------+
+
+Who owns what: a payload given to ``write`` belongs to the session until the peer acknowledged it. A
+payload in a DataReceived event lies in the reader's buffer: use it, or ``keep`` it, before the next
+``receive``. A stream is forgotten when both halves are over; frames of forgotten streams that come
+late are ignored (stream numbers are never used again).
+
+Order on a lane: an acknowledgement first if one waits, then control frames, then datagrams, then
+data as the scheduler says. A stream's frames stay on the lane of its OPEN until that is
+acknowledged; then any lane may carry them, because offsets are absolute.
+"""
+
+from collections import deque
+from typing import Deque, Dict, List, NamedTuple, Optional, Set, Union
+
+from sshunt.mux import frames
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.frames import Destination, Frame
+from sshunt.mux.hello import CLIENT
+from sshunt.mux.lanes import Lane
+from sshunt.mux.limits import (
+    DATA_BYTES,
+    DATAGRAM_AGE_S,
+    DATAGRAM_BYTES,
+    DATAGRAM_QUEUE_BYTES,
+    INITIAL_WINDOW_BYTES,
+    MAX_STREAMS,
+    MAX_WINDOW_BYTES,
+    STREAM_GAP,
+    TRANSMIT_BUFFERS,
+    TRANSMIT_BYTES,
+)
+from sshunt.mux.payload import Payload
+from sshunt.mux.scheduler import Scheduler
+from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
+from sshunt.mux.windows import GrowthBudget
+
+
+class StreamRequested(NamedTuple):
+    """The peer wants a connection to ``destination``. Answer with ``accept`` or ``reset``."""
+
+    stream: Stream
+    destination: Destination
+
+
+class StreamOpened(NamedTuple):
+    """The far side's connection is up."""
+
+    stream: Stream
+
+
+class DataReceived(NamedTuple):
+    """The next bytes of a stream, in order. Report them with ``consumed`` when written."""
+
+    stream: Stream
+    payload: Payload
+
+
+class FinReceived(NamedTuple):
+    """The peer will send nothing more; everything it sent has been handed out."""
+
+    stream: Stream
+
+
+class StreamReset(NamedTuple):
+    """The peer ended the stream at once; ``code`` is one of frames.RESET_*."""
+
+    stream: Stream
+    code: int
+
+
+class StreamWritable(NamedTuple):
+    """A stream whose ``room`` was 0 has room again."""
+
+    stream: Stream
+
+
+class DatagramReceived(NamedTuple):
+    """A datagram of a flow; ``kind`` is one of the datagram kinds in frames."""
+
+    flow: int
+    kind: int
+    data: bytes
+
+
+class GoodbyeReceived(NamedTuple):
+    """The peer ends the session; ``code`` is one of frames.GOODBYE_*."""
+
+    code: int
+    sentence: str
+
+
+Event = Union[
+    StreamRequested,
+    StreamOpened,
+    DataReceived,
+    FinReceived,
+    StreamReset,
+    StreamWritable,
+    DatagramReceived,
+    GoodbyeReceived,
+]
+
+#: What ``transmit`` hands out, in order: encoded bytes and payloads.
+Piece = Union[bytes, Payload]
+
+
+class _Control(NamedTuple):
+    """A reliable frame other than DATA and FIN that waits for a lane."""
+
+    kind: int
+    stream: Optional[Stream]
+    raw: bytes
+
+
+class _Datagram(NamedTuple):
+    queued_at: float
+    flow: int
+    kind: int
+    data: bytes
+
+
+class _SeenStreams:
+    """Which stream numbers of the peer were opened or reset before, in bounded memory.
+
+    Lanes overtake each other, so numbers come slightly out of order: all up to ``_base`` were seen,
+    and of those above it the ones in ``_beyond``.
+    """
+
+    __slots__ = ("_base", "_beyond")
+
+    def __init__(self, first: int) -> None:
+        self._base = first - 2
+        self._beyond: Set[int] = set()
+
+    def __contains__(self, number: int) -> bool:
+        return number <= self._base or number in self._beyond
+
+    def add(self, number: int) -> None:
+        if number > self._base + 2 * STREAM_GAP:
+            raise RemoteProtocolError("stream %d, expected about %d" % (number, self._base + 2))
+        self._beyond.add(number)
+        while self._base + 2 in self._beyond:
+            self._base += 2
+            self._beyond.discard(self._base)
+
+
+class Session:
+    """One tunnel, one side of it. ``role`` is hello.CLIENT or hello.AGENT.
+
+    ``peer_window_bytes`` and ``peer_max_streams`` are what the peer's HELLO says.
+    """
+
+    def __init__(
+        self,
+        role: int,
+        peer_window_bytes: int = INITIAL_WINDOW_BYTES,
+        peer_max_streams: int = MAX_STREAMS,
+    ) -> None:
+        self.lanes: Dict[int, Lane] = {}
+        self.streams: Dict[int, Stream] = {}
+        self._next_id = 1 if role == CLIENT else 2
+        self._peer_parity = 0 if role == CLIENT else 1
+        self._seen = _SeenStreams(2 - self._peer_parity)
+        self._peer_window_bytes = min(peer_window_bytes, MAX_WINDOW_BYTES)
+        self._max_own_streams = min(peer_max_streams, MAX_STREAMS)
+        self._peer_streams = 0
+        self._scheduler = Scheduler()
+        self._control: Deque[_Control] = deque()
+        self._datagrams: Deque[_Datagram] = deque()
+        self._datagram_bytes = 0
+        self._events: List[Event] = []
+        self._growth = GrowthBudget()
+        self.dropped_datagrams = 0
+
+    # --- what the relay wants -----------------------------------------------------------------
+
+    @property
+    def can_open(self) -> bool:
+        """False while as many streams are open as the peer allows."""
+        return len(self.streams) < self._max_own_streams and self._next_id < frames.MAX_STREAM
+
+    def open(self, destination: Destination) -> Stream:
+        """A new stream to ``destination``. It may be written at once."""
+        if not self.can_open:
+            raise LocalProtocolError("too many streams")
+        number = self._next_id
+        raw = frames.encode_open(number, destination)
+        self._next_id += 2
+        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, NO_LANE)
+        self.streams[number] = stream
+        self._control.append(_Control(frames.OPEN, stream, raw))
+        return stream
+
+    def accept(self, stream: Stream) -> None:
+        """The connection that the peer asked for is up."""
+        if not stream.opened:
+            stream.opened = True
+            self._control.append(_Control(frames.OPENED, None, frames.encode_opened(stream.id)))
+
+    def room_bytes(self, stream: Stream) -> int:
+        """How much may be written now; after a 0 comes StreamWritable when there is more."""
+        return stream.sender.room_bytes()
+
+    def write(self, stream: Stream, payload: Payload, now: float) -> None:
+        """Send ``payload``; the caller keeps to ``room_bytes``."""
+        if not len(payload):
+            raise LocalProtocolError("empty payload")
+        stream.sender.write(payload)
+        self._scheduler.activate(stream, now, self.rtt_s)
+
+    def finish(self, stream: Stream, now: float) -> None:
+        """Nothing more will be written: half-close."""
+        stream.sender.finish()
+        self._scheduler.activate(stream, now, self.rtt_s)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End the stream at once, both ways; the peer is told ``code``."""
+        if stream.sender.state is CLOSED:
+            return
+        self._control.append(_Control(frames.RESET, None, frames.encode_reset(stream.id, code)))
+        stream.reset()
+        self._forget(stream)
+
+    def consumed(self, stream: Stream, size: int, now: float) -> None:
+        """``size`` received bytes have been written to their destination: credit returns."""
+        receiver = stream.receiver
+        if receiver.final is not None or receiver.state is CLOSED:
+            return  # nothing more will come: credit has no use
+        limit = receiver.window.consume(size, now, self.rtt_s, self._growth)
+        if limit is not None:
+            raw = frames.encode_window(stream.id, limit)
+            self._control.append(_Control(frames.WINDOW, None, raw))
+
+    def send_datagram(self, flow: int, kind: int, data: bytes, now: float) -> None:
+        """Send a datagram, or drop the oldest ones that wait if there are too many."""
+        if len(data) > DATAGRAM_BYTES:
+            raise LocalProtocolError("datagram of %d bytes" % len(data))
+        self._datagrams.append(_Datagram(now, flow, kind, data))
+        self._datagram_bytes += len(data)
+        while self._datagram_bytes > DATAGRAM_QUEUE_BYTES:
+            self._drop_datagram()
+
+    def ping(self, lane_id: int) -> None:
+        """Ask the lane's other end for an acknowledgement at once."""
+        self.lanes[lane_id].ping_wanted = True
+
+    def say_goodbye(self, code: int, sentence: str) -> None:
+        """Tell the peer that the session ends. The caller then lets the lanes drain and closes."""
+        raw = frames.encode_goodbye(code, sentence)
+        self._control.append(_Control(frames.GOODBYE, None, raw))
+
+    # --- lanes --------------------------------------------------------------------------------
+
+    def add_lane(self, lane_id: int, now: float) -> None:
+        """A new lane is up: both sides' HELLOs are through."""
+        if lane_id in self.lanes:
+            raise LocalProtocolError("lane %d exists" % lane_id)
+        self.lanes[lane_id] = Lane(lane_id, now)
+
+    def lose_lane(self, lane_id: int, now: float) -> None:
+        """A lane died: what it did not get acknowledged will leave over another one."""
+        lane = self.lanes.pop(lane_id)
+        control: List[_Control] = []
+        for sent in lane.outstanding:
+            if sent.kind == frames.DATA and sent.stream and sent.payload is not None:
+                sent.stream.sender.give_back(sent.offset, sent.payload)
+                self._scheduler.activate(sent.stream, now, self.rtt_s)
+            elif sent.kind == frames.FIN and sent.stream:
+                sent.stream.sender.give_back_fin()
+                self._scheduler.activate(sent.stream, now, self.rtt_s)
+            elif sent.raw:
+                if sent.stream:  # an OPEN: no lane may carry its stream before it left again
+                    sent.stream.home = NO_LANE
+                control.append(_Control(sent.kind, sent.stream, sent.raw))
+        self._control.extendleft(reversed(control))
+
+    @property
+    def rtt_s(self) -> float:
+        """The shortest smoothed round-trip time of any lane; 0 if none was measured."""
+        return min([lane.rtt_s for lane in self.lanes.values() if lane.rtt_s] or [0.0])
+
+    def next_deadline(self) -> Optional[float]:
+        """When ``transmit`` must be called at the latest though nothing else happened."""
+        due = [lane.ack_due for lane in self.lanes.values() if lane.ack_due is not None]
+        return min(due) if due else None
+
+    def has_work(self, now: float) -> bool:
+        """True if ``transmit`` would hand out something on a lane with room."""
+        if self._control or self._datagrams or len(self._scheduler):
+            return True
+        for lane in self.lanes.values():
+            if lane.ping_wanted or (lane.ack_due is not None and lane.ack_due <= now):
+                return True
+        return False
+
+    def transmit(self, lane_id: int, now: float, size: int = TRANSMIT_BYTES) -> List[Piece]:
+        """What to write to the lane next, about ``size`` bytes at most. Written all or lost."""
+        lane = self.lanes[lane_id]
+        pieces: List[Piece] = []
+        stop = lane.sent + min(size, max(lane.room_bytes, 0))
+        while self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            self._transmit_control(lane, pieces, now)
+        if self._datagrams:
+            self._transmit_datagrams(lane, pieces, now, stop)
+        while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            if not self._transmit_data(lane, pieces, now, stop):
+                break
+        if lane.ping_wanted:
+            lane.ping_wanted = False
+            raw = frames.encode_ping()
+            lane.note_sent(len(raw), now, frames.PING)
+            pieces.append(raw)
+        due = lane.ack_due
+        if due is not None and (pieces or due <= now):
+            position, held_s = lane.take_ack(now)
+            raw = frames.encode_lane_ack(position, held_s)
+            lane.note_silent(len(raw))
+            pieces.insert(0, raw)
+        return pieces
+
+    def _transmit_control(self, lane: Lane, pieces: List[Piece], now: float) -> None:
+        control = self._control.popleft()
+        if control.kind == frames.OPEN and control.stream:
+            control.stream.home = lane.id
+            # Data written before now could not go anywhere.
+            self._scheduler.activate(control.stream, now, self.rtt_s)
+        lane.note_sent(len(control.raw), now, control.kind, stream=control.stream, raw=control.raw)
+        pieces.append(control.raw)
+
+    def _transmit_datagrams(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        while self._datagrams and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            datagram = self._datagrams[0]
+            if now - datagram.queued_at > DATAGRAM_AGE_S:
+                self._drop_datagram()
+                continue
+            self._datagrams.popleft()
+            self._datagram_bytes -= len(datagram.data)
+            head = frames.encode_datagram_head(datagram.flow, datagram.kind, len(datagram.data))
+            lane.note_sent(len(head) + len(datagram.data), now, frames.DATAGRAM)
+            pieces.append(head)
+            pieces.append(datagram.data)
+
+    def _transmit_data(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> bool:
+        """One DATA or FIN frame; False if no stream has one for this lane."""
+        item = self._scheduler.take(lane.id, min(DATA_BYTES, stop - lane.sent))
+        if item is None:
+            return False
+        stream, offset, payload = item
+        if payload is None:
+            raw = frames.encode_fin(stream.id, offset)
+            lane.note_sent(len(raw), now, frames.FIN, stream=stream)
+            pieces.append(raw)
+            self._forget_if_over(stream)
+            return True
+        head = frames.encode_data_head(stream.id, offset, len(payload))
+        lane.note_sent(len(head) + len(payload), now, frames.DATA, stream, offset, payload)
+        pieces.append(head)
+        pieces.append(payload)
+        self._wake(stream.sender, stream)
+        return True
+
+    def _drop_datagram(self) -> None:
+        self._datagram_bytes -= len(self._datagrams.popleft().data)
+        self.dropped_datagrams += 1
+
+    # --- what arrives -------------------------------------------------------------------------
+
+    def take_events(self) -> List[Event]:
+        """What happened since the last call."""
+        events = self._events
+        self._events = []
+        return events
+
+    def receive(self, lane_id: int, data: memoryview, now: float) -> None:
+        """Bytes came in on a lane; raises RemoteProtocolError (the lane must then be closed)."""
+        lane = self.lanes[lane_id]
+        eliciting_bytes = 0
+        urgent = False
+        for frame in lane.reader.feed(data):
+            kind = frame[0]
+            if kind == frames.DATA:
+                eliciting_bytes += len(frame[3])
+                self._on_data(frame)
+            else:
+                if kind != frames.LANE_ACK:
+                    eliciting_bytes += frames.HEADER_BYTES + len(frame[3])
+                urgent = urgent or kind in (frames.PING, frames.DATAGRAM)
+                self._on_control(lane, frame, now)
+        lane.note_processed(len(data), eliciting_bytes, urgent, now)
+
+    def _on_data(self, frame: Frame) -> None:
+        _, number, offset, payload = frame
+        stream = self.streams.get(number)
+        if stream is None:
+            self._check_known(number)
+            return
+        if isinstance(payload, Payload):
+            for ready in stream.receiver.receive(offset, payload):
+                self._events.append(DataReceived(stream, ready))
+            if stream.receiver.final is not None:
+                self._take_fin(stream)
+
+    def _on_control(self, lane: Lane, frame: Frame, now: float) -> None:
+        kind, number, value, body = frame
+        if kind == frames.LANE_ACK and isinstance(body, bytes):
+            self._on_ack(lane, body, now)
+        elif kind == frames.WINDOW:
+            self._on_window(number, value, now)
+        elif kind == frames.OPEN and isinstance(body, bytes):
+            self._on_open(number, frames.decode_open_untrusted(body))
+        elif kind == frames.OPENED:
+            self._on_opened(number)
+        elif kind == frames.FIN:
+            stream = self._find(number)
+            if stream is not None:
+                stream.receiver.finish(value)
+                self._take_fin(stream)
+        elif kind == frames.RESET:
+            self._on_reset(number, value)
+        elif kind == frames.DATAGRAM and isinstance(body, bytes):
+            self._events.append(DatagramReceived(number, body[0], body[1:]))
+        elif kind == frames.GOODBYE and isinstance(body, bytes):
+            self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
+
+    def _on_ack(self, lane: Lane, body: bytes, now: float) -> None:
+        position, held_s = frames.decode_ack_untrusted(body)
+        for sent in lane.acknowledge(position, held_s, now):
+            if sent.payload is not None:
+                sent.payload.release()
+            elif sent.kind == frames.OPEN and sent.stream:
+                sent.stream.home = ANY_LANE
+
+    def _on_window(self, number: int, limit: int, now: float) -> None:
+        stream = self._find(number)
+        if stream is None:
+            return
+        if limit > stream.sender.next_offset + MAX_WINDOW_BYTES:
+            limit = stream.sender.next_offset + MAX_WINDOW_BYTES
+        stream.sender.grant(limit)
+        self._scheduler.activate(stream, now, self.rtt_s)
+        self._wake(stream.sender, stream)
+
+    def _on_open(self, number: int, destination: Destination) -> None:
+        if number % 2 != self._peer_parity or not number:
+            raise RemoteProtocolError("OPEN of our own stream %d" % number)
+        if number in self._seen:
+            return  # came before, over a lane that died
+        self._seen.add(number)
+        if self._peer_streams >= MAX_STREAMS:
+            raw = frames.encode_reset(number, frames.RESET_NO_RESOURCES)
+            self._control.append(_Control(frames.RESET, None, raw))
+            return
+        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, ANY_LANE)
+        self.streams[number] = stream
+        self._peer_streams += 1
+        self._events.append(StreamRequested(stream, destination))
+
+    def _on_opened(self, number: int) -> None:
+        stream = self._find(number)
+        if stream is None or stream.opened:
+            return
+        if number % 2 == self._peer_parity:
+            raise RemoteProtocolError("OPENED of its own stream %d" % number)
+        stream.opened = True
+        self._events.append(StreamOpened(stream))
+
+    def _on_reset(self, number: int, code: int) -> None:
+        stream = self.streams.get(number)
+        if stream is None:
+            if number % 2 == self._peer_parity and number not in self._seen:
+                self._seen.add(number)  # overtook its OPEN, which must find it closed
+            else:
+                self._check_known(number)
+            return
+        stream.reset()
+        self._forget(stream)
+        self._events.append(StreamReset(stream, code))
+
+    def _take_fin(self, stream: Stream) -> None:
+        if stream.receiver.take_fin():
+            self._events.append(FinReceived(stream))
+            self._forget_if_over(stream)
+
+    # --- common -------------------------------------------------------------------------------
+
+    def _find(self, number: int) -> Optional[Stream]:
+        """The stream, None if it is over; raises RemoteProtocolError if it never was."""
+        stream = self.streams.get(number)
+        if stream is None:
+            self._check_known(number)
+        return stream
+
+    def _check_known(self, number: int) -> None:
+        if number % 2 == self._peer_parity:
+            known = number in self._seen
+        else:
+            known = 0 < number < self._next_id
+        if not known:
+            raise RemoteProtocolError("frame of unknown stream %d" % number)
+
+    def _wake(self, sender: Sender, stream: Stream) -> None:
+        if sender.blocked:
+            sender.blocked = False
+            if sender.room_bytes():
+                self._events.append(StreamWritable(stream))
+
+    def _forget_if_over(self, stream: Stream) -> None:
+        if stream.is_over:
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is None:
+            return
+        stream.receiver.window.close(self._growth)
+        if stream.id % 2 == self._peer_parity:
+            self._peer_streams -= 1

@@ -1,0 +1,342 @@
+"""One stream: a sending half and a receiving half of one TCP connection.
+
+DATA carries absolute offsets and FIN the final one, so a half is a window sliding over one long
+byte sequence and every frame may come twice, late or by another lane.
+
+    sending half                          receiving half
+
+      OPEN --FINISH--> FINISHING            OPEN --FIN_KNOWN--> FIN_KNOWN
+        |                  |                  |                     |
+      RESET           FIN_LEFT              RESET               ALL_READ
+        v                  v                  v                     v
+     CLOSED <--RESET-- FINISHED            CLOSED <--RESET---- FINISHED
+
+FINISHED --FIN_LOST--> FINISHING when the lane that carried the FIN died. A RESET, sent or received,
+closes both halves at once. What is not in the tables is an error of the caller.
+
+The sender keeps what was written and not yet put on a lane (a bounded queue of payloads), and what
+a dead lane gave back. The receiver hands out payloads strictly in order; what arrives early it
+keeps, within the window it granted. Invariants: sent <= limit granted; handed out is a prefix of
+what was sent, all of it once FIN was handed out; kept bytes <= window.
+
+Not here: which stream sends next (scheduler), what is unacknowledged (lanes).
+"""
+
+from collections import deque
+from typing import Deque, Dict, List, Optional, Tuple
+
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.frames import MAX_OFFSET
+from sshunt.mux.limits import INITIAL_WINDOW_BYTES, SEND_QUEUE_BYTES
+from sshunt.mux.payload import Payload
+from sshunt.mux.windows import ReceiveWindow
+
+OPEN = "OPEN"
+FINISHING = "FINISHING"
+FIN_KNOWN = "FIN_KNOWN"
+FINISHED = "FINISHED"
+CLOSED = "CLOSED"
+
+#: {state: {input: next state}}; everything absent is an error.
+SENDER_TRANSITIONS: Dict[str, Dict[str, str]] = {
+    OPEN: {"FINISH": FINISHING, "RESET": CLOSED},
+    FINISHING: {"FIN_LEFT": FINISHED, "RESET": CLOSED},
+    FINISHED: {"FIN_LOST": FINISHING, "RESET": CLOSED},
+    CLOSED: {"RESET": CLOSED},
+}
+RECEIVER_TRANSITIONS: Dict[str, Dict[str, str]] = {
+    OPEN: {"FIN_KNOWN": FIN_KNOWN, "RESET": CLOSED},
+    FIN_KNOWN: {"ALL_READ": FINISHED, "RESET": CLOSED},
+    FINISHED: {"RESET": CLOSED},
+    CLOSED: {"RESET": CLOSED},
+}
+
+#: ``Stream.home``: any lane may carry the stream / the OPEN has not left yet.
+ANY_LANE = -1
+NO_LANE = -2
+
+#: Early pieces that one receiver keeps. Lanes reorder by whole frames, so a real peer needs a few
+#: dozen; a hostile one could otherwise make each kept byte cost a hundred.
+MAX_EARLY_PIECES = 1024
+
+#: Room below which a blocked writer is not woken: one good read, and at most half an initial
+#: window, because a receiver grants more when half of its window was consumed.
+WAKE_ROOM_BYTES = INITIAL_WINDOW_BYTES // 4
+
+
+def next_state(table: Dict[str, Dict[str, str]], state: str, event: str) -> str:
+    """The state after ``event``; raises LocalProtocolError if the table has none."""
+    try:
+        return table[state][event]
+    except KeyError:
+        raise LocalProtocolError("%s is not possible in state %s" % (event, state))
+
+
+class Sender:
+    """The sending half. Offsets count from 0; ``limit`` is the peer's credit, absolute."""
+
+    __slots__ = ("_lost", "_queue", "blocked", "limit", "next_offset", "queued_bytes", "state")
+
+    def __init__(self, limit: int) -> None:
+        self.state = OPEN
+        self.limit = limit
+        self.next_offset = 0  # of the first byte that was never put on a lane
+        self.queued_bytes = 0  # written and never put on a lane
+        self.blocked = False  # the writer was told that there is no room and waits to be woken
+        self._queue: Optional[Deque[Payload]] = None
+        self._lost: Optional[Deque[Tuple[int, Payload]]] = None
+
+    def room_bytes(self) -> int:
+        """How much the writer may write now; 0 (and ``blocked``) if less than a good read."""
+        credit = self.limit - self.next_offset
+        room = (credit if credit < SEND_QUEUE_BYTES else SEND_QUEUE_BYTES) - self.queued_bytes
+        if room < WAKE_ROOM_BYTES:
+            self.blocked = True
+            return 0
+        return room
+
+    def write(self, payload: Payload) -> None:
+        """Queue ``payload``, of which the sender becomes the owner."""
+        if self.state is not OPEN:
+            raise LocalProtocolError("write in state %s" % self.state)
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(payload)
+        self.queued_bytes += len(payload)
+
+    def finish(self) -> None:
+        """Nothing more will be written."""
+        self.state = next_state(SENDER_TRANSITIONS, self.state, "FINISH")
+
+    def grant(self, limit: int) -> None:
+        """The peer lets us send up to ``limit``; an older limit changes nothing."""
+        self.limit = max(self.limit, limit)
+
+    @property
+    def sendable_bytes(self) -> int:
+        """Bytes that could go on a lane now, lost ones included. (For choosing, not exact.)"""
+        fresh = min(self.queued_bytes, self.limit - self.next_offset)
+        if not self._lost:
+            return fresh
+        return fresh + sum(len(payload) for _, payload in self._lost)
+
+    @property
+    def has_work(self) -> bool:
+        """True if ``take`` would return something."""
+        if self.state is CLOSED:
+            return False
+        if self._lost:
+            return True
+        if self.queued_bytes:
+            return self.limit > self.next_offset
+        return self.state is FINISHING
+
+    def take(self, size: int) -> Tuple[int, Optional[Payload]]:
+        """The next (offset, payload of at most ``size`` bytes) for a lane; payload None is FIN.
+
+        Only to be called when ``has_work``.
+        """
+        if self._lost:
+            offset, payload = self._lost[0]
+            if len(payload) > size:
+                head = payload.cut(size)
+                self._lost[0] = (offset + size, payload)
+                return offset, head
+            self._lost.popleft()
+            return offset, payload
+        offset = self.next_offset
+        if not self.queued_bytes or self._queue is None:
+            self.state = next_state(SENDER_TRANSITIONS, self.state, "FIN_LEFT")
+            return offset, None
+        size = min(size, self.limit - offset)
+        payload = self._queue[0]
+        if len(payload) > size:
+            payload = payload.cut(size)
+        else:
+            self._queue.popleft()
+        self.next_offset += len(payload)
+        self.queued_bytes -= len(payload)
+        return offset, payload
+
+    def give_back(self, offset: int, payload: Payload) -> None:
+        """A lane died with this payload unacknowledged: it goes before everything new."""
+        if self.state is CLOSED:
+            payload.release()
+            return
+        if self._lost is None:
+            self._lost = deque()
+        self._lost.append((offset, payload))
+        if len(self._lost) > 1 and self._lost[-2][0] > offset:
+            self._lost = deque(sorted(self._lost, key=_by_offset))
+
+    def give_back_fin(self) -> None:
+        """A lane died with the FIN unacknowledged."""
+        if self.state is FINISHED:
+            self.state = next_state(SENDER_TRANSITIONS, self.state, "FIN_LOST")
+
+    def reset(self) -> None:
+        """Drop everything."""
+        self.state = next_state(SENDER_TRANSITIONS, self.state, "RESET")
+        for payload in self._queue or ():
+            payload.release()
+        for _, payload in self._lost or ():
+            payload.release()
+        self._queue = self._lost = None
+        self.queued_bytes = 0
+
+
+def _by_offset(item: Tuple[int, Payload]) -> int:
+    return item[0]
+
+
+class Receiver:
+    """The receiving half: puts payloads in order and checks the peer against the credit it has."""
+
+    __slots__ = ("_early", "_early_bytes", "final", "next_offset", "state", "window")
+
+    def __init__(self, window_bytes: int) -> None:
+        self.state = OPEN
+        self.window = ReceiveWindow(window_bytes)
+        self.next_offset = 0  # everything before it was handed out
+        self.final: Optional[int] = None
+        self._early: Optional[List[Tuple[int, Payload]]] = None  # sorted, disjoint
+        self._early_bytes = 0
+
+    def receive(self, offset: int, payload: Payload) -> List[Payload]:
+        """Take one DATA payload; the payloads that are now in order, to be handed out.
+
+        Raises RemoteProtocolError when the peer has no credit for it or goes beyond its own FIN.
+        """
+        end = offset + len(payload)
+        if end > self.window.limit:
+            raise RemoteProtocolError("data up to %d, granted %d" % (end, self.window.limit))
+        if self.final is not None and end > self.final:
+            raise RemoteProtocolError("data up to %d, final offset %d" % (end, self.final))
+        if self.state is CLOSED or end <= self.next_offset:
+            return []  # all of it came before
+        if offset < self.next_offset:
+            payload.cut(self.next_offset - offset)
+            offset = self.next_offset
+        if offset > self.next_offset:
+            self._keep_early(offset, payload)
+            return []
+        self.next_offset = end
+        if self._early is None:
+            return [payload]
+        return [payload] + self._take_early()
+
+    def finish(self, final: int) -> None:
+        """The peer says where the stream ends; raises RemoteProtocolError if that can't be."""
+        if self.state is CLOSED:
+            return
+        if self.final is not None:
+            if final != self.final:
+                raise RemoteProtocolError("two final offsets, %d and %d" % (self.final, final))
+            return
+        early_end = self._early[-1][0] + len(self._early[-1][1]) if self._early else 0
+        if final < max(self.next_offset, early_end) or final > MAX_OFFSET:
+            raise RemoteProtocolError("final offset %d behind data" % final)
+        self.final = final
+        self.state = next_state(RECEIVER_TRANSITIONS, self.state, "FIN_KNOWN")
+
+    def take_fin(self) -> bool:
+        """True once: when everything up to the final offset has been handed out."""
+        if self.state is not FIN_KNOWN or self.next_offset != self.final:
+            return False
+        self.state = next_state(RECEIVER_TRANSITIONS, self.state, "ALL_READ")
+        return True
+
+    def reset(self) -> None:
+        """Drop everything."""
+        self.state = next_state(RECEIVER_TRANSITIONS, self.state, "RESET")
+        for _, payload in self._early or ():
+            payload.release()
+        self._early = None
+        self._early_bytes = 0
+
+    @property
+    def early_bytes(self) -> int:
+        """Bytes kept because something before them is missing."""
+        return self._early_bytes
+
+    def _keep_early(self, offset: int, payload: Payload) -> None:
+        """Keep what is new of ``payload`` between the pieces that are kept already."""
+        early = self._early if self._early is not None else []
+        fresh: List[Tuple[int, Payload]] = []
+        for kept_at, kept in early:
+            kept_end = kept_at + len(kept)
+            if kept_end <= offset or not len(payload):
+                continue
+            if kept_at > offset:  # a gap before this piece: fill it
+                fresh.append((offset, payload.cut(min(kept_at - offset, len(payload)))))
+                offset += len(fresh[-1][1])
+            payload.cut(min(max(kept_end - offset, 0), len(payload)))
+            offset = max(offset, kept_end)
+        if len(payload):
+            fresh.append((offset, payload))
+        for _, piece in fresh:
+            piece.keep()
+            self._early_bytes += len(piece)
+        self._early = sorted(early + fresh, key=_by_offset)
+        if len(self._early) > MAX_EARLY_PIECES:
+            raise RemoteProtocolError("more than %d early pieces" % MAX_EARLY_PIECES)
+
+    def _take_early(self) -> List[Payload]:
+        """The kept pieces that have become in order."""
+        ready: List[Payload] = []
+        early = self._early or []
+        while early and early[0][0] <= self.next_offset:
+            offset, piece = early.pop(0)
+            self._early_bytes -= len(piece)
+            if offset + len(piece) <= self.next_offset:
+                continue
+            if offset < self.next_offset:
+                piece.cut(self.next_offset - offset)
+            self.next_offset += len(piece)
+            ready.append(piece)
+        self._early = early or None
+        return ready
+
+
+class Stream:
+    """Both halves of one connection, and where it may travel.
+
+    ``home`` is the lane that carried the OPEN until that is acknowledged (no other may carry the
+    stream, lest its data overtake it), then ANY_LANE. ``owner`` belongs to the relay.
+    """
+
+    __slots__ = (
+        "home",
+        "id",
+        "opened",
+        "owner",
+        "quantum_left",
+        "receiver",
+        "recent_at",
+        "recent_bytes",
+        "scheduled",
+        "sender",
+    )
+
+    def __init__(self, stream_id: int, send_limit: int, window_bytes: int, home: int) -> None:
+        self.id = stream_id
+        self.sender = Sender(send_limit)
+        self.receiver = Receiver(window_bytes)
+        self.home = home
+        self.opened = False  # the far side's connection is up
+        self.owner: Optional[object] = None
+        # The scheduler's notes.
+        self.scheduled = False
+        self.quantum_left = 0
+        self.recent_at = -1.0
+        self.recent_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """True if neither side has anything more to say."""
+        return self.sender.state in (FINISHED, CLOSED) and self.receiver.state in (FINISHED, CLOSED)
+
+    def reset(self) -> None:
+        """Close both halves at once."""
+        self.sender.reset()
+        self.receiver.reset()
