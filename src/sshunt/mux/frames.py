@@ -246,7 +246,7 @@ class FrameReader:
                     )
                     return at + DATA_HEAD_BYTES
             elif end - at >= HEADER_BYTES + length:
-                stop = at + HEADER_BYTES + length
+                stop: int = at + HEADER_BYTES + length
                 frames.append(_decode_small(kind, stream, bytes(data[at + HEADER_BYTES : stop])))
                 return stop
         self._carry += data[at:end]
