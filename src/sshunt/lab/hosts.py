@@ -250,6 +250,15 @@ def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether the process runs; one that only waits to be reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 def processes_in(netns_path: Path) -> list[int]:
     """Return the processes whose network namespace is the one that ``netns_path`` names."""
     try:

@@ -2,7 +2,8 @@
 
 It keeps the defaults that matter to the tunnel (channels, ciphers, how commands are run) and
 changes only what makes a server of somebody's own: keys, port, no PAM, no limit on how many may
-connect at once. ``options`` overrides any line, which is how tests make a server that refuses things.
+connect at once. ``options`` overrides any line, which is how tests make a server that refuses
+things.
 """
 
 import re
