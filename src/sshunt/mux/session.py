@@ -114,6 +114,11 @@ Event = Union[
 Piece = Union[bytes, Payload]
 
 
+#: Frames that are to be acknowledged at once: the first asks for nothing else, the second for the
+#: echo's sake, the third because nothing comes after it.
+_URGENT = (frames.PING, frames.DATAGRAM, frames.GOODBYE)
+
+
 class _Control(NamedTuple):
     """A reliable frame other than DATA and FIN that waits for a lane."""
 
@@ -394,7 +399,7 @@ class Session:
             else:
                 if kind != frames.LANE_ACK:
                     eliciting_bytes += frames.HEADER_BYTES + len(frame[3])
-                urgent = urgent or kind in (frames.PING, frames.DATAGRAM)
+                urgent = urgent or kind in _URGENT
                 self._on_control(lane, frame, now)
         lane.note_processed(len(data), eliciting_bytes, urgent, now)
 

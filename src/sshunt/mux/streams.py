@@ -23,7 +23,7 @@ Not here: which stream sends next (scheduler), what is unacknowledged (lanes).
 """
 
 from collections import deque
-from typing import Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import MAX_OFFSET
@@ -324,7 +324,7 @@ class Stream:
         self.receiver = Receiver(window_bytes)
         self.home = home
         self.opened = False  # the far side's connection is up
-        self.owner: Optional[object] = None
+        self.owner: Any = None
         # The scheduler's notes.
         self.scheduled = False
         self.quantum_left = 0

@@ -1,0 +1,160 @@
+"""The agent's life: one session, its lanes, its end.
+
+    start    with one lane (its HELLO has been read, not yet answered)
+    go on    take in further lanes that stubs bring; answer each HELLO
+    end      GOODBYE from the client, or no lane for the grace time that the client asked for
+
+Nothing is written anywhere but to the lanes. Every lane that ends takes its stub along (closing
+``control``), so no ssh command outlives its lane.
+"""
+
+import asyncio
+import gc
+import os
+import socket
+from typing import List, Optional
+
+from sshunt.agent.attach import AttachedLane, AttachListener
+from sshunt.agent.dial import Dialer
+from sshunt.mux import frames
+from sshunt.mux.hello import (
+    AGENT,
+    FEATURE_DETACHED,
+    REFUSED_OTHER,
+    REFUSED_VERSION,
+    VERSION_MAX,
+    VERSION_MIN,
+    common_version,
+    make_hello,
+)
+from sshunt.mux.session import Session
+from sshunt.relay.lane import LaneIO
+from sshunt.relay.tunnel import Tunnel
+
+#: How long the last frames (the answer to a goodbye, resets) may take to leave.
+DRAIN_S = 1.0
+
+#: Lanes a session may have at once. Clients open four.
+MAX_LANES = 64
+
+#: Longest grace time that a client may ask for: a week.
+MAX_GRACE_S = 7 * 24 * 3600
+
+#: The collector looks at all objects again and again while thousands of connections come; none of
+#: them is garbage. Rarely is often enough: our objects do not form cycles that matter.
+GC_THRESHOLD = 100000
+
+
+def serve(lanes: List[AttachedLane], listener: Optional[socket.socket], token: bytes) -> None:
+    """Run the session that begins with ``lanes`` until it is over.
+
+    ``listener`` is where stubs bring further lanes; None if the session can't outlive its lane.
+    """
+    gc.freeze() if hasattr(gc, "freeze") else None
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+    loop = asyncio.new_event_loop()
+    try:
+        life = _Life(loop, lanes[0], listener, token)
+        for lane in lanes:
+            life.take_lane(lane)
+        loop.run_forever()
+        life.close()
+    finally:
+        loop.close()
+    if life.failure is not None:
+        raise life.failure
+
+
+class _Life:
+    """The session's state at this end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        first: AttachedLane,
+        listener: Optional[socket.socket],
+        token: bytes,
+    ) -> None:
+        self._loop = loop
+        self._token = token
+        self._detached = listener is not None
+        self._grace_s = min(first.hello.grace_s, MAX_GRACE_S) if self._detached else 0
+        self._grace: Optional[asyncio.TimerHandle] = None
+        self.failure: Optional[BaseException] = None
+        session = Session(AGENT, first.hello.initial_window_bytes, first.hello.max_streams)
+        self._tunnel = Tunnel(loop, session)
+        self._dialer = Dialer(self._tunnel)
+        self._tunnel.on_request = self._dialer.on_request
+        self._tunnel.on_lane_ended = self._on_lane_ended
+        self._tunnel.on_goodbye = self._on_goodbye
+        self._attach = AttachListener(loop, listener, token, self.take_lane) if listener else None
+        loop.set_exception_handler(self._on_failure)
+
+    def take_lane(self, lane: AttachedLane) -> None:
+        """Answer the lane's HELLO and add it to the session, or refuse it."""
+        answer = make_hello(
+            AGENT,
+            self._token,
+            lane=lane.hello.lane,
+            features=FEATURE_DETACHED if self._detached else 0,
+            grace_s=self._grace_s,
+        )
+        if common_version(answer, lane.hello) is None:
+            self._refuse(
+                lane,
+                REFUSED_VERSION,
+                "this agent speaks protocol versions %d to %d" % (VERSION_MIN, VERSION_MAX),
+            )
+            return
+        if lane.hello.lane in self._tunnel.lanes or len(self._tunnel.lanes) >= MAX_LANES:
+            self._refuse(lane, REFUSED_OTHER, "lane %d is taken" % lane.hello.lane)
+            return
+        # A fresh pipe takes these few bytes at once.
+        os.write(lane.write_fd, answer.encode())
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        added = self._tunnel.add_lane(lane.hello.lane, lane.read_fd, lane.write_fd)
+        added.tag = lane.control
+
+    def _refuse(self, lane: AttachedLane, status: int, sentence: str) -> None:
+        answer = make_hello(AGENT, self._token, status=status, sentence=sentence)
+        try:
+            os.write(lane.write_fd, answer.encode())
+        except OSError:
+            pass  # it hung up before it could be refused
+        os.close(lane.read_fd)
+        os.close(lane.write_fd)
+        if lane.control is not None:
+            lane.control.close()
+
+    def _on_lane_ended(self, lane: LaneIO, _reason: str) -> None:
+        if isinstance(lane.tag, socket.socket):
+            lane.tag.close()
+        if not self._tunnel.lanes and self._grace is None:
+            self._grace = self._loop.call_later(self._grace_s, self._loop.stop)
+
+    def _on_goodbye(self, _code: int, _sentence: str) -> None:
+        # Acknowledge it, so that the client need not wait for its deadline.
+        self._tunnel.pump()
+        self._loop.stop()
+
+    def _on_failure(self, loop: asyncio.AbstractEventLoop, context: "dict[str, object]") -> None:
+        """A bug of ours, or what asyncio could not do: end, and let main() report it."""
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self.failure = error
+            self._tunnel.session.say_goodbye(frames.GOODBYE_INTERNAL, repr(error))
+            self._tunnel.pump()
+            loop.stop()
+
+    def close(self) -> None:
+        """Close all lanes, connections and the listener."""
+        if self._attach is not None:
+            self._attach.close()
+        self._dialer.close()
+        tags = [lane.tag for lane in self._tunnel.lanes.values()]
+        self._tunnel.close()
+        for tag in tags:
+            if isinstance(tag, socket.socket):
+                tag.close()

@@ -1,0 +1,146 @@
+"""The two descriptors of one lane: ssh's pipes at the client, the same pipes at the agent.
+
+Reading: one large buffer for all lanes of the process; frames are parsed in place and everything in
+it has been used or copied when the next read begins. Writing: what the session hands out goes into
+one writev; what the pipe did not take is kept (a backlog of less than one transmit) and nothing
+more is asked of the session until it is gone.
+
+Not here: when a lane is given up (client), what the bytes mean (mux).
+"""
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, List, Optional
+
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.payload import Payload
+
+if TYPE_CHECKING:
+    from sshunt.relay.tunnel import Tunnel
+
+#: What one read takes at most: a whole pipe.
+READ_BYTES = 1024 * 1024
+
+#: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
+PIPE_BYTES = 1024 * 1024
+
+_F_SETPIPE_SZ = 1031  # Linux; named in fcntl only since Python 3.10
+
+
+def widen_pipe(fd: int) -> None:
+    """Ask for a larger pipe. Not a pipe, not Linux, over the user's quota: it stays as it is."""
+    try:
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass
+
+
+class LaneIO:
+    """Reads and writes one lane. Owns both descriptors (they may be one and the same socket)."""
+
+    __slots__ = ("_backlog", "_read_fd", "_tunnel", "_write_fd", "_writing", "lane_id", "tag")
+
+    def __init__(self, tunnel: "Tunnel", lane_id: int, read_fd: int, write_fd: int) -> None:
+        self._tunnel = tunnel
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._backlog: List[memoryview] = []
+        self._writing = False  # registered with the loop
+        self.lane_id = lane_id
+        self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        widen_pipe(read_fd)
+        widen_pipe(write_fd)
+        tunnel.loop.add_reader(read_fd, self._on_readable)
+
+    @property
+    def has_backlog(self) -> bool:
+        """True while the pipe is full."""
+        return bool(self._backlog)
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        loop = self._tunnel.loop
+        loop.remove_reader(self._read_fd)
+        if self._writing:
+            loop.remove_writer(self._write_fd)
+            self._writing = False
+        self._backlog = []
+        os.close(self._read_fd)
+        if self._write_fd != self._read_fd:
+            os.close(self._write_fd)
+
+    def receive(self, data: bytes) -> None:
+        """Bytes of this lane that came in together with the HELLO."""
+        if data:
+            self._process(memoryview(data))
+
+    def flush(self) -> None:
+        """Write what the session has for this lane until there is nothing more or the pipe is full.
+
+        A lane that turns out to be dead is reported to the tunnel.
+        """
+        session, loop = self._tunnel.session, self._tunnel.loop
+        try:
+            while not self._backlog:
+                pieces = session.transmit(self.lane_id, loop.time())
+                if not pieces:
+                    break
+                views = [p.view if isinstance(p, Payload) else memoryview(p) for p in pieces]
+                self._write(views)
+            if self._backlog and not self._writing:
+                self._writing = True
+                loop.add_writer(self._write_fd, self._on_writable)
+        except OSError as error:
+            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+
+    def _write(self, views: List[memoryview]) -> None:
+        """One writev; the backlog is what it did not take."""
+        try:
+            written = os.writev(self._write_fd, views)
+        except (BlockingIOError, InterruptedError):
+            written = 0
+        for index, view in enumerate(views):
+            if written < len(view):
+                self._backlog = views[index:]
+                self._backlog[0] = view[written:]
+                return
+            written -= len(view)
+        self._backlog = []
+
+    def _on_writable(self) -> None:
+        try:
+            self._write(self._backlog)
+        except OSError as error:
+            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            return
+        if not self._backlog:
+            # Stay registered while the pipe goes on being full: flush fills it again.
+            self._tunnel.pump()
+            if self._writing and not self._backlog:
+                self._writing = False
+                self._tunnel.loop.remove_writer(self._write_fd)
+
+    def _on_readable(self) -> None:
+        buffer = self._tunnel.read_buffer
+        try:
+            size = os.readv(self._read_fd, [buffer])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            return
+        if size:
+            self._process(memoryview(buffer)[:size])
+        else:
+            self._tunnel.lane_ended(self, "")
+
+    def _process(self, data: memoryview) -> None:
+        try:
+            self._tunnel.session.receive(self.lane_id, data, self._tunnel.loop.time())
+        except RemoteProtocolError as error:
+            self._tunnel.lane_ended(self, "the other side broke the protocol: %s" % error)
+            return
+        self._tunnel.dispatch()
+        self._tunnel.wake()

@@ -1,0 +1,79 @@
+"""What every relayed socket has in common: options, a hard close, and what its errors mean."""
+
+import errno
+import resource
+import socket
+import struct
+
+from sshunt.mux import frames
+
+#: Idle seconds before the kernel asks whether the peer still lives, seconds between two questions,
+#: unanswered questions until it is given up: dead hosts are noticed after three minutes, and idle
+#: connections stay known to NATs and firewalls, whose shortest common limit is five minutes.
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 30
+KEEPALIVE_PROBES = 4
+
+#: SO_LINGER with zero seconds: close() sends a RST and drops what is unsent.
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+_CODE_OF_ERRNO = {
+    errno.ECONNREFUSED: frames.RESET_REFUSED,
+    errno.EHOSTUNREACH: frames.RESET_HOST_UNREACHABLE,
+    errno.EHOSTDOWN: frames.RESET_HOST_UNREACHABLE,
+    errno.ENETUNREACH: frames.RESET_NET_UNREACHABLE,
+    errno.ENETDOWN: frames.RESET_NET_UNREACHABLE,
+    errno.EADDRNOTAVAIL: frames.RESET_NET_UNREACHABLE,
+    errno.EAFNOSUPPORT: frames.RESET_NET_UNREACHABLE,
+    errno.ETIMEDOUT: frames.RESET_TIMED_OUT,
+    errno.ECONNRESET: frames.RESET_ABORTED,
+    errno.EPIPE: frames.RESET_ABORTED,
+    errno.EMFILE: frames.RESET_NO_RESOURCES,
+    errno.ENFILE: frames.RESET_NO_RESOURCES,
+    errno.ENOBUFS: frames.RESET_NO_RESOURCES,
+    errno.ENOMEM: frames.RESET_NO_RESOURCES,
+    errno.EAGAIN: frames.RESET_NO_RESOURCES,  # connect(2): no free local port
+    errno.EACCES: frames.RESET_NOT_PERMITTED,
+    errno.EPERM: frames.RESET_NOT_PERMITTED,
+}
+
+#: Out of something that comes back: wait, don't die.
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def reset_code(error_number: int) -> int:
+    """The reset code that tells the other end what ``error_number`` told us."""
+    return _CODE_OF_ERRNO.get(error_number, frames.RESET_OTHER)
+
+
+def prepare(sock: socket.socket) -> None:
+    """No Nagle (the far program's writes are already whole), keepalive.
+
+    On Linux an accepted socket inherits both from its listener.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """Close so that the peer sees a reset, not an orderly end."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass  # already reset by the peer
+    sock.close()
+
+
+def raise_descriptor_limit() -> int:
+    """Raise this process' limit of descriptors to the hard limit; the limit that holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):
+            return soft  # some systems have a lower limit than they say
+    return hard

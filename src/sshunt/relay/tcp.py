@@ -1,0 +1,249 @@
+"""One TCP connection of this host, tied to one stream of the session.
+
+The relay owns its socket. It reads while the stream has room and stops while it has not, so the
+kernel's own flow control reaches the sending program. What it receives it writes at once; what
+the socket does not take it keeps, and only what was written is reported as consumed: that returns
+the credit. So at most a window waits here, and a stopped reader stalls nothing but itself.
+
+    socket EOF      -> finish          FIN        -> shutdown(SHUT_WR), once everything is written
+    socket error    -> reset(code)     RESET      -> the socket is closed with a RST
+    both halves over -> close
+
+The far side's socket may have data to write before it is connected, even before it exists (while a
+name is looked up): that waits in the same queue.
+"""
+
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Deque, Optional
+
+from sshunt.mux.payload import Payload
+from sshunt.mux.streams import Stream
+from sshunt.relay.sockets import close_with_reset, reset_code
+
+if TYPE_CHECKING:
+    from sshunt.relay.tunnel import Tunnel
+
+#: A connection's first reads are small, so that thousands of small ones cost little memory ...
+FIRST_READ_BYTES = 16 * 1024
+
+#: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
+READ_BYTES = 256 * 1024
+
+
+class TcpRelay:
+    """Moves bytes between ``sock`` (non-blocking) and ``stream`` until both are over."""
+
+    __slots__ = (
+        "_fin_received",
+        "_fin_sent",
+        "_pending",
+        "_read_bytes",
+        "_reading",
+        "_sock",
+        "_tunnel",
+        "_writing",
+        "connected",
+        "stream",
+    )
+
+    def __init__(self, tunnel: "Tunnel", stream: Stream) -> None:
+        self._tunnel = tunnel
+        self._sock: Optional[socket.socket] = None
+        self._pending: Optional[Deque[memoryview]] = None  # received, not yet written
+        self._read_bytes = FIRST_READ_BYTES
+        self._reading = False  # registered with the loop
+        self._writing = False  # registered with the loop
+        self._fin_received = False
+        self._fin_sent = False
+        self.connected = False
+        self.stream = stream
+        stream.owner = self
+        tunnel.relays.add(self)
+
+    # --- from the socket ----------------------------------------------------------------------
+
+    def start(self, sock: socket.socket) -> None:
+        """``sock`` is connected, and ours now: read from it, write what has come for it."""
+        self._sock = sock
+        self.connected = True
+        self._read_later()
+        if self._pending is not None or self._fin_received:
+            self._write_pending()
+
+    def wait_for_connection(self, sock: socket.socket) -> None:
+        """``sock`` is connecting, and ours now: tell the far side when it is connected, or why not."""
+        self._sock = sock
+        self._writing = True
+        self._tunnel.loop.add_writer(sock.fileno(), self._on_connected)
+
+    def _on_connected(self) -> None:
+        sock = self._socket()
+        self._write_no_more()
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.abort(reset_code(error))
+            return
+        self.take_connection(sock)
+
+    def take_connection(self, sock: socket.socket) -> None:
+        """``sock`` is the connection that the far side asked for: tell it, and start."""
+        self._tunnel.session.accept(self.stream)
+        self._tunnel.wake()
+        self.start(sock)
+
+    def _on_readable(self) -> None:
+        self._read()
+
+    def on_writable(self) -> None:
+        """The stream has room again: read until it has none or the socket is empty.
+
+        So while the lane is what limits us, the loop need not watch this socket at all.
+        """
+        while self.connected and not self._fin_sent and self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Move one read's worth from the socket to the stream; False if there is no sense in
+        more.""" room = self._tunnel.session.room_bytes(self.stream)
+        if not room:
+            self._read_no_more()  # on_writable comes when there is room
+            return False
+        size = self._read_bytes
+        try:
+            data = self._socket().recv(size if size < room else room)
+        except (BlockingIOError, InterruptedError):
+            self._read_later()
+            return False
+        except OSError as error:
+            self.abort(reset_code(error.errno or 0))
+            return False
+        if data:
+            if len(data) == size:
+                self._read_bytes = READ_BYTES
+            self._tunnel.send(self.stream, data)
+            return True
+        self._fin_sent = True
+        self._read_no_more()
+        self._tunnel.finish(self.stream)
+        self._close_if_over()
+        return False
+
+    # --- from the session ---------------------------------------------------------------------
+
+    def on_data(self, payload: Payload) -> None:
+        """The next bytes for the socket. They lie in the lane's buffer: write them or copy them."""
+        view = payload.view
+        if self._pending is not None or not self.connected:
+            self._keep(view)
+            return
+        try:
+            sent = self._socket().send(view)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.abort(reset_code(error.errno or 0))
+            return
+        if sent < len(view):
+            self._keep(view[sent:])
+        if sent:
+            self._tunnel.consumed(self.stream, sent)
+
+    def on_fin(self) -> None:
+        """The far side sends nothing more."""
+        self._fin_received = True
+        if self.connected and self._pending is None:
+            self._shut_down()
+
+    def on_reset(self) -> None:
+        """The far side ended the stream: so does our socket, the same way."""
+        self._drop()
+
+    def abort(self, code: int) -> None:
+        """Our socket failed: tell the far side, close."""
+        self._tunnel.session.reset(self.stream, code)
+        self._tunnel.wake()
+        self._drop()
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            raise ValueError("the relay has no socket yet")
+        return self._sock
+
+    def _keep(self, view: memoryview) -> None:
+        if self._pending is None:
+            self._pending = deque()
+        self._pending.append(memoryview(bytes(view)))
+        if self.connected and not self._writing:
+            self._writing = True
+            self._tunnel.loop.add_writer(self._socket().fileno(), self._write_pending)
+
+    def _write_pending(self) -> None:
+        sock, pending = self._socket(), self._pending
+        written = 0
+        try:
+            while pending:
+                sent = sock.send(pending[0])
+                written += sent
+                if sent < len(pending[0]):
+                    pending[0] = pending[0][sent:]
+                    break
+                pending.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self.abort(reset_code(error.errno or 0))
+            return
+        if written:
+            self._tunnel.consumed(self.stream, written)
+        if pending:
+            if not self._writing:
+                self._writing = True
+                self._tunnel.loop.add_writer(self._socket().fileno(), self._write_pending)
+            return
+        self._pending = None
+        self._write_no_more()
+        if self._fin_received:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._socket().shutdown(socket.SHUT_WR)
+        except OSError as error:  # the peer reset it meanwhile
+            self.abort(reset_code(error.errno or 0))
+            return
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._fin_sent and self._fin_received and self._pending is None:
+            self._unwatch()
+            self._socket().close()
+            self._tunnel.forget(self)
+
+    def _drop(self) -> None:
+        self._unwatch()
+        self._pending = None
+        if self._sock is not None:
+            close_with_reset(self._sock)
+        self._tunnel.forget(self)
+
+    def _read_later(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._tunnel.loop.add_reader(self._socket().fileno(), self._on_readable)
+
+    def _read_no_more(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._tunnel.loop.remove_reader(self._socket().fileno())
+
+    def _write_no_more(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._tunnel.loop.remove_writer(self._socket().fileno())
+
+    def _unwatch(self) -> None:
+        self._read_no_more()
+        self._write_no_more()

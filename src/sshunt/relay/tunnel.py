@@ -1,0 +1,194 @@
+"""The session in its event loop: events to their relays, bytes to the lanes, the timer.
+
+One tunnel per session and side. Whatever happens in one round of the event loop is flushed once at
+its end (``wake`` schedules ``pump``), so that a hundred small events share one writev per lane.
+
+    lane readable -> session.receive -> dispatch -> relays write to their sockets
+    socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
+
+The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
+ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
+
+Invariants: every stream of the session has an owner with TcpRelay's methods until it is forgotten;
+no payload of the read buffer is kept past ``dispatch``.
+"""
+
+import asyncio
+from typing import Callable, Dict, Optional, Set
+
+from sshunt.mux import frames
+from sshunt.mux.frames import Destination
+from sshunt.mux.payload import Payload
+from sshunt.mux.session import (
+    DatagramReceived,
+    DataReceived,
+    Event,
+    FinReceived,
+    GoodbyeReceived,
+    Session,
+    StreamOpened,
+    StreamRequested,
+    StreamReset,
+    StreamWritable,
+)
+from sshunt.mux.streams import Stream
+from sshunt.relay.lane import READ_BYTES, LaneIO
+from sshunt.relay.tcp import TcpRelay
+
+
+class Tunnel:
+    """Runs ``session`` in ``loop``; see the module's head for the callbacks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+        self.loop = loop
+        self.session = session
+        self.lanes: Dict[int, LaneIO] = {}
+        self.relays: Set[TcpRelay] = set()
+        self.read_buffer = bytearray(READ_BYTES)
+        self.on_request: Optional[Callable[[Stream, Destination], None]] = None
+        self.on_opened: Optional[Callable[[Stream], None]] = None
+        self.on_lane_ended: Optional[Callable[[LaneIO, str], None]] = None
+        self.on_goodbye: Optional[Callable[[int, str], None]] = None
+        self.on_forgotten: Optional[Callable[[], None]] = None
+        self._pump_scheduled = False
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._closed = False
+
+    # --- lanes --------------------------------------------------------------------------------
+
+    def add_lane(self, lane_id: int, read_fd: int, write_fd: int) -> LaneIO:
+        """A lane is up; its descriptors now belong to the tunnel."""
+        self.session.add_lane(lane_id, self.loop.time())
+        lane = LaneIO(self, lane_id, read_fd, write_fd)
+        self.lanes[lane_id] = lane
+        self.wake()
+        return lane
+
+    def lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """A lane died: close it, give its unacknowledged frames to the others."""
+        if self.lanes.pop(lane.lane_id, None) is None:
+            return
+        lane.close()
+        self.session.lose_lane(lane.lane_id, self.loop.time())
+        self.wake()
+        if self.on_lane_ended:
+            self.on_lane_ended(lane, reason)
+
+    # --- what relays need ---------------------------------------------------------------------
+
+    def open(self, destination: Destination) -> Stream:
+        """A new stream; give it to a relay at once."""
+        stream = self.session.open(destination)
+        self.wake()
+        return stream
+
+    def forget(self, relay: TcpRelay) -> None:
+        """A relay is over."""
+        relay.stream.owner = None
+        self.relays.discard(relay)
+        if self.on_forgotten:
+            self.on_forgotten()
+
+    def send(self, stream: Stream, data: bytes) -> None:
+        """Bytes that a socket delivered."""
+        self.session.write(stream, Payload(data), self.loop.time())
+        if not self._pump_scheduled:
+            self.wake()
+
+    def finish(self, stream: Stream) -> None:
+        """A socket delivers nothing more."""
+        self.session.finish(stream, self.loop.time())
+        self.wake()
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """A socket took ``size`` bytes."""
+        self.session.consumed(stream, size, self.loop.time())
+        if not self._pump_scheduled:
+            self.wake()
+
+    # --- moving -------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Flush at the end of this round of the event loop."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            self.loop.call_soon(self._pump_soon)
+
+    def _pump_soon(self) -> None:
+        self._pump_scheduled = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Handle events and fill the lanes until neither has anything more to do."""
+        # Twice: what the first round made room for is read and written at once. Not for ever: the
+        # other descriptors of this process want their turn.
+        for _ in range(2):
+            for lane in list(self.lanes.values()):
+                if not lane.has_backlog:
+                    lane.flush()
+            if not self.dispatch():
+                break
+        self._set_timer(self.session.next_deadline())
+
+    def dispatch(self) -> bool:
+        """Give the session's events to whom they belong; False if there were none."""
+        events = self.session.take_events()
+        for event in events:
+            if isinstance(event, DataReceived):
+                if event.stream.owner is not None:
+                    event.stream.owner.on_data(event.payload)
+            elif isinstance(event, StreamWritable):
+                if event.stream.owner is not None:
+                    event.stream.owner.on_writable()
+            else:
+                self._dispatch_rare(event)
+        return bool(events)
+
+    def _dispatch_rare(self, event: Event) -> None:
+        if isinstance(event, FinReceived):
+            if event.stream.owner is not None:
+                event.stream.owner.on_fin()
+        elif isinstance(event, StreamReset):
+            if event.stream.owner is not None:
+                event.stream.owner.on_reset()
+        elif isinstance(event, StreamRequested):
+            if self.on_request is None:
+                self.session.reset(event.stream, frames.RESET_NOT_PERMITTED)
+            else:
+                self.on_request(event.stream, event.destination)
+        elif isinstance(event, StreamOpened):
+            if self.on_opened:
+                self.on_opened(event.stream)
+        elif isinstance(event, DatagramReceived):
+            self._on_datagram(event)
+        elif isinstance(event, GoodbyeReceived) and self.on_goodbye:
+            self.on_goodbye(event.code, event.sentence)
+
+    def _on_datagram(self, event: DatagramReceived) -> None:
+        if event.kind == frames.ECHO and self.on_request is not None:
+            # Only the side that serves requests answers, so that an echo is never echoed.
+            self.session.send_datagram(event.flow, event.kind, event.data, self.loop.time())
+
+    def _set_timer(self, deadline: Optional[float]) -> None:
+        if self._timer is not None:
+            if deadline is not None and self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and not self._closed:
+            self._timer = self.loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.pump()
+
+    def close(self) -> None:
+        """End everything at once: relays are reset, lanes closed."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for relay in list(self.relays):
+            relay.on_reset()
+        for lane in list(self.lanes.values()):
+            lane.close()
+        self.lanes.clear()
