@@ -1,0 +1,235 @@
+"""The nftables method: plan -> rule text. Renders; never runs a program.
+
+All rules of a session live in one ``inet`` table, ``sshunt-<session>``, made in one transaction and
+deleted as one. So sessions coexist, other people's rules are never touched, and undoing is one
+command (or none: a table with ``flags owner`` is removed by the kernel when its maker dies).
+
+What a new connection meets, in order (only the first packet of a connection passes nat chains)::
+
+    output (this host's own)                       prerouting (forwarded; only if the listener
+                                                    can be reached from outside)
+    not TCP ................................ left alone
+    not a SYN .............................. left alone
+    to an address of this host ............. left alone
+    made inside our own cgroup ............. left alone   (output only)
+    to a real peer of our own ssh .......... left alone   (output only)
+    into a region .......................... redirected to the listener
+    anything else .......................... left alone
+
+Why each of them:
+
+* *Not a SYN.* Connection tracking picks up established connections in mid-stream
+  (``nf_conntrack_tcp_loose``), so a connection that is older than our rules can look new.
+  Redirecting it would break it; sshuttle users lose their existing ssh logins that way.
+* *To this host.* The far side can't mean this host by that address, and the listener itself is
+  here.
+* *Our own cgroup, our own peers.* Two independent ways not to capture ourselves. Forwarded traffic
+  is never ours, so the exception for the peers does not reach it.
+* *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
+  come a little before ``dstnat`` (-100), where Docker and most tools sit, since a route that was
+  typed is more explicit than theirs; published container ports stay as they are because they are
+  local. Two sessions with overlapping routes: the kernel calls the chain that was added last first.
+
+Regions that hold every port go into a set of addresses; the others into a set of address . port. A
+family without a listener has no sets and no rules: its connections go on as if we were not there.
+
+Not here: choosing and applying (helper), geometry (plan).
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from sshunt.capture.plan import Plan, Region, check_endpoint, remote_regions
+from sshunt.model import Endpoint
+
+TABLE_PREFIX = "sshunt-"
+
+#: A little before dstnat (-100); see above.
+_PRIORITY = -110
+
+# nft's quoted strings know no escapes, and a user can name his cgroups: nothing but harmless
+# characters. systemd's own escapes need the backslash.
+_CGROUP_PATH = re.compile(r"[A-Za-z0-9@:_.,=+~\\-]+(?:/[A-Za-z0-9@:_.,=+~\\-]+)*")
+
+_ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
+_PROTOCOL = {4: "ip", 6: "ip6"}
+
+
+class Cgroup(NamedTuple):
+    """A cgroup v2 whose sockets are never captured."""
+
+    path: str  # relative to the root of the hierarchy, without a leading slash
+    level: int  # how many directories below the root
+
+
+def table_name(session: str) -> str:
+    """The name of the table that holds everything of a session."""
+    return TABLE_PREFIX + session
+
+
+def cgroup_path_is_harmless(path: str) -> bool:
+    """True if ``path`` can be written into a rule."""
+    return _CGROUP_PATH.fullmatch(path) is not None
+
+
+def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
+    """The commands that capture what ``plan`` says, as one transaction.
+
+    With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
+    gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
+    """
+    families = [family for family in (4, 6) if plan.listener(family) is not None]
+    lines = [f"table inet {table_name(plan.session)} {{"]
+    if owner:
+        lines.append("\tflags owner;")
+    for family in families:
+        lines += _sets(plan, family)
+    lines += _output_chain(families, cgroup)
+    if any(plan.forwards(family) for family in families):
+        lines += _prerouting_chain([family for family in families if plan.forwards(family)])
+    for family in families:
+        lines += _capture_chain(plan, family)
+    lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
+    """The commands that put other endpoints into the bypass sets of an applied plan, in place."""
+    endpoints = tuple(bypass)
+    lines = []
+    for family in (4, 6):
+        if plan.listener(family) is None:
+            continue
+        name = f"inet {table_name(plan.session)} bypass{family}"
+        lines.append(f"flush set {name}")
+        elements = _endpoint_elements(endpoints, family)
+        if elements:
+            lines.append(f"add element {name} {{ {elements} }}")
+    return "\n".join(lines) + "\n"
+
+
+def render_delete(session: str) -> str:
+    """The commands that remove a session's table; no error if there is none."""
+    name = table_name(session)
+    return f"add table inet {name}\ndelete table inet {name}\n"
+
+
+# --- parts of the table -------------------------------------------------------------------------
+
+
+def _sets(plan: Plan, family: int) -> list[str]:
+    regions = remote_regions(plan.routes, family)
+    address_type = _ADDRESS_TYPE[family]
+    whole = [_address_range(region, family) for region in regions if region.every_port]
+    partial = [
+        f"{_address_range(region, family)} . {_range(region.first_port, region.last_port)}"
+        for region in regions
+        if not region.every_port
+    ]
+    endpoint_type = f"{address_type} . inet_service"
+    return [
+        *_set(f"bypass{family}", endpoint_type, "", _endpoint_elements(plan.bypass, family)),
+        *_set(f"remote{family}", address_type, "flags interval; ", ", ".join(whole)),
+        *_set(f"remote{family}_ports", endpoint_type, "flags interval; ", ", ".join(partial)),
+    ]
+
+
+def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
+    lines = [f"\tset {name} {{", f"\t\ttype {element_type}; {flags}".rstrip()]
+    if elements:
+        lines.append(f"\t\telements = {{ {elements} }}")
+    return [*lines, "\t}"]
+
+
+def _output_chain(families: list[int], cgroup: Cgroup | None) -> list[str]:
+    lines = [
+        "\tchain output {",
+        f"\t\ttype nat hook output priority {_PRIORITY}; policy accept;",
+        *_left_alone(),
+    ]
+    if cgroup is not None:
+        if not cgroup_path_is_harmless(cgroup.path):
+            raise ValueError("a cgroup whose name can't be written into a rule")
+        lines.append(f'\t\tsocket cgroupv2 level {cgroup.level} "{cgroup.path}" return')
+    for family in families:
+        protocol = _PROTOCOL[family]
+        lines.append(f"\t\t{protocol} daddr . tcp dport @bypass{family} return")
+        lines.append(f"\t\tmeta nfproto ipv{family} goto capture{family}")
+    return [*lines, "\t}"]
+
+
+def _prerouting_chain(families: list[int]) -> list[str]:
+    return [
+        "\tchain prerouting {",
+        f"\t\ttype nat hook prerouting priority {_PRIORITY}; policy accept;",
+        *_left_alone(),
+        *(f"\t\tmeta nfproto ipv{family} goto capture{family}" for family in families),
+        "\t}",
+    ]
+
+
+def _left_alone() -> list[str]:
+    return [
+        "\t\tmeta l4proto != tcp return",
+        "\t\ttcp flags & (fin | syn | rst | ack) != syn return",
+        "\t\tfib daddr type local return",
+    ]
+
+
+def _capture_chain(plan: Plan, family: int) -> list[str]:
+    protocol = _PROTOCOL[family]
+    verdict = _redirection(plan, family)
+    lines = [f"\tchain capture{family} {{"]
+    if family == 6:
+        # Link-local addresses mean nothing beyond the link, and ::/0 does not mean the neighbour.
+        lines.append("\t\tip6 daddr fe80::/10 return")
+    # nft wants to see a transport match in each rule that maps a port.
+    lines += [
+        f"\t\tmeta l4proto tcp {protocol} daddr @remote{family} {verdict}",
+        f"\t\t{protocol} daddr . tcp dport @remote{family}_ports {verdict}",
+    ]
+    return [*lines, "\t}"]
+
+
+def _redirection(plan: Plan, family: int) -> str:
+    """The statement that sends a connection to the listener of this family.
+
+    ``redirect`` means loopback for this host's own connections and the incoming interface's first
+    address for forwarded ones; a listener on any other single address needs dnat.
+    """
+    listener = plan.listener(family)
+    if listener is None:
+        raise ValueError(f"no IPv{family} listener")
+    address, port = ip_address(listener[0]), listener[1]
+    if address.is_unspecified or str(address) in ("127.0.0.1", "::1"):
+        return f"redirect to :{port}"
+    if family == 4:
+        return f"dnat ip to {address}:{port}"
+    return f"dnat ip6 to [{address}]:{port}"
+
+
+# --- elements -----------------------------------------------------------------------------------
+
+
+def _endpoint_elements(endpoints: Iterable[Endpoint], family: int) -> str:
+    addresses = {(check_endpoint(endpoint), endpoint[1]) for endpoint in endpoints}
+    return ", ".join(
+        f"{address} . {port}"
+        for address, port in sorted(addresses, key=lambda pair: (int(pair[0]), pair[1]))
+        if address.version == family
+    )
+
+
+def _address_range(region: Region, family: int) -> str:
+    packed_bytes = 4 if family == 4 else 16
+    first, last = (
+        ip_address(address.to_bytes(packed_bytes, "big"))
+        for address in (region.first_address, region.last_address)
+    )
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

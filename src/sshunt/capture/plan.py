@@ -1,0 +1,180 @@
+"""The capture plan: what should be redirected where, and the geometry of its routes.
+
+A ``Plan`` is a value that crosses from the client to the privileged helper, and what every capture
+method renders its rules from. A plan that exists is well-formed: the constructor checks the session
+id and that all addresses are numeric, so that nothing in it can be rule text in disguise.
+
+``remote_regions`` answers the question that rules ask: which (address, port) points are REMOTE?
+Routes overlap and the most specific one wins; kernel sets want disjoint ranges. Rule order could
+express the same, one rule per route, but then each new connection is compared with every route
+(sshuttle with 855 routes), and ports would need an order of their own.
+
+Theory of operation. Networks nest: two of them are disjoint, or one holds the other. So one sweep
+over the address line with a stack of open networks visits every stretch on which the set of
+covering networks stays the same. Each stack entry has the *port profile* of its stretch: the
+parent's profile with this network's own routes painted over it, least specific first. A profile is
+the sorted list of the ports at which REMOTE begins and ends, so painting is two bisections and one
+splice. A region is open while consecutive stretches have the same port range, and so neighbours
+merge by themselves.
+
+Invariants of the regions: disjoint; a point is in one of them exactly if
+``RouteTable(routes).lookup`` says REMOTE for it.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Action, Endpoint, Route
+
+#: The kernel takes more, but rule text and memory grow with it. 20,000 random networks with a port
+#: range each make 10,000 pieces; 300 port ranges times 300 networks make 90,000.
+MAX_REGIONS = 65536
+
+#: The sweep's work: bounds of all stretches' profiles together, about a second of it. Thousands of
+#: port ranges on a network that holds thousands of others would keep the helper busy for minutes.
+MAX_BOUNDS = 4_000_000
+
+_SESSION = re.compile(r"[0-9a-f]{8,16}")
+
+
+class Region(NamedTuple):
+    """A rectangle of addresses (as integers) and ports, all four bounds inclusive."""
+
+    first_address: int
+    last_address: int
+    first_port: int
+    last_port: int
+
+    @property
+    def every_port(self) -> bool:
+        """True if the region does not look at the port."""
+        return self.first_port == ANY_FIRST_PORT and self.last_port == ANY_LAST_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to capture. Raises ValueError for a session, address or port that is not one."""
+
+    session: str  # 8..16 lower-case hexadecimal digits; names what is made in the kernel
+    listen4: Endpoint | None  # where redirected IPv4 connections are accepted
+    listen6: Endpoint | None  # the same for IPv6
+    routes: tuple[Route, ...]
+    bypass: tuple[Endpoint, ...] = ()  # the real peers of our own ssh processes; never captured
+
+    def __post_init__(self) -> None:
+        check_session(self.session)
+        for family in (4, 6):
+            listener = self.listener(family)
+            if listener is not None and check_endpoint(listener).version != family:
+                raise ValueError(f"not an IPv{family} listener: {listener[0]}")
+        for endpoint in self.bypass:
+            check_endpoint(endpoint)
+        for route in self.routes:
+            if not 0 <= route.first_port <= route.last_port <= ANY_LAST_PORT:
+                raise ValueError(f"not a port range: {route.first_port}-{route.last_port}")
+
+    def listener(self, family: int) -> Endpoint | None:
+        """Where redirected connections of this family (4 or 6) are accepted, if anywhere."""
+        return self.listen4 if family == 4 else self.listen6
+
+    def forwards(self, family: int) -> bool:
+        """True if forwarded traffic is captured too.
+
+        A listener that only this host can reach means: only this host's connections.
+        """
+        listener = self.listener(family)
+        return listener is not None and not ip_address(listener[0]).is_loopback
+
+
+def check_session(session: str) -> None:
+    """Raises ValueError unless ``session`` is 8..16 lower-case hexadecimal digits."""
+    if not _SESSION.fullmatch(session):
+        raise ValueError("not a session id")
+
+
+def check_endpoint(endpoint: Endpoint) -> IPv4Address | IPv6Address:
+    """The address of ``endpoint``; raises ValueError unless it and the port are good ones."""
+    address, port = endpoint
+    if "%" in address:
+        raise ValueError("an address with a scope")
+    if not 1 <= port <= ANY_LAST_PORT:
+        raise ValueError(f"not a port: {port}")
+    return ip_address(address)
+
+
+def remote_regions(routes: Iterable[Route], family: int) -> list[Region]:
+    """The disjoint regions of this family (4 or 6) that are REMOTE, sorted.
+
+    Raises ValueError if they are more than MAX_REGIONS, or take more work than MAX_BOUNDS.
+    """
+    regions: list[Region] = []
+    opened: dict[tuple[int, int], int] = {}  # port range -> address where it began
+    end = bounds = 0
+    for first, last, profile in _stretches(routes, family):
+        bounds += len(profile)
+        ranges = {(a, b - 1) for a, b in zip(profile[::2], profile[1::2], strict=True)}
+        for ports in opened.keys() - ranges:
+            regions.append(Region(opened.pop(ports), first - 1, *ports))
+        for ports in ranges - opened.keys():
+            opened[ports] = first
+        if len(regions) + len(opened) > MAX_REGIONS or bounds > MAX_BOUNDS:
+            raise ValueError("the routes overlap in too many pieces")
+        end = last
+    regions += [Region(first, end, *ports) for ports, first in opened.items()]
+    return sorted(regions)
+
+
+# --- the sweep ----------------------------------------------------------------------------------
+
+_Profile = tuple[int, ...]  # b0 < e0 < b1 < e1 ...: REMOTE for b <= port < e
+
+
+def _stretches(routes: Iterable[Route], family: int) -> Iterator[tuple[int, int, _Profile]]:
+    """(first address, last address, profile): together the whole address line, in order."""
+    by_network: dict[tuple[int, int], list[Route]] = {}
+    for route in routes:
+        if route.network.version == family:
+            first = int(route.network.network_address)
+            # The wider of two networks that begin together comes first, so it is the parent.
+            key = (first, -int(route.network.broadcast_address))
+            by_network.setdefault(key, []).append(route)
+    position = 0
+    stack: list[tuple[int, _Profile]] = [((1 << (32 if family == 4 else 128)) - 1, ())]
+    for (first, negative_last), same_network in sorted(by_network.items(), key=lambda kv: kv[0]):
+        while stack[-1][0] < first:
+            last, profile = stack.pop()
+            if position <= last:
+                yield position, last, profile
+                position = last + 1
+        parent = stack[-1][1]
+        if position < first:
+            yield position, first - 1, parent
+            position = first
+        stack.append((-negative_last, _paint(parent, same_network)))
+    while stack:
+        last, profile = stack.pop()
+        if position <= last:
+            yield position, last, profile
+            position = last + 1
+
+
+def _paint(profile: _Profile, same_network: list[Route]) -> _Profile:
+    """The profile with these routes of one network over it: widest first, DIRECT last in a tie."""
+    bounds = list(profile)
+    for route in sorted(same_network, key=_paint_order):
+        begin, end = route.first_port, route.last_port + 1
+        i, j = bisect_left(bounds, begin), bisect_right(bounds, end)
+        # An odd index lies inside a REMOTE range. A bound is needed where the colour changes.
+        remote = route.action is Action.REMOTE
+        left = [begin] if remote != (i % 2 == 1) else []
+        right = [end] if remote != (j % 2 == 1) else []
+        bounds[i:j] = left + right
+    return tuple(bounds)
+
+
+def _paint_order(route: Route) -> tuple[int, bool]:
+    return route.first_port - route.last_port, route.action is Action.DIRECT
