@@ -312,6 +312,13 @@ class Session:
         """What to write to the lane next, about ``size`` bytes at most. Written all or lost."""
         lane = self.lanes[lane_id]
         pieces: List[Piece] = []
+        due = lane.ack_due
+        if due is not None and (due <= now or self.has_work(now)):
+            # First, for real: every frame behind it must know the position where it ends.
+            position, held_s = lane.take_ack(now)
+            raw = frames.encode_lane_ack(position, held_s)
+            lane.note_silent(len(raw))
+            pieces.append(raw)
         stop = lane.sent + min(size, max(lane.room_bytes, 0))
         while self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             self._transmit_control(lane, pieces, now)
@@ -325,12 +332,6 @@ class Session:
             raw = frames.encode_ping()
             lane.note_sent(len(raw), now, frames.PING)
             pieces.append(raw)
-        due = lane.ack_due
-        if due is not None and (pieces or due <= now):
-            position, held_s = lane.take_ack(now)
-            raw = frames.encode_lane_ack(position, held_s)
-            lane.note_silent(len(raw))
-            pieces.insert(0, raw)
         return pieces
 
     def _transmit_control(self, lane: Lane, pieces: List[Piece], now: float) -> None:
