@@ -1,0 +1,170 @@
+"""The stub: what an ssh command really runs. It brings ssh's pipes to the agent and waits.
+
+    start      fork the agent (twice, with setsid: nobody's child, no terminal). It inherits this
+               lane's descriptors and one end of a socketpair; later lanes come through its socket.
+    hand over  prove the token to a running agent, then pass descriptors 0 and 1 to it.
+    wait       let go of 0 and 1, copy what the agent says to stderr, until the agent closes.
+
+The agent then reads and writes ssh's own pipes, so a byte takes no extra hop, and the stub exists
+only because sshd takes the end of its command for the end of the channel.
+
+Invariants: after the hand-over nothing here holds the lane's pipes; the agent holds none of sshd's
+pipes except those of its lanes (sshd waits for all of them, stderr included). A stub that sees its
+agent die without cleaning up cleans up for it: the agent may have been killed with -9.
+
+Not here: who is answered what (main), the meeting place (rendezvous).
+"""
+
+import array
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from typing import Callable, Tuple
+
+from sshunt.agent.rendezvous import GO, PROOF_MAGIC, meet, socket_name
+from sshunt.mux.hello import Hello
+
+#: Exit statuses, beyond 0 (the lane ended in order) and 1 (no HELLO, or a bug). Reserved by stage
+#: one: 97 no Python, 98 only Pythons that are too old.
+EXIT_AGENT_DIED = 99
+
+#: An agent closes its last lanes, then its listener, then removes its socket. This long may lie
+#: between the first and the last before we call it dead.
+TIDY_DEADLINE_S = 1.0
+
+#: What becomes the agent: called in the new process with the lane's two descriptors and the control
+#: socket of its stub.
+AgentLife = Callable[[int, int, socket.socket], None]
+
+
+class NotWelcomeError(Exception):
+    """The agent is alive and did not take this lane."""
+
+
+def start_agent(life: AgentLife) -> socket.socket:
+    """Fork the agent; returns the stub's end of the control socket. Raises OSError.
+
+    In the agent's process this calls ``life`` and never returns.
+    """
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        child = os.fork()
+    except OSError:
+        ours.close()
+        its.close()
+        raise
+    if child == 0:
+        ours.close()
+        _become_agent(life, its)
+    its.close()
+    os.waitpid(child, 0)  # the go-between; it exits at once
+    return ours
+
+
+def hand_over(peer: socket.socket, hello: Hello) -> None:
+    """Pass descriptors 0 and 1 to the agent behind ``peer``; raises NotWelcomeError or OSError."""
+    peer.sendall(PROOF_MAGIC + hello.token)
+    if peer.recv(1) != GO:
+        raise NotWelcomeError("the agent did not accept the proof of the session token")
+    message = hello.encode()
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]).tobytes())
+    sent = peer.sendmsg([message], [rights])
+    peer.sendall(message[sent:])
+
+
+def wait(control: socket.socket, token: bytes) -> int:
+    """Let go of ssh's pipes, wait for the lane's end; returns this process' exit status."""
+    _become_null(0, 1)
+    control.settimeout(None)
+    while True:
+        try:
+            text = control.recv(4096)
+        except ConnectionResetError:
+            break  # it died with something of ours unread
+        if not text:
+            break
+        write_all(2, text)
+    control.close()
+    return EXIT_AGENT_DIED if _tidy_up_after(token) else 0
+
+
+def take_pipes() -> Tuple[int, int]:
+    """Descriptors 0 and 1 under other numbers, which no child inherits: (to read, to write)."""
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    _become_null(0, 1)
+    return read_fd, write_fd
+
+
+def let_go_of_stderr() -> None:
+    """In the agent: the first lane's sshd must not wait for us when that lane is over."""
+    sys.stderr.flush()
+    _become_null(2)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data`` to a blocking descriptor; nobody listening any more is no error."""
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except BrokenPipeError:
+        pass
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: one per connection, and then some."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):
+        pass  # macOS calls its limit infinite and then refuses it; what we have must do
+
+
+def _become_agent(life: AgentLife, control: socket.socket) -> None:
+    """The go-between and the agent. Never returns: a forked child must not run its parent's end."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.umask(0o077)
+            os.chdir("/")
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            read_fd, write_fd = take_pipes()
+            life(read_fd, write_fd, control)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _become_null(*fds: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _tidy_up_after(token: bytes) -> bool:
+    """True if the agent is dead and left its socket behind, which is then removed."""
+    deadline = time.monotonic() + TIDY_DEADLINE_S
+    name = socket_name(token)
+    while True:
+        try:
+            place = meet()
+        except OSError:
+            return False  # no place of ours, so no socket of ours
+        try:
+            place.connect(name).close()
+            return False  # the agent lives: only this lane ended
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                place.remove_dead(name)
+                return True
+        except OSError:
+            return False  # it has removed its socket, or is too busy to be dead
+        finally:
+            place.release()
+        time.sleep(0.05)

@@ -1,0 +1,7 @@
+"""How bytes reach the agent. What every transport gives is a lane: one ordered, reliable byte pipe.
+
+bundle      the agent and all it imports as one deflated blob
+loader      stage two: what turns that blob into modules on the far side (shipped as text)
+bootstrap   stage one: the shell command that finds a Python and reads the blob
+ssh         a lane through the ssh program, and the diagnosis when there is none
+"""

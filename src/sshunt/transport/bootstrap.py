@@ -1,0 +1,110 @@
+"""Stage one: the command that ssh runs on the far side, and what is sent to its stdin.
+
+    login shell   exec /bin/sh -c '...'                  any of sh, bash, dash, zsh, fish, csh, tcsh
+    sh            tries python3, python, platform-python  (or exactly what --python names)
+    stage one     one line of Python: is this one 3.6 or newer? then read the bundle, run stage two
+    stage two     ``loader``: install the modules, run ``sshunt.agent.main``
+
+    stdin:  6 digits, the bundle's length | bundle | HELLO | lane ...
+
+The client sends everything up to the HELLO at once and waits for nothing, so the upload costs no
+round trip. The command is the same for every bundle: it can be started while the bundle is made.
+
+Why it looks as it does:
+* The login shell is whatever the account has. All of them agree on a single-quoted word without
+  quotes, newlines, ``!`` and backslashes in it; so the Python has no quotes at all.
+* Python 2 must be able to parse stage one, to say that it is too old. It says so (exit status 97)
+  before it has read a byte, so the next candidate finds the stdin whole. An interpreter that can't
+  be started (126, 127: broken links, version shims) has read nothing either.
+* Reads are unbuffered and never for more than is missing: what follows belongs to somebody else.
+* -S and -E: no site-packages, no PYTHON* variables, and a third less start-up time. -I would say
+  more, but Python 2 does not know it, so the current directory, where a stray ``socket.py`` may
+  lie, is taken from the path by hand before anything is imported.
+
+Prior art: sshuttle and mitogen start the same way; mitogen forks where we count.
+"""
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.mux.hello import Hello
+from sshunt.transport.bundle import Bundle
+
+#: Exit statuses of the sh code: nothing that could be run; nothing that is new enough.
+EXIT_NO_PYTHON = 97
+EXIT_OLD_PYTHON = 98
+
+CANDIDATES = ("python3", "python", "/usr/libexec/platform-python")
+
+_LENGTH_DIGITS = 6
+
+#: b: what was read so far; r(n): read until there are n bytes.
+_STAGE_ONE = (
+    "import sys;"
+    f"sys.version_info<(3,6)and sys.exit({EXIT_NO_PYTHON});"
+    "sys.path[:]=[p for p in sys.path if p];"
+    "import os,zlib;"
+    "b=bytearray();"
+    "r=lambda n:[b.extend(os.read(0,n-len(b))or sys.exit(1))for _ in iter(lambda:len(b)<n,False)];"
+    f"r({_LENGTH_DIGITS});"
+    f"r({_LENGTH_DIGITS}+int(b));"
+    f"d=zlib.decompress(bytes(b[{_LENGTH_DIGITS}:])).split(bytes(1));"
+    "exec(d[0]);"
+    "start(d)"
+)
+
+#: o: the Pythons that are too old, for the sentence.
+_SCRIPT = (
+    "o=; "
+    "for p in @CANDIDATES@; do "
+    'command -v "$p" >/dev/null 2>&1 || continue; '
+    f'"$p" -E -S -c "{_STAGE_ONE}"; '
+    "r=$?; "
+    "case $r in "
+    f'{EXIT_NO_PYTHON}) o="$o $p is $("$p" -V 2>&1),";; '
+    "126|127) ;; "
+    "*) exit $r;; "
+    "esac; "
+    "done; "
+    'if [ -n "$o" ]; then '
+    'echo "sshunt:$o and Python 3.6 or newer is needed" >&2; '
+    f"exit {EXIT_OLD_PYTHON}; "
+    "fi; "
+    'echo "sshunt: found no Python here (tried: @TRIED@)" >&2; '
+    f"exit {EXIT_NO_PYTHON}"
+)
+
+#: What may stand in --python: it is quoted twice, by the login shell and by sh.
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=.,:@%/~ ")
+
+
+def remote_command(python: str | None = None) -> str:
+    """The command line for a login shell. ``python``: the only interpreter to try (--python).
+
+    Raises UserError if that name can't be quoted for every shell.
+    """
+    return f"exec /bin/sh -c '{_script(python)}'"
+
+
+def argv(python: str | None = None) -> list[str]:
+    """The same for transports that take an argument list and no shell."""
+    return ["/bin/sh", "-c", _script(python)]
+
+
+def upload(bundle: Bundle, hello: Hello) -> bytes:
+    """What to write to the command's stdin, all at once."""
+    return b"%0*d" % (_LENGTH_DIGITS, len(bundle.data)) + bundle.data + hello.encode()
+
+
+def _script(python: str | None) -> str:
+    if python is None:
+        words = tried = " ".join(CANDIDATES)
+    else:
+        if not python or not set(python) <= _PLAIN or python.startswith("-"):
+            raise UserError(
+                f"--python: {python!r} is not the name or path of a program",
+                "give a name or path without quotes, such as python3.9 or /opt/bin/python3",
+                ExitCode.USAGE,
+            )
+        home, slash, rest = python.partition("~/")
+        words = f'"$HOME/{rest}"' if slash and not home else f'"{python}"'
+        tried = python
+    return _SCRIPT.replace("@CANDIDATES@", words).replace("@TRIED@", tried)

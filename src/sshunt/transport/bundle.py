@@ -1,0 +1,189 @@
+"""The agent as one blob: the import closure of ``sshunt.agent.main``, minified and deflated.
+
+The closure is read from syntax trees, imports inside functions included, so what is shipped is what
+can be imported there and nothing else. Minified means: no comments, no docstrings, no annotations
+in functions, one blank per level of indentation. Not renamed and not joined: every token that
+stays, stays on its line, so tracebacks from the far side point into the source tree.
+
+    blob = deflate( loader \\0 file name \\0 source \\0 file name \\0 source ... )
+
+The minifier is one regular expression over tokens plus a syntax tree for the positions of
+docstrings and annotations: several times faster than the tokenize module, and this runs at every
+start of a client. It relies on shipped code being plain: spaces for indentation, no form feeds,
+strings that end where Python 3.6 would end them. ``tests/unit/transport/test_bundle.py`` proves for
+every shipped module that the syntax tree is unchanged but for what was meant to go.
+"""
+
+import ast
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+ENTRY = "sshunt.agent.main"
+PACKAGE = "sshunt"
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+LOADER = Path(__file__).with_name("loader.py")
+SEPARATOR = b"\0"
+
+#: With the HELLO it fits into any pipe at once, and nobody notices it: 0.2 s at 1 Mbit/s.
+BUNDLE_BYTES = 24 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The blob, and what went into it."""
+
+    data: bytes  # deflated
+    modules: tuple[str, ...]  # in the order shipped
+    source_bytes: int  # before minifying and deflating
+
+
+@lru_cache(maxsize=1)
+def agent_bundle() -> Bundle:
+    """The bundle of this installation's agent. Built once per process."""
+    closure = import_closure(ENTRY)
+    parts = [minify(LOADER.read_text(encoding="utf-8")).encode()]
+    source_bytes = 0
+    for module in sorted(closure):
+        path, source = closure[module]
+        source_bytes += len(source)
+        parts += [path.relative_to(SOURCE_ROOT).as_posix().encode(), minify(source).encode()]
+    data = zlib.compress(SEPARATOR.join(parts), 9)
+    return Bundle(data, tuple(sorted(closure)), source_bytes)
+
+
+def import_closure(entry: str) -> dict[str, tuple[Path, str]]:
+    """Every module of ours that ``entry`` can come to import, itself and packages included:
+    {name: (path, source)}.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    wanted = [entry]
+    while wanted:
+        module = wanted.pop()
+        path = _path_of(module)
+        if module in found or path is None:
+            continue  # seen already, or ``from module import name`` where the name is no module
+        source = path.read_text(encoding="utf-8")
+        found[module] = path, source
+        wanted += _packages_above(module)
+        wanted += imported_names(ast.parse(source))
+    return found
+
+
+def imported_names(tree: ast.Module) -> list[str]:
+    """Dotted names of ours that this module imports anywhere; some may be names within modules."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError("a shipped module uses a relative import")
+            names.append(str(node.module))
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.split(".")[0] == PACKAGE]
+
+
+def _path_of(module: str) -> Path | None:
+    stem = SOURCE_ROOT.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _packages_above(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+# --- the minifier -------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r"""
+      (?P<string>  [A-Za-z]{0,2} (?: \"{3}(?:[^\\]|\\.)*?\"{3} | '{3}(?:[^\\]|\\.)*?'{3}
+                                   | "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' ) )
+    | (?P<comment> [ ]*\#[^\n]* )
+    | (?P<indent>  (?<=\n)[ ]+ (?=[^ \n\#]) )
+    | (?P<blank>   [ ]+ )
+    | (?P<other>   [^\W\d]\w* | [^ ] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_WORD = re.compile(r"\w")
+
+
+def minify(source: str) -> str:
+    """``source`` without what the interpreter does not need; lines keep their numbers."""
+    return _squeeze(_cut(source))
+
+
+def _cut(source: str) -> str:
+    """Without docstrings and annotations, newlines kept."""
+    lines = source.encode().splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    text = bytearray(source.encode())
+    for first, last, instead in sorted(
+        set(_cuts(ast.parse(source), starts, bytes(text))), reverse=True
+    ):
+        text[first:last] = instead + b"\n" * text.count(b"\n", first, last)
+    return text.decode()
+
+
+def _cuts(tree: ast.Module, starts: list[int], text: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Byte ranges to cut and what to leave in their place. ``starts``: where lines begin."""
+
+    def begin(node: ast.expr | ast.stmt | ast.arg) -> int:
+        return starts[node.lineno - 1] + node.col_offset
+
+    def end(node: ast.expr | ast.stmt | ast.arg) -> int:
+        last_line, last_column = node.end_lineno, node.end_col_offset
+        if last_line is None or last_column is None:
+            raise ValueError("ast.parse gives every node an end")
+        return starts[last_line - 1] + last_column
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and _is_string(first.value):
+                yield begin(first), end(first), b"" if len(node.body) > 1 else b"0"
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            yield begin(node) + len(node.arg.encode()), end(node.annotation), b""
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.returns is not None:
+                yield text.rindex(b"->", 0, begin(node.returns)), end(node.returns), b""
+            for inner in ast.walk(node):  # not in classes: a NamedTuple needs its own
+                if isinstance(inner, ast.AnnAssign) and inner.value is not None:
+                    yield end(inner.target), end(inner.annotation), b""
+
+
+def _is_string(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _squeeze(source: str) -> str:
+    """Without comments and needless blanks; four columns of indentation become one."""
+    out: list[str] = []
+    depth = 0  # of brackets: inside them, indentation means nothing
+    blank = False
+    for match in _TOKEN.finditer(source):
+        kind, token = match.lastgroup, match.group()
+        if kind == "comment":
+            continue
+        if kind == "blank" or (kind == "indent" and depth):
+            blank = True
+            continue
+        if kind == "indent":
+            out.append(" " * (len(token) // 4))
+            continue
+        if blank and out and _WORD.match(token) and _WORD.match(out[-1][-1]):
+            out.append(" ")
+        blank = False
+        depth += (token in "([{") - (token in ")]}")
+        out.append(token)
+    return "".join(out)

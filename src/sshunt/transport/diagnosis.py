@@ -1,0 +1,252 @@
+"""Why there is no lane: what ssh said and how it ended become a line of what and one of what to do.
+
+ssh tells all it knows in English sentences on stderr and one exit status, 255. They are not an
+interface, but they have been stable for twenty years; each pattern below was taken from a real run
+or ssh's source, and ``tests/e2e/test_bootstrap.py`` provokes most. What matches none is quoted.
+
+Not here: the reasons an agent gives itself; those come as sentences in its HELLO.
+"""
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_OLD_PYTHON
+
+#: How our own sh code begins a sentence on stderr.
+OUR_PREFIX = "sshunt: "
+
+#: How much of the far side's chatter a message quotes.
+QUOTED_CHARACTERS = 120
+
+_EXIT_SSH_FAILED = 255
+_EXIT_CANNOT_EXECUTE = (126, 127)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saying:
+    """One thing ssh says. ``{0}`` in the message is the pattern's first group."""
+
+    pattern: re.Pattern[str]
+    message: str
+    hint: str
+    exit_code: ExitCode
+
+
+def _saying(pattern: str, message: str, hint: str, exit_code: ExitCode) -> _Saying:
+    return _Saying(re.compile(pattern), message, hint, exit_code)
+
+
+_TRY_SSH = "try the same with ssh alone, and look at your ssh configuration"
+
+#: In order of precedence: the first pattern found in any line wins.
+_SAYINGS = (
+    _saying(
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "the ssh server's host key has changed",
+        "if that was expected, remove the old key with ssh-keygen -R HOST; otherwise do not go on",
+        ExitCode.HOST_KEY,
+    ),
+    _saying(
+        r"host key is known for (\S+) and you have requested strict checking|"
+        r"^Host key verification failed",
+        "the ssh server's host key is not known here",
+        "log in once with ssh and check the key's fingerprint",
+        ExitCode.HOST_KEY,
+    ),
+    _saying(
+        r"Could not resolve hostname (\S+): ",
+        "the name {0} can't be resolved",
+        "check the spelling, your network, and HostName in your ssh configuration",
+        ExitCode.NAME,
+    ),
+    _saying(
+        r"connect to (?:host|address) (\S+ port \d+): Connection refused",
+        "nothing listens on {0}: connection refused",
+        "check the port (HOST:PORT), and that the ssh server runs",
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"connect to (?:host|address) (\S+ port \d+: .*[^\s])",
+        "the ssh server can't be reached: {0}",
+        "check your network, the address, and firewalls between here and there",
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"Too many authentication failures",
+        "the ssh server refused the login: too many keys were offered",
+        "name the right key with IdentityFile and IdentitiesOnly in your ssh configuration",
+        ExitCode.AUTH,
+    ),
+    _saying(
+        r"(\S+: Permission denied \(.*\))",
+        "the ssh server refused the login: {0}",
+        "check the user name and the key; the same login must work with ssh alone",
+        ExitCode.AUTH,
+    ),
+    _saying(
+        r"Unable to negotiate with (.*)",
+        "ssh and the server have no algorithm in common: {0}",
+        _TRY_SSH,
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"Bad owner or permissions on (\S+)",
+        "ssh does not accept its configuration: bad owner or permissions on {0}",
+        "make the file yours, and writable by nobody else",
+        ExitCode.USAGE,
+    ),
+    _saying(
+        r"((?:command-line|\S+) ?(?:line \d+)?: .*(?:Bad configuration option|[Bb]ad .* spec).*)",
+        "ssh does not accept its configuration: {0}",
+        "correct that line; -e and your ssh configuration are passed on as they are",
+        ExitCode.USAGE,
+    ),
+    _saying(
+        r"^(?:unknown option|usage: ssh|(?:\S+: )?(?:illegal|invalid) option)",
+        "the ssh command does not understand its options",
+        "check -e: it must behave like OpenSSH's ssh",
+        ExitCode.USAGE,
+    ),
+    _saying(
+        r"administratively prohibited|stdio forwarding failed|Connection closed by UNKNOWN|"
+        r"Exec format error",
+        "the way to the ssh server (ProxyJump or ProxyCommand) does not work",
+        _TRY_SSH,
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"((?:kex_exchange_identification|banner exchange|ssh_exchange_identification): .*)",
+        "what listens there did not greet as an ssh server: {0}",
+        "check the port; a server that is overloaded or bans this address does the same",
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"restricted: (.*)",
+        "the far side's login shell is restricted: {0}",
+        "sshunt needs a login that may run /bin/sh and a Python",
+        ExitCode.REMOTE,
+    ),
+    _saying(
+        r"((?:Connection (?:closed|reset) by|Received disconnect from|Connection to \S+ closed by|"
+        r"Read from remote host|Timeout, server|client_loop: send disconnect).*)",
+        "the ssh connection ended while it was being made: {0}",
+        "try again; if it stays so, ask the server's log",
+        ExitCode.CONNECT,
+    ),
+    _saying(
+        r"(?:zlib\.error|ValueError: invalid literal for int)",
+        "the far side's login scripts read from their standard input what was meant for the agent",
+        "make them leave it alone when there is no terminal: [ -t 0 ] || return",
+        ExitCode.REMOTE,
+    ),
+)
+
+
+def is_diagnosed(line: str) -> bool:
+    """True if the diagnosis will say what ``line`` says, so that it need not be shown as well."""
+    if line.startswith(OUR_PREFIX):
+        return True
+    return any(s.pattern.search(line) for s in _SAYINGS if s.exit_code != ExitCode.HOST_KEY)
+
+
+def diagnose(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> UserError:
+    """What to tell when ssh ended, with ``exit_status``, before the far side's HELLO.
+
+    ``exit_status`` as subprocess gives it: negative is a signal. ``noise`` is what came on stdout.
+    """
+    if exit_status == EXIT_NO_PYTHON:
+        return UserError(
+            f"there is no Python on the far side: {_ours(stderr_lines, 'nothing found')}",
+            "install Python 3.6 or newer there, or name one with --python",
+            ExitCode.NO_PYTHON,
+        )
+    if exit_status == EXIT_OLD_PYTHON:
+        return UserError(
+            f"the far side's Python is too old: {_ours(stderr_lines, 'older than 3.6')}",
+            "name a Python 3.6 or newer with --python",
+            ExitCode.NO_PYTHON,
+        )
+    for saying in _SAYINGS:
+        for line in stderr_lines:
+            found = saying.pattern.search(line)
+            if found:
+                message = saying.message.format(found.group(1) if found.groups() else "")
+                return UserError(message, saying.hint, saying.exit_code)
+    return _by_status(exit_status, stderr_lines, noise)
+
+
+def endless_noise(noise: bytes) -> UserError:
+    """The far side prints and prints, and no HELLO is in it."""
+    return UserError(
+        f"the far side printed {len(noise)} bytes and no agent answered: {quote_untrusted(noise)}",
+        "its login scripts must end and leave standard output alone when there is no terminal",
+        ExitCode.REMOTE,
+    )
+
+
+def silence(waited_s: float, noise: bytes) -> UserError:
+    """ssh lives, and nobody answers."""
+    printed = f"; it printed {quote_untrusted(noise)}" if noise else ""
+    return UserError(
+        f"the far side did not answer within {waited_s:.0f} s{printed}",
+        "log in with ssh HOST true: does that return?",
+        ExitCode.REMOTE,
+    )
+
+
+def no_ssh(program: str, reason: str) -> UserError:
+    """The ssh program itself can't be started."""
+    return UserError(
+        f"{program} can't be started: {reason}",
+        "install the OpenSSH client, or name the program with -e",
+        ExitCode.CONNECT,
+    )
+
+
+def quote_untrusted(data: bytes) -> str:
+    """The beginning of ``data``, printable, for a message."""
+    text = data.decode("utf-8", "replace").strip()
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    cut = plain[:QUOTED_CHARACTERS]
+    return repr(cut) + ("..." if len(cut) < len(plain) else "")
+
+
+def _ours(lines: Sequence[str], otherwise: str) -> str:
+    """What our own sh code said, without its name in front."""
+    said = [line[len(OUR_PREFIX) :] for line in lines if line.startswith(OUR_PREFIX)]
+    return said[-1] if said else otherwise
+
+
+def _by_status(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> UserError:
+    last = next((line for line in reversed(stderr_lines) if line.strip()), "")
+    said = last or (quote_untrusted(noise) if noise else "")
+    because = f": {said}" if said else ""
+    if exit_status < 0:
+        return UserError(
+            f"ssh was killed by {_signal_name(-exit_status)} before the far side answered",
+            "start again; something on this machine ended it",
+            ExitCode.CONNECT,
+        )
+    if exit_status == _EXIT_SSH_FAILED:
+        return UserError(f"ssh failed{because}", _TRY_SSH, ExitCode.CONNECT)
+    if exit_status in _EXIT_CANNOT_EXECUTE:
+        return UserError(
+            f"the far side could not run our command{because}",
+            "sshunt needs a login that may run /bin/sh and a Python",
+            ExitCode.REMOTE,
+        )
+    return UserError(
+        f"the far side's shell ended (status {exit_status}) and no agent answered{because}",
+        "the login must be allowed to run commands: ssh HOST true must work and print nothing",
+        ExitCode.REMOTE,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,515 @@
+"""A lane through the ssh program.
+
+    connect   start ``ssh HOST 'stage one'``, send bundle and HELLO at once, find the agent's HELLO
+    SshLane   ssh's stdin and stdout as two descriptors for the relay, and the process behind them
+
+ssh is the user's: configuration, keys, agent, ProxyJump, prompts (they go to the terminal) all work
+as ever. What we do ask of it stands in ``_OPTIONS``, each with its reason, and behind the arguments
+of -e: ssh takes the first value it sees, so -e has the last word.
+
+Invariants: the descriptors of a lane belong to whoever called ``connect``, the process to the lane,
+until ``close``; a cancelled or failed ``connect`` leaves neither behind; if this process dies, the
+kernel ends ssh (Linux).
+
+Ctrl-C is ours, not ssh's: the terminal sends it to both, and ssh must live until the goodbye is
+said. ssh starts with SIGINT ignored; a password prompt still returns on Ctrl-C (readpassphrase(3)
+catches it), and we end ssh.
+
+Deadlines: none is right for a person looking for a password, so while nothing has come from the far
+side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over.
+
+Not here: what the sentences of ssh mean (diagnosis), more lanes and reconnects (client).
+"""
+
+import asyncio
+import ctypes
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.hello import (
+    ACCEPTED,
+    AGENT,
+    REFUSED_SESSION_GONE,
+    Hello,
+    HelloSearch,
+    common_version,
+)
+from sshunt.transport import diagnosis
+from sshunt.transport.bootstrap import remote_command, upload
+from sshunt.transport.bundle import agent_bundle
+
+#: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
+HELLO_DEADLINE_S = 600.0
+
+#: From the first byte of the far side (a login script's chatter) to its HELLO.
+NOISE_DEADLINE_S = 60.0
+
+#: What of ssh's stderr is kept for the diagnosis; its longest message, a changed host key, has 14.
+STDERR_LINES = 30
+STDERR_LINE_CHARACTERS = 1000
+
+#: How long ``ssh -G`` may take; without an answer the cipher stays what it is.
+ASK_DEADLINE_S = 2.0
+
+#: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL.
+CLOSE_DEADLINE_S = 2.0
+KILL_DEADLINE_S = 1.0
+
+FAST_CIPHER = "aes128-gcm@openssh.com"
+
+_OPTIONS = (
+    "-T",  # no terminal: the lane is binary
+    *("-o", "RequestTTY=no"),
+    *("-o", "RemoteCommand=none"),  # ssh refuses a configured one beside ours
+    *("-o", "ClearAllForwardings=yes"),  # a second ssh can't bind the forwarded ports again
+    *("-o", "ForwardX11=no"),
+    *("-o", "ForwardAgent=no"),
+    *("-o", "Tunnel=no"),
+    *("-o", "EscapeChar=none"),
+    # A shared connection is one whose death and buffers are not ours to see: a new lane must not
+    # hang on the dead master that it is to replace.
+    *("-o", "ControlMaster=no"),
+    *("-o", "ControlPath=none"),
+)
+
+#: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
+_USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin", "/bin")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class LaneRefusedError(UserError):
+    """The far side answered, and refused the lane; ``status`` is its HELLO's."""
+
+    def __init__(self, hello: Hello) -> None:
+        gone = hello.status == REFUSED_SESSION_GONE
+        super().__init__(
+            f"the far side refused: {hello.sentence or f'status {hello.status}'}",
+            "start again" if gone else "use the same version of sshunt at both ends",
+            ExitCode.LOST if gone else ExitCode.REMOTE,
+        )
+        self.status = hello.status
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where the far side is, and how to get there."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    ssh_command: tuple[str, ...] = ("ssh",)
+    python: str | None = None
+
+    @property
+    def destination(self) -> str:
+        """As ssh takes it; the port goes separately."""
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+
+# --- [user@]host[:port] ---------------------------------------------------------------------------
+
+_HOST = re.compile(r"[^\s\[\]@'\"`$\\;&|<>(){}*?!#/-][^\s\[\]@'\"`$\\;&|<>(){}*?!#/]*")
+_USER = re.compile(r"[^\s'\"`$;&|<>(){}*?!#-][^\s'\"`$;&|<>(){}*?!#]*")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
+
+
+def parse_remote(text: str, *, ssh_command: str = "ssh", python: str | None = None) -> Remote:
+    """The Remote of ``-r [user@]host[:port]`` and ``-e``; IPv6 addresses may stand in brackets.
+
+    Raises UserError.
+    """
+    user, at, place = text.rpartition("@")
+    host, port = _split_port(place)
+    if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
+        raise UserError(
+            f"{text!r} is not [user@]host[:port]",
+            "for example alice@gate.example:2222 or [2001:db8::1]:22",
+            ExitCode.USAGE,
+        )
+    if ":" in user:
+        raise UserError(
+            "a password does not belong into -r",
+            "leave it out: ssh asks for it, or use a key",
+            ExitCode.USAGE,
+        )
+    remote_command(python)  # raises for what can't be quoted
+    number = None if port is None else _parse_port(text, port)
+    return Remote(host, user or None, number, _split_command(ssh_command), python)
+
+
+def _split_port(place: str) -> tuple[str, str | None]:
+    bracketed = _BRACKETED.fullmatch(place)
+    if bracketed:
+        return bracketed.group(1), bracketed.group(2)
+    if place.count(":") != 1:
+        return place, None  # a name, or an IPv6 address without brackets
+    host, _, port = place.partition(":")
+    return host, port
+
+
+def _parse_port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise UserError(f"{text!r}: {port!r} is not a port", "ports are 1 to 65535", ExitCode.USAGE)
+    return int(port)
+
+
+def _split_command(command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UserError(f"-e {command!r}: {error}", "close the quote", ExitCode.USAGE)
+    if not words:
+        raise UserError(
+            "-e names no program", "give it one, for example: -e 'ssh -v'", ExitCode.USAGE
+        )
+    return words
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[str]:
+    """The whole command line. Raises UserError if the ssh program can't be found."""
+    program, *arguments = remote.ssh_command
+    port = ["-p", str(remote.port)] if remote.port is not None else []
+    return [
+        _find_program(program),
+        *arguments,
+        *_OPTIONS,
+        *ssh_options,
+        *port,
+        remote.destination,
+        command,
+    ]
+
+
+def _find_program(program: str) -> str:
+    usual = os.pathsep.join(_USUAL_PLACES)
+    found = shutil.which(program) or shutil.which(program, path=usual)
+    if found is None:
+        raise diagnosis.no_ssh(program, "there is no such program")
+    return found
+
+
+async def cipher_option(remote: Remote) -> list[str]:
+    """ssh options that put the fastest cipher first, if this machine has AES instructions and the
+    user did not choose ciphers; else, or in any doubt, nothing. Never raises.
+    """
+    program, *arguments = remote.ssh_command
+    if Path(program).name != "ssh" or not _has_aes_instructions():
+        return []
+    try:
+        ssh = _find_program(program)
+    except UserError:
+        return []
+    port = ["-p", str(remote.port)] if remote.port is not None else []
+    configured, default = await asyncio.gather(
+        _ask_ciphers([ssh, *arguments, *port, "-G", remote.destination]),
+        _ask_ciphers([ssh, "-F", "none", "-G", remote.destination]),
+    )
+    if configured is None or configured != default or FAST_CIPHER not in configured.split(","):
+        return []
+    return ["-o", f"Ciphers=^{FAST_CIPHER}"]
+
+
+async def _ask_ciphers(argv: Sequence[str]) -> str | None:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+    try:
+        answer, _ = await asyncio.wait_for(process.communicate(), ASK_DEADLINE_S)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()
+        return None
+    found = re.search(rb"^ciphers (\S+)$", answer, re.MULTILINE)
+    return found.group(1).decode("ascii", "replace") if found and process.returncode == 0 else None
+
+
+def _has_aes_instructions() -> bool:
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return platform.system() == "Darwin"  # every Mac that runs a supported Python has them
+    return re.search(r"^(?:flags|Features)\s*:.*\baes\b", cpuinfo, re.MULTILINE) is not None
+
+
+# --- the lane -------------------------------------------------------------------------------------
+
+
+def _echo(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class SshLane:
+    """A lane that is up. ``rest`` came in behind the HELLO; what follows it comes by ``read_fd``.
+
+    Both descriptors are non-blocking, and the caller's: closing them tells ssh to end, ``close``
+    makes sure. ``ended`` is done when ssh is, with its exit status (negative: a signal).
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, pipes: "_Pipes", hello: Hello) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.read_fd = pipes.read_fd
+        self.write_fd = pipes.write_fd
+        self.stderr = pipes.stderr
+        self.hello = hello
+        self.rest = b""
+        self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
+
+    async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first."""
+        for end, patience_s in ((None, deadline_s), (signal.SIGTERM, KILL_DEADLINE_S)):
+            if end is not None and not self.ended.done():
+                self.process.send_signal(end)
+            await asyncio.wait([self.ended], timeout=patience_s)
+            if self.ended.done():
+                break
+        else:
+            self.process.kill()
+            await self.ended
+        self.stderr.close()
+
+
+async def connect(
+    remote: Remote,
+    hello: Hello,
+    *,
+    ssh_options: Sequence[str] = (),
+    on_stderr: Callable[[str], None] = _echo,
+    deadline_s: float = HELLO_DEADLINE_S,
+) -> SshLane:
+    """Start ssh, bring the agent there, and wait until it has answered ``hello``.
+
+    ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
+    will say. Raises UserError (LaneRefusedError if it was the agent that said no).
+    """
+    argv = ssh_argv(remote, ssh_options, remote_command(remote.python))
+    process, pipes = await _spawn(argv, on_stderr)
+    lane = SshLane(process, pipes, hello)
+    up = False
+    try:
+        await _write_all(lane.write_fd, upload(agent_bundle(), hello))
+        await _greet(lane, hello, deadline_s)
+        up = True
+    finally:
+        if not up:
+            os.close(lane.read_fd)
+            os.close(lane.write_fd)
+            await lane.close(0.0)
+    lane.stderr.show_withheld()
+    return lane
+
+
+@dataclass(slots=True)
+class _Pipes:
+    """Our ends."""
+
+    read_fd: int
+    write_fd: int
+    stderr: "_Stderr"
+
+
+async def _spawn(
+    argv: Sequence[str], on_stderr: Callable[[str], None]
+) -> tuple[asyncio.subprocess.Process, _Pipes]:
+    stdin_fd, write_fd = os.pipe()
+    read_fd, stdout_fd = os.pipe()
+    stderr_read_fd, stderr_fd = os.pipe()
+    theirs = (stdin_fd, stdout_fd, stderr_fd)
+    ours = (write_fd, read_fd, stderr_read_fd)
+    for fd in ours:
+        os.set_blocking(fd, False)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=stdin_fd,
+            stdout=stdout_fd,
+            stderr=stderr_fd,
+            preexec_fn=_prepare_child(),
+        )
+    except OSError as error:
+        for fd in ours:
+            os.close(fd)
+        raise diagnosis.no_ssh(argv[0], error.strerror or str(error))
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return process, _Pipes(read_fd, write_fd, _Stderr(stderr_read_fd, on_stderr))
+
+
+def _prepare_child() -> Callable[[], None]:
+    """What to run between fork and exec. Everything that allocates or imports is done out here."""
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+            if os.getppid() != parent:  # it died before the line above
+                os._exit(1)
+
+    return prepare
+
+
+class _Stderr:
+    """ssh's stderr, line by line: shown as it comes, the last lines kept."""
+
+    def __init__(self, fd: int, show: Callable[[str], None]) -> None:
+        self.lines: deque[str] = deque(maxlen=STDERR_LINES)
+        self._fd = fd
+        self._show = show
+        self._partial = b""
+        self._withheld: list[str] | None = []
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self.drain)
+
+    def drain(self) -> None:
+        """Take what is there."""
+        while self._fd >= 0:
+            try:
+                data = os.read(self._fd, 65536)
+            except BlockingIOError:
+                return
+            *complete, self._partial = (self._partial + data).split(b"\n")
+            if not data or len(self._partial) > STDERR_LINE_CHARACTERS:
+                complete, self._partial = [*complete, self._partial], b""
+            for line in complete:
+                self._take(line)
+            if not data:
+                self._stop()
+
+    def show_withheld(self) -> None:
+        """The lane is up after all: show what was kept for a diagnosis, and all that follows."""
+        for line in self._withheld or ():
+            self._show(line)
+        self._withheld = None
+
+    def close(self) -> None:
+        """Take what is there, and no more."""
+        self.drain()
+        self._stop()
+
+    def _take(self, raw: bytes) -> None:
+        text = raw[:STDERR_LINE_CHARACTERS].decode("utf-8", "replace").rstrip()
+        line = "".join(c if c.isprintable() or c == "\t" else " " for c in text)
+        if not line:
+            return
+        self.lines.append(line)
+        if self._withheld is not None and diagnosis.is_diagnosed(line):
+            self._withheld.append(line)
+        else:
+            self._show(line)
+
+    def _stop(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+# --- the greeting ---------------------------------------------------------------------------------
+
+
+async def _greet(lane: SshLane, ours: Hello, deadline_s: float) -> None:
+    """Find the far side's HELLO; ``lane`` then has it, and the bytes behind it. UserError."""
+    search = HelloSearch()
+    listening = asyncio.ensure_future(_listen(lane, search, deadline_s))
+    either: list[asyncio.Future[Any]] = [listening, lane.ended]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():  # ssh is gone; what it wrote is in the pipe
+            await asyncio.wait([listening], timeout=0.2)
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+    if listening.cancelled() or not listening.result():
+        await asyncio.wait([lane.ended], timeout=CLOSE_DEADLINE_S)
+        lane.stderr.drain()
+        status = lane.ended.result() if lane.ended.done() else 255
+        raise diagnosis.diagnose(status, lane.stderr.lines, search.unmatched)
+    theirs = lane.hello
+    if theirs.role != AGENT or theirs.token != ours.token:
+        raise UserError(
+            "what answered on the far side is not the agent of this session",
+            "a login script there may echo its input; it must leave standard output alone",
+            ExitCode.REMOTE,
+        )
+    if theirs.status != ACCEPTED or common_version(ours, theirs) is None:
+        raise LaneRefusedError(theirs)
+
+
+async def _listen(lane: SshLane, search: HelloSearch, deadline_s: float) -> bool:
+    """True when the HELLO has come, False at the end of the stream. Raises UserError."""
+    loop = asyncio.get_running_loop()
+    waited_s = deadline_s
+    deadline = loop.time() + deadline_s
+    while True:
+        try:
+            data = await asyncio.wait_for(_read_some(lane.read_fd), deadline - loop.time())
+        except asyncio.TimeoutError:
+            raise diagnosis.silence(waited_s, search.unmatched)
+        if not data:
+            return False
+        if not search.unmatched and deadline - loop.time() > NOISE_DEADLINE_S:
+            waited_s = NOISE_DEADLINE_S
+            deadline = loop.time() + NOISE_DEADLINE_S
+        try:
+            found = search.feed(data)
+        except RemoteProtocolError:
+            raise diagnosis.endless_noise(search.unmatched)
+        if found is not None:
+            lane.hello, lane.rest = found, search.rest
+            return True
+
+
+async def _read_some(fd: int) -> bytes:
+    """What is there, as soon as something is; b"" at the end."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return os.read(fd, 65536)
+        except BlockingIOError:
+            await _ready(loop.add_reader, loop.remove_reader, fd)
+
+
+async def _write_all(fd: int, data: bytes) -> None:
+    """Write ``data``; if nobody reads any more, that is for the reading side to find out."""
+    loop = asyncio.get_running_loop()
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            await _ready(loop.add_writer, loop.remove_writer, fd)
+        except BrokenPipeError:
+            return
+
+
+async def _ready(add: Callable[..., None], remove: Callable[[int], bool], fd: int) -> None:
+    ready = asyncio.Event()
+    add(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(fd)
