@@ -110,10 +110,18 @@ def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_delete(session: str) -> str:
-    """The commands that remove a session's table; no error if there is none."""
+def render_probe(session: str, cgroup: Cgroup) -> str:
+    """Commands that succeed, and change nothing, where rules can match a cgroup (Linux 5.13)."""
     name = table_name(session)
-    return f"add table inet {name}\ndelete table inet {name}\n"
+    return (
+        f"table inet {name} {{\n\tchain probe {{\n\t\t{_in_cgroup(cgroup)} return\n\t}}\n}}\n"
+        f"delete table inet {name}\n"
+    )
+
+
+def render_delete(session: str) -> str:
+    """The command that removes a session's table."""
+    return f"delete table inet {table_name(session)}\n"
 
 
 # --- parts of the table -------------------------------------------------------------------------
@@ -150,14 +158,18 @@ def _output_chain(families: list[int], cgroup: Cgroup | None) -> list[str]:
         *_left_alone(),
     ]
     if cgroup is not None:
-        if not cgroup_path_is_harmless(cgroup.path):
-            raise ValueError("a cgroup whose name can't be written into a rule")
-        lines.append(f'\t\tsocket cgroupv2 level {cgroup.level} "{cgroup.path}" return')
+        lines.append(f"\t\t{_in_cgroup(cgroup)} return")
     for family in families:
         protocol = _PROTOCOL[family]
         lines.append(f"\t\t{protocol} daddr . tcp dport @bypass{family} return")
         lines.append(f"\t\tmeta nfproto ipv{family} goto capture{family}")
     return [*lines, "\t}"]
+
+
+def _in_cgroup(cgroup: Cgroup) -> str:
+    if not cgroup_path_is_harmless(cgroup.path):
+        raise ValueError("a cgroup whose name can't be written into a rule")
+    return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
 def _prerouting_chain(families: list[int]) -> list[str]:

@@ -1,0 +1,71 @@
+"""What sudo runs: ``python3 -I -S -B .../sshunt/helper/__main__.py``, the socketpair as its stdin.
+
+The client trusts us with its wishes and we trust it with nothing. Before the first byte is read, in
+stages that each assume the ones before:
+
+1. Ctrl-C and hang-ups belong to the client; it says goodbye, or its socket closes.
+2. Standard input must be the socketpair. sudo replaces it by a pipe where the administrator has it
+   record input (``log_input``), and then there is nobody to talk to.
+3. Only that socket stays open, the umask is 077, the environment is empty, we stand in ``/``.
+4. A child in a session of its own does the work, and we exit at once. sudo ends with us, gives the
+   terminal back, and nothing of it stays: neither its monitor process nor the pseudo-terminal it
+   made (``use_pty``), through which a Ctrl-C or a closed window might reach us.
+
+So the helper has no terminal and no stderr: whatever it has to say goes through the socket. It
+needs neither: with the socket's end its work ends.
+
+-I and -S: neither the user's environment nor site-packages are looked at. -B: root must not leave
+byte code in a user's directories. The package is found by this file's own place, and is searched
+last.
+"""
+
+import os
+import signal
+import socket
+import stat
+import sys
+
+#: The only exit status beside 0: standard input is not a socket.
+EXIT_NO_SOCKET = 3
+
+
+def main() -> int:
+    """Stages 1 to 4, then the conversation; returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        return EXIT_NO_SOCKET
+    client = socket.socket(fileno=os.dup(0))
+
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != client.fileno():
+            _close(int(name))
+    os.umask(0o077)
+    os.environ.clear()
+    os.chdir("/")
+
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    from sshunt.helper.server import serve
+
+    serve(client)
+    return 0
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass  # the one that listdir itself had open
+
+
+if __name__ == "__main__":
+    sys.exit(main())

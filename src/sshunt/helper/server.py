@@ -1,0 +1,188 @@
+"""One session's conversation with its client: order, deadlines, and undoing at the end.
+
+The loop is synchronous: there is one client and nothing to do meanwhile. It sleeps in poll(2) on
+two descriptors, the client's socket and a pipe into which the kernel's SIGTERM is written, so no
+signal interrupts a request half-way.
+
+Which request is allowed when::
+
+    state     HELLO      GUARD    APPLY      BYPASS    UNDO      end of stream, SIGTERM
+    NEW       -> IDLE    -        -          -         -         exit
+    IDLE      -          IDLE     -> ACTIVE  -         IDLE      undo, exit
+    ACTIVE    -          ACTIVE   -          ACTIVE    -> IDLE   undo, exit
+
+What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
+refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
+not ours. A bug ends it too: the client gets the traceback (we have no terminal, see ``__main__``).
+
+A request has a deadline from its first byte to its reply. It is an alarm(2) that nobody handles: a
+stuck call into libnftables can't be interrupted in any other way, and dying undoes everything.
+
+Not here: what a request means to the kernel (apply).
+"""
+
+import os
+import select
+import signal
+import socket
+import traceback
+from collections.abc import Iterator
+from enum import Enum, auto
+
+from sshunt.helper.apply import Kernel, KernelError
+from sshunt.helper.protocol import (
+    MAX_REQUEST_BYTES,
+    VERSION,
+    Applied,
+    Apply,
+    Bypass,
+    Done,
+    Guard,
+    Guarded,
+    Hello,
+    Refusal,
+    Refused,
+    Reply,
+    Request,
+    RequestError,
+    Undo,
+    Welcome,
+    decode_request_untrusted,
+    encode_reply,
+)
+
+#: 20,000 routes take half a second; a slow machine with a busy kernel twenty times as long.
+REQUEST_DEADLINE_S = 10.0
+
+_READ_BYTES = 64 * 1024
+
+
+class State(Enum):
+    """Where the conversation is."""
+
+    NEW = auto()
+    IDLE = auto()
+    ACTIVE = auto()
+
+
+_ALLOWED = {
+    State.NEW: (Hello,),
+    State.IDLE: (Guard, Apply, Undo),
+    State.ACTIVE: (Guard, Bypass, Undo),
+}
+
+
+def serve(client: socket.socket, *, owner: bool = True) -> None:
+    """Carry out requests until the client is gone or SIGTERM comes; leaves nothing behind.
+
+    ``owner=False`` makes plain tables even where the kernel could own them.
+    """
+    service = _Service(client, owner=owner)
+    try:
+        for line in _requests(client, _termination()):
+            reply, last = service.answer(line)
+            client.sendall(encode_reply(reply))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if last:
+                break
+    except ConnectionError:
+        pass  # the client died; so does the session
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, REQUEST_DEADLINE_S)
+        service.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Service:
+    """The state of the conversation."""
+
+    def __init__(self, client: socket.socket, *, owner: bool) -> None:
+        self._client = client
+        self._owner = owner
+        self._state = State.NEW
+        self._session = ""
+        self._kernel: Kernel | None = None
+
+    def answer(self, line: bytes) -> tuple[Reply, bool]:
+        """The reply to a request, and whether it is the last one."""
+        try:
+            return self._carry_out(decode_request_untrusted(line)), False
+        except RequestError as error:
+            return Refused(Refusal.BAD_REQUEST, str(error)), True
+        except KernelError as error:
+            return Refused(error.kind, error.message), self._kernel is None
+        except Exception:  # noqa: BLE001 (the top of the process: told, then the session ends)
+            return Refused(Refusal.INTERNAL, traceback.format_exc()), True
+
+    def close(self) -> None:
+        """Undo whatever is done."""
+        if self._kernel is not None:
+            self._kernel.undo()
+
+    def _carry_out(self, request: Request) -> Reply:
+        if not isinstance(request, _ALLOWED[self._state]):
+            name = type(request).__name__
+            return Refused(Refusal.WRONG_ORDER, f"{name} in state {self._state.name}")
+        if isinstance(request, Hello):
+            return self._hello(request)
+        if self._kernel is None:
+            raise RuntimeError("a state beyond NEW without a kernel")
+        match request:
+            case Guard():
+                return Guarded(self._kernel.guard())
+            case Apply():
+                if request.plan.session != self._session:
+                    return Refused(Refusal.BAD_REQUEST, "a plan of another session")
+                owner = self._kernel.apply(request.plan)
+                self._state = State.ACTIVE
+                return Applied(owner)
+            case Bypass():
+                self._kernel.bypass(request.endpoints)
+            case Undo():
+                self._kernel.undo()
+                self._state = State.IDLE
+        return Done()
+
+    def _hello(self, request: Hello) -> Reply:
+        if request.version != VERSION:
+            return Refused(Refusal.VERSION, f"the helper speaks version {VERSION} only")
+        self._session = request.session
+        self._kernel = Kernel(request.session, self._client, owner=self._owner)
+        self._state = State.IDLE
+        return Welcome(VERSION)
+
+
+def _requests(client: socket.socket, termination: int) -> Iterator[bytes]:
+    """Whole lines, and at last a line that is too long; ends at EOF or SIGTERM.
+
+    Starts the alarm at a request's first byte; the caller stops it after the reply.
+    """
+    buffer = bytearray()
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    poll.register(termination, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if termination in ready:
+            return
+        data = client.recv(_READ_BYTES)
+        if not data:
+            return
+        buffer += data
+        while buffer:
+            signal.setitimer(signal.ITIMER_REAL, REQUEST_DEADLINE_S)
+            end = buffer.find(b"\n")
+            if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
+                break
+            line = bytes(buffer if end < 0 else buffer[: end + 1])
+            del buffer[: len(line)]
+            yield line
+
+
+def _termination() -> int:
+    """A descriptor that becomes readable at SIGTERM."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    return read_end
