@@ -29,6 +29,7 @@ from sshunt.mux.hello import (
 )
 from sshunt.mux.session import Session
 from sshunt.relay.lane import LaneIO
+from sshunt.relay.sockets import keep_heap
 from sshunt.relay.tunnel import Tunnel
 
 #: How long the last frames (the answer to a goodbye, resets) may take to leave.
@@ -50,8 +51,10 @@ def serve(lanes: List[AttachedLane], listener: Optional[socket.socket], token: b
 
     ``listener`` is where stubs bring further lanes; None if the session can't outlive its lane.
     """
-    gc.freeze() if hasattr(gc, "freeze") else None
+    if hasattr(gc, "freeze"):  # Python 3.7
+        gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+    keep_heap()
     loop = asyncio.new_event_loop()
     try:
         life = _Life(loop, lanes[0], listener, token)

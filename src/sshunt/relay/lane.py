@@ -143,4 +143,4 @@ class LaneIO:
             self._tunnel.lane_ended(self, "the other side broke the protocol: %s" % error)
             return
         self._tunnel.dispatch()
-        self._tunnel.wake()
+        self._tunnel.wake_if_needed()

@@ -72,7 +72,7 @@ class TcpRelay:
             self._write_pending()
 
     def wait_for_connection(self, sock: socket.socket) -> None:
-        """``sock`` is connecting, and ours now: tell the far side when it is connected, or why not."""
+        """``sock`` is connecting, and ours now: tell the far side how it goes."""
         self._sock = sock
         self._writing = True
         self._tunnel.loop.add_writer(sock.fileno(), self._on_connected)
@@ -104,8 +104,8 @@ class TcpRelay:
             pass
 
     def _read(self) -> bool:
-        """Move one read's worth from the socket to the stream; False if there is no sense in
-        more.""" room = self._tunnel.session.room_bytes(self.stream)
+        """Move one read from the socket to the stream; False if another would bring nothing."""
+        room = self._tunnel.session.room_bytes(self.stream)
         if not room:
             self._read_no_more()  # on_writable comes when there is room
             return False
@@ -147,7 +147,7 @@ class TcpRelay:
         if sent < len(view):
             self._keep(view[sent:])
         if sent:
-            self._tunnel.consumed(self.stream, sent)
+            self._tunnel.session.consumed(self.stream, sent, self._tunnel.loop.time())
 
     def on_fin(self) -> None:
         """The far side sends nothing more."""

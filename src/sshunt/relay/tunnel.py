@@ -103,8 +103,7 @@ class Tunnel:
     def consumed(self, stream: Stream, size: int) -> None:
         """A socket took ``size`` bytes."""
         self.session.consumed(stream, size, self.loop.time())
-        if not self._pump_scheduled:
-            self.wake()
+        self.wake_if_needed()
 
     # --- moving -------------------------------------------------------------------------------
 
@@ -113,6 +112,14 @@ class Tunnel:
         if not self._pump_scheduled:
             self._pump_scheduled = True
             self.loop.call_soon(self._pump_soon)
+
+    def wake_if_needed(self) -> None:
+        """The same, if there is something to flush by now; most of what arrives needs no answer."""
+        if not self._pump_scheduled:
+            if self.session.has_work(self.loop.time()):
+                self.wake()
+            else:
+                self._set_timer(self.session.next_deadline())
 
     def _pump_soon(self) -> None:
         self._pump_scheduled = False

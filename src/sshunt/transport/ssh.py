@@ -78,10 +78,9 @@ _OPTIONS = (
     *("-o", "ForwardAgent=no"),
     *("-o", "Tunnel=no"),
     *("-o", "EscapeChar=none"),
-    # A shared connection is one whose death and buffers are not ours to see: a new lane must not
-    # hang on the dead master that it is to replace.
+    # An existing shared connection (ControlPath) is used: its owner wants no second login. But we
+    # never become the one that other logins share: they would end with us.
     *("-o", "ControlMaster=no"),
-    *("-o", "ControlPath=none"),
 )
 
 #: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
@@ -112,6 +111,7 @@ class Remote:
     port: int | None = None
     ssh_command: tuple[str, ...] = ("ssh",)
     python: str | None = None
+    delimiter: bool = True  # put -- before the remote command
 
     @property
     def destination(self) -> str:
@@ -126,7 +126,13 @@ _USER = re.compile(r"[^\s'\"`$;&|<>(){}*?!#-][^\s'\"`$;&|<>(){}*?!#]*")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 
 
-def parse_remote(text: str, *, ssh_command: str = "ssh", python: str | None = None) -> Remote:
+def parse_remote(
+    text: str,
+    *,
+    ssh_command: str = "ssh",
+    python: str | None = None,
+    delimiter: bool = True,
+) -> Remote:
     """The Remote of ``-r [user@]host[:port]`` and ``-e``; IPv6 addresses may stand in brackets.
 
     Raises UserError.
@@ -147,7 +153,7 @@ def parse_remote(text: str, *, ssh_command: str = "ssh", python: str | None = No
         )
     remote_command(python)  # raises for what can't be quoted
     number = None if port is None else _parse_port(text, port)
-    return Remote(host, user or None, number, _split_command(ssh_command), python)
+    return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
 
 
 def _split_port(place: str) -> tuple[str, str | None]:
@@ -192,6 +198,7 @@ def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[s
         *ssh_options,
         *port,
         remote.destination,
+        *(["--"] if remote.delimiter else []),
         command,
     ]
 
@@ -276,6 +283,15 @@ class SshLane:
         self.hello = hello
         self.rest = b""
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
+
+    def last_words(self) -> str:
+        """The last line that ssh printed, or what its exit status says; empty if neither does."""
+        if self.stderr.lines:
+            return self.stderr.lines[-1]
+        status = self.ended.result() if self.ended.done() else 0
+        if status < 0:
+            return f"ssh was killed by signal {-status}"
+        return f"ssh ended with status {status}" if status else ""
 
     async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first."""

@@ -1,0 +1,7 @@
+"""``python -m sshunt`` is ``sshunt``."""
+
+import sys
+
+from sshunt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,220 @@
+"""The command line: words in, ``Options`` out, and the process' exit status.
+
+Options mean what sshuttle's manual says of them. Nothing is done here but to understand what was
+typed, to run it, and to show errors as two lines: what happened, what to do.
+"""
+
+import argparse
+import asyncio
+import gc
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sshunt import __version__
+from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6, Options
+from sshunt.console import Console
+from sshunt.errors import ExitCode, UserError
+from sshunt.model import Endpoint
+from sshunt.routes import Target, parse_target, read_target_file
+from sshunt.transport.ssh import parse_remote
+
+_EPILOG = """\
+targets:
+  10.0.0.0/8                 a network; 0/0 is everything
+  192.0.2.7:443              one port; 10.0.0.0/8:8000-9000 a range of ports
+  2001:db8::/32              IPv6; with ports: [2001:db8::1]:80
+  git.corp.example           a name: all its addresses, as this host resolves it
+  @FILE                      the words of a file, one a line
+
+  The most specific target or exclusion wins.
+
+examples:
+  sshunt -r alice@gate.corp.example 10.0.0.0/8
+  sshunt -r gate 0/0 -x 192.168.1.0/24          everything but the network at home
+  sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
+  sshunt demo                                   see it work on a throw-away network
+
+exit status:
+  0 asked to stop   1 a bug of sshunt   2 usage   10 unknown name   11 ssh can't connect
+  12 login refused  13 ssh host key     14 no Python there          15 the far side failed
+  20 no privilege   21 no rules made    22 can't listen             23 lost after it was up
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["demo"]:
+        from sshunt import demo
+
+        return demo.main(words[1:])
+    if words[:1] == ["up"]:
+        del words[0]
+    console = Console()
+    try:
+        options = parse(words)
+        console.verbosity = options.verbosity
+        return _run(options, console)
+    except UserError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.OK
+    except Exception:  # the top of the program: a bug of ours, which must not look like an answer
+        console.raw(traceback.format_exc())
+        console.error(
+            UserError(
+                "this is a bug in sshunt",
+                "please report the lines above; all rules have been removed",
+                ExitCode.INTERNAL,
+            )
+        )
+        return ExitCode.INTERNAL
+
+
+def _run(options: Options, console: Console) -> int:
+    # Imported here: --help and --version need none of it.
+    from sshunt import client
+
+    gc.disable()  # start-up makes much that stays; client turns the collector on again
+    if options.dry_run:
+        print(asyncio.run(client.dry_run(options, console)), end="")
+    else:
+        asyncio.run(client.run(options, console))
+    return ExitCode.OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors as everybody else's: two lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, "see: sshunt --help", ExitCode.USAGE)
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """A line of an @file: one word, or nothing behind ``#``."""
+        line = arg_line.partition("#")[0].strip()
+        return [line] if line else []
+
+
+def parse(words: Sequence[str]) -> Options:
+    """The options in ``words``; raises UserError."""
+    args = _parser().parse_args(words)
+    targets = [parse_target(word) for word in args.targets]
+    for path in args.subnets:
+        targets.extend(read_target_file(path))
+    excludes: list[Target] = [parse_target(word) for word in args.exclude]
+    for path in args.exclude_from:
+        excludes.extend(read_target_file(path))
+    if not args.remote:
+        raise UserError("no remote host was given", "give one: -r [user@]host", ExitCode.USAGE)
+    if not targets:
+        raise UserError(
+            "no target was given",
+            "name what should be reached, such as 10.0.0.0/8; 0/0 is everything",
+            ExitCode.USAGE,
+        )
+    listen4, listen6 = _listen(args.listen, ipv6=not args.disable_ipv6)
+    return Options(
+        remote=parse_remote(
+            args.remote,
+            ssh_command=args.ssh_cmd,
+            python=args.python,
+            delimiter=not args.no_cmd_delimiter,
+        ),
+        targets=tuple(targets),
+        excludes=tuple(excludes),
+        listen4=listen4,
+        listen6=listen6,
+        verbosity=args.verbose,
+        dry_run=args.dry_run,
+    )
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sshunt",
+        usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n       sshunt demo",
+        description="Reach a remote network from unmodified programs over a plain ssh login.\n"
+        "Nothing is installed on the server, no root is needed there.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        fromfile_prefix_chars="@",
+        add_help=True,
+    )
+    add = parser.add_argument
+    add("targets", nargs="*", metavar="TARGET", help="what to reach through the remote host")
+    add("-r", "--remote", metavar="[USER@]HOST[:PORT]", help="the ssh server")
+    add("-x", "--exclude", action="append", default=[], metavar="TARGET", help="leave this alone")
+    add(
+        "-X",
+        "--exclude-from",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="leave alone what the file names, one target a line",
+    )
+    add(
+        "-s",
+        "--subnets",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="reach what the file names, one target a line",
+    )
+    add("-e", "--ssh-cmd", default="ssh", metavar="CMD", help="ssh and its options; default: ssh")
+    add("--python", metavar="PROGRAM", help="the Python on the remote host; default: found there")
+    add(
+        "-l",
+        "--listen",
+        metavar="[IP:]PORT[,[IP:]PORT]",
+        help="accept redirected connections here; an address other hosts can reach, such as "
+        "0.0.0.0:0, captures what this host forwards, too; default: any port of localhost",
+    )
+    add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
+    add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
+    add(
+        "--no-cmd-delimiter",
+        action="store_true",
+        help="put no -- before the remote command, for ssh commands that don't know it",
+    )
+    add("-v", "--verbose", action="count", default=0, help="say more; twice: every connection")
+    add("--dry-run", action="store_true", help="print the exact rules and change nothing")
+    add("-V", "--version", action="version", version=f"sshunt {__version__}")
+    return parser
+
+
+def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint | None]:
+    """The IPv4 and IPv6 listener. One that is not given although the other is, is not made."""
+    if text is None:
+        return DEFAULT_LISTEN4, DEFAULT_LISTEN6 if ipv6 else None
+    found: dict[int, Endpoint] = {}
+    for part in text.split(","):
+        family, endpoint = _endpoint(part)
+        if family in found:
+            raise _bad_listen(text, "two addresses of one family")
+        found[family] = endpoint
+    return found.get(socket.AF_INET), found.get(socket.AF_INET6) if ipv6 else None
+
+
+def _endpoint(text: str) -> tuple[int, Endpoint]:
+    host, _, port_text = text.strip().rpartition(":")
+    if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+        raise _bad_listen(text, "no port")
+    host = host.removeprefix("[").removesuffix("]") or DEFAULT_LISTEN4[0]
+    try:
+        found = socket.getaddrinfo(host, int(port_text), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise _bad_listen(text, f"{host!r} is no address of this host")
+    family, _, _, _, address = found[0]
+    return family, (str(address[0]), int(port_text))
+
+
+def _bad_listen(text: str, problem: str) -> UserError:
+    return UserError(
+        f"--listen {text}: {problem}",
+        "examples: 12300, 0.0.0.0:0, 127.0.0.1:12300,[::1]:12300",
+        ExitCode.USAGE,
+    )

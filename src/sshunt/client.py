@@ -1,0 +1,331 @@
+"""The client: the composition root. It starts things in order, watches them, and stops them.
+
+    1 names of targets are resolved          cheap errors first: nothing has been touched yet
+    2 listeners are bound
+    3 the helper is started                  asks for a password, if it must, before anything else
+    4 the helper guards us by a cgroup       ssh, started from here on, is never captured
+    5 ssh connects, the agent answers        may prompt as ssh does
+    6 the rules are applied                  last: nothing is captured that could not be forwarded
+    7 ... until a signal, or the end of ssh, helper or agent ...
+    8 all of it is undone in reverse         rules first
+
+Each step puts its undoing on one stack; whatever ends the session, a signal while starting
+included, unwinds it. Every undoing has a deadline.
+
+Invariants: rules exist only while the tunnel is up; the client itself needs no privilege.
+"""
+
+import asyncio
+import gc
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+from sshunt.capture import nft
+from sshunt.capture.plan import Plan
+from sshunt.config import Options
+from sshunt.console import Console
+from sshunt.elevate import Helper, start_helper
+from sshunt.errors import ExitCode, UserError
+from sshunt.listener import Listener, bind
+from sshunt.model import Action, Endpoint, Route
+from sshunt.mux import frames
+from sshunt.mux.hello import CLIENT, FEATURE_CREATE, TOKEN_BYTES, make_hello
+from sshunt.mux.session import Session
+from sshunt.peers import ssh_peers
+from sshunt.relay.lane import LaneIO
+from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
+from sshunt.relay.tunnel import Tunnel
+from sshunt.routes import resolve
+from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.ssh import SshLane, cipher_option, connect
+
+#: How long the far side may take to answer our goodbye before we just hang up.
+GOODBYE_DEADLINE_S = 1.0
+
+#: How long ssh may take to end by itself once its pipes are closed.
+SSH_END_DEADLINE_S = 0.5
+
+#: How long the first round trip through the lane is waited for, to show it.
+FIRST_RTT_DEADLINE_S = 2.0
+
+#: The status line is redrawn this often.
+STATUS_EVERY_S = 1.0
+
+#: See agent.server: our objects come by the thousand and none of them is garbage.
+GC_THRESHOLD = 100_000
+
+#: Routes named in the line that says we are connected; the rest are counted.
+ROUTES_SHOWN = 4
+
+
+async def run(options: Options, console: Console) -> None:
+    """Bring the tunnel up and keep it up until it is asked to stop; raises UserError."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _settle, stop, number.name)
+    async with AsyncExitStack() as undo:
+        starting = asyncio.ensure_future(_start(options, console, undo))
+        await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with suppress(asyncio.CancelledError, UserError):
+                await starting
+            console.line(f"stopped while starting ({stop.result()})")
+            return
+        await starting.result().watch(stop)
+        console.status("")
+
+
+async def dry_run(options: Options, console: Console) -> str:
+    """The exact rules that ``run`` would have the helper apply. Changes nothing."""
+    routes = await _routes(options)
+    listeners = _bind(options, routes)
+    try:
+        plan = _plan(secrets.token_hex(4), listeners, routes, ())
+    finally:
+        for sock in listeners:
+            sock.close()
+    console.detail(1, "a real run also skips its own cgroup and the ssh connection it makes")
+    return nft.render(plan, owner=True, cgroup=None)
+
+
+def _settle(future: "asyncio.Future[str]", value: str) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+# --- start ------------------------------------------------------------------------------------
+
+
+async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_Up":
+    session_id = secrets.token_hex(4)
+    routes = await _routes(options)
+    raise_descriptor_limit()
+    keep_heap()
+    listeners = _bind(options, routes)
+    for sock in listeners:
+        undo.callback(sock.close)
+
+    helper = await start_helper(session=session_id)
+    undo.push_async_callback(_quietly, helper.close)
+    guarded = await helper.guard()
+    console.detail(1, "own traffic kept out by " + ("a cgroup" if guarded else "its addresses"))
+
+    bundle = agent_bundle()
+    console.detail(1, f"agent: {len(bundle.data)} bytes, {len(bundle.modules)} modules")
+    hello = make_hello(CLIENT, secrets.token_bytes(TOKEN_BYTES), features=FEATURE_CREATE)
+    cipher = await cipher_option(options.remote)
+    console.detail(1, f"ssh options: {' '.join(cipher) or 'none of ours'}")
+    ssh = await connect(options.remote, hello, ssh_options=cipher, on_stderr=console.raw)
+    undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
+
+    up = _Up(options, console, helper, ssh)
+    undo.push_async_callback(up.say_goodbye)
+    for sock in listeners:
+        listener = Listener(sock, up.tunnel, console)
+        undo.callback(listener.close)
+        up.listeners.append(listener)
+        listener.start()
+
+    plan = _plan(session_id, listeners, routes, ssh_peers(ssh.pid))
+    await helper.apply(plan)
+    undo.push_async_callback(_quietly, helper.undo)
+    gc.freeze()  # what start-up made stays: the collector need not look at it again
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+    rtt_s = await up.first_rtt()
+    console.line(_connected_line(options, routes, rtt_s))
+    return up
+
+
+async def _routes(options: Options) -> tuple[Route, ...]:
+    loop = asyncio.get_running_loop()
+    return await resolve(
+        options.targets,
+        options.excludes,
+        ipv6=options.listen6 is not None,
+        getaddrinfo=loop.getaddrinfo,
+    )
+
+
+def _bind(options: Options, routes: tuple[Route, ...]) -> list[socket.socket]:
+    """The listeners, one for each family that has something to capture; raises UserError."""
+    families = {route.network.version for route in routes if route.action is Action.REMOTE}
+    wanted = [(4, options.listen4), (6, options.listen6)]
+    return [bind(endpoint) for family, endpoint in wanted if endpoint and family in families]
+
+
+def _plan(
+    session_id: str,
+    listeners: list[socket.socket],
+    routes: tuple[Route, ...],
+    bypass: tuple[Endpoint, ...],
+) -> Plan:
+    bound: dict[int, Endpoint] = {}
+    for sock in listeners:
+        address, port = sock.getsockname()[:2]
+        bound[sock.family] = (address, port)
+    return Plan(
+        session=session_id,
+        listen4=bound.get(socket.AF_INET),
+        listen6=bound.get(socket.AF_INET6),
+        routes=routes,
+        bypass=bypass,
+    )
+
+
+def _connected_line(options: Options, routes: tuple[Route, ...], rtt_s: float) -> str:
+    remote = [route for route in routes if route.action is Action.REMOTE]
+    shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
+    more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
+    rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
+    return f"connected to {options.remote.host}{rtt}: {shown}{more}"
+
+
+def _route_text(route: Route) -> str:
+    if route.every_port:
+        return str(route.network)
+    ports = f"{route.first_port}-{route.last_port}"
+    if route.first_port == route.last_port:
+        ports = str(route.first_port)
+    network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
+    return f"{network}:{ports}"
+
+
+async def _quietly(step: Callable[[], Awaitable[None]]) -> None:
+    """An undoing that can't succeed (its helper is gone) must not hide why we are undoing."""
+    with suppress(UserError):
+        await step()
+
+
+# --- up ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """Bytes on all lanes so far."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class _Up:
+    """The running session: its tunnel, and everything whose end ends it."""
+
+    def __init__(self, options: Options, console: Console, helper: Helper, ssh: SshLane) -> None:
+        loop = asyncio.get_running_loop()
+        self._options = options
+        self._console = console
+        self._helper = helper
+        self._ssh = ssh
+        self.listeners: list[Listener] = []
+        self._lost: asyncio.Future[str] = loop.create_future()
+        self._bug: asyncio.Future[BaseException] = loop.create_future()
+        loop.set_exception_handler(self._on_bug)
+        session = Session(CLIENT, ssh.hello.initial_window_bytes, ssh.hello.max_streams)
+        self.tunnel = Tunnel(loop, session)
+        self.tunnel.on_lane_ended = self._on_lane_ended
+        self.tunnel.on_goodbye = self._on_goodbye
+        self.tunnel.on_forgotten = self._on_forgotten
+        lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
+        lane.receive(ssh.rest)
+        session.ping(0)
+
+    async def first_rtt(self) -> float:
+        """The first measured round-trip time in seconds, 0 if it takes too long."""
+        deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
+        while not self.tunnel.session.rtt_s and self.tunnel.loop.time() < deadline:
+            await asyncio.sleep(0.002)
+        return self.tunnel.session.rtt_s
+
+    async def watch(self, stop: "asyncio.Future[str]") -> None:
+        """Return when asked to stop; raise UserError when something we need has ended."""
+        status = asyncio.ensure_future(self._show_status())
+        helper_gone = asyncio.ensure_future(self._helper.gone.wait())
+        ends = {stop, self._lost, helper_gone, self._bug}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            status.cancel()
+            helper_gone.cancel()
+        if self._bug.done():
+            raise self._bug.result()
+        if stop.done():
+            self._console.detail(1, f"stopping ({stop.result()})")
+            return
+        if self._helper.gone.is_set():
+            raise UserError(
+                "the helper that holds the rules ended; the kernel has removed them",
+                "start sshunt again; with -v the system's log may say who ended it",
+                ExitCode.LOST,
+            )
+        raise await self._why_lost(self._lost.result())
+
+    async def say_goodbye(self) -> None:
+        """End the session in order: the agent then leaves at once, not after a grace time."""
+        if self.tunnel.lanes:
+            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
+            self.tunnel.pump()
+            await asyncio.wait({self._lost}, timeout=GOODBYE_DEADLINE_S)
+        self.tunnel.close()
+
+    async def _why_lost(self, reason: str) -> UserError:
+        """Ask ssh, if it ended, what it was; else say what the lane said."""
+        await asyncio.wait({self._ssh.ended}, timeout=SSH_END_DEADLINE_S)
+        why = reason or self._ssh.last_words() or "the far side closed it"
+        return UserError(
+            f"the connection to {self._options.remote.host} was lost: {why}",
+            "check the network and the ssh server, then start sshunt again",
+            ExitCode.LOST,
+        )
+
+    def _on_lane_ended(self, _lane: LaneIO, reason: str) -> None:
+        if not self.tunnel.lanes:
+            _settle(self._lost, reason)
+
+    def _on_goodbye(self, code: int, sentence: str) -> None:
+        if code != frames.GOODBYE_DONE:
+            _settle(self._lost, f"the agent ended: {sentence or 'no reason given'}")
+
+    def _on_forgotten(self) -> None:
+        for listener in self.listeners:
+            listener.resume()
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if not self._bug.done():
+            text = str(context.get("message"))
+            self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
+
+    async def _show_status(self) -> None:
+        if not self._console.is_terminal:
+            return
+        before = self._traffic()
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            after = self._traffic()
+            down = (after.received - before.received) * 8 / STATUS_EVERY_S
+            up = (after.sent - before.sent) * 8 / STATUS_EVERY_S
+            count = len(self.tunnel.session.streams)
+            rtt_ms = self.tunnel.session.rtt_s * 1000
+            self._console.status(
+                f"{count} connection{'' if count == 1 else 's'}, "
+                f"down {_bit_rate(down)}, up {_bit_rate(up)}, RTT {rtt_ms:.1f} ms"
+            )
+            before = after
+
+    def _traffic(self) -> _Traffic:
+        lanes = self.tunnel.session.lanes.values()
+        return _Traffic(sum(lane.sent for lane in lanes), sum(lane.received for lane in lanes))
+
+
+def _bit_rate(bits_per_s: float) -> str:
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if bits_per_s < 1000:
+            return f"{bits_per_s:.0f} {unit}"
+        bits_per_s /= 1000
+    return f"{bits_per_s:.1f} Gbit/s"

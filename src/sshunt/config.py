@@ -1,0 +1,25 @@
+"""What one run of ``sshunt up`` was asked to do. Values only; ``cli`` fills them in."""
+
+from dataclasses import dataclass
+
+from sshunt.model import Endpoint
+from sshunt.routes import Target
+from sshunt.transport.ssh import Remote
+
+#: Where redirected connections are accepted unless --listen says otherwise: any free port,
+#: reachable from this host only.
+DEFAULT_LISTEN4: Endpoint = ("127.0.0.1", 0)
+DEFAULT_LISTEN6: Endpoint = ("::1", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of ``sshunt up``."""
+
+    remote: Remote
+    targets: tuple[Target, ...]
+    excludes: tuple[Target, ...]
+    listen4: Endpoint | None
+    listen6: Endpoint | None
+    verbosity: int
+    dry_run: bool

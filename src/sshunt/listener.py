@@ -1,0 +1,144 @@
+"""The local end of the capture: accepts what the kernel redirected and makes streams of it.
+
+One listener per address family. Out of descriptors, accepting pauses: the connections wait in the
+kernel's backlog and nothing spins; it goes on when a connection ends or after a moment.
+
+Not here: what is redirected (capture, helper), how bytes move (relay).
+"""
+
+import asyncio
+import errno
+import socket
+
+from sshunt.capture.original import NotRedirected, original_destination
+from sshunt.console import Console
+from sshunt.errors import ExitCode, UserError
+from sshunt.model import Endpoint
+from sshunt.mux.frames import TCP, Destination
+from sshunt.relay.sockets import OUT_OF_RESOURCES, close_with_reset, prepare
+from sshunt.relay.tcp import TcpRelay
+from sshunt.relay.tunnel import Tunnel
+
+#: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
+BACKLOG = 4096
+
+#: Connections accepted in one round of the event loop, so that a flood leaves time for the others.
+ACCEPTS_PER_ROUND = 64
+
+#: How long accepting pauses when descriptors have run out, unless one is freed earlier.
+PAUSE_S = 0.5
+
+#: The same complaint is not repeated more often than this.
+COMPLAIN_EVERY_S = 10.0
+
+
+def bind(endpoint: Endpoint) -> socket.socket:
+    """A listening TCP socket at (address, port), port 0 for any; raises UserError."""
+    address, port = endpoint
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        prepare(sock)  # accepted sockets inherit it
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _cannot_listen(address, port, error)
+    return sock
+
+
+def _cannot_listen(address: str, port: int, error: OSError) -> UserError:
+    hints = {
+        errno.EADDRINUSE: "choose another port with --listen, or leave --listen out",
+        errno.EACCES: "choose a port above 1023 with --listen",
+        errno.EADDRNOTAVAIL: "give --listen an address of this host",
+    }
+    reason = error.strerror or str(error)
+    hint = hints.get(error.errno or 0, "leave --listen out to have an address chosen")
+    return UserError(f"can't listen on {address} port {port}: {reason}", hint, ExitCode.LISTEN)
+
+
+class Listener:
+    """Accepts from ``sock`` while it is started. Owns it."""
+
+    def __init__(self, sock: socket.socket, tunnel: Tunnel, console: Console) -> None:
+        self._sock = sock
+        self._tunnel = tunnel
+        self._console = console
+        self._accepting = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._complained_at = float("-inf")
+
+    def start(self) -> None:
+        """Accept connections from now on."""
+        self._accept_later()
+
+    def resume(self) -> None:
+        """A descriptor has become free: if accepting pauses, go on."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._accept_later()
+
+    def close(self) -> None:
+        """Accept no more. Connections that still wait are reset by the kernel."""
+        self._accept_no_more()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._sock.close()
+
+    def _accept_later(self) -> None:
+        self._pause = None
+        if not self._accepting:
+            self._accepting = True
+            self._tunnel.loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def _accept_no_more(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._tunnel.loop.remove_reader(self._sock.fileno())
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_PER_ROUND):
+            if not self._tunnel.session.can_open:
+                self._wait("as many connections are open as the far side allows")
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in OUT_OF_RESOURCES:
+                    raise
+                self._wait(f"can't accept more connections: {error.strerror}")
+                return
+            sock.setblocking(False)
+            self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        try:
+            address, port = original_destination(sock)
+        except NotRedirected as error:
+            self._console.detail(1, f"refused a local connection: {error}")
+            close_with_reset(sock)
+            return
+        except OSError:  # the peer was faster and is gone
+            close_with_reset(sock)
+            return
+        stream = self._tunnel.open(Destination(TCP, address, port))
+        if self._console.verbosity >= 2:
+            self._console.detail(2, f"stream {stream.id}: to {address} port {port}")
+        TcpRelay(self._tunnel, stream).start(sock)
+
+    def _wait(self, why: str) -> None:
+        self._accept_no_more()
+        self._pause = self._tunnel.loop.call_later(PAUSE_S, self._accept_later)
+        now = self._tunnel.loop.time()
+        if now - self._complained_at > COMPLAIN_EVERY_S:
+            self._complained_at = now
+            self._console.line(f"{why}; new ones wait until one of the open ones ends")
