@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.OK
-    except Exception:  # the top of the program: a bug of ours, which must not look like an answer
+    except Exception:  # noqa: BLE001 (the top of the program: a bug, not an answer)
         console.raw(traceback.format_exc())
         console.error(
             UserError(

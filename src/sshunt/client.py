@@ -23,6 +23,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan
@@ -70,7 +71,8 @@ async def run(options: Options, console: Console) -> None:
         loop.add_signal_handler(number, _settle, stop, number.name)
     async with AsyncExitStack() as undo:
         starting = asyncio.ensure_future(_start(options, console, undo))
-        await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {starting, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             with suppress(asyncio.CancelledError, UserError):
@@ -246,7 +248,7 @@ class _Up:
         """Return when asked to stop; raise UserError when something we need has ended."""
         status = asyncio.ensure_future(self._show_status())
         helper_gone = asyncio.ensure_future(self._helper.gone.wait())
-        ends = {stop, self._lost, helper_gone, self._bug}
+        ends: set[asyncio.Future[Any]] = {stop, self._lost, helper_gone, self._bug}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
