@@ -126,9 +126,10 @@ def encode_open(stream: int, destination: Destination) -> bytes:
         address = ipaddress.ip_address(destination.host)
         address_type, raw = int(address.version), address.packed
     except ValueError:
-        address_type, raw = _ADDRESS_NAME, destination.host.encode("ascii", "replace")
-        if not 0 < len(raw) <= _NAME_BYTES:
-            raise LocalProtocolError("a host name has 1 to %d bytes" % _NAME_BYTES)
+        # What the other side would not take must not leave: it would end lane after lane.
+        if not _is_name(destination.host):
+            raise LocalProtocolError("%r is no host name" % destination.host)
+        address_type, raw = _ADDRESS_NAME, destination.host.encode("ascii")
     length = _OPEN_BODY.size + len(raw)
     return (
         _OPEN_HEAD.pack(
@@ -180,12 +181,17 @@ def decode_open_untrusted(body: bytes) -> Destination:
         if len(raw) != (4 if address_type == _ADDRESS_IPV4 else 16):
             raise RemoteProtocolError("OPEN with an address of %d bytes" % len(raw))
         return Destination(kind, str(ipaddress.ip_address(raw)), port)
-    if address_type != _ADDRESS_NAME or len(raw) > _NAME_BYTES:
+    if address_type != _ADDRESS_NAME:
         raise RemoteProtocolError("OPEN with address type %d" % address_type)
-    # A name goes to the resolver and to log lines: visible ASCII only.
-    if not all(0x21 <= byte <= 0x7E for byte in raw):
-        raise RemoteProtocolError("OPEN with an unprintable name")
-    return Destination(kind, raw.decode("ascii"), port)
+    name = raw.decode("latin-1")
+    if not _is_name(name):
+        raise RemoteProtocolError("OPEN with an impossible name")
+    return Destination(kind, name, port)
+
+
+def _is_name(name: str) -> bool:
+    """A name goes to the resolver and to log lines: visible ASCII only."""
+    return 0 < len(name) <= _NAME_BYTES and all("!" <= char <= "~" for char in name)
 
 
 def decode_ack_untrusted(body: bytes) -> Tuple[int, float]:

@@ -21,7 +21,12 @@ from typing import Deque, List, NamedTuple, Optional, Tuple
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import FrameReader
-from sshunt.mux.limits import ACK_DELAY_S, ACK_EVERY_BYTES, LANE_IN_FLIGHT_BYTES
+from sshunt.mux.limits import (
+    ACK_DELAY_S,
+    ACK_EVERY_BYTES,
+    LANE_IN_FLIGHT_BYTES,
+    LANE_IN_FLIGHT_FRAMES,
+)
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 
@@ -93,6 +98,8 @@ class Lane:
     @property
     def room_bytes(self) -> int:
         """How much may be added before the peer must acknowledge."""
+        if len(self.outstanding) >= LANE_IN_FLIGHT_FRAMES:
+            return 0
         return LANE_IN_FLIGHT_BYTES - self.in_flight_bytes
 
     def note_silent(self, size: int) -> None:

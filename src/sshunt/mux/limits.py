@@ -43,6 +43,18 @@ SESSION_GROWTH_BYTES = 256 * MIB
 #: more would only hide the backlog from the kernel's own flow control.
 SEND_QUEUE_BYTES = 2 * DATA_BYTES
 
+#: Payloads that one stream may have queued unsent. A program that writes single bytes would cost
+#: us some 300 bytes for each of them; here its backlog stays in the kernel, which joins them.
+SEND_QUEUE_PAYLOADS = 1024
+
+#: Early pieces that one receiver keeps: each costs some 300 bytes besides its own. Lanes reorder by
+#: whole frames and neighbours are joined, so a real peer needs a few dozen.
+EARLY_PIECES = 1024
+
+#: Neighbouring early pieces are joined up to this size, so that a full window behind one missing
+#: frame is at most 2 x 16 MiB / 64 KiB = 512 pieces, whatever they arrived in.
+EARLY_JOIN_BYTES = 64 * KIB
+
 #: Streams that one side may have open at once. Descriptors end first nearly everywhere.
 MAX_STREAMS = 32768
 
@@ -54,6 +66,14 @@ STREAM_GAP = 65536
 #: Bytes that may be on a lane without acknowledgement. One ssh channel has a window of 2 MiB and
 #: the kernel's socket buffers hold a few more; beyond that a frame waits no matter where.
 LANE_IN_FLIGHT_BYTES = 8 * MIB
+
+#: Frames that may be on a lane without acknowledgement: each costs us some 300 bytes until then.
+#: 160,000 small messages a second at 100 ms, more than Python can cut.
+LANE_IN_FLIGHT_FRAMES = 16384
+
+#: Control frames that may wait for a lane: the answers to all streams that a peer may have, thrice.
+#: A peer that goes on asking and does not read the answers is given up.
+CONTROL_QUEUE_FRAMES = 4 * MAX_STREAMS
 
 #: An acknowledgement leaves at the latest after so many bytes ...
 ACK_EVERY_BYTES = 256 * KIB

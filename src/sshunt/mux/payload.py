@@ -1,7 +1,7 @@
-"""What a DATA frame carries. Opaque: it has a length, can be cut, kept and released.
+"""What a DATA frame carries. Opaque: it has a length, can be cut, joined, kept and released.
 
 No code above the relay may look into a payload. Today it is a view of bytes in memory; where the
-kernel can hold the bytes in a pipe instead, another class with these four operations takes its
+kernel can hold the bytes in a pipe instead, another class with these five operations takes its
 place and nothing in the protocol changes.
 
 Ownership: whoever holds a payload may cut it; the last holder releases it. A payload that came in
@@ -34,6 +34,11 @@ class Payload:
     def keep(self) -> None:
         """Make the bytes independent of the buffer they came in."""
         self.view = memoryview(bytes(self.view))
+
+    def join(self, following: "Payload") -> None:
+        """Take over the bytes of ``following``, which come behind this one's. Both are kept."""
+        self.view = memoryview(b"".join((self.view, following.view)))
+        following.release()
 
     def release(self) -> None:
         """Give the bytes back. The payload is empty afterwards."""

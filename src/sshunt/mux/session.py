@@ -28,6 +28,7 @@ from sshunt.mux.frames import Destination, Frame
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane
 from sshunt.mux.limits import (
+    CONTROL_QUEUE_FRAMES,
     DATA_BYTES,
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
@@ -41,7 +42,7 @@ from sshunt.mux.limits import (
 )
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import Scheduler
-from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
+from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, OPEN, Sender, Stream
 from sshunt.mux.windows import GrowthBudget
 
 
@@ -191,8 +192,12 @@ class Session:
 
     @property
     def can_open(self) -> bool:
-        """False while as many streams are open as the peer allows."""
-        return len(self.streams) < self._max_own_streams and self._next_id < frames.MAX_STREAM
+        """False while as many streams are open, or wait for a lane, as the peer allows."""
+        return (
+            len(self.streams) < self._max_own_streams
+            and len(self._control) < MAX_STREAMS
+            and self._next_id < frames.MAX_STREAM
+        )
 
     def open(self, destination: Destination) -> Stream:
         """A new stream to ``destination``. It may be written at once."""
@@ -461,6 +466,8 @@ class Session:
             raise RemoteProtocolError("OPEN of our own stream %d" % number)
         if number in self._seen:
             return  # came before, over a lane that died
+        if len(self._control) > CONTROL_QUEUE_FRAMES:
+            raise RemoteProtocolError("the peer opens streams and does not read the answers")
         self._seen.add(number)
         if self._peer_streams >= MAX_STREAMS:
             raw = frames.encode_reset(number, frames.RESET_NO_RESOURCES)
@@ -473,17 +480,17 @@ class Session:
 
     def _on_opened(self, number: int) -> None:
         stream = self._find(number)
-        if stream is None or stream.opened:
-            return
         if number % 2 == self._peer_parity:
             raise RemoteProtocolError("OPENED of its own stream %d" % number)
+        if stream is None or stream.opened:
+            return
         stream.opened = True
         self._events.append(StreamOpened(stream))
 
     def _on_reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
         if stream is None:
-            if number % 2 == self._peer_parity and number not in self._seen:
+            if number % 2 == self._peer_parity and number and number not in self._seen:
                 self._seen.add(number)  # overtook its OPEN, which must find it closed
             else:
                 self._check_known(number)
@@ -508,14 +515,14 @@ class Session:
 
     def _check_known(self, number: int) -> None:
         if number % 2 == self._peer_parity:
-            known = number in self._seen
+            known = number > 0 and number in self._seen
         else:
             known = 0 < number < self._next_id
         if not known:
             raise RemoteProtocolError("frame of unknown stream %d" % number)
 
     def _wake(self, sender: Sender, stream: Stream) -> None:
-        if sender.blocked:
+        if sender.blocked and sender.state is OPEN:
             sender.blocked = False
             if sender.room_bytes():
                 self._events.append(StreamWritable(stream))

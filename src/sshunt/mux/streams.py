@@ -26,8 +26,13 @@ from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
-from sshunt.mux.frames import MAX_OFFSET
-from sshunt.mux.limits import INITIAL_WINDOW_BYTES, SEND_QUEUE_BYTES
+from sshunt.mux.limits import (
+    EARLY_JOIN_BYTES,
+    EARLY_PIECES,
+    INITIAL_WINDOW_BYTES,
+    SEND_QUEUE_BYTES,
+    SEND_QUEUE_PAYLOADS,
+)
 from sshunt.mux.payload import Payload
 from sshunt.mux.windows import ReceiveWindow
 
@@ -55,12 +60,8 @@ RECEIVER_TRANSITIONS: Dict[str, Dict[str, str]] = {
 ANY_LANE = -1
 NO_LANE = -2
 
-#: Early pieces that one receiver keeps. Lanes reorder by whole frames, so a real peer needs a few
-#: dozen; a hostile one could otherwise make each kept byte cost a hundred.
-MAX_EARLY_PIECES = 1024
-
-#: Room below which a blocked writer is not woken: one good read, and at most half an initial
-#: window, because a receiver grants more when half of its window was consumed.
+#: Room below which a blocked writer is not woken: one good read. Less where the peer's window is
+#: so small that it would never come: a receiver grants more when half of its window was consumed.
 WAKE_ROOM_BYTES = INITIAL_WINDOW_BYTES // 4
 
 
@@ -75,7 +76,16 @@ def next_state(table: Dict[str, Dict[str, str]], state: str, event: str) -> str:
 class Sender:
     """The sending half. Offsets count from 0; ``limit`` is the peer's credit, absolute."""
 
-    __slots__ = ("_lost", "_queue", "blocked", "limit", "next_offset", "queued_bytes", "state")
+    __slots__ = (
+        "_lost",
+        "_queue",
+        "_wake_room_bytes",
+        "blocked",
+        "limit",
+        "next_offset",
+        "queued_bytes",
+        "state",
+    )
 
     def __init__(self, limit: int) -> None:
         self.state = OPEN
@@ -83,6 +93,7 @@ class Sender:
         self.next_offset = 0  # of the first byte that was never put on a lane
         self.queued_bytes = 0  # written and never put on a lane
         self.blocked = False  # the writer was told that there is no room and waits to be woken
+        self._wake_room_bytes = min(WAKE_ROOM_BYTES, max(limit // 4, 1))
         self._queue: Optional[Deque[Payload]] = None
         self._lost: Optional[Deque[Tuple[int, Payload]]] = None
 
@@ -90,7 +101,9 @@ class Sender:
         """How much the writer may write now; 0 (and ``blocked``) if less than a good read."""
         credit = self.limit - self.next_offset
         room = (credit if credit < SEND_QUEUE_BYTES else SEND_QUEUE_BYTES) - self.queued_bytes
-        if room < WAKE_ROOM_BYTES:
+        if room < self._wake_room_bytes or (
+            self._queue and len(self._queue) >= SEND_QUEUE_PAYLOADS
+        ):
             self.blocked = True
             return 0
         return room
@@ -213,9 +226,10 @@ class Receiver:
         if self.final is not None and end > self.final:
             raise RemoteProtocolError("data up to %d, final offset %d" % (end, self.final))
         if self.state is CLOSED or end <= self.next_offset:
+            payload.release()
             return []  # all of it came before
         if offset < self.next_offset:
-            payload.cut(self.next_offset - offset)
+            payload.cut(self.next_offset - offset).release()
             offset = self.next_offset
         if offset > self.next_offset:
             self._keep_early(offset, payload)
@@ -234,8 +248,8 @@ class Receiver:
                 raise RemoteProtocolError("two final offsets, %d and %d" % (self.final, final))
             return
         early_end = self._early[-1][0] + len(self._early[-1][1]) if self._early else 0
-        if final < max(self.next_offset, early_end) or final > MAX_OFFSET:
-            raise RemoteProtocolError("final offset %d behind data" % final)
+        if not max(self.next_offset, early_end) <= final <= self.window.limit:
+            raise RemoteProtocolError("final offset %d" % final)
         self.final = final
         self.state = next_state(RECEIVER_TRANSITIONS, self.state, "FIN_KNOWN")
 
@@ -270,16 +284,16 @@ class Receiver:
             if kept_at > offset:  # a gap before this piece: fill it
                 fresh.append((offset, payload.cut(min(kept_at - offset, len(payload)))))
                 offset += len(fresh[-1][1])
-            payload.cut(min(max(kept_end - offset, 0), len(payload)))
+            payload.cut(min(max(kept_end - offset, 0), len(payload))).release()
             offset = max(offset, kept_end)
         if len(payload):
             fresh.append((offset, payload))
         for _, piece in fresh:
             piece.keep()
             self._early_bytes += len(piece)
-        self._early = sorted(early + fresh, key=_by_offset)
-        if len(self._early) > MAX_EARLY_PIECES:
-            raise RemoteProtocolError("more than %d early pieces" % MAX_EARLY_PIECES)
+        self._early = _join_neighbours(sorted(early + fresh, key=_by_offset))
+        if len(self._early) > EARLY_PIECES:
+            raise RemoteProtocolError("more than %d early pieces" % EARLY_PIECES)
 
     def _take_early(self) -> List[Payload]:
         """The kept pieces that have become in order."""
@@ -289,13 +303,30 @@ class Receiver:
             offset, piece = early.pop(0)
             self._early_bytes -= len(piece)
             if offset + len(piece) <= self.next_offset:
+                piece.release()
                 continue
             if offset < self.next_offset:
-                piece.cut(self.next_offset - offset)
+                piece.cut(self.next_offset - offset).release()
             self.next_offset += len(piece)
             ready.append(piece)
         self._early = early or None
         return ready
+
+
+def _join_neighbours(pieces: List[Tuple[int, Payload]]) -> List[Tuple[int, Payload]]:
+    """The same bytes in as few pieces as EARLY_JOIN_BYTES allows."""
+    joined: List[Tuple[int, Payload]] = []
+    end, size = -1, 0
+    for offset, piece in pieces:
+        if offset == end and size + len(piece) <= EARLY_JOIN_BYTES:
+            size += len(piece)
+            end += len(piece)
+            joined[-1][1].join(piece)
+        else:
+            size = len(piece)
+            end = offset + size
+            joined.append((offset, piece))
+    return joined
 
 
 class Stream:

@@ -1,17 +1,709 @@
 """Two sessions speak with each other: who says what, and what each hears."""
 
+import pytest
+
+from sshunt.mux import frames
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.frames import Destination
+from sshunt.mux.hello import AGENT, CLIENT
+from sshunt.mux.limits import (
+    ACK_DELAY_S,
+    CONTROL_QUEUE_FRAMES,
+    DATA_BYTES,
+    DATAGRAM_AGE_S,
+    DATAGRAM_BYTES,
+    DATAGRAM_QUEUE_BYTES,
+    INITIAL_WINDOW_BYTES,
+    LANE_IN_FLIGHT_BYTES,
+    MAX_STREAMS,
+    MAX_WINDOW_BYTES,
+    STREAM_GAP,
+    TRANSMIT_BUFFERS,
+)
 from sshunt.mux.payload import Payload
-from tests.unit.mux.ends import Ends
+from sshunt.mux.session import (
+    DatagramReceived,
+    DataReceived,
+    FinReceived,
+    GoodbyeReceived,
+    Session,
+    StreamOpened,
+    StreamRequested,
+    StreamReset,
+    StreamWritable,
+)
+from tests.unit.mux.ends import WEB, Ends, join, kinds, read_frames, text
 
 
-def test_a_frame_behind_an_acknowledgement_is_released_only_when_all_of_it_was_processed():
+def feed(session: Session, data: bytes, lane: int = 1) -> None:
+    session.receive(lane, memoryview(data), 0.0)
+
+
+def agent_with_lane() -> Session:
+    agent = Session(AGENT)
+    agent.add_lane(1, 0.0)
+    return agent
+
+
+def client_with_lane() -> Session:
+    client = Session(CLIENT)
+    client.add_lane(1, 0.0)
+    return client
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_requested_and_accepted() -> None:
+    ends = Ends()
+    near = ends.client.open(WEB)
+    (request,) = ends.send(ends.client)
+    assert isinstance(request, StreamRequested)
+    assert (request.stream.id, request.destination) == (near.id, WEB)
+    assert not near.opened
+    ends.agent.accept(request.stream)
+    assert ends.send(ends.agent) == [StreamOpened(near)]
+    assert near.opened
+
+
+def test_data_travels_with_the_open_and_needs_no_round_trip() -> None:
+    ends = Ends()
+    near = ends.client.open(WEB)
+    ends.client.write(near, Payload(b"GET /"), ends.now)
+    wire = ends.transmit(ends.client)
+    assert kinds(wire) == [frames.OPEN, frames.DATA]
+    events = ends.deliver(ends.agent)
+    assert [type(event) for event in events] == [StreamRequested, DataReceived]
+    assert text(events) == b"GET /"
+
+
+def test_hearing_twice_that_a_stream_is_open_is_one_event() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    (request,) = ends.send(ends.client)
+    assert isinstance(request, StreamRequested)
+    ends.agent.accept(request.stream)
+    assert ends.send(ends.agent) == [StreamOpened(near)]
+    ends.lose_lane(1)
+    assert frames.OPENED in kinds(ends.transmit(ends.agent, lane=2))
+    assert ends.deliver(ends.client, lane=2) == []
+
+
+def test_accepting_twice_says_so_once() -> None:
+    ends = Ends()
+    _, far = ends.connect()
+    ends.agent.accept(far)
+    assert not ends.transmit(ends.agent)
+
+
+def test_stream_numbers_are_odd_at_the_client_even_at_the_agent_and_never_come_back() -> None:
+    client, agent = Session(CLIENT), Session(AGENT)
+    first = client.open(WEB)
+    client.reset(first, frames.RESET_ABORTED)
+    assert [first.id, client.open(WEB).id, client.open(WEB).id] == [1, 3, 5]
+    assert [agent.open(WEB).id, agent.open(WEB).id] == [2, 4]
+
+
+def test_the_agent_may_open_streams_too() -> None:
+    ends = Ends()
+    far = ends.agent.open(WEB)
+    (request,) = ends.send(ends.agent)
+    assert isinstance(request, StreamRequested)
+    ends.client.accept(request.stream)
+    assert ends.send(ends.client) == [StreamOpened(far)]
+
+
+def test_no_more_streams_are_opened_than_the_peer_allows() -> None:
+    client = Session(CLIENT, peer_max_streams=2)
+    stream = client.open(WEB)
+    client.open(WEB)
+    assert not client.can_open
+    with pytest.raises(LocalProtocolError):
+        client.open(WEB)
+    client.reset(stream, frames.RESET_ABORTED)
+    assert client.can_open
+
+
+def test_openings_do_not_pile_up_without_end_while_no_lane_is_up() -> None:
+    client = Session(CLIENT)
+    opened = 0
+    while client.can_open:
+        client.reset(client.open(WEB), frames.RESET_TIMED_OUT)
+        opened += 1
+    assert opened == MAX_STREAMS // 2
+    client.add_lane(1, 0.0)
+    client.transmit(1, 0.0)
+    assert client.can_open
+
+
+def test_a_destination_that_cannot_be_sent_costs_no_stream() -> None:
+    client = Session(CLIENT)
+    with pytest.raises(LocalProtocolError):
+        client.open(Destination(frames.TCP, "no such name", 80))
+    assert client.open(WEB).id == 1
+
+
+def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
+    agent = agent_with_lane()
+    for index in range(MAX_STREAMS + 1):
+        feed(agent, frames.encode_open(1 + 2 * index, WEB))
+    assert len(agent.take_events()) == len(agent.streams) == MAX_STREAMS
+    last = 1 + 2 * MAX_STREAMS
+    assert frames.encode_reset(last, frames.RESET_NO_RESOURCES) in join(agent.transmit(1, 0.0))
+    feed(agent, frames.encode_window(last, 1))  # a frame of it that was under way: ignored
+    feed(agent, frames.encode_reset(1, frames.RESET_ABORTED))
+    feed(agent, frames.encode_open(last + 2, WEB))
+    assert last + 2 in agent.streams
+
+
+def test_a_peer_that_opens_streams_and_does_not_read_the_answers_is_given_up() -> None:
+    agent = agent_with_lane()
+
+    def ask_for_ever() -> None:
+        for index in range(2 * CONTROL_QUEUE_FRAMES):
+            feed(agent, frames.encode_open(1 + 2 * index, WEB))
+            for event in agent.take_events():
+                assert isinstance(event, StreamRequested)
+                agent.reset(event.stream, frames.RESET_REFUSED)
+
+    with pytest.raises(RemoteProtocolError):
+        ask_for_ever()
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def test_bytes_go_both_ways_in_order() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(b"ping "), ends.now)
+    ends.client.write(near, Payload(b"again"), ends.now)
+    ends.agent.write(far, Payload(b"pong"), ends.now)
+    client, agent = ends.settle()
+    assert (text(client), text(agent)) == (b"pong", b"ping again")
+
+
+def test_a_large_payload_leaves_in_frames_of_the_largest_size() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    near.sender.grant(10 * DATA_BYTES)
+    ends.client.write(near, Payload(bytes(DATA_BYTES + 1)), ends.now)
+    sent = [frame for frame in read_frames(ends.transmit(ends.client)) if frame[0] == frames.DATA]
+    assert [(frame[2], len(frame[3])) for frame in sent] == [(0, DATA_BYTES), (DATA_BYTES, 1)]
+
+
+def test_an_empty_write_is_our_own_bug() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    with pytest.raises(LocalProtocolError):
+        ends.client.write(near, Payload(b""), ends.now)
+
+
+def test_a_stopped_reader_stops_its_sender_and_credit_starts_it_again() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    assert ends.client.room_bytes(near) == 0
+    client, agent = ends.settle()
+    assert len(text(agent)) == INITIAL_WINDOW_BYTES
+    assert client == []
+    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    client, _ = ends.settle()
+    assert client == [StreamWritable(near)]
+    assert ends.client.room_bytes(near) >= INITIAL_WINDOW_BYTES
+
+
+def test_a_full_queue_that_drains_wakes_its_writer() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    near.sender.grant(MAX_WINDOW_BYTES)
+    while room := ends.client.room_bytes(near):
+        ends.client.write(near, Payload(bytes(room)), ends.now)
+    ends.transmit(ends.client)
+    assert StreamWritable(near) in ends.client.take_events()
+
+
+def test_a_grant_too_small_for_a_good_read_wakes_nobody() -> None:
+    client = client_with_lane()
+    stream = client.open(WEB)
+    client.write(stream, Payload(bytes(INITIAL_WINDOW_BYTES)), 0.0)
+    client.transmit(1, 0.0)
+    assert client.room_bytes(stream) == 0
+    feed(client, frames.encode_window(stream.id, INITIAL_WINDOW_BYTES + 1))
+    assert client.take_events() == []
+
+
+def test_a_writer_that_has_finished_is_not_woken() -> None:
+    client = client_with_lane()
+    stream = client.open(WEB)
+    client.write(stream, Payload(bytes(INITIAL_WINDOW_BYTES)), 0.0)
+    assert client.room_bytes(stream) == 0
+    client.finish(stream, 0.0)
+    client.transmit(1, 0.0)
+    feed(client, frames.encode_window(stream.id, 1 << 30))
+    assert client.take_events() == []
+
+
+def test_no_peer_can_grant_more_than_the_largest_window() -> None:
+    client = client_with_lane()
+    stream = client.open(WEB)
+    client.transmit(1, 0.0)
+    feed(client, frames.encode_window(stream.id, frames.MAX_OFFSET))
+    assert stream.sender.limit == MAX_WINDOW_BYTES
+    assert Session(CLIENT, peer_window_bytes=1 << 31).open(WEB).sender.limit == MAX_WINDOW_BYTES
+
+
+def test_consuming_a_little_grants_nothing_yet() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.settle()
+    ends.agent.consumed(far, 1, ends.now)
+    assert not ends.transmit(ends.agent)
+
+
+def test_once_the_end_is_known_no_credit_is_sent() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.client.finish(near, ends.now)
+    ends.settle()
+    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    assert not ends.transmit(ends.agent)
+
+
+# --- the end of a stream --------------------------------------------------------------------------
+
+
+def test_half_close_both_ways_ends_a_stream_and_both_ends_forget_it() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(b"question"), ends.now)
+    ends.client.finish(near, ends.now)
+    _, agent = ends.settle()
+    assert [type(event) for event in agent] == [DataReceived, FinReceived]
+    ends.agent.write(far, Payload(b"answer"), ends.now)
+    ends.agent.finish(far, ends.now)
+    client, _ = ends.settle()
+    assert [type(event) for event in client] == [DataReceived, FinReceived]
+    assert (ends.client.streams, ends.agent.streams) == ({}, {})
+
+
+def test_a_fin_that_arrives_last_forgets_the_stream_as_well() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.agent.finish(far, ends.now)
+    ends.settle()
+    ends.client.finish(near, ends.now)
+    ends.settle()
+    assert (ends.client.streams, ends.agent.streams) == ({}, {})
+
+
+def test_a_reset_ends_both_ways_at_once_and_keeps_its_meaning() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(b"lost"), ends.now)
+    ends.agent.reset(far, frames.RESET_REFUSED)
+    assert ends.send(ends.agent) == [StreamReset(near, frames.RESET_REFUSED)]
+    assert (ends.client.streams, ends.agent.streams) == ({}, {})
+    assert frames.DATA not in kinds(ends.transmit(ends.client))
+
+
+def test_resetting_twice_says_so_once() -> None:
+    ends = Ends()
+    _, far = ends.connect()
+    ends.agent.reset(far, frames.RESET_ABORTED)
+    ends.agent.reset(far, frames.RESET_ABORTED)
+    assert kinds(ends.transmit(ends.agent)).count(frames.RESET) == 1
+
+
+def test_a_reset_after_the_orderly_end_is_told_to_the_peer_and_changes_nothing_here() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.agent.finish(far, ends.now)
+    ends.settle()
+    ends.client.finish(near, ends.now)
+    ends.transmit(ends.client)
+    assert ends.client.streams == {}
+    ends.client.reset(near, frames.RESET_ABORTED)
+    assert [type(event) for event in ends.send(ends.client)] == [FinReceived]
+    assert ends.agent.streams == {}
+
+
+def test_frames_that_come_late_for_a_closed_stream_are_ignored() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(b"late"), ends.now)
+    ends.client.finish(near, ends.now)
+    ends.transmit(ends.client)
+    ends.agent.reset(far, frames.RESET_ABORTED)
+    assert ends.deliver(ends.agent) == []
+    ends.agent.accept(far)  # the relay may not know yet
+    ends.agent.consumed(far, 1, ends.now)
+    assert not [e for e in ends.send(ends.agent) if not isinstance(e, StreamReset)]
+
+
+def test_what_comes_back_from_a_dead_lane_for_a_reset_stream_is_released() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    payload = Payload(b"x" * 100)
+    ends.client.write(near, payload, ends.now)
+    ends.transmit(ends.client)
+    ends.client.reset(near, frames.RESET_ABORTED)
+    ends.lose_lane(1)
+    assert len(payload) == 0
+
+
+# --- acknowledgements -----------------------------------------------------------------------------
+
+
+def test_a_frame_behind_an_acknowledgement_is_released_only_when_all_of_it_was_processed() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.agent.write(far, Payload(b"x" * 1000), ends.now)
     ends.send(ends.agent)  # so the client owes an acknowledgement
     ends.client.write(near, Payload(b"y" * 1000), ends.now)
     wire = ends.transmit(ends.client)
+    assert kinds(wire) == [frames.LANE_ACK, frames.DATA]
     ends.deliver(ends.agent, size=len(wire) - 1)
     ends.now += 1
     ends.send(ends.agent)  # which acknowledges all but the last byte
     assert len(ends.client.lanes[1].outstanding) == 1
+
+
+def test_the_senders_copy_is_released_when_the_peer_has_processed_it() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    payload = Payload(b"x" * 1000)
+    ends.client.write(near, payload, ends.now)
+    ends.send(ends.client)
+    assert len(payload) == 1000
+    ends.settle()
+    assert len(payload) == 0
+
+
+def test_an_acknowledgement_waits_for_company_until_its_deadline() -> None:
+    ends = Ends()
+    ends.client.open(WEB)
+    ends.send(ends.client)
+    assert not ends.transmit(ends.agent)
+    assert ends.agent.next_deadline() == ends.now + ACK_DELAY_S
+    assert not ends.agent.has_work(ends.now)
+    ends.now += ACK_DELAY_S
+    assert ends.agent.has_work(ends.now)
+    assert kinds(ends.transmit(ends.agent)) == [frames.LANE_ACK]
+    assert ends.agent.next_deadline() is None
+
+
+def test_an_acknowledgement_is_never_acknowledged() -> None:
+    ends = Ends()
+    ends.client.open(WEB)
+    ends.send(ends.client)
+    ends.now += ACK_DELAY_S
+    ends.send(ends.agent)
+    assert (ends.client.next_deadline(), ends.client.has_work(ends.now + 9)) == (None, False)
+
+
+def test_a_ping_is_answered_at_once_and_gives_the_round_trip_time() -> None:
+    ends = Ends()
+    assert ends.client.rtt_s == 0.0
+    ends.client.ping(1)
+    assert ends.client.has_work(ends.now)
+    assert kinds(ends.transmit(ends.client)) == [frames.PING]
+    ends.now += 0.02
+    assert ends.deliver(ends.agent) == []
+    assert kinds(ends.transmit(ends.agent)) == [frames.LANE_ACK]
+    ends.now += 0.03
+    ends.deliver(ends.client)
+    assert ends.client.rtt_s == pytest.approx(0.05)
+
+
+def test_the_round_trip_time_is_that_of_the_fastest_lane_that_knows_one() -> None:
+    ends = Ends(lanes=3)
+    for lane, rtt_s in ((1, 0.2), (2, 0.1)):
+        ends.client.ping(lane)
+        ends.transmit(ends.client, lane)
+        ends.deliver(ends.agent, lane)
+        ends.transmit(ends.agent, lane)
+        ends.now += rtt_s
+        ends.deliver(ends.client, lane)
+    assert ends.client.rtt_s == pytest.approx(0.1)
+
+
+def test_a_full_lane_takes_nothing_but_acknowledgements_and_pings() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    lane = ends.client.lanes[1]
+    lane.note_sent(LANE_IN_FLIGHT_BYTES, ends.now, frames.PING)
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    ends.client.open(WEB)
+    assert not ends.transmit(ends.client)
+    ends.client.ping(1)
+    ends.agent.write(far, Payload(b"y"), ends.now)
+    ends.send(ends.agent)
+    assert kinds(ends.transmit(ends.client)) == [frames.LANE_ACK, frames.PING]
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+def test_control_goes_before_datagrams_and_datagrams_before_data() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    ends.client.write(near, Payload(bytes(1000)), ends.now)
+    ends.client.send_datagram(1, frames.ECHO, b"d", ends.now)
+    ends.client.open(WEB)
+    ends.client.ping(1)
+    assert kinds(ends.transmit(ends.client)) == [
+        frames.OPEN,
+        frames.DATAGRAM,
+        frames.DATA,
+        frames.PING,
+    ]
+
+
+def test_one_call_hands_out_no_more_buffers_than_a_writev_takes() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    for _ in range(TRANSMIT_BUFFERS):
+        ends.client.write(near, Payload(b"x"), ends.now)
+        ends.client.send_datagram(1, frames.ECHO, b"d", ends.now)
+    for _ in range(4):
+        assert len(ends.client.transmit(1, ends.now)) <= TRANSMIT_BUFFERS + 1
+    assert not ends.client.has_work(ends.now)
+
+
+def test_one_call_hands_out_about_as_many_bytes_as_it_was_asked_for() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    ends.client.write(near, Payload(bytes(10_000)), ends.now)
+    assert len(join(ends.client.transmit(1, ends.now, 1000))) == 1000 + frames.DATA_HEAD_BYTES
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_lane_did_not_deliver_leaves_over_another() -> None:
+    ends = Ends(lanes=2)
+    near, _ = ends.connect()
+    ends.client.write(near, Payload(b"first "), ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.client.finish(near, ends.now)
+    ends.transmit(ends.client, lane=2)  # the FIN alone, and early
+    ends.lose_lane(1)
+    ends.transmit(ends.client, lane=2)
+    events = ends.deliver(ends.agent, lane=2)
+    assert text(events) == b"first "
+    assert isinstance(events[-1], FinReceived)
+
+
+def test_what_arrived_and_was_not_acknowledged_is_sent_twice_and_heard_once() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    ends.client.write(near, Payload(b"once"), ends.now)
+    ends.client.finish(near, ends.now)
+    first = ends.send(ends.client, lane=1)
+    assert len(first) == 3
+    ends.lose_lane(1)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN, frames.DATA, frames.FIN]
+    assert ends.deliver(ends.agent, lane=2) == []
+
+
+def test_control_frames_of_a_dead_lane_leave_first_and_in_their_old_order() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    ends.client.reset(near, frames.RESET_ABORTED)
+    ends.transmit(ends.client, lane=1)
+    ends.client.say_goodbye(frames.GOODBYE_DONE, "")
+    ends.lose_lane(1)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN, frames.RESET, frames.GOODBYE]
+
+
+def test_unreliable_frames_die_with_their_lane() -> None:
+    ends = Ends(lanes=2)
+    ends.client.ping(1)
+    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.lose_lane(1)
+    assert not ends.client.has_work(ends.now)
+
+
+def test_a_streams_data_stays_on_the_lane_of_its_open_until_that_is_acknowledged() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    ends.transmit(ends.client, lane=1)
+    ends.client.write(near, Payload(b"x"), ends.now)
+    assert not ends.transmit(ends.client, lane=2)
+    ends.settle(lane=1)
+    ends.client.write(near, Payload(b"y"), ends.now)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
+
+
+def test_an_open_that_died_with_its_lane_leaves_again_before_its_data() -> None:
+    ends = Ends(lanes=3)
+    near = ends.client.open(WEB)
+    ends.transmit(ends.client, lane=1)
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.lose_lane(1)
+    assert kinds(ends.transmit(ends.client, lane=2, size=1)) == [frames.OPEN]
+    assert not ends.transmit(ends.client, lane=3)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
+
+
+def test_a_reset_may_overtake_its_open_and_the_open_then_opens_nothing() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.client.reset(near, frames.RESET_ABORTED)
+    assert ends.send(ends.client, lane=2) == []
+    assert ends.deliver(ends.agent, lane=1) == []
+
+
+def test_streams_may_open_out_of_order_when_lanes_overtake_each_other() -> None:
+    ends = Ends(lanes=2)
+    ends.client.open(WEB)
+    ends.transmit(ends.client, lane=1)
+    second = ends.client.open(WEB)
+    (request,) = ends.send(ends.client, lane=2)
+    assert isinstance(request, StreamRequested)
+    assert request.stream.id == second.id
+    assert len(ends.deliver(ends.agent, lane=1)) == 1
+
+
+def test_data_may_overtake_the_news_that_a_stream_is_open() -> None:
+    ends = Ends(lanes=2)
+    near = ends.client.open(WEB)
+    (request,) = ends.send(ends.client)
+    assert isinstance(request, StreamRequested)
+    ends.agent.accept(request.stream)
+    ends.transmit(ends.agent, lane=1)
+    ends.agent.write(request.stream, Payload(b"banner"), ends.now)
+    assert text(ends.send(ends.agent, lane=2)) == b"banner"
+    assert ends.deliver(ends.client, lane=1) == [StreamOpened(near)]
+
+
+def test_without_any_lane_what_is_written_waits() -> None:
+    ends = Ends(lanes=0)
+    near = ends.client.open(WEB)
+    ends.client.write(near, Payload(b"patience"), ends.now)
+    ends.add_lane(7)
+    assert text(ends.send(ends.client, lane=7)) == b"patience"
+
+
+def test_a_lane_number_is_used_once() -> None:
+    ends = Ends()
+    with pytest.raises(LocalProtocolError):
+        ends.client.add_lane(1, ends.now)
+
+
+# --- datagrams ------------------------------------------------------------------------------------
+
+
+def test_a_datagram_arrives_as_it_was_sent() -> None:
+    ends = Ends()
+    ends.client.send_datagram(9, frames.ECHO, b"hello", ends.now)
+    ends.client.send_datagram(9, frames.ECHO, b"", ends.now)
+    assert ends.send(ends.client) == [
+        DatagramReceived(9, frames.ECHO, b"hello"),
+        DatagramReceived(9, frames.ECHO, b""),
+    ]
+
+
+def test_a_datagram_that_waited_too_long_is_dropped() -> None:
+    ends = Ends()
+    ends.client.send_datagram(1, frames.ECHO, b"old", ends.now)
+    ends.now += DATAGRAM_AGE_S
+    ends.client.send_datagram(1, frames.ECHO, b"new", ends.now)
+    ends.now += 0.001
+    assert ends.send(ends.client) == [DatagramReceived(1, frames.ECHO, b"new")]
+    assert ends.client.dropped_datagrams == 1
+
+
+def test_when_too_many_datagrams_wait_the_oldest_are_dropped() -> None:
+    ends = Ends()
+    count = DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES + 2
+    for index in range(count):
+        ends.client.send_datagram(index, frames.ECHO, bytes(DATAGRAM_BYTES), ends.now)
+    arrived = [
+        event.flow for event in ends.send(ends.client) if isinstance(event, DatagramReceived)
+    ]
+    assert arrived == list(range(count - DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES, count))
+
+
+def test_a_datagram_larger_than_udp_carries_is_our_own_bug() -> None:
+    ends = Ends()
+    with pytest.raises(LocalProtocolError):
+        ends.client.send_datagram(1, frames.ECHO, bytes(DATAGRAM_BYTES + 1), ends.now)
+
+
+# --- the end of the session -----------------------------------------------------------------------
+
+
+def test_a_goodbye_says_why() -> None:
+    ends = Ends()
+    ends.agent.say_goodbye(frames.GOODBYE_INTERNAL, "out of memory")
+    assert ends.send(ends.agent) == [GoodbyeReceived(frames.GOODBYE_INTERNAL, "out of memory")]
+
+
+# --- a peer that breaks the protocol --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames.encode_data_head(1, 0, 1) + b"x",
+        frames.encode_fin(3, 0),
+        frames.encode_window(2, 5),
+        frames.encode_opened(2),
+        frames.encode_reset(2, 1),
+        frames.encode_reset(0, 1),
+        frames.encode_window(0, 1),
+        frames.encode_open(2, WEB),
+        frames.encode_open(0, WEB),
+        frames.encode_open(1 + 2 * (STREAM_GAP + 1), WEB),
+        frames.encode_reset(1 + 2 * (STREAM_GAP + 1), 1),
+        frames.encode_open(1, WEB) + frames.encode_opened(1),
+        frames.encode_lane_ack(1, 0.0),
+    ],
+)
+def test_an_agent_refuses_frames_that_make_no_sense(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        feed(agent_with_lane(), data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames.encode_data_head(1, 0, 1) + b"x",
+        frames.encode_fin(2, 0),
+        frames.encode_window(0, 1),
+        frames.encode_reset(0, 1),
+        frames.encode_reset(1, 1),
+        frames.encode_open(1, WEB),
+        frames.encode_open(0, WEB),
+        frames.encode_opened(2),
+    ],
+)
+def test_a_client_refuses_frames_that_make_no_sense(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        feed(client_with_lane(), data)
+
+
+def test_stream_numbers_may_be_apart_as_far_as_the_limit_says() -> None:
+    agent = agent_with_lane()
+    feed(agent, frames.encode_open(2 * STREAM_GAP - 1, WEB))
+    assert len(agent.streams) == 1
+
+
+def test_what_came_before_a_broken_frame_is_kept_and_heard_again_only_once() -> None:
+    agent = agent_with_lane()
+    agent.add_lane(2, 0.0)
+    good = frames.encode_open(1, WEB) + frames.encode_data_head(1, 0, 2) + b"ab"
+    with pytest.raises(RemoteProtocolError):
+        feed(agent, good + frames.encode_fin(3, 0))
+    heard = agent.take_events()
+    agent.lose_lane(1, 0.0)
+    feed(agent, good + frames.encode_data_head(1, 2, 1) + b"c", lane=2)
+    assert text(heard) + text(agent.take_events()) == b"abc"

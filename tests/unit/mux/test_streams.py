@@ -1,0 +1,392 @@
+"""The two halves of a stream: what may be written, what leaves, and what is handed out in order."""
+
+import pytest
+
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.limits import (
+    EARLY_JOIN_BYTES,
+    EARLY_PIECES,
+    INITIAL_WINDOW_BYTES,
+    MAX_WINDOW_BYTES,
+    SEND_QUEUE_BYTES,
+    SEND_QUEUE_PAYLOADS,
+)
+from sshunt.mux.payload import Payload
+from sshunt.mux.streams import (
+    ANY_LANE,
+    CLOSED,
+    FIN_KNOWN,
+    FINISHED,
+    FINISHING,
+    OPEN,
+    RECEIVER_TRANSITIONS,
+    SENDER_TRANSITIONS,
+    WAKE_ROOM_BYTES,
+    Receiver,
+    Sender,
+    Stream,
+    next_state,
+)
+
+SENDER_INPUTS = ("FINISH", "FIN_LEFT", "FIN_LOST", "RESET")
+RECEIVER_INPUTS = ("FIN_KNOWN", "ALL_READ", "RESET")
+
+
+def taken(sender: Sender, size: int = 1 << 30) -> tuple[int, bytes | None]:
+    offset, payload = sender.take(size)
+    return offset, None if payload is None else bytes(payload.view)
+
+
+def received(receiver: Receiver, offset: int, data: bytes) -> list[bytes]:
+    return [bytes(p.view) for p in receiver.receive(offset, Payload(data))]
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "inputs"),
+    [(SENDER_TRANSITIONS, SENDER_INPUTS), (RECEIVER_TRANSITIONS, RECEIVER_INPUTS)],
+)
+def test_every_input_that_a_state_does_not_list_is_an_error(
+    table: dict[str, dict[str, str]], inputs: tuple[str, ...]
+) -> None:
+    for state, row in table.items():
+        assert set(row) <= set(inputs)
+        for event in inputs:
+            if event in row:
+                assert next_state(table, state, event) in table
+            else:
+                with pytest.raises(LocalProtocolError):
+                    next_state(table, state, event)
+
+
+def test_a_reset_closes_every_state_and_nothing_leaves_closed() -> None:
+    for table in (SENDER_TRANSITIONS, RECEIVER_TRANSITIONS):
+        assert all(row["RESET"] == CLOSED for row in table.values())
+        assert set(table[CLOSED].values()) == {CLOSED}
+
+
+# --- sending --------------------------------------------------------------------------------------
+
+
+def test_what_is_written_leaves_in_order_with_its_offsets() -> None:
+    sender = Sender(1000)
+    sender.write(Payload(b"hello "))
+    sender.write(Payload(b"world"))
+    assert sender.queued_bytes == sender.sendable_bytes == 11
+    assert [taken(sender), taken(sender)] == [(0, b"hello "), (6, b"world")]
+    assert not sender.has_work
+
+
+def test_a_payload_larger_than_what_is_asked_for_is_cut() -> None:
+    sender = Sender(1000)
+    sender.write(Payload(b"hello"))
+    assert [taken(sender, 2), taken(sender, 3)] == [(0, b"he"), (2, b"llo")]
+
+
+def test_nothing_is_sent_beyond_the_credit() -> None:
+    sender = Sender(4)
+    sender.write(Payload(b"hello"))
+    assert taken(sender) == (0, b"hell")
+    assert not sender.has_work
+    sender.grant(5)
+    assert taken(sender) == (4, b"o")
+
+
+def test_an_older_and_smaller_grant_changes_nothing() -> None:
+    sender = Sender(100)
+    sender.grant(50)
+    assert sender.limit == 100
+
+
+def test_room_is_what_credit_and_queue_allow() -> None:
+    assert Sender(INITIAL_WINDOW_BYTES).room_bytes() == INITIAL_WINDOW_BYTES
+    rich = Sender(MAX_WINDOW_BYTES)
+    assert rich.room_bytes() == SEND_QUEUE_BYTES
+    rich.write(Payload(bytes(1000)))
+    assert rich.room_bytes() == SEND_QUEUE_BYTES - 1000
+
+
+def test_less_room_than_a_good_read_is_none_and_the_writer_waits_to_be_woken() -> None:
+    sender = Sender(INITIAL_WINDOW_BYTES)
+    sender.write(Payload(bytes(INITIAL_WINDOW_BYTES - WAKE_ROOM_BYTES)))
+    assert (sender.room_bytes(), sender.blocked) == (WAKE_ROOM_BYTES, False)
+    sender.write(Payload(b"x"))
+    assert (sender.room_bytes(), sender.blocked) == (0, True)
+
+
+@pytest.mark.parametrize("window_bytes", [1, 5, 1000, 4096])
+def test_a_peer_with_a_small_window_can_still_be_written_to(window_bytes: int) -> None:
+    sender = Sender(window_bytes)
+    assert sender.room_bytes() == window_bytes
+    sender.write(Payload(bytes(window_bytes - window_bytes // 2)))
+    assert sender.room_bytes() == window_bytes // 2
+
+
+def test_a_backlog_of_single_bytes_blocks_before_it_costs_hundreds_of_times_its_size() -> None:
+    sender = Sender(INITIAL_WINDOW_BYTES)
+    for _ in range(SEND_QUEUE_PAYLOADS):
+        assert sender.room_bytes()
+        sender.write(Payload(b"x"))
+    assert (sender.room_bytes(), sender.blocked) == (0, True)
+    sender.take(1)
+    assert sender.room_bytes()
+
+
+def test_fin_leaves_behind_the_last_byte_and_needs_no_credit() -> None:
+    sender = Sender(3)
+    sender.write(Payload(b"abc"))
+    sender.finish()
+    assert sender.state == FINISHING
+    assert [taken(sender), taken(sender)] == [(0, b"abc"), (3, None)]
+    assert (sender.state, sender.has_work) == (FINISHED, False)
+
+
+def test_fin_waits_while_bytes_before_it_have_no_credit() -> None:
+    sender = Sender(2)
+    sender.write(Payload(b"abc"))
+    sender.finish()
+    sender.take(9)
+    assert not sender.has_work
+
+
+def test_what_a_dead_lane_gives_back_goes_first_in_its_old_order() -> None:
+    sender = Sender(1000)
+    for word in (b"aa", b"bb", b"cc", b"dd"):
+        sender.write(Payload(word))
+    for _ in range(3):
+        sender.take(99)
+    sender.give_back(4, Payload(b"cc"))  # one lane carried the third, another the first two
+    sender.give_back(0, Payload(b"aa"))
+    sender.give_back(2, Payload(b"bb"))
+    assert (sender.sendable_bytes, sender.has_work) == (8, True)
+    assert [taken(sender, 1), taken(sender), taken(sender), taken(sender), taken(sender)] == [
+        (0, b"a"),
+        (1, b"a"),
+        (2, b"bb"),
+        (4, b"cc"),
+        (6, b"dd"),
+    ]
+
+
+def test_what_is_sent_again_needs_no_new_credit() -> None:
+    sender = Sender(2)
+    sender.write(Payload(b"abc"))
+    sender.take(9)
+    sender.give_back(0, Payload(b"ab"))
+    assert taken(sender) == (0, b"ab")
+    assert not sender.has_work
+
+
+def test_a_lost_fin_is_sent_again_and_a_stale_loss_is_not() -> None:
+    sender = Sender(10)
+    sender.finish()
+    sender.give_back_fin()  # it has not even left
+    assert sender.state == FINISHING
+    sender.take(9)
+    sender.give_back_fin()
+    assert sender.state == FINISHING
+    assert taken(sender) == (0, None)
+
+
+def test_a_reset_releases_everything_and_what_comes_back_later() -> None:
+    sender = Sender(10)
+    queued, lost, late = Payload(b"ab"), Payload(b"cd"), Payload(b"ef")
+    sender.write(queued)
+    sender.give_back(0, lost)
+    sender.reset()
+    sender.give_back(2, late)
+    sender.give_back_fin()
+    assert [len(queued), len(lost), len(late)] == [0, 0, 0]
+    assert (sender.state, sender.has_work, sender.queued_bytes) == (CLOSED, False, 0)
+
+
+def test_a_sender_that_never_wrote_can_be_reset_twice() -> None:
+    sender = Sender(10)
+    sender.reset()
+    sender.reset()
+    assert sender.state == CLOSED
+
+
+def test_writing_or_finishing_after_the_end_is_our_own_bug() -> None:
+    sender = Sender(10)
+    sender.finish()
+    with pytest.raises(LocalProtocolError):
+        sender.write(Payload(b"x"))
+    with pytest.raises(LocalProtocolError):
+        sender.finish()
+
+
+# --- receiving ------------------------------------------------------------------------------------
+
+
+def test_bytes_in_order_are_handed_out_at_once() -> None:
+    receiver = Receiver(100)
+    assert received(receiver, 0, b"ab") + received(receiver, 2, b"cd") == [b"ab", b"cd"]
+
+
+def test_early_bytes_wait_for_the_missing_ones() -> None:
+    receiver = Receiver(100)
+    assert received(receiver, 2, b"cd") == []
+    assert receiver.early_bytes == 2
+    assert received(receiver, 0, b"ab") == [b"ab", b"cd"]
+    assert receiver.early_bytes == 0
+
+
+def test_early_bytes_survive_the_buffer_that_they_came_in() -> None:
+    receiver = Receiver(100)
+    buffer = bytearray(b"cd")
+    receiver.receive(2, Payload(memoryview(buffer)))
+    buffer[:] = b"XX"
+    assert received(receiver, 0, b"ab") == [b"ab", b"cd"]
+
+
+def test_what_came_before_is_not_handed_out_again() -> None:
+    receiver = Receiver(100)
+    received(receiver, 0, b"abcd")
+    assert received(receiver, 0, b"abcd") == []
+    assert received(receiver, 2, b"cdef") == [b"ef"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(2, b"cd"), (6, b"gh"), (4, b"ef")],
+        [(2, b"cd"), (1, b"bcde"), (5, b"fgh")],
+        [(4, b"ef"), (2, b"cdefgh")],
+        [(2, b"cdefgh"), (3, b"de"), (2, b"cd"), (7, b"h")],
+        [(6, b"gh"), (1, b"b"), (3, b"d"), (2, b"cdefg")],
+        [(3, b"de"), (6, b"g"), (2, b"cdef"), (5, b"fgh")],
+    ],
+)
+def test_overlapping_early_pieces_are_put_together_without_gap_or_repetition(
+    pieces: list[tuple[int, bytes]],
+) -> None:
+    receiver = Receiver(100)
+    for offset, data in pieces:
+        assert received(receiver, offset, data) == []
+    covered = {at for offset, data in pieces for at in range(offset, offset + len(data))}
+    assert receiver.early_bytes == len(covered)
+    assert b"".join(received(receiver, 0, b"ab")) == b"abcdefgh"
+    assert receiver.early_bytes == 0
+
+
+def test_bytes_in_order_may_cover_early_ones_partly_or_wholly() -> None:
+    receiver = Receiver(100)
+    received(receiver, 2, b"c")
+    received(receiver, 4, b"efg")
+    received(receiver, 9, b"j")
+    assert b"".join(received(receiver, 0, b"abcde")) == b"abcdefg"
+    assert receiver.early_bytes == 1
+
+
+def test_a_thousand_small_neighbours_behind_one_missing_byte_are_few_pieces() -> None:
+    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    for at in range(1, 3 * EARLY_PIECES):
+        received(receiver, at, b"x")
+    assert received(receiver, 0, b"a") == [b"a", b"x" * (3 * EARLY_PIECES - 1)]
+
+
+def test_neighbours_are_joined_only_up_to_a_size_that_is_cheap_to_copy() -> None:
+    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    half = EARLY_JOIN_BYTES // 2
+    for index in range(3):
+        received(receiver, 1 + index * half, bytes(half))
+    assert [len(piece) for piece in received(receiver, 0, b"a")] == [1, 2 * half, half]
+
+
+def test_a_peer_that_leaves_endless_gaps_breaks_the_protocol() -> None:
+    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    for index in range(EARLY_PIECES):
+        received(receiver, 1 + 2 * index, b"x")
+    with pytest.raises(RemoteProtocolError):
+        received(receiver, 1 + 2 * EARLY_PIECES, b"x")
+
+
+def test_bytes_beyond_the_credit_break_the_protocol() -> None:
+    receiver = Receiver(4)
+    with pytest.raises(RemoteProtocolError):
+        received(receiver, 0, b"hello")
+    with pytest.raises(RemoteProtocolError):
+        received(receiver, 1 << 40, b"x")
+
+
+def test_the_end_comes_once_when_all_before_it_was_handed_out() -> None:
+    receiver = Receiver(100)
+    receiver.finish(4)
+    assert receiver.state == FIN_KNOWN
+    received(receiver, 2, b"cd")
+    assert not receiver.take_fin()
+    received(receiver, 0, b"ab")
+    assert receiver.take_fin()
+    assert not receiver.take_fin()
+    assert receiver.state == FINISHED
+
+
+def test_before_the_end_is_known_there_is_none() -> None:
+    assert not Receiver(100).take_fin()
+
+
+def test_the_same_end_may_come_twice_but_not_another() -> None:
+    receiver = Receiver(100)
+    receiver.finish(4)
+    receiver.finish(4)
+    with pytest.raises(RemoteProtocolError):
+        receiver.finish(5)
+
+
+def test_an_end_before_bytes_that_came_breaks_the_protocol() -> None:
+    receiver = Receiver(100)
+    received(receiver, 0, b"abc")
+    with pytest.raises(RemoteProtocolError):
+        receiver.finish(2)
+    received(receiver, 6, b"x")
+    with pytest.raises(RemoteProtocolError):
+        receiver.finish(6)
+    receiver.finish(7)
+
+
+def test_an_end_beyond_the_credit_breaks_the_protocol() -> None:
+    receiver = Receiver(100)
+    with pytest.raises(RemoteProtocolError):
+        receiver.finish(101)
+    receiver.finish(100)
+
+
+def test_bytes_behind_the_end_break_the_protocol() -> None:
+    receiver = Receiver(100)
+    receiver.finish(2)
+    with pytest.raises(RemoteProtocolError):
+        received(receiver, 0, b"abc")
+
+
+def test_after_a_reset_nothing_is_handed_out() -> None:
+    receiver = Receiver(100)
+    received(receiver, 2, b"cd")
+    receiver.reset()
+    assert receiver.early_bytes == 0
+    assert received(receiver, 0, b"ab") == []
+    receiver.finish(4)
+    assert not receiver.take_fin()
+    assert receiver.state == CLOSED
+
+
+# --- both halves ----------------------------------------------------------------------------------
+
+
+def test_a_stream_is_over_when_both_halves_are() -> None:
+    stream = Stream(1, 100, 100, ANY_LANE)
+    assert (stream.sender.state, stream.receiver.state, stream.is_over) == (OPEN, OPEN, False)
+    stream.sender.finish()
+    stream.sender.take(1)
+    assert not stream.is_over
+    stream.receiver.finish(0)
+    stream.receiver.take_fin()
+    assert stream.is_over
+
+
+def test_a_reset_ends_both_halves() -> None:
+    stream = Stream(1, 100, 100, ANY_LANE)
+    stream.reset()
+    assert stream.is_over
