@@ -164,7 +164,7 @@ def meet() -> Rendezvous:
     failure = OSError(errno.ENOENT, "no directory to meet in")
     for base in _bases():
         try:
-            return _open_locked("%s/sshunt-%d" % (base, os.geteuid()))
+            return open_locked("%s/sshunt-%d" % (base, os.geteuid()))
         except OSError as error:
             failure = error
     raise failure
@@ -173,12 +173,12 @@ def meet() -> Rendezvous:
 def _bases() -> List[str]:
     bases = []
     for base in ("/tmp", os.environ.get("XDG_RUNTIME_DIR", "")):
-        if base.startswith("/") and _parent_is_safe(base):
+        if base.startswith("/") and parent_is_safe(base):
             bases.append(base.rstrip("/") or "/")
     return bases
 
 
-def _parent_is_safe(base: str) -> bool:
+def parent_is_safe(base: str) -> bool:
     """True if nobody but its owner, root or us, can rename what we make in there."""
     try:
         found = os.stat(base)
@@ -189,7 +189,8 @@ def _parent_is_safe(base: str) -> bool:
     return trusted and (not others_write or bool(found.st_mode & stat.S_ISVTX))
 
 
-def _open_locked(path: str) -> Rendezvous:
+def open_locked(path: str) -> Rendezvous:
+    """The directory ``path``, made if need be, and locked. Raises OSError unless it is private."""
     deadline = time.monotonic() + LOCK_DEADLINE_S
     while True:
         try:

@@ -124,7 +124,7 @@ _SAYINGS = (
         ExitCode.CONNECT,
     ),
     _saying(
-        r"restricted: (.*)",
+        r"(\S+: restricted\b.*)",
         "the far side's login shell is restricted: {0}",
         "sshunt needs a login that may run /bin/sh and a Python",
         ExitCode.REMOTE,

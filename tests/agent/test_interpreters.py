@@ -1,0 +1,239 @@
+"""The real bundle under every Python found: started by sh, it answers, relays, detaches, ends."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from sshunt.agent.rendezvous import socket_name
+from sshunt.agent.stub import EXIT_AGENT_DIED
+from sshunt.mux import frames
+from sshunt.mux.frames import Destination
+from sshunt.mux.hello import (
+    ACCEPTED,
+    AGENT,
+    FEATURE_DETACHED,
+    REFUSED_SESSION_GONE,
+    REFUSED_VERSION,
+)
+from sshunt.mux.payload import Payload
+from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_OLD_PYTHON, upload
+from sshunt.transport.bundle import agent_bundle
+from tests.agent.far_side import (
+    VERSIONS,
+    Lane,
+    eventually,
+    interpreters,
+    kill,
+    lane_hello,
+    marked,
+    python2,
+)
+
+INTERPRETERS = interpreters()
+
+
+@pytest.fixture(params=[version for version in VERSIONS if version in INTERPRETERS])
+def python(request: pytest.FixtureRequest) -> str:
+    return INTERPRETERS[str(request.param)]
+
+
+@pytest.fixture
+def token() -> bytes:
+    return os.urandom(32)
+
+
+def no_trace_of(token: bytes) -> bool:
+    return not Path(f"/tmp/sshunt-{os.geteuid()}", socket_name(token)).exists()
+
+
+def test_the_agent_answers_relays_and_ends_with_the_goodbye(python: str, token: bytes) -> None:
+    lane = Lane(lane_hello(token), python=python)
+    answer = lane.greet()
+    assert (answer.role, answer.status, answer.token) == (AGENT, ACCEPTED, token)
+    assert answer.features & FEATURE_DETACHED
+
+    with socket.create_server(("127.0.0.1", 0)) as office:
+        port = office.getsockname()[1]
+        stream = lane.session.open(Destination(frames.TCP, "127.0.0.1", port))
+        lane.session.write(stream, Payload(b"question"), 0.0)
+        lane.write(lane.outgoing())
+        office.settimeout(20)
+        with office.accept()[0] as caller:
+            assert caller.recv(100) == b"question"
+            caller.sendall(b"answer")
+        lane.exchange(until=lambda: lane.received() == b"answer")
+
+    lane.write(lane.goodbye())
+    assert lane.wait() == (0, "")
+    eventually(lambda: marked(lane.mark) == [], "the agent's end")
+    assert no_trace_of(token)
+
+
+def test_a_second_lane_finds_the_agent_that_outlived_the_first(python: str, token: bytes) -> None:
+    first = Lane(lane_hello(token, grace_s=20), python=python)
+    first.greet()
+    agents = first.agents()
+    assert len(agents) == 1
+    assert first.end() == (0, "")  # nobody holds the first command's pipes, stderr included
+
+    second = Lane(lane_hello(token, lane=2, create=False), python=python)
+    assert second.greet().status == ACCEPTED
+    assert second.agents() == []
+    assert first.agents() == agents
+    second.write(second.goodbye())
+    assert second.wait() == (0, "")
+    eventually(lambda: marked(first.mark) == [], "the agent's end")
+    assert no_trace_of(token)
+
+
+def test_without_an_agent_a_lane_that_must_find_one_is_told_so(python: str, token: bytes) -> None:
+    lane = Lane(lane_hello(token, create=False), python=python)
+    answer = lane.greet()
+    assert (answer.status, answer.token) == (REFUSED_SESSION_GONE, token)
+    assert "gone" in answer.sentence
+    assert lane.wait() == (0, "")
+    assert marked(lane.mark) == []
+
+
+def test_a_client_from_the_future_is_told_which_versions_are_spoken(
+    python: str, token: bytes
+) -> None:
+    future = lane_hello(token)._replace(version_min=7, version_max=9)
+    lane = Lane(future, python=python)
+    answer = lane.greet()
+    assert answer.status == REFUSED_VERSION
+    assert "7 to 9" in answer.sentence
+    assert lane.wait() == (0, "")
+    assert no_trace_of(token)
+
+
+def test_bytes_behind_the_hello_reach_the_agent(token: bytes) -> None:
+    lane = Lane(lane_hello(token))
+    lane.greet(behind=lane.goodbye())
+    assert lane.wait() == (0, "")
+    eventually(lambda: marked(lane.mark) == [], "the agent's end")
+
+
+def test_an_agent_that_is_killed_leaves_no_file_and_ends_its_stub(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=20))
+    lane.greet()
+    assert not no_trace_of(token)
+    [agent] = lane.agents()
+    kill(agent)
+    assert lane.wait()[0] == EXIT_AGENT_DIED
+    assert no_trace_of(token)
+
+
+def test_a_stub_and_agent_killed_together_are_swept_up_by_the_next_start(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=20))
+    lane.greet()
+    for pid in marked(lane.mark):
+        kill(pid)
+    lane.wait()
+    assert not no_trace_of(token)
+
+    other = Lane(lane_hello(os.urandom(32)))
+    other.greet()
+    assert no_trace_of(token)
+    other.write(other.goodbye())
+    assert other.wait() == (0, "")
+
+
+def test_an_agent_asked_to_terminate_removes_its_socket(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=20))
+    lane.greet()
+    [agent] = lane.agents()
+    os.kill(agent, 15)
+    assert lane.wait()[0] == 0
+    assert no_trace_of(token)
+
+
+def test_the_agent_keeps_no_terminal_no_folder_and_none_of_the_commands_pipes(
+    token: bytes,
+) -> None:
+    lane = Lane(lane_hello(token, grace_s=20))
+    lane.greet()
+    [agent] = lane.agents()
+    proc = Path("/proc", str(agent))
+    pipes = {os.fstat(p.fileno()).st_ino for p in (lane.process.stdin, lane.process.stdout) if p}
+    held = [os.stat(fd) for fd in (proc / "fd").iterdir()]
+    held_pipes = {found.st_ino for found in held if stat.S_ISFIFO(found.st_mode)}
+    stderr = lane.process.stderr
+    assert os.readlink(proc / "cwd") == "/"
+    assert held_pipes == pipes
+    assert stderr is not None
+    assert os.fstat(stderr.fileno()).st_ino not in held_pipes
+    assert [os.readlink(proc / "fd" / n) for n in "012"] == ["/dev/null"] * 3
+    status = (proc / "status").read_text()
+    assert "Umask:\t0077" in status
+    soft, hard = (proc / "limits").read_text().split("Max open files")[1].split()[:2]
+    assert soft == hard
+    lane.write(lane.goodbye())
+    assert lane.wait() == (0, "")
+
+
+# --- which Python -----------------------------------------------------------------------------
+
+
+def folder_with(folder: Path, **programs: str) -> dict[str, str]:
+    """An environment whose PATH has ``programs`` {name: interpreter} and nothing else."""
+    for name, target in programs.items():
+        folder.joinpath(name).write_text(f'#!/bin/sh\nexec {target} "$@"\n')
+        folder.joinpath(name).chmod(0o755)
+    return {"PATH": str(folder)}
+
+
+def test_no_python_at_all_is_one_sentence_and_its_status(tmp_path: Path, token: bytes) -> None:
+    lane = Lane(lane_hello(token), env=folder_with(tmp_path))
+    status, said = lane.wait()
+    assert status == EXIT_NO_PYTHON
+    assert said.startswith("sshunt: found no Python here")
+    assert said.count("\n") == 1
+
+
+def test_only_a_python_2_is_named_with_its_version(tmp_path: Path, token: bytes) -> None:
+    old = python2()
+    if old is None:
+        pytest.skip("no Python 2.7 on this machine")
+    lane = Lane(lane_hello(token), env=folder_with(tmp_path, python=old))
+    status, said = lane.wait()
+    assert status == EXIT_OLD_PYTHON
+    assert "Python 2.7" in said
+    assert said.count("\n") == 1
+
+
+def test_an_old_and_a_broken_python_are_passed_over_with_the_upload_untouched(
+    tmp_path: Path, token: bytes
+) -> None:
+    old = python2()
+    if old is None:
+        pytest.skip("no Python 2.7 on this machine")
+    env = folder_with(tmp_path, python3=old, python=INTERPRETERS[max(INTERPRETERS, key=len)])
+    lane = Lane(lane_hello(token, create=False), env=env)
+    assert lane.greet().status == REFUSED_SESSION_GONE
+    lane.wait()
+    tmp_path.joinpath("python3").write_text("#!/nowhere/python\n")
+    lane = Lane(lane_hello(token, create=False), env=env)
+    assert lane.greet().status == REFUSED_SESSION_GONE
+    lane.wait()
+
+
+def test_modules_lying_in_the_current_folder_are_not_imported(tmp_path: Path, token: bytes) -> None:
+    for name in ("os", "zlib", "socket", "typing"):
+        tmp_path.joinpath(f"{name}.py").write_text("raise SystemExit('a stray module')\n")
+    enter = ("env", f"--chdir={tmp_path}")
+    lane = Lane(lane_hello(token, create=False), prefix=enter)
+    assert lane.greet().status == REFUSED_SESSION_GONE
+    lane.wait()
+
+
+def test_garbage_instead_of_a_hello_ends_with_a_sentence(token: bytes) -> None:
+    lane = Lane(lane_hello(token))
+    blob = upload(agent_bundle(), lane.hello)
+    lane.write(blob[: -len(lane.hello.encode())] + b"GET / HTTP/1.0\r\n\r\n")
+    status, said = lane.wait()
+    assert status == 1
+    assert said.startswith("sshunt: the client did not introduce itself")

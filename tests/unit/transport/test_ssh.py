@@ -1,0 +1,254 @@
+"""What -r and -e mean, what ssh is asked for, and when the cipher is left alone."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.mux.hello import CLIENT, make_hello
+from sshunt.transport import ssh
+from sshunt.transport.ssh import Remote, cipher_option, connect, parse_remote, ssh_argv
+
+FAST = ["-o", "Ciphers=^aes128-gcm@openssh.com"]
+
+
+def program(folder: Path, text: str, name: str = "ssh") -> str:
+    """A program to stand in ssh's place."""
+    path = folder / name
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "host", "port"),
+    [
+        ("gate", None, "gate", None),
+        ("alice@gate.example", "alice", "gate.example", None),
+        ("gate:2222", None, "gate", 2222),
+        ("alice@corp.example@gate:22", "alice@corp.example", "gate", 22),
+        ("192.0.2.7:22", None, "192.0.2.7", 22),
+        ("2001:db8::1", None, "2001:db8::1", None),
+        ("[2001:db8::1]", None, "2001:db8::1", None),
+        ("root@[fe80::1%eth0]:65535", "root", "fe80::1%eth0", 65535),
+        ("work_alias-2", None, "work_alias-2", None),
+    ],
+)
+def test_a_destination_is_user_host_and_port(
+    text: str, user: str | None, host: str, port: int | None
+) -> None:
+    remote = parse_remote(text)
+    assert (remote.user, remote.host, remote.port) == (user, host, port)
+    assert remote.destination == (f"{user}@{host}" if user else host)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@gate",
+        "alice@",
+        "gate:",
+        "gate:0",
+        "gate:65536",
+        "gate:ssh",
+        "[::1]x",
+        "[::1]:",
+        "-oProxyCommand=x",
+        "alice@-oProxyCommand=x",
+        "-l@gate",
+        "ga te",
+        "gate;reboot",
+        "gate`x`",
+        "alice:secret@gate",
+        "gate/24",
+        "gate\n",
+        "gate:\N{SUPERSCRIPT TWO}",
+    ],
+)
+def test_what_is_no_destination_is_refused_in_two_lines(text: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_remote(text)
+    assert raised.value.exit_code == ExitCode.USAGE
+    assert raised.value.hint
+
+
+def test_the_ssh_command_is_split_as_a_shell_would() -> None:
+    assert parse_remote("gate", ssh_command="ssh -F '/a b/config' -v").ssh_command == (
+        "ssh",
+        "-F",
+        "/a b/config",
+        "-v",
+    )
+
+
+@pytest.mark.parametrize("command", ["", "  ", "ssh -o 'unclosed"])
+def test_an_ssh_command_that_is_none_is_refused(command: str) -> None:
+    with pytest.raises(UserError, match="-e"):
+        parse_remote("gate", ssh_command=command)
+
+
+def test_the_users_own_arguments_come_before_ours(tmp_path: Path) -> None:
+    path = program(tmp_path, "exit 0")
+    remote = Remote("gate", "alice", 2222, (path, "-o", "ControlMaster=yes"))
+    argv = ssh_argv(remote, ["-o", "Extra=1"], "command")
+    assert argv[:3] == [path, "-o", "ControlMaster=yes"]
+    assert argv.index("ControlMaster=yes") < argv.index("ControlMaster=no")
+    assert argv[-7:] == ["-o", "Extra=1", "-p", "2222", "alice@gate", "--", "command"]
+
+
+def test_the_delimiter_before_the_command_can_be_left_out() -> None:
+    assert ssh_argv(Remote("gate", delimiter=False), [], "command")[-2:] == ["gate", "command"]
+
+
+def test_ssh_is_found_where_it_usually_is_when_the_path_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert ssh_argv(Remote("gate"), [], "command")[0].endswith("/ssh")
+
+
+def test_an_ssh_that_is_not_there_is_said_so() -> None:
+    with pytest.raises(UserError, match=r"no-such-ssh can't be started") as raised:
+        ssh_argv(Remote("gate", ssh_command=("no-such-ssh",)), [], "command")
+    assert raised.value.exit_code == ExitCode.CONNECT
+
+
+# --- the cipher -------------------------------------------------------------------------------
+
+
+def asked(remote: Remote) -> list[str]:
+    return asyncio.run(cipher_option(remote))
+
+
+@pytest.fixture
+def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_has_aes_instructions", lambda: True)
+
+
+@pytest.mark.usefixtures("fast_machine")
+def test_the_fast_cipher_comes_first_unless_the_user_chose(tmp_path: Path) -> None:
+    nothing, chosen = tmp_path / "nothing", tmp_path / "chosen"
+    nothing.write_text("Host *\n  Compression no\n")
+    chosen.write_text("Host gate\n  Ciphers aes256-ctr\n")
+    assert asked(Remote("gate", ssh_command=("ssh", "-F", str(nothing)))) == FAST
+    assert asked(Remote("gate", ssh_command=("ssh", "-F", str(chosen)))) == []
+    assert asked(Remote("other", ssh_command=("ssh", "-F", str(chosen)))) == FAST
+    assert asked(Remote("gate", ssh_command=("ssh", "-c", "aes256-ctr", "-F", "none"))) == []
+
+
+def test_a_machine_without_aes_instructions_keeps_its_cipher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ssh, "_has_aes_instructions", lambda: False)
+    assert asked(Remote("gate", ssh_command=("ssh", "-F", "none"))) == []
+
+
+@pytest.mark.usefixtures("fast_machine")
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        "exit 1",
+        "exit 0",
+        "echo ciphers aes256-ctr",
+        "echo ciphers; exit 0",
+        "head -c 99999 /dev/zero",
+    ],
+)
+def test_an_ssh_that_does_not_answer_as_expected_is_left_alone(
+    tmp_path: Path, behaviour: str
+) -> None:
+    assert asked(Remote("gate", ssh_command=(program(tmp_path, behaviour),))) == []
+
+
+@pytest.mark.usefixtures("fast_machine")
+def test_an_ssh_that_does_not_answer_at_all_has_a_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "ASK_DEADLINE_S", 0.1)
+    assert asked(Remote("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))) == []
+
+
+@pytest.mark.usefixtures("fast_machine")
+def test_another_program_than_ssh_is_not_asked(tmp_path: Path) -> None:
+    path = program(tmp_path, f"touch {tmp_path}/asked", name="plink")
+    assert asked(Remote("gate", ssh_command=(path,))) == []
+    assert not (tmp_path / "asked").exists()
+
+
+# --- connecting, with programs that stand in ssh's place --------------------------------------
+
+
+def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
+    """How ``connect`` fails, and what it showed on the way."""
+    shown: list[str] = []
+
+    async def run() -> UserError:
+        remote = Remote("gate", ssh_command=(path,))
+        with pytest.raises(UserError) as raised:
+            await connect(
+                remote, make_hello(CLIENT, bytes(32)), on_stderr=shown.append, deadline_s=deadline_s
+            )
+        return raised.value
+
+    return asyncio.run(run()), shown
+
+
+def test_lines_that_the_diagnosis_will_say_are_not_shown_twice(tmp_path: Path) -> None:
+    said = "echo Welcome to the gate >&2; echo 'a@gate: Permission denied (publickey).' >&2"
+    error, shown = attempt(program(tmp_path, said + "; exit 255"))
+    assert shown == ["Welcome to the gate"]
+    assert error.exit_code == ExitCode.AUTH
+
+
+def test_what_the_far_side_writes_can_not_control_the_terminal(tmp_path: Path) -> None:
+    _, shown = attempt(program(tmp_path, r"printf 'a\033[2Jb\r\n' >&2; exit 1"))
+    assert shown == ["a [2Jb"]
+
+
+def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
+    _, shown = attempt(program(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1"))
+    assert max(map(len, shown)) <= ssh.STDERR_LINE_CHARACTERS
+
+
+def test_an_answer_that_never_comes_has_a_deadline(tmp_path: Path) -> None:
+    error, _ = attempt(program(tmp_path, "exec sleep 60"), deadline_s=0.2)
+    assert "did not answer" in error.message
+    assert error.exit_code == ExitCode.REMOTE
+
+
+def test_an_echo_of_the_upload_is_not_taken_for_the_agent(tmp_path: Path) -> None:
+    error, _ = attempt(program(tmp_path, "exec cat"))
+    assert "not the agent" in error.message
+
+
+def test_a_grandchild_that_keeps_the_pipes_open_does_not_hold_the_failure_up(
+    tmp_path: Path,
+) -> None:
+    pid_file = tmp_path / "pid"
+    error, _ = attempt(program(tmp_path, f"sleep 60 & echo $! > {pid_file}; exit 255"))
+    assert error.exit_code == ExitCode.CONNECT
+    Path("/proc", pid_file.read_text().strip(), "comm").read_text()  # it lives
+    asyncio.run(_kill(int(pid_file.read_text())))
+
+
+async def _kill(pid: int) -> None:
+    await (await asyncio.create_subprocess_exec("kill", str(pid))).wait()
+
+
+def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
+
+    async def run() -> None:
+        remote = Remote("gate", ssh_command=(path,))
+        starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+        while not (pid_file.exists() and pid_file.read_text()):
+            await asyncio.sleep(0.01)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(run())
+    assert not Path("/proc", pid_file.read_text().strip()).exists()
