@@ -1,0 +1,122 @@
+"""Plans as nftables text: compared with golden files, and accepted by the real nft.
+
+``SSHUNT_GOLDEN=write`` in the environment writes the files anew; read the difference before
+committing it.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from sshunt.capture.nft import Cgroup, render, render_bypass, render_delete, render_probe
+from sshunt.capture.plan import Plan
+from sshunt.model import Action, Route
+
+_GOLDEN = Path(__file__).parents[2] / "golden"
+_SESSION = "0123456789abcdef"
+_CGROUP = Cgroup(f"user.slice/app-gnome-term\\x2d1.scope/sshunt-{_SESSION}", 3)
+
+
+def _route(
+    network: str, action: Action = Action.REMOTE, first: int = 0, last: int = 65535
+) -> Route:
+    return Route(ip_network(network), action, first, last)
+
+
+_OFFICE = Plan(_SESSION, ("127.0.0.1", 12300), None, (_route("10.0.0.0/8"),))
+_EVERYTHING = Plan(
+    _SESSION,
+    ("0.0.0.0", 12300),
+    ("::", 12300),
+    (
+        _route("0.0.0.0/0"),
+        _route("::/0"),
+        _route("192.168.0.0/16", Action.DIRECT),
+        _route("10.0.0.1/32", Action.DIRECT, 22, 22),
+        _route("2001:db8::/32", Action.DIRECT, 8000, 9000),
+    ),
+    (("203.0.113.7", 22), ("2001:db8:3::7", 2222), ("192.0.2.9", 22)),
+)
+_ONE_ADDRESS = Plan(
+    _SESSION,
+    ("192.0.2.1", 1),
+    ("2001:db8:1::1", 2),
+    (_route("10.0.0.0/24", Action.REMOTE, 80, 90), _route("fd00::/8")),
+)
+_FORWARDED_IPV6_ONLY = Plan(
+    _SESSION, ("127.0.0.1", 5), ("::", 5), (_route("10.0.0.0/8"), _route("fd00::/8"))
+)
+
+_TEXTS = {
+    "office": render(_OFFICE, owner=True, cgroup=None),
+    "everything": render(_EVERYTHING, owner=True, cgroup=_CGROUP),
+    "one-address": render(_ONE_ADDRESS, owner=False, cgroup=None),
+    "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
+    "nothing": render(Plan(_SESSION, None, None, (_route("::/0"),)), owner=False, cgroup=None),
+}
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[list[str]]:
+    """A command prefix that runs a program in a network namespace of its own."""
+    if os.geteuid() != 0 or shutil.which("nft") is None:
+        pytest.skip("needs root and nft")
+    name = f"sshunt-test-nft-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield ["nsenter", f"--net=/run/netns/{name}", "nft"]
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_a_plan_is_rendered_as_the_golden_file_says(name: str) -> None:
+    path = _GOLDEN / f"{name}.nft"
+    if os.environ.get("SSHUNT_GOLDEN") == "write":
+        path.write_text(_TEXTS[name])
+    assert _TEXTS[name] == path.read_text()
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_the_kernel_takes_what_is_rendered_and_deletes_it_again(
+    namespace: list[str], name: str
+) -> None:
+    # A cgroup must exist to be named; the end-to-end tests have one.
+    text = _TEXTS[name].replace(f'socket cgroupv2 level 3 "{_CGROUP.path}" ', "")
+    # nft's own process owns the table, so it is gone with it.
+    subprocess.run([*namespace, "-f", "-"], input=text.encode(), check=True)
+    plain = text.replace("\tflags owner;\n", "")
+    subprocess.run([*namespace, "-f", "-"], input=plain.encode(), check=True)
+    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+    assert subprocess.check_output([*namespace, "list", "tables"]) == b""
+
+
+def test_a_bypass_can_be_replaced_in_place(namespace: list[str]) -> None:
+    for commands in (
+        render(_ONE_ADDRESS, owner=False, cgroup=None),
+        render_bypass(_ONE_ADDRESS, [("192.0.2.9", 22), ("2001:db8::9", 22)]),
+        render_bypass(_ONE_ADDRESS, [("192.0.2.10", 2222), ("192.0.2.10", 2222)]),
+    ):
+        subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
+    listing = subprocess.check_output([*namespace, "list", "ruleset"]).decode()
+    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+    assert "elements = { 192.0.2.10 . 2222 }" in listing
+    assert "192.0.2.9" not in listing
+    assert "2001:db8::9" not in listing
+
+
+def test_a_bypass_of_a_family_without_listener_is_left_out() -> None:
+    assert "bypass6" not in render_bypass(_OFFICE, [("2001:db8::9", 22)])
+
+
+@pytest.mark.parametrize("path", ['a" ; flush ruleset ; "', "a\nb", "a b", "", "/a", "a//b", "ä"])
+def test_a_cgroup_that_could_be_rule_text_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="cgroup"):
+        render(_OFFICE, owner=True, cgroup=Cgroup(path, 1))
+    with pytest.raises(ValueError, match="cgroup"):
+        render_probe(_SESSION, Cgroup(path, 1))

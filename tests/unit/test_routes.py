@@ -1,0 +1,251 @@
+"""Targets with sshuttle's meaning, their resolution, and the look-up in routes."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.model import Action, Route
+from sshunt.routes import RouteTable, parse_target, read_target_file, resolve
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "first_port", "last_port"),
+    [
+        ("1.2.3.4", "1.2.3.4/32", 0, 65535),
+        ("1.2.3.4/32", "1.2.3.4/32", 0, 65535),
+        ("1.2.3.0/24", "1.2.3.0/24", 0, 65535),
+        ("1.2.3.4:8000", "1.2.3.4/32", 8000, 8000),
+        ("1.2.3.0/24:8000-9000", "1.2.3.0/24", 8000, 9000),
+        ("0/0", "0.0.0.0/0", 0, 65535),
+        ("0.0.0.0/0:443", "0.0.0.0/0", 443, 443),
+        ("10/8", "10.0.0.0/8", 0, 65535),
+        ("192.168.1/24:22", "192.168.1.0/24", 22, 22),
+        ("10.1.2.3/8", "10.0.0.0/8", 0, 65535),
+        ("::/0", "::/0", 0, 65535),
+        ("2001:db8::1", "2001:db8::1/128", 0, 65535),
+        ("2001:db8::1:80", "2001:db8::1:80/128", 0, 65535),
+        ("2001:db8::/32", "2001:db8::/32", 0, 65535),
+        ("2001:db8::/32:80-90", "2001:db8::/32", 80, 90),
+        ("[2001:db8::1]", "2001:db8::1/128", 0, 65535),
+        ("[2001:db8::1]:80", "2001:db8::1/128", 80, 80),
+        ("[2001:db8::/32]:80-90", "2001:db8::/32", 80, 90),
+        ("[2001:db8::]/32:80", "2001:db8::/32", 80, 80),
+        ("  10.0.0.0/8  ", "10.0.0.0/8", 0, 65535),
+    ],
+)
+def test_a_network_is_understood(text: str, network: str, first_port: int, last_port: int) -> None:
+    target = parse_target(text)
+    assert target.network == ip_network(network)
+    assert target.name is None
+    assert (target.first_port, target.last_port) == (first_port, last_port)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "width", "first_port", "last_port"),
+    [
+        ("example.com", "example.com", None, 0, 65535),
+        ("example.com:8000", "example.com", None, 8000, 8000),
+        ("example.com/24", "example.com", 24, 0, 65535),
+        ("example.com/24:8000", "example.com", 24, 8000, 8000),
+        ("example.com:8000-9000", "example.com", None, 8000, 9000),
+        ("intranet", "intranet", None, 0, 65535),
+        ("my_host.corp.", "my_host.corp.", None, 0, 65535),
+        ("bücher.example", "bücher.example", None, 0, 65535),
+        ("3com.example", "3com.example", None, 0, 65535),
+    ],
+)
+def test_a_name_is_understood(
+    text: str, name: str, width: int | None, first_port: int, last_port: int
+) -> None:
+    target = parse_target(text)
+    assert target.network is None
+    assert (target.name, target.width) == (name, width)
+    assert (target.first_port, target.last_port) == (first_port, last_port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "10.0.0.0/33",
+        "::/129",
+        "1.2.3.4/",
+        "1.2.3.4/x",
+        "1.2.3.4/-1",
+        "1.2.3.4:90-80",
+        "1.2.3.4:0",
+        "1.2.3.4:65536",
+        "1.2.3.4:http",
+        "1.2.3.4:80-",
+        "1.2.3.4:",
+        "1.2.3.4:80:90",
+        "1.2.3.256",
+        "1.2.3.4.5",
+        "01.2.3.4",
+        "10",
+        "10.1",
+        "10./8",
+        "[1.2.3.4]",
+        "[2001:db8::1",
+        "2001:db8::1]",
+        "[2001:db8::/32]/32",
+        "[2001:db8::1]80",
+        "2001:db8:::1",
+        "fe80::1%eth0",
+        "example..com",
+        "-example.com",
+        "exa mple.com",
+        "example.com/129",
+        "*.example.com",
+        "user@example.com",
+        "https://example.com/",
+        "a" * 64 + ".example",
+        "10.0.0.0/8,10.1.0.0/16",
+    ],
+)
+def test_what_is_no_target_is_quoted_in_an_error_that_shows_right_ones(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_target(text)
+    assert repr(text) in caught.value.message
+    assert "10.0.0.0/8" in caught.value.hint
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_file_has_one_target_a_line_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "targets"
+    file.write_text("# office\n10.0.0.0/8\n\n  example.com:80   # web\n::/0\r\n")
+    assert [target.text for target in read_target_file(file)] == [
+        "10.0.0.0/8",
+        "example.com:80",
+        "::/0",
+    ]
+
+
+def test_an_error_in_a_file_names_the_file_and_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "targets"
+    file.write_text("10.0.0.0/8\n10.0.0.0/33\n")
+    with pytest.raises(UserError, match=r"targets, line 2: '10\.0\.0\.0/33'"):
+        read_target_file(file)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_is_missing_or_no_text_is_a_usage_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "targets"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_target_file(file)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+_ZONE = {
+    "both.example": ["192.0.2.1", "2001:db8::1"],
+    "two.example": ["192.0.2.1", "192.0.2.2", "192.0.2.1"],
+    "six.example": ["2001:db8::6"],
+}
+
+
+async def _getaddrinfo(
+    host: str, port: None, /, *, type: int
+) -> Sequence[tuple[Any, Any, Any, Any, tuple[Any, ...]]]:
+    if host not in _ZONE:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return [(0, type, 6, "", (address, 0)) for address in _ZONE[host]]
+
+
+def _resolve(targets: str, excludes: str = "", *, ipv6: bool = True) -> list[str]:
+    routes = asyncio.run(
+        resolve(
+            [parse_target(word) for word in targets.split()],
+            [parse_target(word) for word in excludes.split()],
+            ipv6=ipv6,
+            getaddrinfo=_getaddrinfo,
+        )
+    )
+    return [
+        f"{route.action.value} {route.network} {route.first_port}-{route.last_port}"
+        for route in routes
+    ]
+
+
+def test_a_name_becomes_all_its_addresses_once() -> None:
+    assert _resolve("both.example two.example:80") == [
+        "remote 192.0.2.1/32 0-65535",
+        "remote 2001:db8::1/128 0-65535",
+        "remote 192.0.2.1/32 80-80",
+        "remote 192.0.2.2/32 80-80",
+    ]
+
+
+def test_excludes_become_direct_routes_and_duplicates_collapse() -> None:
+    assert _resolve("10/8 10.0.0.0/8", "10.1.0.0/16 10.1.2.3/16") == [
+        "remote 10.0.0.0/8 0-65535",
+        "direct 10.1.0.0/16 0-65535",
+    ]
+
+
+def test_without_ipv6_only_ipv4_is_left() -> None:
+    assert _resolve("both.example ::/0", ipv6=False) == ["remote 192.0.2.1/32 0-65535"]
+
+
+def test_a_width_applies_to_all_addresses_of_a_name() -> None:
+    assert _resolve("two.example/24") == ["remote 192.0.2.0/24 0-65535"]
+    assert _resolve("six.example/64") == ["remote 2001:db8::/64 0-65535"]
+
+
+@pytest.mark.parametrize("target", ["both.example/24", "two.example/33"])
+def test_a_width_that_cannot_be_meant_is_a_usage_error(target: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _resolve(target)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_width_for_a_name_with_both_families_is_fine_when_ipv6_is_disabled() -> None:
+    assert _resolve("both.example/24", ipv6=False) == ["remote 192.0.2.0/24 0-65535"]
+
+
+@pytest.mark.parametrize(("target", "ipv6"), [("nowhere.example", True), ("six.example", False)])
+def test_a_name_without_usable_address_is_a_name_error(target: str, ipv6: bool) -> None:
+    with pytest.raises(UserError, match=target) as caught:
+        _resolve(target, ipv6=ipv6)
+    assert caught.value.exit_code is ExitCode.NAME
+
+
+_TABLE = RouteTable(
+    [
+        Route(ip_network("0.0.0.0/0"), Action.REMOTE),
+        Route(ip_network("10.0.0.0/8"), Action.DIRECT),
+        Route(ip_network("10.0.0.0/8"), Action.REMOTE, 80, 90),
+        Route(ip_network("10.0.0.0/8"), Action.DIRECT, 85, 86),
+        Route(ip_network("10.1.0.0/16"), Action.REMOTE),
+        Route(ip_network("10.1.0.0/16"), Action.DIRECT),
+        Route(ip_network("2001:db8::/32"), Action.REMOTE),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "action"),
+    [
+        ("192.0.2.1", 80, Action.REMOTE),
+        ("10.2.0.1", 22, Action.DIRECT),
+        ("10.2.0.1", 80, Action.REMOTE),
+        ("10.2.0.1", 85, Action.DIRECT),
+        ("10.1.0.1", 80, Action.DIRECT),
+        ("2001:db8::5", 80, Action.REMOTE),
+        ("2001:db9::5", 80, None),
+    ],
+)
+def test_the_most_specific_route_wins_and_exclusion_wins_a_tie(
+    address: str, port: int, action: Action | None
+) -> None:
+    route = _TABLE.lookup(address, port)
+    assert (route.action if route else None) is action
