@@ -299,10 +299,14 @@ class Session:
         """The shortest smoothed round-trip time of any lane; 0 if none was measured."""
         return min([lane.rtt_s for lane in self.lanes.values() if lane.rtt_s] or [0.0])
 
-    def next_deadline(self) -> Optional[float]:
-        """When ``transmit`` must be called at the latest though nothing else happened."""
+    def next_deadline(self, after: float = 0.0) -> Optional[float]:
+        """When ``transmit`` must be called at the latest though nothing else happened.
+
+        Pass the present as ``after``, or a timer would spin: a deadline that has passed belongs to
+        a lane that takes nothing now, and ``transmit`` is called when it does.
+        """
         due = [lane.ack_due for lane in self.lanes.values() if lane.ack_due is not None]
-        return min(due) if due else None
+        return min((when for when in due if when > after), default=None)
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""

@@ -395,6 +395,26 @@ def test_an_acknowledgement_waits_for_company_until_its_deadline() -> None:
     assert ends.agent.next_deadline() is None
 
 
+def test_a_deadline_that_has_passed_on_a_lane_that_takes_nothing_is_no_reason_to_wake_up() -> None:
+    ends = Ends(lanes=2)
+    ends.client.open(WEB)
+    ends.send(ends.client)
+    stalled = ends.agent.next_deadline()
+    assert stalled is not None
+    ends.now = stalled
+    assert ends.agent.next_deadline(after=ends.now) is None
+    ends.client.open(WEB)
+    ends.send(ends.client, lane=2)
+    assert ends.agent.next_deadline(after=ends.now) == ends.now + ACK_DELAY_S
+
+
+def test_a_goodbye_is_acknowledged_at_once_because_nothing_follows_it() -> None:
+    ends = Ends()
+    ends.client.say_goodbye(frames.GOODBYE_DONE, "")
+    ends.send(ends.client)
+    assert kinds(ends.transmit(ends.agent)) == [frames.LANE_ACK]
+
+
 def test_an_acknowledgement_is_never_acknowledged() -> None:
     ends = Ends()
     ends.client.open(WEB)

@@ -1,0 +1,193 @@
+"""What a session must and must not put on its lanes, kept apart from the session's own books.
+
+An observer stands at each end. It sees every byte that leaves over every lane, every byte that
+arrives, and what the programs did (wrote, finished, reset). From that alone it knows which bytes of
+which stream may leave now, what an acknowledgement must say, and how many bytes the session must
+still hold. Rules are those of docs/protocol.md.
+"""
+
+from collections import deque
+
+from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
+from sshunt.mux.payload import Payload
+from tests.sim import wire
+from tests.sim.wire import WireFrame
+
+
+class Ledger:
+    """Bytes of payloads that somebody still has to release."""
+
+    def __init__(self) -> None:
+        self.live_bytes = 0
+
+
+class CountedPayload(Payload):
+    """A payload whose bytes stay in a ledger until they are released."""
+
+    __slots__ = ("_ledger",)
+
+    def __init__(self, data: bytes | memoryview, ledger: Ledger) -> None:
+        super().__init__(data)
+        self._ledger = ledger
+        ledger.live_bytes += len(self.view)
+
+    def cut(self, size: int) -> Payload:
+        head = CountedPayload(self.view[:size], self._ledger)
+        self.view = self.view[size:]
+        self._ledger.live_bytes -= len(head)  # moved, not made
+        return head
+
+    def release(self) -> None:
+        self._ledger.live_bytes -= len(self.view)
+        super().release()
+
+
+class StreamBook:
+    """What one end has sent of one stream."""
+
+    def __init__(self, content: bytes, own: bool) -> None:
+        self.content = content
+        self.own = own  # this end opens it
+        self.written = 0
+        self.finished = False
+        self.reset = False
+        self.fin_left = False
+        self.credit = INITIAL_WINDOW_BYTES
+        self.granted = INITIAL_WINDOW_BYTES  # by us to the peer
+        self.next_new = 0
+        self.lost: list[tuple[int, int]] = []
+        self.acked_bytes = 0
+        self.on_lanes_bytes = 0
+        self.open_lane: int | None = None
+        self.open_acked = not own
+
+    @property
+    def held_bytes(self) -> int:
+        """What the session must not have released, and nothing more."""
+        return self.on_lanes_bytes if self.reset else self.written - self.acked_bytes
+
+
+class LaneBook:
+    """What one end has sent and received on one lane."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.acked = 0
+        self.received = 0
+        self.outstanding: deque[WireFrame] = deque()
+        self.arriving = bytearray()  # not yet a whole frame
+
+
+class Observer:
+    """Watches one end."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.streams: dict[int, StreamBook] = {}
+        self.lanes: dict[int, LaneBook] = {}
+
+    # --- what leaves --------------------------------------------------------------------------
+
+    def saw_sent(self, lane_id: int, data: bytes) -> None:
+        lane = self.lanes[lane_id]
+        for frame in wire.read_sent(data, lane.sent):
+            self._check_sent(lane_id, lane, frame)
+            if frame.kind != wire.LANE_ACK:
+                lane.outstanding.append(frame)
+        lane.sent += len(data)
+        unacknowledged = lane.sent - lane.acked if lane.outstanding else 0
+        assert unacknowledged <= LANE_IN_FLIGHT_BYTES + TRANSMIT_BYTES, "the lane is overfull"
+
+    def _check_sent(self, lane_id: int, lane: LaneBook, frame: WireFrame) -> None:
+        if frame.kind == wire.LANE_ACK:
+            assert frame.offset == lane.received, "acknowledged what was not processed"
+            return
+        book = self.streams.get(frame.stream)
+        if book is None:
+            return
+        if frame.kind == wire.OPEN:
+            assert book.own, "opened the peer's stream"
+            assert book.open_lane is None, "opened twice"
+            book.open_lane = lane_id
+        elif frame.kind == wire.WINDOW:
+            book.granted = max(book.granted, frame.offset)
+        elif frame.kind in (wire.DATA, wire.FIN):
+            assert book.open_acked or book.open_lane == lane_id, "overtakes its OPEN"
+            assert not book.reset, "data of a stream that was reset"
+            if frame.kind == wire.FIN:
+                assert book.finished, "FIN of a writer that has not finished"
+                assert frame.offset == len(book.content), "FIN at the wrong place"
+                book.fin_left = True
+            else:
+                self._check_data(book, frame)
+
+    @staticmethod
+    def _check_data(book: StreamBook, frame: WireFrame) -> None:
+        start, end = frame.offset, frame.offset + len(frame.payload)
+        assert frame.payload == book.content[start:end], "other bytes than were written"
+        assert end <= book.credit, "more than the peer granted"
+        book.on_lanes_bytes += end - start
+        if start >= book.next_new:
+            assert start == book.next_new, "a hole was left"
+            assert end <= book.written
+            book.next_new = end
+            return
+        for index, (lost_start, lost_end) in enumerate(book.lost):
+            if lost_start <= start and end <= lost_end:
+                book.lost[index : index + 1] = [
+                    piece for piece in ((lost_start, start), (end, lost_end)) if piece[0] < piece[1]
+                ]
+                return
+        raise AssertionError(f"bytes {start}..{end} sent again though no lane lost them")
+
+    # --- what arrives -------------------------------------------------------------------------
+
+    def saw_received(self, lane_id: int, data: bytes) -> None:
+        """Before the session gets ``data``."""
+        lane = self.lanes[lane_id]
+        lane.received += len(data)
+        lane.arriving += data
+        while len(lane.arriving) >= 8:
+            length = int.from_bytes(lane.arriving[1:4], "big")
+            if len(lane.arriving) < 8 + length:
+                return
+            (frame,) = wire.read_sent(bytes(lane.arriving[: 8 + length]), 0)
+            del lane.arriving[: 8 + length]
+            if frame.kind == wire.LANE_ACK:
+                self._on_ack(lane, frame.offset)
+            elif frame.kind == wire.WINDOW and frame.stream in self.streams:
+                book = self.streams[frame.stream]
+                book.credit = max(book.credit, frame.offset)
+
+    def _on_ack(self, lane: LaneBook, position: int) -> None:
+        lane.acked = max(lane.acked, position)
+        while lane.outstanding and lane.outstanding[0].end <= position:
+            frame = lane.outstanding.popleft()
+            book = self.streams.get(frame.stream)
+            if book is None:
+                continue
+            if frame.kind == wire.OPEN:
+                book.open_acked = True
+            elif frame.kind == wire.DATA:
+                book.acked_bytes += len(frame.payload)
+                book.on_lanes_bytes -= len(frame.payload)
+
+    def lane_lost(self, lane_id: int) -> None:
+        for frame in self.lanes.pop(lane_id).outstanding:
+            book = self.streams.get(frame.stream)
+            if book is None:
+                continue
+            if frame.kind == wire.OPEN:
+                book.open_lane = None
+            elif frame.kind == wire.FIN:
+                book.fin_left = False
+            elif frame.kind == wire.DATA:
+                book.on_lanes_bytes -= len(frame.payload)
+                book.lost.append((frame.offset, frame.offset + len(frame.payload)))
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def check_memory(self) -> None:
+        """The session holds exactly the bytes that it may still have to send again."""
+        held = sum(book.held_bytes for book in self.streams.values())
+        assert self.ledger.live_bytes == held, "released too early, too late or twice"

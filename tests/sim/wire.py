@@ -1,0 +1,73 @@
+"""A second reader of the wire format, written from docs/protocol.md and not from our code.
+
+It knows only whole frames and raises AssertionError for anything that a sender must not send. The
+simulation reads with it everything that a session puts on a lane, so that a mistake which both
+ends share (encoder and decoder wrong in the same way, a rule that neither keeps) does not pass.
+"""
+
+from typing import NamedTuple
+
+DATA, FIN, WINDOW, OPEN, OPENED, RESET, LANE_ACK, PING, DATAGRAM, GOODBYE = range(1, 11)
+
+
+class WireFrame(NamedTuple):
+    """One frame as it was sent. ``end`` is the lane position behind it."""
+
+    kind: int
+    stream: int
+    body: bytes
+    end: int
+
+    @property
+    def offset(self) -> int:
+        """The first eight bytes of the body: offset, limit or position."""
+        return int.from_bytes(self.body[:8], "big")
+
+    @property
+    def payload(self) -> bytes:
+        return self.body[8:]
+
+    @property
+    def code(self) -> int:
+        return int.from_bytes(self.body[:2], "big")
+
+
+def read_sent(data: bytes, position: int) -> list[WireFrame]:
+    """The frames of one transmit, the first of which begins at lane position ``position``."""
+    found = []
+    at = 0
+    while at < len(data):
+        assert len(data) - at >= 8, "half a header was handed out"
+        kind = data[at]
+        length = int.from_bytes(data[at + 1 : at + 4], "big")
+        stream = int.from_bytes(data[at + 4 : at + 8], "big")
+        body = data[at + 8 : at + 8 + length]
+        assert len(body) == length, "half a frame was handed out"
+        at += 8 + length
+        frame = WireFrame(kind, stream, body, position + at)
+        check_shape(frame)
+        found.append(frame)
+    return found
+
+
+def check_shape(frame: WireFrame) -> None:
+    """The rules that need no memory."""
+    size = len(frame.body)
+    assert DATA <= frame.kind <= GOODBYE, f"type {frame.kind}"
+    assert {
+        DATA: 9 <= size <= 8 + 262144,
+        FIN: size == 8,
+        WINDOW: size == 8,
+        OPEN: 5 <= size <= 4 + 255,
+        OPENED: size == 0,
+        RESET: size == 2,
+        LANE_ACK: size == 12,
+        PING: size == 0,
+        DATAGRAM: 1 <= size <= 1 + 65535,
+        GOODBYE: 2 <= size <= 2 + 400,
+    }[frame.kind], f"type {frame.kind} with {size} bytes"
+    of_session = frame.kind in (LANE_ACK, PING, GOODBYE)
+    if frame.kind != DATAGRAM:
+        assert (frame.stream == 0) == of_session, f"type {frame.kind} of stream {frame.stream}"
+    if frame.kind in (DATA, FIN, WINDOW):
+        assert frame.offset < 1 << 63
