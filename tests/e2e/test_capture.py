@@ -1,0 +1,557 @@
+"""Real rules, made by the real helper, seen by ordinary connections.
+
+    neighbour ------------- client ------------- server
+     (forwarded traffic)     capturing.py         answers "direct" on 203.0.113.7, 2001:db8:3::7 and
+                             helper, rules        192.0.2.2
+
+There is no tunnel here: ``capturing.py`` answers whatever the kernel redirects to it with the
+original destination. What is not captured goes on to the server, which answers "direct".
+"""
+
+import json
+import os
+import pty
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import sshunt.helper
+from sshunt.errors import ExitCode
+from sshunt.helper.__main__ import EXIT_NO_SOCKET
+from sshunt.helper.protocol import MAX_REQUEST_BYTES
+from sshunt.lab.accounts import PASSWORD
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
+
+_HELPER = Path(sshunt.helper.__path__[0], "__main__.py")
+_PROGRAM = Path(__file__).with_name("capturing.py")
+_EVERY = [["0.0.0.0/0", "remote", 0, 65535], ["::/0", "remote", 0, 65535]]
+
+#: The promise: within a second nothing of ours is left.
+_GONE_S = 1.0
+
+
+class Capture:
+    """``capturing.py`` on the client host."""
+
+    def __init__(
+        self,
+        host: Host,
+        *options: str,
+        user: str = "root",
+        env: dict[str, str] | None = None,
+        terminal: int | None = None,
+    ) -> None:
+        self.host = host
+        self.session = secrets.token_hex(6)
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(20)
+        descriptor = theirs.fileno()
+        with theirs:
+            program = [sys.executable, str(_PROGRAM), *options, str(descriptor), self.session]
+            if terminal is not None:
+                program = ["setsid", "--ctty", "--wait", *program]
+            self.process = host.popen(
+                program,
+                user=user,
+                env=env,
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=terminal,
+                stderr=terminal,
+            )
+        self._answers = self._control.makefile("r")
+
+    def answer(self) -> Any:
+        return json.loads(self._answers.readline())
+
+    def ask(self, *command: Any) -> Any:
+        self._control.sendall(json.dumps(command).encode() + b"\n")
+        return self.answer()
+
+    def apply(
+        self,
+        routes: list[Any],
+        *,
+        listen4: str | None = "127.0.0.1",
+        listen6: str | None = "::1",
+        bypass: tuple[tuple[str, int], ...] = (),
+    ) -> Any:
+        return self.ask("apply", routes, listen4, listen6, bypass)
+
+    def end(self) -> None:
+        """The client's death: its helper has to undo everything."""
+        self._answers.close()
+        self._control.close()
+        self.process.kill()
+        self.process.wait()
+
+    def helper_pid(self) -> int:
+        """Of the helper that stands by itself; there must be only one."""
+        (pid,) = helpers(self.host)
+        return pid
+
+    def child_pid(self) -> int:
+        """Of the helper that ``--plain`` has started."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child.pid
+
+
+def helpers(host: Host) -> list[int]:
+    """The processes on this host that run the helper."""
+    found = []
+    for pid in host.pids():
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(argument.endswith(b"/helper/__main__.py") for argument in arguments[1:]):
+            found.append(pid)
+    return found
+
+
+def converse(host: Host, *lines: bytes) -> list[dict[str, Any]]:
+    """What the helper answers to these lines, until it hangs up or has answered each."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    with theirs:
+        program = [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+        assert host.popen(program, stdin=theirs.fileno()).wait() == 0
+    replies: list[dict[str, Any]] = []
+    with ours, ours.makefile("rb") as answers:
+        try:
+            for line in lines:
+                ours.sendall(line)
+                if reply := answers.readline():
+                    replies.append(json.loads(reply))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it hung up
+    return replies
+
+
+@pytest.fixture(scope="module", autouse=True)
+def direct(lab: Lab) -> Iterator[None]:
+    """Listeners on the server that answer "direct"."""
+    listeners = [
+        lab.server.listen(address, port, timeout_s=120)
+        for address in (ELSEWHERE_V4, ELSEWHERE_V6)
+        for port in (80, 8080)
+    ]
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return
+            with accepted:
+                accepted.sendall(b"direct\n")
+
+    threads = [threading.Thread(target=serve, args=[listener]) for listener in listeners]
+    for thread in threads:
+        thread.start()
+    yield
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def start(lab: Lab) -> Iterator[Callable[..., Capture]]:
+    """Starts captures on the client; nothing of them may be left at the end."""
+    started: list[Capture] = []
+
+    def start_one(*options: str, **keywords: Any) -> Capture:
+        started.append(Capture(lab.client, *options, **keywords))
+        assert started[-1].answer() == "ready"
+        return started[-1]
+
+    yield start_one
+    for capture in started:
+        capture.end()
+    sessions = [capture.session for capture in started]
+    within_a_second(lambda: not tables(lab) and not cgroups(*sessions) and not helpers(lab.client))
+
+
+def reached(host: Host, address: str, port: int = 80) -> str:
+    with host.connect(address, port, timeout_s=3) as sock:
+        return sock.makefile().readline().strip()
+
+
+def tables(lab: Lab) -> str:
+    return lab.client.run(["nft", "list", "tables"]).stdout
+
+
+def cgroups(*sessions: str) -> list[str]:
+    """The control groups of these sessions, wherever the host has mounted them."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    root = next(mount[1] for mount in mounts if mount[2] == "cgroup2")
+    names = {f"sshunt-{session}" for session in sessions}
+    return [path for path, _, _ in os.walk(root) if os.path.basename(path) in names]
+
+
+def within_a_second(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _GONE_S
+    while not condition():
+        assert time.monotonic() < deadline, "something is left"
+        time.sleep(0.02)
+
+
+Start = Callable[..., Capture]
+
+
+def test_connections_to_routed_addresses_arrive_with_their_original_destination(
+    lab: Lab, start: Start
+) -> None:
+    capture = start()
+    capture.apply([["10.0.0.0/8", "remote", 0, 65535], ["fd00::/8", "remote", 0, 65535]])
+    assert reached(lab.client, "10.9.8.7", 443) == "captured 10.9.8.7 443"
+    assert reached(lab.client, "fd00::9", 1) == "captured fd00::9 1"
+    assert reached(lab.client, ELSEWHERE_V4) == "direct"
+    assert reached(lab.client, ELSEWHERE_V6) == "direct"
+
+
+def test_excluded_networks_and_ports_are_left_alone(lab: Lab, start: Start) -> None:
+    capture = start()
+    capture.apply(
+        [
+            *_EVERY,
+            ["203.0.113.0/24", "direct", 0, 65535],
+            [f"{ELSEWHERE_V4}/32", "remote", 8000, 9000],
+            ["2001:db8:3::/48", "direct", 80, 80],
+        ]
+    )
+    assert reached(lab.client, ELSEWHERE_V4) == "direct"
+    assert reached(lab.client, ELSEWHERE_V4, 8080) == f"captured {ELSEWHERE_V4} 8080"
+    assert reached(lab.client, ELSEWHERE_V6) == "direct"
+    assert reached(lab.client, ELSEWHERE_V6, 8080) == f"captured {ELSEWHERE_V6} 8080"
+    assert reached(lab.client, "255.255.255.254") == "captured 255.255.255.254 80"
+
+
+def test_this_host_itself_is_never_captured(lab: Lab, start: Start) -> None:
+    capture = start()
+    ports = capture.apply(_EVERY)
+    with lab.client.listen("192.0.2.1") as listener:
+        with lab.client.connect("192.0.2.1", listener.getsockname()[1]):
+            listener.accept()[0].close()
+    assert reached(lab.client, "127.0.0.1", ports[0]) == "not redirected"
+    assert reached(lab.client, "::1", ports[1]) == "not redirected"
+
+
+def test_a_family_without_a_listener_is_left_alone(lab: Lab, start: Start) -> None:
+    start().apply(_EVERY, listen6=None)
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert reached(lab.client, ELSEWHERE_V6) == "direct"
+
+
+@pytest.mark.parametrize(
+    ("listen4", "listen6"), [("0.0.0.0", "::"), ("198.51.100.1", "2001:db8:2::1")]
+)
+def test_forwarded_connections_are_captured_by_a_listener_that_others_can_reach(
+    lab: Lab, start: Start, listen4: str, listen6: str
+) -> None:
+    start().apply(_EVERY, listen4=listen4, listen6=listen6)
+    for host in (lab.neighbour, lab.client):
+        assert reached(host, ELSEWHERE_V4) == f"captured {ELSEWHERE_V4} 80"
+        assert reached(host, ELSEWHERE_V6) == f"captured {ELSEWHERE_V6} 80"
+
+
+def test_forwarded_connections_are_left_alone_by_a_listener_on_loopback(
+    lab: Lab, start: Start
+) -> None:
+    start().apply(_EVERY)
+    # The lab's server has no way back to the neighbour, so only the client's rules are looked at.
+    assert "hook prerouting" not in lab.client.run(["nft", "list", "ruleset"]).stdout
+
+
+def test_the_guarded_client_and_its_children_are_not_captured_but_others_are(
+    lab: Lab, start: Start
+) -> None:
+    capture = start()
+    assert capture.ask("guard") is True
+    capture.apply(_EVERY)
+    assert capture.ask("connect", ELSEWHERE_V4, 80) == "direct"
+    assert capture.ask("connect", ELSEWHERE_V6, 80) == "direct"
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+
+
+def test_real_peers_are_not_captured_where_there_is_no_guard(lab: Lab, start: Start) -> None:
+    capture = start()
+    with lab.server.listen(ELSEWHERE_V4, 2222), lab.server.listen(ELSEWHERE_V6, 2222):
+        assert capture.ask("peers", ELSEWHERE_V4, 2222) == [[ELSEWHERE_V4, 2222]]
+        assert capture.ask("peers", ELSEWHERE_V6, 2222) == [[ELSEWHERE_V6, 2222]]
+    capture.apply(_EVERY, bypass=((ELSEWHERE_V4, 80),))
+    assert capture.ask("connect", ELSEWHERE_V4, 80) == "direct"
+    assert reached(lab.client, ELSEWHERE_V4, 8080).startswith("captured")
+    capture.ask("bypass", [[ELSEWHERE_V4, 8080], [ELSEWHERE_V6, 80]])
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert reached(lab.client, ELSEWHERE_V4, 8080) == "direct"
+    assert reached(lab.client, ELSEWHERE_V6) == "direct"
+
+
+def test_a_connection_that_is_older_than_the_rules_goes_on(lab: Lab, start: Start) -> None:
+    with lab.server.listen(ELSEWHERE_V4) as listener:
+        with lab.client.connect(ELSEWHERE_V4, listener.getsockname()[1]) as old:
+            accepted, _ = listener.accept()
+            with accepted:
+                start().apply(_EVERY)
+                old.sendall(b"still here")
+                assert accepted.recv(100) == b"still here"
+
+
+def test_two_sessions_stand_side_by_side_and_end_one_by_one(lab: Lab, start: Start) -> None:
+    first, second = start(), start()
+    assert first.ask("guard") is True
+    assert second.ask("guard") is True
+    first.apply([["10.1.0.0/16", "remote", 0, 65535]])
+    second.apply([["10.2.0.0/16", "remote", 0, 65535]])
+    assert reached(lab.client, "10.1.0.1") == "captured 10.1.0.1 80"
+    assert reached(lab.client, "10.2.0.1") == "captured 10.2.0.1 80"
+    first.ask("close")
+    assert first.session not in tables(lab)
+    assert second.session in tables(lab)
+    assert reached(lab.client, "10.2.0.1") == "captured 10.2.0.1 80"
+
+
+def test_undo_leaves_nothing_and_the_helper_can_start_over(lab: Lab, start: Start) -> None:
+    capture = start()
+    capture.ask("guard")
+    capture.apply(_EVERY)
+    capture.ask("undo")
+    assert not tables(lab)
+    assert not cgroups(capture.session)
+    assert reached(lab.client, ELSEWHERE_V4) == "direct"
+    assert capture.ask("guard") is True
+    capture.apply(_EVERY)
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+
+
+def test_a_second_plan_is_refused_and_the_first_one_stays(lab: Lab, start: Start) -> None:
+    capture = start()
+    capture.apply([["10.1.0.0/16", "remote", 0, 65535]])
+    refusal = capture.apply([["10.2.0.0/16", "remote", 0, 65535]])
+    assert refusal[2] == ExitCode.INTERNAL
+    assert reached(lab.client, "10.1.0.1") == "captured 10.1.0.1 80"
+
+
+def test_when_the_helper_is_killed_the_rules_go_and_the_client_hears_of_it(
+    lab: Lab, start: Start
+) -> None:
+    capture = start()
+    capture.ask("guard")
+    assert capture.apply(_EVERY)[2] is True
+    os.kill(capture.helper_pid(), signal.SIGKILL)
+    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    assert capture.ask("helper") is False
+    assert reached(lab.client, ELSEWHERE_V4) == "direct"
+    assert capture.ask("bypass", [])[2] == ExitCode.CAPTURE
+
+
+def test_when_helper_and_client_are_killed_nothing_is_left(lab: Lab, start: Start) -> None:
+    capture = start()
+    assert capture.ask("guard") is True
+    capture.apply(_EVERY)
+    for pid in (capture.helper_pid(), capture.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+
+
+def test_when_the_client_is_killed_nothing_is_left(lab: Lab, start: Start) -> None:
+    capture = start()
+    capture.ask("guard")
+    capture.apply(_EVERY)
+    os.kill(capture.process.pid, signal.SIGKILL)
+    within_a_second(
+        lambda: not tables(lab) and not cgroups(capture.session) and not helpers(lab.client)
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_that_mean_the_client_do_not_end_the_helper(
+    lab: Lab, start: Start, number: signal.Signals
+) -> None:
+    capture = start()
+    capture.apply(_EVERY)
+    os.kill(capture.helper_pid(), number)
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert capture.ask("helper") is True
+
+
+def test_sigterm_makes_the_helper_undo_everything(lab: Lab, start: Start) -> None:
+    capture = start()
+    capture.ask("guard")
+    capture.apply(_EVERY)
+    os.kill(capture.helper_pid(), signal.SIGTERM)
+    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+
+
+def test_a_plain_table_goes_when_the_client_goes(lab: Lab, start: Start) -> None:
+    capture = start("--plain")
+    assert capture.apply(_EVERY)[2] is False
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    os.kill(capture.process.pid, signal.SIGKILL)
+    within_a_second(lambda: not tables(lab))
+
+
+def test_what_dead_sessions_left_is_removed_at_the_next_start_and_living_ones_stay(
+    lab: Lab, start: Start
+) -> None:
+    dead, alive = start("--plain"), start("--plain")
+    alive.apply([["10.1.0.0/16", "remote", 0, 65535]])
+    dead.apply([["10.2.0.0/16", "remote", 0, 65535]])
+    os.kill(dead.child_pid(), signal.SIGKILL)
+    assert dead.session in tables(lab)
+    start()
+    assert dead.session not in tables(lab)
+    assert reached(lab.client, "10.1.0.1") == "captured 10.1.0.1 80"
+
+
+def test_thousands_of_routes_are_taken(lab: Lab, start: Start) -> None:
+    routes = [[f"10.{i // 200}.{i % 200}.0/25", "remote", 0, 65535] for i in range(10_000)]
+    start().apply(routes)
+    assert reached(lab.client, "10.49.199.1") == "captured 10.49.199.1 80"
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+
+def test_an_ordinary_user_captures_through_sudo_and_sudo_does_not_stay(
+    lab: Lab, start: Start
+) -> None:
+    capture = start(user="ben")
+    assert capture.ask("guard") is True
+    capture.apply(_EVERY)
+    assert capture.ask("connect", ELSEWHERE_V4, 80) == "direct"
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "sudo"]
+    capture.end()
+    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+
+
+def type_password(lab: Lab, password: str) -> Any:
+    """The first word of a capture that cai starts on a terminal of his own."""
+    ours, theirs = pty.openpty()
+    try:
+        capture = Capture(lab.client, user="cai", terminal=theirs)
+        seen = b""
+        while b"password for cai: " not in seen:
+            assert select.select([ours], [], [], 10)[0], seen
+            seen += os.read(ours, 1000)
+        assert b"[sshunt] sudo password for cai: " in seen
+        os.write(ours, password.encode() + b"\n")
+        word = capture.answer()
+        if word == "ready":
+            # Ctrl-C on his terminal is for the client; and sudo gave the terminal back as it was.
+            assert termios.tcgetattr(theirs)[3] & termios.ISIG
+            assert capture.ask("guard") is True
+            assert capture.apply(_EVERY)[2] is True
+            assert capture.ask("close") is None
+        capture.end()
+        return word
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_sudo_asks_for_the_password_on_the_terminal(lab: Lab) -> None:
+    assert type_password(lab, PASSWORD) == "ready"
+    assert not tables(lab)
+
+
+def test_a_wrong_password_is_an_error_of_privilege(lab: Lab) -> None:
+    message, hint, exit_code = type_password(lab, "wrong")
+    assert "sudo did not start the privileged helper" in message
+    assert "sudo true" in hint
+    assert exit_code == ExitCode.PRIVILEGE
+
+
+@pytest.mark.parametrize(
+    ("user", "env", "message"),
+    [
+        ("dan", {}, "sudo did not start the privileged helper"),
+        ("ben", {"WITHOUT_PATH": "1"}, "neither sudo nor doas is installed"),
+    ],
+)
+def test_who_may_not_become_root_is_told_so(
+    lab: Lab, user: str, env: dict[str, str], message: str
+) -> None:
+    capture = Capture(lab.client, user=user, env=env)
+    answer = capture.answer()
+    capture.end()
+    assert message in answer[0]
+    assert answer[2] == ExitCode.PRIVILEGE
+
+
+# --- what the helper does not do ------------------------------------------------------------------
+
+_HELLO = b'{"request":"hello","version":1,"session":"feedfacefeed"}\n'
+_FOREIGN_LISTENER = {
+    "session": "feedfacefeed",
+    "listen4": [ELSEWHERE_V4, 1],
+    "listen6": None,
+    "routes": [],
+    "bypass": [],
+}
+
+
+def test_the_helper_answers_nothing_before_hello(lab: Lab) -> None:
+    (reply,) = converse(lab.client, b'{"request":"guard"}\n')
+    assert (reply["reply"], reply["kind"]) == ("refused", "wrong-order")
+
+
+def test_the_helper_speaks_its_own_version_only(lab: Lab) -> None:
+    (reply,) = converse(lab.client, _HELLO.replace(b":1,", b":2,"))
+    assert (reply["reply"], reply["kind"]) == ("refused", "version")
+
+
+@pytest.mark.parametrize("line", [b"flush ruleset\n", b"\n", b"x" * (MAX_REQUEST_BYTES + 1)])
+def test_the_helper_hangs_up_on_what_is_no_request(lab: Lab, line: bytes) -> None:
+    replies = converse(lab.client, _HELLO, line, b'{"request":"undo"}\n')
+    assert [reply.get("kind") for reply in replies] == [None, "bad-request"]
+
+
+def test_the_helper_redirects_to_this_host_only(lab: Lab) -> None:
+    apply = {"request": "apply", "plan": _FOREIGN_LISTENER}
+    _, reply = converse(lab.client, _HELLO, json.dumps(apply).encode() + b"\n")
+    assert (reply["reply"], reply["kind"]) == ("refused", "listener")
+
+
+def test_the_helper_serves_one_session_only(lab: Lab) -> None:
+    apply = {"request": "apply", "plan": {**_FOREIGN_LISTENER, "session": "0123456789"}}
+    _, reply = converse(lab.client, _HELLO, json.dumps(apply).encode() + b"\n")
+    assert (reply["reply"], reply["kind"]) == ("refused", "bad-request")
+
+
+def test_the_helper_keeps_the_privileges_it_needs_and_no_others(lab: Lab, start: Start) -> None:
+    start()
+    (pid,) = helpers(lab.client)
+    status = dict(
+        line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().split("\n")[:-1]
+    )
+    network_admin_and_dac_override = f"{1 << 12 | 1 << 1:016x}"
+    assert (
+        status["CapEff"] == status["CapPrm"] == status["CapBnd"] == network_admin_and_dac_override
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    for descriptor in ("0", "1", "2"):
+        assert os.readlink(f"/proc/{pid}/fd/{descriptor}") == "/dev/null"
+
+
+def test_a_helper_without_a_socket_ends_at_once(lab: Lab) -> None:
+    program = [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+    assert lab.client.run(program, check=False).returncode == EXIT_NO_SOCKET
