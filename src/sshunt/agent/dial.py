@@ -98,8 +98,10 @@ class Dialer:
 
 
 def _new_socket(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
+    # Made non-blocking where the system can; elsewhere it takes a second system call.
+    sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
+    if sock.gettimeout() != 0:
+        sock.setblocking(False)
     prepare(sock)
     return sock
 

@@ -187,6 +187,7 @@ class Session:
         self._events: List[Event] = []
         self._growth = GrowthBudget()
         self.dropped_datagrams = 0
+        self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
 
     # --- what the relay wants -----------------------------------------------------------------
 
@@ -293,11 +294,7 @@ class Session:
                     sent.stream.home = NO_LANE
                 control.append(_Control(sent.kind, sent.stream, sent.raw))
         self._control.extendleft(reversed(control))
-
-    @property
-    def rtt_s(self) -> float:
-        """The shortest smoothed round-trip time of any lane; 0 if none was measured."""
-        return min([lane.rtt_s for lane in self.lanes.values() if lane.rtt_s] or [0.0])
+        self._note_rtt()
 
     def next_deadline(self, after: float = 0.0) -> Optional[float]:
         """When ``transmit`` must be called at the latest though nothing else happened.
@@ -454,6 +451,10 @@ class Session:
                 sent.payload.release()
             elif sent.kind == frames.OPEN and sent.stream:
                 sent.stream.home = ANY_LANE
+        self._note_rtt()
+
+    def _note_rtt(self) -> None:
+        self.rtt_s = min([lane.rtt_s for lane in self.lanes.values() if lane.rtt_s], default=0.0)
 
     def _on_window(self, number: int, limit: int, now: float) -> None:
         stream = self._find(number)

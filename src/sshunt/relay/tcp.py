@@ -209,11 +209,12 @@ class TcpRelay:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        try:
-            self._socket().shutdown(socket.SHUT_WR)
-        except OSError as error:  # the peer reset it meanwhile
-            self.abort(reset_code(error.errno or 0))
-            return
+        if not self._fin_sent:  # else close() says the same
+            try:
+                self._socket().shutdown(socket.SHUT_WR)
+            except OSError as error:  # the peer reset it meanwhile
+                self.abort(reset_code(error.errno or 0))
+                return
         self._close_if_over()
 
     def _close_if_over(self) -> None:
