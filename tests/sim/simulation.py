@@ -114,13 +114,13 @@ class End:
     def write_some(self) -> None:
         session, clock = self.side.session, self.side.clock
         while not self.is_reset and not self.book.finished:
-            left = self.book.content[self.book.written :]
-            if not left:
-                self.book.finished = True
-                session.finish(self.stream, clock.now)
-                break
             room = session.room_bytes(self.stream)
             if not room:
+                break
+            left = self.book.content[self.book.written :]
+            if not left:  # as with a socket: the end of file is met where a read would be next
+                self.book.finished = True
+                session.finish(self.stream, clock.now)
                 break
             size = min(room, len(left), self.side.rng.choice((1, 1400, 16384, 262144)))
             self.book.written += size

@@ -99,6 +99,8 @@ class Sender:
 
     def room_bytes(self) -> int:
         """How much the writer may write now; 0 (and ``blocked``) if less than a good read."""
+        if self.state is not OPEN:
+            return 0  # reset by the peer perhaps, and the writer has not heard of it yet
         credit = self.limit - self.next_offset
         room = (credit if credit < SEND_QUEUE_BYTES else SEND_QUEUE_BYTES) - self.queued_bytes
         if room < self._wake_room_bytes or (

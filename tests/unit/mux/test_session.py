@@ -145,8 +145,9 @@ def test_a_destination_that_cannot_be_sent_costs_no_stream() -> None:
 
 def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
     agent = agent_with_lane()
-    for index in range(MAX_STREAMS + 1):
-        feed(agent, frames.encode_open(1 + 2 * index, WEB))
+    short = Destination(frames.TCP, "x", 80)
+    numbers = range(1, 2 * MAX_STREAMS + 2, 2)
+    feed(agent, b"".join(frames.encode_open(number, short) for number in numbers))
     assert len(agent.take_events()) == len(agent.streams) == MAX_STREAMS
     last = 1 + 2 * MAX_STREAMS
     assert frames.encode_reset(last, frames.RESET_NO_RESOURCES) in join(agent.transmit(1, 0.0))
@@ -159,9 +160,12 @@ def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
 def test_a_peer_that_opens_streams_and_does_not_read_the_answers_is_given_up() -> None:
     agent = agent_with_lane()
 
+    short = Destination(frames.TCP, "x", 80)
+
     def ask_for_ever() -> None:
-        for index in range(2 * CONTROL_QUEUE_FRAMES):
-            feed(agent, frames.encode_open(1 + 2 * index, WEB))
+        for first in range(0, 2 * CONTROL_QUEUE_FRAMES, 1000):
+            numbers = range(2 * first + 1, 2 * first + 2001, 2)
+            feed(agent, b"".join(frames.encode_open(number, short) for number in numbers))
             for event in agent.take_events():
                 assert isinstance(event, StreamRequested)
                 agent.reset(event.stream, frames.RESET_REFUSED)
@@ -307,6 +311,22 @@ def test_a_reset_ends_both_ways_at_once_and_keeps_its_meaning() -> None:
     assert ends.send(ends.agent) == [StreamReset(near, frames.RESET_REFUSED)]
     assert (ends.client.streams, ends.agent.streams) == ({}, {})
     assert frames.DATA not in kinds(ends.transmit(ends.client))
+
+
+def test_a_writer_that_is_woken_and_reset_by_the_same_read_finds_no_room() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    assert ends.client.room_bytes(near) == 0
+    ends.transmit(ends.client)
+    feed(
+        ends.client,
+        frames.encode_window(near.id, 2 * INITIAL_WINDOW_BYTES)
+        + frames.encode_reset(near.id, frames.RESET_ABORTED),
+    )
+    heard = ends.client.take_events()
+    assert heard == [StreamWritable(near), StreamReset(near, frames.RESET_ABORTED)]
+    assert ends.client.room_bytes(near) == 0
 
 
 def test_resetting_twice_says_so_once() -> None:
