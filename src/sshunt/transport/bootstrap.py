@@ -28,6 +28,9 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import Hello
 from sshunt.transport.bundle import Bundle
 
+#: Exit status of stage one: somebody has read the beginning of its stdin.
+EXIT_NO_UPLOAD = 96
+
 #: Exit statuses of the sh code: nothing that could be run; nothing that is new enough.
 EXIT_NO_PYTHON = 97
 EXIT_OLD_PYTHON = 98
@@ -45,6 +48,7 @@ _STAGE_ONE = (
     "b=bytearray();"
     "r=lambda n:[b.extend(os.read(0,n-len(b))or sys.exit(1))for _ in iter(lambda:len(b)<n,False)];"
     f"r({_LENGTH_DIGITS});"
+    f"b.isdigit()or sys.exit({EXIT_NO_UPLOAD});"
     f"r({_LENGTH_DIGITS}+int(b));"
     f"d=zlib.decompress(bytes(b[{_LENGTH_DIGITS}:])).split(bytes(1));"
     "exec(d[0]);"

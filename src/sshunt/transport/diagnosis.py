@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_OLD_PYTHON
+from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_NO_UPLOAD, EXIT_OLD_PYTHON
 
 #: How our own sh code begins a sentence on stderr.
 OUR_PREFIX = "sshunt: "
@@ -136,12 +136,6 @@ _SAYINGS = (
         "try again; if it stays so, ask the server's log",
         ExitCode.CONNECT,
     ),
-    _saying(
-        r"(?:zlib\.error|ValueError: invalid literal for int)",
-        "the far side's login scripts read from their standard input what was meant for the agent",
-        "make them leave it alone when there is no terminal: [ -t 0 ] || return",
-        ExitCode.REMOTE,
-    ),
 )
 
 
@@ -168,6 +162,12 @@ def diagnose(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> Use
             f"the far side's Python is too old: {_ours(stderr_lines, 'older than 3.6')}",
             "name a Python 3.6 or newer with --python",
             ExitCode.NO_PYTHON,
+        )
+    if exit_status == EXIT_NO_UPLOAD:
+        return UserError(
+            "the far side's login scripts read what was sent to the agent on standard input",
+            "make them leave it alone when there is no terminal: [ -t 0 ] || return",
+            ExitCode.REMOTE,
         )
     for saying in _SAYINGS:
         for line in stderr_lines:

@@ -1,0 +1,97 @@
+"""A program: bring up a lane as the client does, say what came of it in one line of JSON, and end.
+
+    bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh]
+
+It runs on a host of the lab, and is what an end-to-end test of the bootstrap watches.
+
+    --resume         kill ssh once the lane is up, and find the agent again with another one
+    --interrupt-ssh  send ssh what Ctrl-C would send it, and see whether it lives
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+
+from sshunt.errors import UserError
+from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
+from sshunt.mux.session import Session
+from sshunt.transport.ssh import Remote, SshLane, cipher_option, connect, parse_remote
+
+TOKEN = os.urandom(32)
+
+
+def hello(lane: int, *, create: bool) -> Hello:
+    features = FEATURE_CREATE if create else 0
+    return make_hello(CLIENT, TOKEN, lane=lane, features=features, grace_s=20)
+
+
+async def bring(arguments: argparse.Namespace) -> dict[str, object]:
+    remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
+    options = await cipher_option(remote)
+    lane = await connect(remote, hello(1, create=True), ssh_options=options)
+    result: dict[str, object] = {"features": lane.hello.features, "cipher": options}
+    if arguments.resume:
+        lane = await resume(remote, lane)
+    if arguments.interrupt_ssh:
+        os.kill(lane.pid, signal.SIGINT)
+        await asyncio.sleep(0.3)
+        result["survived"] = not lane.ended.done()
+    result["exit_status"] = await say_goodbye(lane)
+    return result
+
+
+async def resume(remote: Remote, lane: SshLane) -> SshLane:
+    lane.process.kill()
+    await lane.ended
+    os.close(lane.read_fd)
+    os.close(lane.write_fd)
+    await lane.close()
+    return await connect(remote, hello(2, create=False))
+
+
+async def say_goodbye(lane: SshLane) -> int:
+    session = Session(CLIENT)
+    session.add_lane(lane.hello.lane, 0.0)
+    session.say_goodbye(0, "")
+    for piece in session.transmit(lane.hello.lane, 0.0):
+        os.write(lane.write_fd, bytes(piece) if isinstance(piece, bytes) else bytes(piece.view))
+    status = await asyncio.wait_for(asyncio.shield(lane.ended), 10)
+    os.close(lane.read_fd)
+    os.close(lane.write_fd)
+    await lane.close()
+    return status
+
+
+async def until_interrupted(arguments: argparse.Namespace) -> dict[str, object]:
+    bringing = asyncio.ensure_future(bring(arguments))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, bringing.cancel)
+    try:
+        return await bringing
+    except asyncio.CancelledError:
+        return {"interrupted": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("destination")
+    parser.add_argument("ssh")
+    parser.add_argument("--python")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--interrupt-ssh", action="store_true")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    result: dict[str, object]
+    try:
+        result = asyncio.run(until_interrupted(arguments))
+    except UserError as error:
+        result = {"error": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+    result["seconds"] = round(time.monotonic() - started, 3)
+    json.dump(result, sys.stdout)
+    sys.stdout.write("\n")
+
+
+main()
