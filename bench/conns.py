@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from bench import peers, processes, report
-from bench.load import BULK_PORT, Echoes, Flows, Target, serving
+from bench.load import BULK_PORT, Echoes, Flows, Target, make_room_for_connections, serving
 from sshunt.lab.world import Lab
 
 #: More than any window, and what the issue of a stopped reader is about.
@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     peers.prepare(names)
     rounds: dict[str, list[report.Row]] = {name: [] for name in names}
     with Lab() as lab, serving(lab.target) as target:
+        make_room_for_connections(lab)
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for name in names:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
 
 #: One system call moves so much. More does not fit into a socket's buffers.
 CHUNK_BYTES = 1024 * 1024
@@ -186,6 +187,18 @@ class EchoServer:
         """Stop serving."""
         for sock in (self._listener, *self._socks.values()):
             sock.close()
+
+
+def make_room_for_connections(lab: Lab) -> None:
+    """Let the hosts open tens of thousands of connections a minute to one address.
+
+    A closed connection keeps its port for a minute. Once most of the 28,000 ports are taken, each
+    connect(2) searches for a free one for milliseconds, and the benchmark measures that search.
+    """
+    for host in lab.hosts:
+        host.write_sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+        # 1: a port may be used again one second after its connection was closed (tcp(7)).
+        host.write_sysctl("net/ipv4/tcp_tw_reuse", "1")
 
 
 class Echoes:

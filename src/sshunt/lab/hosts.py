@@ -225,6 +225,11 @@ class Host:
                     raise TimeoutError(f"nobody listens on {address} port {port} in {self.name}")
             time.sleep(0.01)
 
+    def write_sysctl(self, name: str, value: str) -> None:
+        """Set a parameter of this host's network, named by its path below /proc/sys."""
+        with self.entered():  # /proc/sys/net shows the namespace of the thread that opens it
+            Path("/proc/sys", name).write_text(value)
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Put the calling thread into this host's network namespace for a moment."""

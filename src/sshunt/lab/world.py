@@ -284,12 +284,11 @@ class Lab:
             )
             setattr(self, name, host)
             self._cleanup.callback(host.reap)
-            with host.entered():
-                _write_sysctl("net/ipv4/ip_forward", str(_FORWARDING[name]))
-                _write_sysctl("net/ipv6/conf/all/forwarding", str(_FORWARDING[name]))
-                # A machine's default may be bbr, which paces; cubic is what most people have.
-                with suppress(OSError):  # not built in
-                    _write_sysctl("net/ipv4/tcp_congestion_control", "cubic")
+            host.write_sysctl("net/ipv4/ip_forward", str(_FORWARDING[name]))
+            host.write_sysctl("net/ipv6/conf/all/forwarding", str(_FORWARDING[name]))
+            # A machine's default may be bbr, which paces; cubic is what most people have.
+            with suppress(OSError):  # not built in
+                host.write_sysctl("net/ipv4/tcp_congestion_control", "cubic")
         # Run first of all when closing: nothing below can go while somebody lives in it.
         self._cleanup.callback(self._kill_everybody)
 
@@ -345,11 +344,6 @@ def _ip(*lines: str, netns: str | None = None) -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(f"ip: {done.stderr.strip()}")
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    # /proc/sys/net shows the network namespace of the thread that opens it.
-    Path("/proc/sys", name).write_text(value)
 
 
 def _require_root_and_programs() -> None:
