@@ -64,6 +64,7 @@ _HINTS = {
     Refusal.NO_NFT: "install it: apt install nftables, or dnf install nftables",
     Refusal.NOT_PERMITTED: "in a container it needs CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
     Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
+    Refusal.TOO_COMPLEX: "use fewer port ranges, or wider networks",
     Refusal.LISTENER: "give --listen an address of this host",
     Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
 }

@@ -20,7 +20,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,12 @@ def helpers(host: Host) -> list[int]:
     return found
 
 
-def converse(host: Host, *lines: bytes) -> list[dict[str, Any]]:
-    """What the helper answers to these lines, until it hangs up or has answered each."""
+def converse(host: Host, *lines: bytes, under: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What the helper, started by ``under``, answers to these lines; fewer if it hangs up."""
     ours, theirs = socket.socketpair()
     ours.settimeout(20)
     with theirs:
-        program = [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+        program = [*under, sys.executable, "-I", "-S", "-B", str(_HELPER)]
         assert host.popen(program, stdin=theirs.fileno()).wait() == 0
     replies: list[dict[str, Any]] = []
     with ours, ours.makefile("rb") as answers:
@@ -370,6 +370,22 @@ def test_when_helper_and_client_are_killed_nothing_is_left(lab: Lab, start: Star
     within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
 
 
+def test_what_the_sweeper_could_not_sweep_is_removed_at_the_next_start(
+    lab: Lab, start: Start
+) -> None:
+    capture = start()
+    assert capture.ask("guard") is True
+    (sweeper,) = psutil.Process(capture.helper_pid()).children()
+    assert "sshunt" not in " ".join(sweeper.cmdline())
+    sweeper.kill()
+    os.kill(capture.helper_pid(), signal.SIGKILL)
+    os.kill(capture.process.pid, signal.SIGKILL)
+    within_a_second(lambda: not helpers(lab.client))
+    assert cgroups(capture.session)
+    start()
+    assert not cgroups(capture.session)
+
+
 def test_when_the_client_is_killed_nothing_is_left(lab: Lab, start: Start) -> None:
     capture = start()
     capture.ask("guard")
@@ -550,6 +566,29 @@ def test_the_helper_keeps_the_privileges_it_needs_and_no_others(lab: Lab, start:
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     for descriptor in ("0", "1", "2"):
         assert os.readlink(f"/proc/{pid}/fd/{descriptor}") == "/dev/null"
+
+
+def test_without_the_right_to_change_rules_the_helper_says_so(lab: Lab) -> None:
+    weak = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    (reply,) = converse(lab.client, _HELLO, under=weak)
+    assert (reply["reply"], reply["kind"]) == ("refused", "not-permitted")
+
+
+def test_without_libnftables_the_helper_says_so(lab: Lab) -> None:
+    found = subprocess.check_output(["ldconfig", "-p"], text=True)
+    path = next(line.split()[-1] for line in found.splitlines() if "libnftables.so.1" in line)
+    hide = f'mount --bind /dev/null {os.path.realpath(path)} && exec "$@"'
+    (reply,) = converse(lab.client, _HELLO, under=["unshare", "--mount", "sh", "-c", hide, "sh"])
+    assert (reply["reply"], reply["kind"]) == ("refused", "no-nft")
+
+
+def test_without_the_right_to_mount_there_is_no_guard_but_there_are_rules(lab: Lab) -> None:
+    weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    plan = {**_FOREIGN_LISTENER, "listen4": ["127.0.0.1", 1]}
+    apply = json.dumps({"request": "apply", "plan": plan}).encode() + b"\n"
+    replies = converse(lab.client, _HELLO, b'{"request":"guard"}\n', apply, under=weak)
+    assert [reply["reply"] for reply in replies] == ["welcome", "guarded", "applied"]
+    assert replies[1]["guarded"] is False
 
 
 def test_a_helper_without_a_socket_ends_at_once(lab: Lab) -> None:

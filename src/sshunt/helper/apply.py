@@ -112,14 +112,9 @@ class Kernel:
             listener = plan.listener(family)
             if listener is not None:
                 _check_local(family, listener)
-        cgroup = self._guard.cgroup if self._guard is not None else None
-        try:
-            texts = {owner: nft.render(plan, owner=owner, cgroup=cgroup) for owner in (True, False)}
-        except ValueError as error:
-            raise KernelError(Refusal.BAD_REQUEST, str(error))
         self._plan = plan  # from here on undo() has something to remove
         try:
-            return self._run_either(texts)
+            return self._make_table(plan)
         except KernelError:
             self._plan = None  # one transaction: nothing of it was made
             raise
@@ -144,7 +139,7 @@ class Kernel:
             self._guard.remove()
             self._guard = None
 
-    def _run_either(self, texts: dict[bool, str]) -> bool:
+    def _make_table(self, plan: Plan) -> bool:
         """Make an owned table, or else a plain one; True if it is owned.
 
         Old kernels and old libraries refuse the flag in several ways, so no error is told from
@@ -152,13 +147,20 @@ class Kernel:
         """
         if self._want_owner:
             try:
-                self._nft.run(texts[True])
+                self._nft.run(self._render(plan, owner=True))
             except KernelError:
                 pass
             else:
                 return True
-        self._nft.run(texts[False])
+        self._nft.run(self._render(plan, owner=False))
         return False
+
+    def _render(self, plan: Plan, *, owner: bool) -> str:
+        cgroup = self._guard.cgroup if self._guard is not None else None
+        try:
+            return nft.render(plan, owner=owner, cgroup=cgroup)
+        except ValueError as error:
+            raise KernelError(Refusal.TOO_COMPLEX, str(error))
 
 
 # --- libnftables --------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class Refusal(str, Enum):
     NO_NFT = "no-nft"  # libnftables is not installed
     NOT_PERMITTED = "not-permitted"  # the kernel does not let us: a container, a user namespace
     KERNEL = "kernel"  # the kernel or the library refused the rules
+    TOO_COMPLEX = "too-complex"  # the routes overlap in too many pieces
     LISTENER = "listener"  # the listener's address is not one of this host
     INTERNAL = "internal"  # a bug; the message is the traceback
 
