@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sshunt.agent.rendezvous import socket_name
-from sshunt.agent.stub import EXIT_AGENT_DIED
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
@@ -26,7 +25,6 @@ from tests.agent.far_side import (
     Lane,
     eventually,
     interpreters,
-    kill,
     lane_hello,
     marked,
     python2,
@@ -115,31 +113,6 @@ def test_bytes_behind_the_hello_reach_the_agent(token: bytes) -> None:
     lane.greet(behind=lane.goodbye())
     assert lane.wait() == (0, "")
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
-
-
-def test_an_agent_that_is_killed_leaves_no_file_and_ends_its_stub(token: bytes) -> None:
-    lane = Lane(lane_hello(token, grace_s=20))
-    lane.greet()
-    assert not no_trace_of(token)
-    [agent] = lane.agents()
-    kill(agent)
-    assert lane.wait()[0] == EXIT_AGENT_DIED
-    assert no_trace_of(token)
-
-
-def test_a_stub_and_agent_killed_together_are_swept_up_by_the_next_start(token: bytes) -> None:
-    lane = Lane(lane_hello(token, grace_s=20))
-    lane.greet()
-    for pid in marked(lane.mark):
-        kill(pid)
-    lane.wait()
-    assert not no_trace_of(token)
-
-    other = Lane(lane_hello(os.urandom(32)))
-    other.greet()
-    assert no_trace_of(token)
-    other.write(other.goodbye())
-    assert other.wait() == (0, "")
 
 
 def test_an_agent_asked_to_terminate_removes_its_socket(token: bytes) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from sshunt.agent.rendezvous import GO, PROOF_MAGIC, socket_name
+from sshunt.agent.stub import EXIT_AGENT_DIED
 from sshunt.mux.hello import ACCEPTED, FEATURE_DETACHED, REFUSED_SESSION_GONE
-from tests.agent.far_side import Lane, eventually, lane_hello, marked
+from tests.agent.far_side import Lane, eventually, kill, lane_hello, marked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be other users")
 
@@ -170,4 +171,47 @@ def test_two_first_lanes_at_once_start_one_agent(uid: int, token: bytes) -> None
     assert sum(len(lane.agents()) for lane in lanes) == 1
     lanes[0].write(lanes[0].goodbye())
     assert [lane.wait()[0] for lane in lanes] == [0] * 4
+    eventually(lambda: not place_of(uid).exists(), "the place is removed")
+
+
+def test_an_agent_that_is_killed_leaves_no_file_and_ends_its_stubs(uid: int, token: bytes) -> None:
+    lanes = [
+        Lane(lane_hello(token, lane=number, grace_s=20), prefix=as_user(uid)) for number in (1, 2)
+    ]
+    for lane in lanes:
+        lane.greet()
+    [agent] = [pid for lane in lanes for pid in lane.agents()]
+    assert place_of(uid).exists()
+    kill(agent)
+    assert EXIT_AGENT_DIED in [lane.wait()[0] for lane in lanes]  # one of them cleaned up
+    assert not place_of(uid).exists()
+
+
+def test_a_stub_and_agent_killed_together_are_swept_up_by_the_next_start(
+    uid: int, token: bytes
+) -> None:
+    lane = Lane(lane_hello(token, grace_s=20), prefix=as_user(uid))
+    lane.greet()
+    for pid in marked(lane.mark):
+        kill(pid)
+    lane.wait()
+    assert os.listdir(place_of(uid)) == [socket_name(token)]
+
+    token = os.urandom(32)
+    other = Lane(lane_hello(token), prefix=as_user(uid))
+    other.greet()
+    assert os.listdir(place_of(uid)) == [socket_name(token)]
+    say_goodbye(other)
+
+
+def test_a_stub_whose_lane_ends_leaves_a_living_agent_alone(uid: int, token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=20), prefix=as_user(uid))
+    lane.greet()
+    agents = lane.agents()
+    assert lane.end() == (0, "")
+    assert os.listdir(place_of(uid)) == [socket_name(token)]
+    assert lane.agents() == agents
+    other = Lane(lane_hello(token, lane=2, create=False), prefix=as_user(uid))
+    other.greet()
+    say_goodbye(other)
     eventually(lambda: not place_of(uid).exists(), "the place is removed")

@@ -68,8 +68,7 @@ def start_agent(life: AgentLife) -> socket.socket:
 
 def hand_over(peer: socket.socket, hello: Hello) -> None:
     """Pass descriptors 0 and 1 to the agent behind ``peer``; raises NotWelcomeError or OSError."""
-    peer.sendall(PROOF_MAGIC + hello.token)
-    if peer.recv(1) != GO:
+    if not _prove(peer, hello.token):
         raise NotWelcomeError("the agent did not accept the proof of the session token")
     message = hello.encode()
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]).tobytes())
@@ -157,8 +156,8 @@ def _tidy_up_after(token: bytes) -> bool:
         except OSError:
             return False  # no place of ours, so no socket of ours
         try:
-            place.connect(name).close()
-            return False  # the agent lives: only this lane ended
+            if _answers(place.connect(name), token) or time.monotonic() > deadline:
+                return False  # the agent lives: only this lane ended
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 place.remove_dead(name)
@@ -168,3 +167,21 @@ def _tidy_up_after(token: bytes) -> bool:
         finally:
             place.release()
         time.sleep(0.05)
+
+
+def _prove(peer: socket.socket, token: bytes) -> bool:
+    """True if the agent behind ``peer`` accepts the token. Raises OSError."""
+    peer.sendall(PROOF_MAGIC + token)
+    return peer.recv(1) == GO
+
+
+def _answers(peer: socket.socket, token: bytes) -> bool:
+    """True if there is life behind ``peer``; the kernel closes a dead agent's sockets one by one,
+    and for a moment one can still connect to it.
+    """
+    try:
+        return _prove(peer, token)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    finally:
+        peer.close()
