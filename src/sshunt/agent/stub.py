@@ -33,7 +33,7 @@ EXIT_AGENT_DIED = 99
 
 #: An agent closes its last lanes, then its listener, then removes its socket. This long may lie
 #: between the first and the last before we call it dead.
-TIDY_DEADLINE_S = 1.0
+TIDY_DEADLINE_S = 0.4
 
 #: What becomes the agent: called in the new process with the lane's two descriptors and the control
 #: socket of its stub.

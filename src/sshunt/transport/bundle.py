@@ -76,7 +76,7 @@ def import_closure(entry: str) -> dict[str, tuple[Path, str]]:
 def imported_names(tree: ast.Module) -> list[str]:
     """Dotted names of ours that this module imports anywhere; some may be names within modules."""
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node, _ in _statements(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -85,6 +85,20 @@ def imported_names(tree: ast.Module) -> list[str]:
             names.append(str(node.module))
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return [name for name in names if name.split(".")[0] == PACKAGE]
+
+
+def _statements(tree: ast.Module) -> Iterator[tuple[ast.AST, bool]]:
+    """The module and every statement in it, with whether it stands inside a function.
+
+    Not the expressions, which are nine nodes in ten: nothing we look for is in them.
+    """
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while waiting:
+        node, in_function = waiting.pop()
+        yield node, in_function
+        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for field in ("body", "orelse", "finalbody", "handlers"):
+            waiting += [(child, inside) for child in getattr(node, field, ())]
 
 
 def _path_of(module: str) -> Path | None:
@@ -128,9 +142,8 @@ def _cut(source: str) -> str:
     for line in lines:
         starts.append(starts[-1] + len(line))
     text = bytearray(source.encode())
-    for first, last, instead in sorted(
-        set(_cuts(ast.parse(source), starts, bytes(text))), reverse=True
-    ):
+    cuts = _cuts(ast.parse(source), starts, bytes(text))
+    for first, last, instead in sorted(cuts, reverse=True):
         text[first:last] = instead + b"\n" * text.count(b"\n", first, last)
     return text.decode()
 
@@ -147,19 +160,25 @@ def _cuts(tree: ast.Module, starts: list[int], text: bytes) -> Iterator[tuple[in
             raise ValueError("ast.parse gives every node an end")
         return starts[last_line - 1] + last_column
 
-    for node in ast.walk(tree):
+    for node, in_function in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and _is_string(first.value):
                 yield begin(first), end(first), b"" if len(node.body) > 1 else b"0"
-        if isinstance(node, ast.arg) and node.annotation is not None:
-            yield begin(node) + len(node.arg.encode()), end(node.annotation), b""
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if node.returns is not None:
                 yield text.rindex(b"->", 0, begin(node.returns)), end(node.returns), b""
-            for inner in ast.walk(node):  # not in classes: a NamedTuple needs its own
-                if isinstance(inner, ast.AnnAssign) and inner.value is not None:
-                    yield end(inner.target), end(inner.annotation), b""
+            for argument in _arguments(node.args):
+                if argument.annotation is not None:
+                    name_end = begin(argument) + len(argument.arg.encode())
+                    yield name_end, end(argument.annotation), b""
+        if isinstance(node, ast.AnnAssign) and node.value is not None and in_function:
+            yield end(node.target), end(node.annotation), b""  # a class may need its own
+
+
+def _arguments(arguments: ast.arguments) -> list[ast.arg]:
+    several = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return several + [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
 
 
 def _is_string(node: ast.expr) -> bool:

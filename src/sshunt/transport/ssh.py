@@ -30,7 +30,6 @@ import shlex
 import shutil
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +48,13 @@ from sshunt.mux.hello import (
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.stderr import StderrLines
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
 HELLO_DEADLINE_S = 600.0
 
 #: From the first byte of the far side (a login script's chatter) to its HELLO.
 NOISE_DEADLINE_S = 60.0
-
-#: What of ssh's stderr is kept for the diagnosis; its longest message, a changed host key, has 14.
-STDERR_LINES = 30
-STDERR_LINE_CHARACTERS = 1000
 
 #: How long ``ssh -G`` may take; without an answer the cipher stays what it is.
 ASK_DEADLINE_S = 2.0
@@ -343,7 +339,7 @@ class _Pipes:
 
     read_fd: int
     write_fd: int
-    stderr: "_Stderr"
+    stderr: StderrLines
 
 
 async def _spawn(
@@ -371,7 +367,7 @@ async def _spawn(
     finally:
         for fd in theirs:
             os.close(fd)
-    return process, _Pipes(read_fd, write_fd, _Stderr(stderr_read_fd, on_stderr))
+    return process, _Pipes(read_fd, write_fd, StderrLines(stderr_read_fd, on_stderr))
 
 
 def _prepare_child() -> Callable[[], None]:
@@ -387,62 +383,6 @@ def _prepare_child() -> Callable[[], None]:
                 os._exit(1)
 
     return prepare
-
-
-class _Stderr:
-    """ssh's stderr, line by line: shown as it comes, the last lines kept."""
-
-    def __init__(self, fd: int, show: Callable[[str], None]) -> None:
-        self.lines: deque[str] = deque(maxlen=STDERR_LINES)
-        self._fd = fd
-        self._show = show
-        self._partial = b""
-        self._withheld: list[str] | None = []
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self.drain)
-
-    def drain(self) -> None:
-        """Take what is there."""
-        while self._fd >= 0:
-            try:
-                data = os.read(self._fd, 65536)
-            except BlockingIOError:
-                return
-            *complete, self._partial = (self._partial + data).split(b"\n")
-            if not data or len(self._partial) > STDERR_LINE_CHARACTERS:
-                complete, self._partial = [*complete, self._partial], b""
-            for line in complete:
-                self._take(line)
-            if not data:
-                self._stop()
-
-    def show_withheld(self) -> None:
-        """The lane is up after all: show what was kept for a diagnosis, and all that follows."""
-        for line in self._withheld or ():
-            self._show(line)
-        self._withheld = None
-
-    def close(self) -> None:
-        """Take what is there, and no more."""
-        self.drain()
-        self._stop()
-
-    def _take(self, raw: bytes) -> None:
-        text = raw[:STDERR_LINE_CHARACTERS].decode("utf-8", "replace").rstrip()
-        line = "".join(c if c.isprintable() or c == "\t" else " " for c in text)
-        if not line:
-            return
-        self.lines.append(line)
-        if self._withheld is not None and diagnosis.is_diagnosed(line):
-            self._withheld.append(line)
-        else:
-            self._show(line)
-
-    def _stop(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
 
 
 # --- the greeting ---------------------------------------------------------------------------------

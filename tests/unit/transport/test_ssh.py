@@ -9,6 +9,7 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import CLIENT, make_hello
 from sshunt.transport import ssh
 from sshunt.transport.ssh import Remote, cipher_option, connect, parse_remote, ssh_argv
+from sshunt.transport.stderr import STDERR_LINE_CHARACTERS
 
 FAST = ["-o", "Ciphers=^aes128-gcm@openssh.com"]
 
@@ -209,7 +210,7 @@ def test_what_the_far_side_writes_can_not_control_the_terminal(tmp_path: Path) -
 
 def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     _, shown = attempt(program(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1"))
-    assert max(map(len, shown)) <= ssh.STDERR_LINE_CHARACTERS
+    assert max(map(len, shown)) <= STDERR_LINE_CHARACTERS
 
 
 def test_an_answer_that_never_comes_has_a_deadline(tmp_path: Path) -> None:

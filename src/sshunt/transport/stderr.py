@@ -1,0 +1,77 @@
+"""What ssh says while it lives, line by line.
+
+A person must see it as it comes: banners, warnings about keys, what ProxyCommands have to say. Part
+of it comes from the other side, so it is made printable: it can't control the terminal. Lines that
+a failure's own message will repeat are held back until it is clear whether there is a failure.
+
+Not here: what the lines mean (diagnosis), prompts (ssh writes those to the terminal itself).
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+
+from sshunt.transport import diagnosis
+
+#: What is kept for the diagnosis; ssh's longest message, a changed host key, has 14.
+STDERR_LINES = 30
+
+#: Longer lines are cut: a server may send what it likes.
+STDERR_LINE_CHARACTERS = 1000
+
+
+class StderrLines:
+    """Shows lines as they come and keeps the last ones; owns the descriptor until ``close``."""
+
+    def __init__(self, fd: int, show: Callable[[str], None]) -> None:
+        self.lines: deque[str] = deque(maxlen=STDERR_LINES)
+        self._fd = fd
+        self._show = show
+        self._partial = b""
+        self._withheld: list[str] | None = []
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self.drain)
+
+    def drain(self) -> None:
+        """Take what is there."""
+        while self._fd >= 0:
+            try:
+                data = os.read(self._fd, 65536)
+            except BlockingIOError:
+                return
+            *complete, self._partial = (self._partial + data).split(b"\n")
+            if not data or len(self._partial) > STDERR_LINE_CHARACTERS:
+                complete, self._partial = [*complete, self._partial], b""
+            for line in complete:
+                self._take(line)
+            if not data:
+                self._stop()
+
+    def show_withheld(self) -> None:
+        """The lane is up after all: show what was kept for a diagnosis, and all that follows."""
+        for line in self._withheld or ():
+            self._show(line)
+        self._withheld = None
+
+    def close(self) -> None:
+        """Take what is there, and no more."""
+        self.drain()
+        self._stop()
+
+    def _take(self, raw: bytes) -> None:
+        text = raw[:STDERR_LINE_CHARACTERS].decode("utf-8", "replace").rstrip()
+        line = "".join(c if c.isprintable() or c == "\t" else " " for c in text)
+        if not line:
+            return
+        self.lines.append(line)
+        if self._withheld is not None and diagnosis.is_diagnosed(line):
+            self._withheld.append(line)
+        else:
+            self._show(line)
+
+    def _stop(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
