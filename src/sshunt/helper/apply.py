@@ -302,18 +302,16 @@ class _Guard:
 
 
 def _make_guard(name: str, parent: str, pid: int) -> _Guard | None:
-    """A new cgroup with the process in it: below its own, else below the root, else None.
+    """A new cgroup with the process in it, below its own; None if that can't be had.
 
-    Below its own fails where that one is threaded or belongs to a cgroup that hands out
-    controllers ("no internal processes", cgroups(7)).
+    It can't where its own one is threaded, has too many descendants, or has a name that can't be
+    written into a rule. Then there is no guard: any other place, say the root, would let a process
+    out of the limits that were put on it.
     """
-    for place in dict.fromkeys((parent, _CGROUP_ROOT)):
-        directory = os.path.join(place, name)
-        if not nft.cgroup_path_is_harmless(os.path.relpath(directory, _CGROUP_ROOT)):
-            continue
-        if _until_done(partial(_enter, directory, pid)):
-            return _Guard(directory)
-    return None
+    directory = os.path.join(parent, name)
+    if not nft.cgroup_path_is_harmless(os.path.relpath(directory, _CGROUP_ROOT)):
+        return None
+    return _Guard(directory) if _until_done(partial(_enter, directory, pid)) else None
 
 
 def _enter(directory: str, pid: int) -> bool:
@@ -354,22 +352,23 @@ def _until_done(step: Callable[[], bool]) -> bool:
 
 
 def _remove_leftover_cgroups(parent: str) -> None:
-    """Remove empty cgroups of dead sessions. Those of living ones are never empty."""
-    for place in {parent, _CGROUP_ROOT}:
+    """Remove empty cgroups of dead sessions, here and above. Those of living ones are not empty."""
+    place = parent
+    while place.startswith(_CGROUP_ROOT):
         for name in os.listdir(place):
             if _LEFTOVER.fullmatch(name):
                 try:
                     os.rmdir(os.path.join(place, name))
                 except OSError:
                     pass  # busy: alive
+        place = os.path.dirname(place)
 
 
 def _parent_cgroup(pid: int, session: str) -> str | None:
     """The directory below which a process' guard belongs, or None if the process is not visible.
 
     It is where the process is now, unless that is the guard of a helper that has just died (its
-    sweeper is about to move the process out): then it is where that one began. The root serves for
-    a process whose own cgroup is outside of what we can see.
+    sweeper is about to move the process out): then it is where that one began.
     """
     if pid == 0 or _start_time(pid) > _start_time(os.getpid()):
         return None
@@ -378,11 +377,14 @@ def _parent_cgroup(pid: int, session: str) -> str | None:
             paths = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
     except OSError:
         return None
-    parts = paths[0].strip("/").split("/") if paths else []
+    if not paths:
+        return None
+    parts = paths[0].strip("/").split("/")
     while parts and _LEFTOVER.fullmatch(parts[-1]) and _is_dead(parts[-1], session):
         parts.pop()
     directory = os.path.join(_CGROUP_ROOT, *parts).rstrip("/")
-    return directory if ".." not in parts and os.path.isdir(directory) else _CGROUP_ROOT
+    # "/.." leads out of a cgroup namespace: there is nothing that we could see.
+    return directory if ".." not in parts and os.path.isdir(directory) else None
 
 
 def _is_dead(table: str, session: str) -> bool:
