@@ -187,16 +187,17 @@ def _parser() -> _Parser:
 
 
 def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint | None]:
-    """The IPv4 and IPv6 listener. One that is not given although the other is, is not made."""
-    if text is None:
-        return DEFAULT_LISTEN4, DEFAULT_LISTEN6 if ipv6 else None
-    found: dict[int, Endpoint] = {}
-    for part in text.split(","):
+    """The IPv4 and the IPv6 listener. A family that is not named keeps its default: nothing that
+    was asked for should go another way because the other family was configured.
+    """
+    named: dict[int, Endpoint] = {}
+    for part in text.split(",") if text is not None else ():
         family, endpoint = _endpoint(part)
-        if family in found:
-            raise _bad_listen(text, "two addresses of one family")
-        found[family] = endpoint
-    return found.get(socket.AF_INET), found.get(socket.AF_INET6) if ipv6 else None
+        if family in named:
+            raise _bad_listen(part, "a second address of the same family")
+        named[family] = endpoint
+    listen6 = named.get(socket.AF_INET6, DEFAULT_LISTEN6)
+    return named.get(socket.AF_INET, DEFAULT_LISTEN4), listen6 if ipv6 else None
 
 
 def _endpoint(text: str) -> tuple[int, Endpoint]:

@@ -113,19 +113,22 @@ async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_
     for sock in listeners:
         undo.callback(sock.close)
 
+    # Asked while the helper starts: it is other programs' time.
+    cipher = asyncio.ensure_future(cipher_option(options.remote))
+    undo.callback(cipher.cancel)
     helper = await start_helper(session=session_id)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
     console.detail(1, "own traffic kept out by " + ("a cgroup" if guarded else "its addresses"))
 
-    bundle = agent_bundle()
-    console.detail(1, f"agent: {len(bundle.data)} bytes, {len(bundle.modules)} modules")
     hello = make_hello(CLIENT, secrets.token_bytes(TOKEN_BYTES), features=FEATURE_CREATE)
-    cipher = await cipher_option(options.remote)
-    console.detail(1, f"ssh options: {' '.join(cipher) or 'none of ours'}")
-    ssh = await connect(options.remote, hello, ssh_options=cipher, on_stderr=console.raw)
+    ssh = await connect(options.remote, hello, ssh_options=await cipher, on_stderr=console.raw)
     undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
 
+    bundle = agent_bundle()  # connect has made it
+    console.detail(
+        1, f"agent of {len(bundle.data)} bytes; ssh {' '.join(await cipher) or 'as configured'}"
+    )
     up = _Up(options, console, helper, ssh)
     undo.push_async_callback(up.say_goodbye)
     for sock in listeners:
@@ -139,6 +142,7 @@ async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_
     undo.push_async_callback(_quietly, helper.undo)
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+    gc.enable()
     rtt_s = await up.first_rtt()
     console.line(_connected_line(options, routes, rtt_s))
     return up

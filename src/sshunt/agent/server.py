@@ -27,7 +27,7 @@ from sshunt.mux.hello import (
     common_version,
     make_hello,
 )
-from sshunt.mux.session import Session
+from sshunt.mux.session import DatagramReceived, Session
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap
 from sshunt.relay.tunnel import Tunnel
@@ -87,6 +87,7 @@ class _Life:
         session = Session(AGENT, first.hello.initial_window_bytes, first.hello.max_streams)
         self._tunnel = Tunnel(loop, session)
         self._dialer = Dialer(self._tunnel)
+        self._tunnel.on_datagram = self._on_datagram
         self._tunnel.on_request = self._dialer.on_request
         self._tunnel.on_lane_ended = self._on_lane_ended
         self._tunnel.on_goodbye = self._on_goodbye
@@ -130,6 +131,11 @@ class _Life:
         os.close(lane.write_fd)
         if lane.control is not None:
             lane.control.close()
+
+    def _on_datagram(self, event: DatagramReceived) -> None:
+        if event.kind == frames.ECHO:
+            now = self._loop.time()
+            self._tunnel.session.send_datagram(event.flow, event.kind, event.data, now)
 
     def _on_lane_ended(self, lane: LaneIO, _reason: str) -> None:
         if isinstance(lane.tag, socket.socket):

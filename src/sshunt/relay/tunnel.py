@@ -50,6 +50,7 @@ class Tunnel:
         self.on_lane_ended: Optional[Callable[[LaneIO, str], None]] = None
         self.on_goodbye: Optional[Callable[[int, str], None]] = None
         self.on_forgotten: Optional[Callable[[], None]] = None
+        self.on_datagram: Optional[Callable[[DatagramReceived], None]] = None
         self._pump_scheduled = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._closed = False
@@ -167,14 +168,10 @@ class Tunnel:
             if self.on_opened:
                 self.on_opened(event.stream)
         elif isinstance(event, DatagramReceived):
-            self._on_datagram(event)
+            if self.on_datagram:
+                self.on_datagram(event)
         elif isinstance(event, GoodbyeReceived) and self.on_goodbye:
             self.on_goodbye(event.code, event.sentence)
-
-    def _on_datagram(self, event: DatagramReceived) -> None:
-        if event.kind == frames.ECHO and self.on_request is not None:
-            # Only the side that serves requests answers, so that an echo is never echoed.
-            self.session.send_datagram(event.flow, event.kind, event.data, self.loop.time())
 
     def _set_timer(self, deadline: Optional[float]) -> None:
         if self._timer is not None:

@@ -1,0 +1,231 @@
+"""The relay, with real sockets and pipes: bytes, ends, errors, and who waits for whom."""
+
+import asyncio
+import os
+import socket
+import struct
+import time
+
+import pytest
+
+from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
+from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
+
+BULK = os.urandom(5_000_000)
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_exactly(sock: socket.socket, count: int) -> None:
+    while count:
+        count -= len(sock.recv(min(count, 65536)))
+
+
+def push_for_ever(sock: socket.socket) -> None:
+    while True:
+        sock.sendall(b"more")
+        time.sleep(0.005)
+
+
+def push_until_stuck(sock: socket.socket) -> int:
+    """How many bytes ``sock`` took before it took no more for its timeout."""
+    pushed = 0
+    try:
+        while True:
+            pushed += sock.send(bytes(65536))
+    except TimeoutError:
+        return pushed
+
+
+async def settle(ends: Ends) -> None:
+    """Wait until no relay is left at either end."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
+    while ends.client.relays or ends.agent.relays:
+        assert asyncio.get_running_loop().time() < deadline, "a relay never ended"
+        await asyncio.sleep(0.005)
+
+
+def test_bytes_arrive_in_order_and_whole_in_both_directions_at_once() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+
+            def push(sock: socket.socket) -> None:
+                sock.sendall(BULK)
+                sock.shutdown(socket.SHUT_WR)
+
+            results = await asyncio.gather(
+                threaded(lambda: push(program)),
+                threaded(lambda: push(host)),
+                threaded(lambda: read_all(program)),
+                threaded(lambda: read_all(host)),
+            )
+            assert results[2] == BULK
+            assert results[3] == BULK
+            await settle(ends)
+            program.close()
+            host.close()
+
+    run(conversation)
+
+
+def test_data_written_before_the_far_connection_is_up_is_delivered() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            program.sendall(b"at once")
+            host = await threaded(lambda: accept(listener))
+            assert await threaded(lambda: host.recv(100)) == b"at once"
+            program.close()
+            host.close()
+            await settle(ends)
+
+    run(conversation)
+
+
+def test_a_half_closed_connection_still_carries_the_answer() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            program.sendall(b"question")
+            program.shutdown(socket.SHUT_WR)
+            assert await threaded(lambda: read_all(host)) == b"question"
+            host.sendall(b"answer")
+            host.close()
+            assert await threaded(lambda: read_all(program)) == b"answer"
+            program.close()
+            await settle(ends)
+
+    run(conversation)
+
+
+def test_a_reset_of_the_far_host_ends_the_local_connection_at_once() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            reset(host)
+            # The local end is a Unix socket here; it has no RST, an end is what it can show.
+            assert await threaded(lambda: program.recv(1)) == b""
+            await settle(ends)
+            program.close()
+
+    run(conversation)
+
+
+def test_a_local_end_that_vanishes_resets_the_far_connection() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            await threaded(lambda: host.sendall(b"unread"))
+            await asyncio.sleep(0.1)
+            program.close()  # with unread data: the relay's next write fails
+            await threaded(lambda: host.sendall(b"more"))
+            with pytest.raises(ConnectionError):
+                await threaded(lambda: push_for_ever(host))
+            await settle(ends)
+            host.close()
+
+    run(conversation)
+
+
+def test_a_refused_connection_ends_the_local_one() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            address = listener.getsockname()
+        program = ends.connect(*address)
+        assert await threaded(lambda: program.recv(1)) == b""
+        await settle(ends)
+        program.close()
+
+    run(conversation)
+
+
+def test_a_name_is_looked_up_over_there_and_all_its_addresses_are_tried() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect("localhost", listener.getsockname()[1])
+            program.sendall(b"early")
+            host = await threaded(lambda: accept(listener))
+            assert await threaded(lambda: host.recv(100)) == b"early"
+            program.close()
+            host.close()
+            await settle(ends)
+
+    run(conversation)
+
+
+def test_a_name_that_nobody_knows_ends_the_local_connection() -> None:
+    async def conversation(ends: Ends) -> None:
+        program = ends.connect("no-such-host.invalid", 80)
+        assert await threaded(lambda: program.recv(1)) == b""
+        await settle(ends)
+        program.close()
+
+    run(conversation)
+
+
+def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            stopped = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            host.settimeout(0.5)
+            pushed = await threaded(lambda: push_until_stuck(host))
+            # Window and queues of ours, and the kernel's socket buffers on the way.
+            assert pushed < MAX_WINDOW_BYTES + SEND_QUEUE_BYTES + 16_000_000
+            [relay] = ends.client.relays
+            held = sum(len(view) for view in relay._pending or ())
+            assert INITIAL_WINDOW_BYTES // 2 < held <= MAX_WINDOW_BYTES
+
+            program = ends.connect(*listener.getsockname())
+            other = await threaded(lambda: accept(listener))
+            await asyncio.gather(
+                threaded(lambda: other.sendall(BULK)),
+                threaded(lambda: read_exactly(program, len(BULK))),
+            )
+            for sock in (stopped, host, program, other):
+                sock.close()
+
+    run(conversation)
+
+
+def test_what_a_dead_lane_swallowed_arrives_over_the_next_one() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            received = asyncio.ensure_future(threaded(lambda: read_all(host)))
+            sending = asyncio.ensure_future(threaded(lambda: program.sendall(BULK)))
+            for lane in range(8):
+                await asyncio.sleep(0.002)
+                ends.client.lane_ended(ends.client.lanes[lane], "cut by the test")
+                while ends.agent.lanes:
+                    await asyncio.sleep(0.001)
+                ends.join(lane + 1)
+            await sending
+            program.shutdown(socket.SHUT_WR)
+            assert await received == BULK
+            program.close()
+            host.close()
+            await settle(ends)
+
+    run(conversation)
+
+
+def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason() -> None:
+    async def conversation(ends: Ends) -> None:
+        lane = ends.agent.lanes[0]
+        os.write(lane._write_fd, b"\xff" * 64)
+        while not ends.ended:
+            await asyncio.sleep(0.001)
+        assert "protocol" in ends.ended[0]
+        assert "type 255" in ends.ended[0]
+
+    run(conversation)

@@ -1,0 +1,75 @@
+"""The tunnel around the session: what it tells its owner, and what it never does."""
+
+import asyncio
+
+from sshunt.mux import frames
+from sshunt.mux.session import DatagramReceived
+from tests.unit.relay.ends import Ends, run
+
+
+async def until(true: "asyncio.Future[object]") -> object:
+    return await asyncio.wait_for(true, 10)
+
+
+def test_a_datagram_reaches_the_owner_of_the_other_end() -> None:
+    async def conversation(ends: Ends) -> None:
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Future[object] = loop.create_future()
+        ends.agent.on_datagram = heard.set_result
+        ends.client.session.send_datagram(7, frames.ECHO, b"are you there", loop.time())
+        ends.client.wake()
+        assert await until(heard) == DatagramReceived(7, frames.ECHO, b"are you there")
+
+    run(conversation)
+
+
+def test_a_goodbye_reaches_the_owner_of_the_other_end() -> None:
+    async def conversation(ends: Ends) -> None:
+        heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        ends.agent.on_goodbye = lambda code, sentence: heard.set_result((code, sentence))
+        ends.client.session.say_goodbye(frames.GOODBYE_DONE, "enough")
+        ends.client.wake()
+        assert await until(heard) == (frames.GOODBYE_DONE, "enough")
+
+    run(conversation)
+
+
+def test_a_ping_measures_the_round_trip() -> None:
+    async def conversation(ends: Ends) -> None:
+        ends.client.session.ping(0)
+        ends.client.wake()
+        deadline = asyncio.get_running_loop().time() + 10
+        while not ends.client.session.rtt_s and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.001)
+        assert 0 < ends.client.session.rtt_s < 1
+
+    run(conversation)
+
+
+def test_a_stream_that_nobody_serves_is_refused() -> None:
+    async def conversation(ends: Ends) -> None:
+        stream = ends.agent.open(frames.Destination(frames.TCP, "127.0.0.1", 1))
+        deadline = asyncio.get_running_loop().time() + 10
+        while stream.id in ends.agent.session.streams:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.001)
+
+    run(conversation)
+
+
+def test_an_idle_tunnel_sleeps() -> None:
+    async def conversation(ends: Ends) -> None:
+        await asyncio.sleep(0.2)
+        pumps = 0
+        pump = ends.client.pump
+
+        def counted() -> None:
+            nonlocal pumps
+            pumps += 1
+            pump()
+
+        ends.client.pump = counted  # type: ignore[method-assign]
+        await asyncio.sleep(0.5)
+        assert pumps == 0
+
+    run(conversation)

@@ -1,0 +1,115 @@
+"""The command line: what words mean, and that every mistake is two lines and a status."""
+
+from pathlib import Path
+
+import pytest
+
+from sshunt import __version__
+from sshunt.cli import main, parse
+from sshunt.errors import ExitCode, UserError
+
+MINIMUM = ["-r", "gate", "10.0.0.0/8"]
+
+
+def test_up_may_be_left_out_and_may_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with_verb = main(["up", *MINIMUM, "--dry-run"])
+    without = main([*MINIMUM, "--dry-run"])
+    assert with_verb == without == ExitCode.OK
+
+
+def test_a_dry_run_prints_the_rules_with_the_routes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*MINIMUM, "fd00::/8", "-x", "10.1.0.0/16", "--dry-run"]) == ExitCode.OK
+    rules = capsys.readouterr().out
+    assert rules.startswith("table inet sshunt-")
+    assert "fd00::" in rules
+    assert "10.0.0.0-10.0.255.255" in rules or "10.0.0.0/16" in rules
+
+
+def test_targets_come_from_words_files_and_at_files(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text("# the office\n192.0.2.0/24\n\n-x\n192.0.2.7\n")
+    subnets = tmp_path / "subnets"
+    subnets.write_text("198.51.100.0/24\n")
+    skipped = tmp_path / "skipped"
+    skipped.write_text("198.51.100.9:80 # the printer\n")
+    options = parse(["-r", "gate", f"@{words}", "-s", str(subnets), "-X", str(skipped)])
+    assert [str(t.network) for t in options.targets] == ["192.0.2.0/24", "198.51.100.0/24"]
+    assert [str(t.network) for t in options.excludes] == ["192.0.2.7/32", "198.51.100.9/32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "listen4", "listen6"),
+    [
+        ([], ("127.0.0.1", 0), ("::1", 0)),
+        (["-l", "12300"], ("127.0.0.1", 12300), ("::1", 0)),
+        (["-l", "0.0.0.0:0"], ("0.0.0.0", 0), ("::1", 0)),
+        (["-l", "127.0.0.1:0,[::1]:7"], ("127.0.0.1", 0), ("::1", 7)),
+        (["--disable-ipv6"], ("127.0.0.1", 0), None),
+        (["-l", "[::]:9", "--disable-ipv6"], ("127.0.0.1", 0), None),
+    ],
+)
+def test_where_redirected_connections_are_accepted(
+    words: list[str], listen4: tuple[str, int], listen6: tuple[str, int] | None
+) -> None:
+    options = parse([*MINIMUM, *words])
+    assert (options.listen4, options.listen6) == (listen4, listen6)
+
+
+def test_the_ssh_command_is_split_as_a_shell_would() -> None:
+    options = parse([*MINIMUM, "-e", "ssh -p 2222 -o 'User=a b'"])
+    assert options.remote.ssh_command == ("ssh", "-p", "2222", "-o", "User=a b")
+
+
+def test_the_delimiter_can_be_left_out() -> None:
+    assert parse(MINIMUM).remote.delimiter
+    assert not parse([*MINIMUM, "--no-cmd-delimiter"]).remote.delimiter
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["10.0.0.0/8"],
+        ["-r", "gate"],
+        ["-r", "gate", "10.0.0.0/33"],
+        ["-r", "gate", "1.2.3.4:90-80"],
+        ["-r", "gate", "1.2.3.4:99999"],
+        ["-r", "gate", "10.0.0.0/8", "-x", "nonsense/8/8"],
+        ["-r", "gate:port", "10.0.0.0/8"],
+        ["-r", "-oProxyCommand=x", "10.0.0.0/8"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "nonsense"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "1,2"],
+        ["-r", "gate", "10.0.0.0/8", "-e", "'"],
+        ["-r", "gate", "10.0.0.0/8", "-e", ""],
+        ["-r", "gate", "10.0.0.0/8", "--python", "a'b"],
+        ["-r", "gate", "10.0.0.0/8", "--method", "magic"],
+        ["-r", "gate", "10.0.0.0/8", "--no-such-option"],
+        ["-r", "gate", "@/no/such/file"],
+        ["-r", "gate", "-s", "/no/such/file"],
+    ],
+)
+def test_a_mistake_is_one_line_of_what_and_one_of_what_to_do(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == ExitCode.USAGE
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("sshunt: error: ")
+    assert said[1].startswith("sshunt: hint: ")
+
+
+def test_an_error_quotes_what_was_wrong() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["-r", "gate", "10.0.0.0/33"])
+    assert "10.0.0.0/33" in caught.value.message
+
+
+def test_version_and_help_need_no_host(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--version"], ["--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert __version__ in said
+    assert "examples:" in said
+    assert "exit status:" in said
