@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import INITIAL_WINDOW_BYTES
+from sshunt.mux.limits import MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES
 from sshunt.mux.session import (
     DataReceived,
     FinReceived,
@@ -264,7 +264,7 @@ class TwoSessions(RuleBasedStateMachine):
     def a_stopped_reader_never_has_more_than_its_window_waiting(self) -> None:
         for role, number in self.paused:
             peer = self.client if role == CLIENT else self.agent
-            assert peer.ends[number].unread <= INITIAL_WINDOW_BYTES * 64
+            assert peer.ends[number].unread <= MAX_WINDOW_BYTES
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -293,6 +293,7 @@ class TwoSessions(RuleBasedStateMachine):
         for peer in (self.client, self.agent):
             assert peer.session.streams == {}
             assert peer.observer.ledger.live_bytes == 0
+            assert peer.session._growth.left_bytes == SESSION_GROWTH_BYTES
 
     def _settle(self) -> None:
         moved = True

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
+from sshunt.mux.limits import MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES, TRANSMIT_BYTES
 from sshunt.mux.session import (
     DatagramReceived,
     DataReceived,
@@ -395,6 +395,7 @@ class Simulation:
             assert side.session.streams == {}, "a stream was not forgotten"
             assert not side.session.has_work(self.clock.now), "something was never sent"
             assert side.observer.ledger.live_bytes == 0, "something was never released"
+            assert side.session._growth.left_bytes == SESSION_GROWTH_BYTES, "growth was kept"
             sent = self.sent_datagrams[other.role]
             assert len(set(side.datagrams)) == len(side.datagrams), "a datagram came twice"
             assert set(side.datagrams) <= set(sent), "a datagram that nobody sent"

@@ -17,6 +17,7 @@ from sshunt.mux.limits import (
     LANE_IN_FLIGHT_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
+    SESSION_GROWTH_BYTES,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
 )
@@ -264,6 +265,29 @@ def test_consuming_a_little_grants_nothing_yet() -> None:
     ends.settle()
     ends.agent.consumed(far, 1, ends.now)
     assert not ends.transmit(ends.agent)
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_growth_of_a_window_returns_to_the_session_when_the_stream_ends(orderly: bool) -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.settle()
+    ends.agent.ping(1)
+    ends.transmit(ends.agent)
+    ends.now += 0.1
+    ends.deliver(ends.client)
+    ends.send(ends.client)  # the agent knows the round-trip time now
+    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    assert far.receiver.window.window_bytes == 2 * INITIAL_WINDOW_BYTES
+    assert ends.agent._growth.left_bytes == SESSION_GROWTH_BYTES - INITIAL_WINDOW_BYTES
+    if orderly:
+        ends.client.finish(near, ends.now)
+        ends.agent.finish(far, ends.now)
+    else:
+        ends.client.reset(near, frames.RESET_ABORTED)
+    ends.settle()
+    assert ends.agent._growth.left_bytes == SESSION_GROWTH_BYTES
 
 
 def test_once_the_end_is_known_no_credit_is_sent() -> None:
