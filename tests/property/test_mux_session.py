@@ -296,10 +296,11 @@ class TwoSessions(RuleBasedStateMachine):
             assert peer.session._growth.left_bytes == SESSION_GROWTH_BYTES
 
     def _settle(self) -> None:
-        moved = True
+        moved, rounds = True, 0
         while moved:
             self.now += 1
-            moved = False
+            moved, rounds = False, rounds + 1
+            assert rounds < 1000, "they never stop talking"
             for peer in (self.client, self.agent):
                 for lane in list(peer.wires):
                     moved |= self._transmit(peer, lane, 1 << 20)

@@ -59,19 +59,23 @@ class Exchange:
 
     def run(self) -> dict[tuple[str, int], Heard]:
         self.ends.add_lane(1)
-        while self._carry(1):
-            pass
+        self._carry_all(1)
         self.ends.lose_lane(1)
         self.ends.add_lane(2)
         self.limits = dict.fromkeys(self.limits, 1 << 30)
-        while self._carry(2):
-            pass
+        self._carry_all(2)
         assert (self.client.streams, self.agent.streams) == ({}, {})
         return {
             (name, port): summary(self.heard.get((session, port), []))
             for name, session in (("client", self.client), ("agent", self.agent))
             for port in PORTS
         }
+
+    def _carry_all(self, lane: int) -> None:
+        rounds = 0
+        while self._carry(lane):
+            rounds += 1
+            assert rounds < 1000, "they never stop talking"
 
     def _carry(self, lane: int) -> bool:
         """One round: both transmit, the lane carries what it may; False if nothing moved."""

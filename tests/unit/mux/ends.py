@@ -89,7 +89,7 @@ class Ends:
         """Exchange until nobody has anything more to say; (client's events, agent's events)."""
         client: list[Event] = []
         agent: list[Event] = []
-        while True:
+        for _ in range(1000):
             deadlines = (self.client.next_deadline(), self.agent.next_deadline())
             self.now = max([self.now, *(due for due in deadlines if due is not None)])
             sent = self.transmit(self.client, lane) + self.transmit(self.agent, lane)
@@ -97,6 +97,7 @@ class Ends:
                 return client, agent
             agent += self.deliver(self.agent, lane)
             client += self.deliver(self.client, lane)
+        raise AssertionError("they never stop talking")
 
     def connect(self, lane: int = 1) -> tuple[Stream, Stream]:
         """An accepted stream: its two ends at the client and at the agent."""
