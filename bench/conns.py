@@ -32,6 +32,7 @@ AT_ONCE_BESIDE_IDLE = 100
 #: Memory is looked at this often while a reader is stopped.
 SAMPLE_S = 0.1
 
+#: How often the start is timed in each round.
 STARTS = 5
 
 
@@ -113,10 +114,10 @@ def measure_stopped(
     return row
 
 
-def measure_start(lab: Lab, name: str) -> report.Row:
+def measure_start(lab: Lab, name: str, times: int) -> report.Row:
     """From start to the first byte through the tunnel, and ``ssh server true`` beside it."""
     firsts, trues = [], []
-    for _ in range(STARTS):
+    for _ in range(times):
         begin = time.monotonic()
         lab.client.run(["ssh", "server", "true"])
         trues.append(time.monotonic() - begin)
@@ -173,7 +174,7 @@ def run_round(lab: Lab, target: Target, name: str, options: argparse.Namespace) 
             except OSError as error:
                 print(f"  {name}: {case} failed: {error}", file=sys.stderr)
     if "start" in options.cases.split(","):
-        row.update(measure_start(lab, name))
+        row.update(measure_start(lab, name, options.starts))
     return row
 
 
@@ -203,12 +204,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="time of each load")
     parser.add_argument("--idle", type=int, default=5000, help="idle connections to hold")
+    parser.add_argument("--starts", type=int, default=STARTS, help="how often to time a start")
     parser.add_argument("--peers", default="sshunt,ssh,sshuttle", help="default: %(default)s")
     parser.add_argument("--cases", default="new,idle,stopped,start", help="default: %(default)s")
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
-        options.rounds, options.seconds, options.idle, options.peers = 1, 0.3, 50, "sshunt,ssh"
+        options.rounds, options.seconds, options.idle, options.starts = 1, 0.3, 50, 1
+        options.peers = "sshunt,ssh"
     names = options.peers.split(",")
     peers.prepare(names)
     rounds: dict[str, list[report.Row]] = {name: [] for name in names}

@@ -116,6 +116,14 @@ def test_any_login_shell_will_do(lab: Lab, start: Start, shell: str) -> None:
     assert "Hello" in page(lab)
 
 
+def test_a_login_that_prints_something_first_does_no_harm(lab: Lab, start: Start) -> None:
+    noisy = "echo Welcome; seq 5000; echo; printf 'no end of line '; eval \"$SSH_ORIGINAL_COMMAND\""
+    sshd = lab.sshd(lab.server, port=2210, options={"ForceCommand": noisy})
+    start("-r", "server:2210", OFFICE_V4)
+    assert "Hello" in page(lab)
+    sshd.stop()
+
+
 def test_everything_may_be_routed_with_the_ssh_server_among_it(lab: Lab, start: Start) -> None:
     start("-r", "server", "0/0", "::/0")
     assert "Hello" in page(lab)

@@ -32,8 +32,11 @@ _PASSWORD_HASH = (
 
 LOGIN_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "tcsh", "csh")
 
-#: Above the uids that Debian gives to people, below those it gives to system containers.
-_FIRST_UID = 61000
+#: Uids start above those of people, and each lab has some of its own: an agent's directory in /tmp
+#: bears its user's uid, and labs that are up at once share /tmp.
+_LOWEST_UID = 200_000
+_UIDS_OF_A_LAB = 32
+_LABS = 20_000
 
 _SUDOERS = """\
 Defaults env_reset
@@ -76,8 +79,9 @@ class Account(NamedTuple):
     shell: str
 
 
-def plan_accounts(homes: Path) -> dict[str, Account]:
-    """Return everybody by name; nothing is written yet."""
+def plan_accounts(homes: Path, number: int) -> dict[str, Account]:
+    """Return everybody by name; nothing is written yet. ``number`` tells labs at work apart."""
+    first_uid = _LOWEST_UID + number % _LABS * _UIDS_OF_A_LAB
     bash = shutil.which("bash") or "/bin/sh"
     shells = {"root": bash, "ada": bash, "ben": bash, "cai": bash, "dan": bash}
     for name in LOGIN_SHELLS:
@@ -85,8 +89,8 @@ def plan_accounts(homes: Path) -> dict[str, Account]:
         if path is not None:
             shells[f"sh-{name}"] = path
     return {
-        name: Account(name, 0 if name == "root" else _FIRST_UID + number, homes / name, shell)
-        for number, (name, shell) in enumerate(shells.items())
+        name: Account(name, 0 if name == "root" else first_uid + place, homes / name, shell)
+        for place, (name, shell) in enumerate(shells.items())
     }
 
 

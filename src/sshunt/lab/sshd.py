@@ -46,6 +46,7 @@ def start_sshd(
     authorized_keys: Path,
     port: int = SSH_PORT,
     options: Mapping[str, str] | None = None,
+    nofile: int | None = None,
 ) -> Sshd:
     """Start an sshd on every address of ``host`` and return when it answers."""
     settings = {
@@ -73,7 +74,8 @@ def start_sshd(
     log = folder / f"{name}.log"
     with log.open("wb") as stderr:
         # sshd starts itself anew for each connection and therefore wants its absolute path.
-        process = host.popen([sshd_path(), "-D", "-e", "-f", str(config)], stderr=stderr)
+        program = [sshd_path(), "-D", "-e", "-f", str(config)]
+        process = host.popen(program, stderr=stderr, nofile=nofile)
     try:
         host.wait_for_port(host.v4, port)
     except TimeoutError:

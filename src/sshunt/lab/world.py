@@ -116,7 +116,8 @@ class Lab:
     neighbour: Host
 
     def __init__(self, *, sshd: bool = True) -> None:
-        self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
+        self._number = next(_numbers)
+        self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{self._number}"
         self._want_sshd = sshd
         self._cleanup = ExitStack()
 
@@ -127,7 +128,7 @@ class Lab:
             self._exit_on_sigterm()
             self.folder = self._make_folder()
             self._make_keys()
-            self.accounts = plan_accounts(self.folder / "home")
+            self.accounts = plan_accounts(self.folder / "home", os.getpid() + self._number)
             write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
             self._make_network()
             self._make_hosts(self._lay_over_etc())
@@ -178,8 +179,13 @@ class Lab:
         port: int = SSH_PORT,
         options: Mapping[str, str] | None = None,
         new_host_key: bool = False,
+        nofile: int | None = None,
     ) -> Sshd:
-        """Start one more sshd; with ``new_host_key`` one whose key nobody in the lab knows."""
+        """Start one more sshd.
+
+        With ``new_host_key`` nobody in the lab knows its key. ``nofile`` limits the descriptors of
+        every login.
+        """
         key = self.host_key
         if new_host_key:
             key = _make_key(self.folder / f"host-key-{host.name}-{port}")
@@ -190,6 +196,7 @@ class Lab:
             authorized_keys=self.key.with_suffix(".pub"),
             port=port,
             options=options,
+            nofile=nofile,
         )
 
     # --- building, in order ----------------------------------------------------------------
