@@ -344,8 +344,6 @@ class Session:
         control = self._control.popleft()
         if control.kind == frames.OPEN and control.stream:
             control.stream.home = lane.id
-            # Data written before now could not go anywhere.
-            self._scheduler.activate(control.stream, now, self.rtt_s)
         lane.note_sent(len(control.raw), now, control.kind, stream=control.stream, raw=control.raw)
         pieces.append(control.raw)
 

@@ -218,6 +218,17 @@ def test_a_stopped_reader_stops_its_sender_and_credit_starts_it_again() -> None:
     assert ends.client.room_bytes(near) >= INITIAL_WINDOW_BYTES
 
 
+def test_bytes_that_were_written_beyond_the_credit_leave_when_there_is_more() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES) + b"the rest"), ends.now)
+    _, agent = ends.settle()
+    assert len(text(agent)) == INITIAL_WINDOW_BYTES
+    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    _, agent = ends.settle()
+    assert text(agent) == b"the rest"
+
+
 def test_a_full_queue_that_drains_wakes_its_writer() -> None:
     ends = Ends()
     near, _ = ends.connect()
@@ -694,6 +705,15 @@ def test_when_too_many_datagrams_wait_the_oldest_are_dropped() -> None:
         event.flow for event in ends.send(ends.client) if isinstance(event, DatagramReceived)
     ]
     assert arrived == list(range(count - DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES, count))
+
+
+def test_datagrams_that_leave_in_time_are_never_too_many() -> None:
+    ends = Ends()
+    for _ in range(2 * DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES):
+        ends.client.send_datagram(1, frames.ECHO, bytes(DATAGRAM_BYTES), ends.now)
+        assert len(ends.send(ends.client)) == 1
+        ends.settle()
+    assert ends.client.dropped_datagrams == 0
 
 
 def test_a_datagram_larger_than_udp_carries_is_our_own_bug() -> None:
