@@ -16,6 +16,7 @@ from typing import NoReturn
 from sshunt import __version__
 from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6, Options
 from sshunt.console import Console
+from sshunt.elevate import Starter, is_free
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.routes import Target, parse_target, read_target_file
@@ -76,14 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options, console: Console) -> int:
-    # Imported here: --help and --version need none of it.
+    gc.disable()  # start-up makes much that stays; client turns the collector on again
+    # The helper starts while the rest is loaded, unless a password must be typed for it: then
+    # mistakes in the targets are told first.
+    starter = Starter() if is_free() and not options.dry_run else None
     from sshunt import client
 
-    gc.disable()  # start-up makes much that stays; client turns the collector on again
     if options.dry_run:
         print(asyncio.run(client.dry_run(options, console)), end="")
     else:
-        asyncio.run(client.run(options, console))
+        asyncio.run(client.run(options, console, starter))
     return ExitCode.OK
 
 

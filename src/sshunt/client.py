@@ -29,7 +29,7 @@ from sshunt.capture import nft
 from sshunt.capture.plan import Plan
 from sshunt.config import Options
 from sshunt.console import Console
-from sshunt.elevate import Helper, start_helper
+from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
 from sshunt.listener import Listener, bind
 from sshunt.model import Action, Endpoint, Route
@@ -37,6 +37,7 @@ from sshunt.mux import frames
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, TOKEN_BYTES, make_hello
 from sshunt.mux.session import Session
 from sshunt.peers import ssh_peers
+from sshunt.privilege import Helper, start_helper
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import Tunnel
@@ -63,14 +64,19 @@ GC_THRESHOLD = 100_000
 ROUTES_SHOWN = 4
 
 
-async def run(options: Options, console: Console) -> None:
-    """Bring the tunnel up and keep it up until it is asked to stop; raises UserError."""
+async def run(options: Options, console: Console, starter: Starter | None = None) -> None:
+    """Bring the tunnel up and keep it up until it is asked to stop; raises UserError.
+
+    ``starter`` is a helper that has been started already; it belongs to this call.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, _settle, stop, number.name)
     async with AsyncExitStack() as undo:
-        starting = asyncio.ensure_future(_start(options, console, undo))
+        if starter is not None:
+            undo.callback(starter.close)
+        starting = asyncio.ensure_future(_start(options, console, undo, starter))
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -104,8 +110,11 @@ def _settle(future: "asyncio.Future[str]", value: str) -> None:
 # --- start ------------------------------------------------------------------------------------
 
 
-async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_Up":
+async def _start(
+    options: Options, console: Console, undo: AsyncExitStack, starter: Starter | None
+) -> "_Up":
     session_id = secrets.token_hex(4)
+    console.detail(1, f"session {session_id}")
     routes = await _routes(options)
     raise_descriptor_limit()
     keep_heap()
@@ -116,19 +125,19 @@ async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_
     # Asked while the helper starts: it is other programs' time.
     cipher = asyncio.ensure_future(cipher_option(options.remote))
     undo.callback(cipher.cancel)
-    helper = await start_helper(session=session_id)
+    helper = await start_helper(session=session_id, starter=starter)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
-    console.detail(1, "own traffic kept out by " + ("a cgroup" if guarded else "its addresses"))
+    how = "a cgroup" if guarded else "the addresses of its peers"
+    console.detail(1, f"the helper is up; own traffic is told by {how}")
 
     hello = make_hello(CLIENT, secrets.token_bytes(TOKEN_BYTES), features=FEATURE_CREATE)
     ssh = await connect(options.remote, hello, ssh_options=await cipher, on_stderr=console.raw)
     undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
 
-    bundle = agent_bundle()  # connect has made it
-    console.detail(
-        1, f"agent of {len(bundle.data)} bytes; ssh {' '.join(await cipher) or 'as configured'}"
-    )
+    size = len(agent_bundle().data)  # connect has made it
+    ours = " ".join(await cipher) or "none of ours"
+    console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
     up = _Up(options, console, helper, ssh)
     undo.push_async_callback(up.say_goodbye)
     for sock in listeners:
@@ -139,6 +148,8 @@ async def _start(options: Options, console: Console, undo: AsyncExitStack) -> "_
 
     plan = _plan(session_id, listeners, routes, ssh_peers(ssh.pid))
     await helper.apply(plan)
+    owner = "kernel" if helper.owner else "helper"
+    console.detail(1, f"the rules are in place; the {owner} removes them")
     undo.push_async_callback(_quietly, helper.undo)
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)

@@ -30,8 +30,9 @@ class Console:
     def detail(self, level: int, text: str) -> None:
         """One line for who asked for it: ``level`` 1 is -v, 2 is -vv."""
         if self.verbosity >= level:
-            stamp = time.strftime("%H:%M:%S")
-            self._write(f"sshunt: {stamp} {text}\n")
+            now = time.time()
+            stamp = time.strftime("%H:%M:%S", time.localtime(now))
+            self._write(f"sshunt: {stamp}.{int(now % 1 * 1000):03d} {text}\n")
 
     def raw(self, text: str) -> None:
         """A line of somebody else (ssh's stderr), as it is."""

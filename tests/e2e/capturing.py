@@ -31,10 +31,10 @@ from typing import Any
 import sshunt
 from sshunt.capture.original import NotRedirected, original_destination
 from sshunt.capture.plan import Plan
-from sshunt.elevate import Helper, start_helper
 from sshunt.errors import UserError
 from sshunt.model import Action, Endpoint, Route
 from sshunt.peers import ssh_peers
+from sshunt.privilege import Helper, start_helper
 
 _PLAIN = """
 import socket, sys
