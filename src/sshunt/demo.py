@@ -258,7 +258,8 @@ def _become_root() -> None:
             ExitCode.PRIVILEGE,
         )
     _say("network namespaces need root: asking sudo")
-    os.execvp("sudo", ["sudo", sys.executable, "-m", "sshunt", "demo"])
+    # -B: root must not leave compiled files in somebody's checkout.
+    os.execvp("sudo", ["sudo", sys.executable, "-B", "-m", "sshunt", "demo"])
 
 
 def _require(*programs: str) -> None:
