@@ -42,7 +42,7 @@ from sshunt.mux.limits import (
 )
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import Scheduler
-from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, OPEN, Sender, Stream
+from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
 from sshunt.mux.windows import GrowthBudget
 
 
@@ -525,7 +525,7 @@ class Session:
             raise RemoteProtocolError("frame of unknown stream %d" % number)
 
     def _wake(self, sender: Sender, stream: Stream) -> None:
-        if sender.blocked and sender.state is OPEN:
+        if sender.blocked:
             sender.blocked = False
             if sender.room_bytes():
                 self._events.append(StreamWritable(stream))

@@ -127,6 +127,15 @@ def test_a_turn_that_a_full_lane_cut_short_goes_on_where_it_stopped() -> None:
     assert served(scheduler) == (3, QUANTUM_BYTES)
 
 
+def test_a_stream_that_comes_back_begins_with_a_whole_turn() -> None:
+    scheduler, stream = Scheduler(), stream_with(1, SPARSE_BYTES + 1)
+    scheduler.activate(stream, 0.0, RTT_S)
+    assert served(scheduler) == (1, SPARSE_BYTES + 1)
+    stream.sender.write(Payload(bytes(2 * QUANTUM_BYTES)))
+    scheduler.activate(stream, 0.0, RTT_S)
+    assert served(scheduler) == (1, QUANTUM_BYTES)
+
+
 def test_after_a_long_run_of_sparse_bytes_one_bulk_frame_is_let_through() -> None:
     scheduler = Scheduler()
     scheduler.activate(stream_with(1, 10_000_000), 0.0, RTT_S)

@@ -171,7 +171,7 @@ def test_a_peer_that_opens_streams_and_does_not_read_the_answers_is_given_up() -
                 assert isinstance(event, StreamRequested)
                 agent.reset(event.stream, frames.RESET_REFUSED)
 
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match="does not read the answers"):
         ask_for_ever()
 
 
@@ -779,6 +779,20 @@ def test_stream_numbers_may_be_apart_as_far_as_the_limit_says() -> None:
     agent = agent_with_lane()
     feed(agent, frames.encode_open(2 * STREAM_GAP - 1, WEB))
     assert len(agent.streams) == 1
+
+
+def test_a_session_may_have_more_streams_in_its_life_than_may_be_out_of_order() -> None:
+    agent = agent_with_lane()
+    short = Destination(frames.TCP, "x", 80)
+    for first in range(1, 3 * STREAM_GAP, 2000):
+        feed(
+            agent,
+            b"".join(
+                frames.encode_open(number, short) + frames.encode_reset(number, 1)
+                for number in range(first, first + 2000, 2)
+            ),
+        )
+    assert agent.streams == {}
 
 
 def test_what_came_before_a_broken_frame_is_kept_and_heard_again_only_once() -> None:
