@@ -108,6 +108,13 @@ def test_room_is_what_credit_and_queue_allow() -> None:
     assert rich.room_bytes() == SEND_QUEUE_BYTES - 1000
 
 
+def test_there_is_no_room_once_the_end_was_written_or_the_stream_was_reset() -> None:
+    finished, reset = Sender(INITIAL_WINDOW_BYTES), Sender(INITIAL_WINDOW_BYTES)
+    finished.finish()
+    reset.reset()
+    assert (finished.room_bytes(), reset.room_bytes()) == (0, 0)
+
+
 def test_less_room_than_a_good_read_is_none_and_the_writer_waits_to_be_woken() -> None:
     sender = Sender(INITIAL_WINDOW_BYTES)
     sender.write(Payload(bytes(INITIAL_WINDOW_BYTES - WAKE_ROOM_BYTES)))
