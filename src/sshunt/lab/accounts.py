@@ -81,7 +81,7 @@ class Account(NamedTuple):
 
 def plan_accounts(homes: Path, number: int) -> dict[str, Account]:
     """Return everybody by name; nothing is written yet. ``number`` tells labs at work apart."""
-    first_uid = _LOWEST_UID + number % _LABS * _UIDS_OF_A_LAB
+    first_uid = uids_of(number).start
     bash = shutil.which("bash") or "/bin/sh"
     shells = {"root": bash, "ada": bash, "ben": bash, "cai": bash, "dan": bash}
     for name in LOGIN_SHELLS:
@@ -92,6 +92,12 @@ def plan_accounts(homes: Path, number: int) -> dict[str, Account]:
         name: Account(name, 0 if name == "root" else first_uid + place, homes / name, shell)
         for place, (name, shell) in enumerate(shells.items())
     }
+
+
+def uids_of(number: int) -> range:
+    """Return the uids that the accounts of lab ``number`` have, root's apart."""
+    first = _LOWEST_UID + number % _LABS * _UIDS_OF_A_LAB
+    return range(first, first + _UIDS_OF_A_LAB)
 
 
 def write_homes(accounts: Iterable[Account], *, key: Path, host_key: Path) -> None:

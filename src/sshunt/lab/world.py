@@ -44,7 +44,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.lab.accounts import Account, plan_accounts, write_etc, write_homes
+from sshunt.lab.accounts import Account, plan_accounts, uids_of, write_etc, write_homes
 from sshunt.lab.hosts import SYSTEM_PATH, Host, processes_in
 from sshunt.lab.servers import WEB_PORT
 from sshunt.lab.sshd import SSH_PORT, Sshd, start_sshd
@@ -116,8 +116,7 @@ class Lab:
     neighbour: Host
 
     def __init__(self, *, sshd: bool = True) -> None:
-        self._number = next(_numbers)
-        self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{self._number}"
+        self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
         self._want_sshd = sshd
         self._cleanup = ExitStack()
 
@@ -128,7 +127,7 @@ class Lab:
             self._exit_on_sigterm()
             self.folder = self._make_folder()
             self._make_keys()
-            self.accounts = plan_accounts(self.folder / "home", os.getpid() + self._number)
+            self.accounts = plan_accounts(self.folder / "home", _number_of(self.name))
             write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
             self._make_network()
             self._make_hosts(self._lay_over_etc())
@@ -217,7 +216,7 @@ class Lab:
     def _make_folder(self) -> Path:
         folder = Path(tempfile.gettempdir(), self.name)
         folder.mkdir(mode=0o755)
-        self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._cleanup.callback(_remove_files, self.name)
         return folder
 
     def _make_keys(self) -> None:
@@ -390,15 +389,24 @@ def _owner_lives(name: str) -> bool:
 def _remove_leftovers() -> None:
     for folder, remove in (
         (Path("/run/netns"), _remove_namespace_and_its_processes),
-        (Path(tempfile.gettempdir()), _remove_folder),
+        (Path(tempfile.gettempdir()), _remove_files),
     ):
         for path in folder.glob(f"{_PREFIX}*"):
             if not _owner_lives(path.name):
                 remove(path.name)
 
 
-def _remove_folder(name: str) -> None:
+def _remove_files(name: str) -> None:
+    """Remove the lab's folder, and what agents that were killed with the lab left in /tmp."""
+    for uid in uids_of(_number_of(name)):
+        shutil.rmtree(f"/tmp/sshunt-{uid}", ignore_errors=True)
     shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
+
+
+def _number_of(name: str) -> int:
+    """Tell labs at work apart: pid of the owner, plus the number of his lab."""
+    pid, _, number = name.removeprefix(_PREFIX).split("-")
+    return int(pid) + int(number)
 
 
 def _remove_namespace_and_its_processes(netns: str) -> None:
