@@ -76,7 +76,7 @@ LANE_IN_FLIGHT_FRAMES = 16384
 CONTROL_QUEUE_FRAMES = 4 * MAX_STREAMS
 
 #: An acknowledgement leaves at the latest after so many bytes ...
-ACK_EVERY_BYTES = 256 * KIB
+ACK_EVERY_BYTES = 1 * MIB
 
 #: ... or so many seconds, whichever comes first. It says how long it was held, so that round-trip
 #: times stay exact.

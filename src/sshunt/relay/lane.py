@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: What one read takes at most: a whole pipe.
 READ_BYTES = 1024 * 1024
 
+#: Reads in one round of the event loop: while ssh goes on filling the pipe, the round's own cost is
+#: saved; the other descriptors wait no longer than a few megabytes take.
+READS_PER_ROUND = 8
+
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
 
@@ -73,8 +77,8 @@ class LaneIO:
 
     def receive(self, data: bytes) -> None:
         """Bytes of this lane that came in together with the HELLO."""
-        if data:
-            self._process(memoryview(data))
+        if data and self._process(memoryview(data)):
+            self._tunnel.wake_if_needed()
 
     def flush(self) -> None:
         """Write what the session has for this lane until there is nothing more or the pipe is full.
@@ -123,24 +127,31 @@ class LaneIO:
                 self._tunnel.loop.remove_writer(self._write_fd)
 
     def _on_readable(self) -> None:
-        buffer = self._tunnel.read_buffer
-        try:
-            size = os.readv(self._read_fd, [buffer])
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
-            return
-        if size:
-            self._process(memoryview(buffer)[:size])
-        else:
-            self._tunnel.lane_ended(self, "")
+        for _ in range(READS_PER_ROUND):
+            buffer = self._tunnel.read_buffer
+            try:
+                size = os.readv(self._read_fd, [buffer])
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+                return
+            if not size:
+                self._tunnel.lane_ended(self, "")
+                return
+            if not self._process(memoryview(buffer)[:size]):
+                return
+        self._tunnel.wake_if_needed()
 
-    def _process(self, data: memoryview) -> None:
+    def _process(self, data: memoryview) -> bool:
+        """Use everything in ``data``; False if the lane has ended over it."""
+        problem = ""
         try:
             self._tunnel.session.receive(self.lane_id, data, self._tunnel.loop.time())
         except RemoteProtocolError as error:
-            self._tunnel.lane_ended(self, "the other side broke the protocol: %s" % error)
-            return
+            problem = "the other side broke the protocol: %s" % error
+        # Also what came before the error: its payloads lie in the buffer.
         self._tunnel.dispatch()
-        self._tunnel.wake_if_needed()
+        if problem:
+            self._tunnel.lane_ended(self, problem)
+        return self._tunnel.lanes.get(self.lane_id) is self

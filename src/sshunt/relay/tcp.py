@@ -31,12 +31,20 @@ FIRST_READ_BYTES = 16 * 1024
 READ_BYTES = 256 * 1024
 
 
+#: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
+READS_PER_ROUND = 2
+
+#: What waits for a socket is kept in pieces of at least this size.
+JOINED_BYTES = 64 * 1024
+
+
 class TcpRelay:
     """Moves bytes between ``sock`` (non-blocking) and ``stream`` until both are over."""
 
     __slots__ = (
         "_fin_received",
         "_fin_sent",
+        "_head_sent",
         "_pending",
         "_read_bytes",
         "_reading",
@@ -50,7 +58,8 @@ class TcpRelay:
     def __init__(self, tunnel: "Tunnel", stream: Stream) -> None:
         self._tunnel = tunnel
         self._sock: Optional[socket.socket] = None
-        self._pending: Optional[Deque[memoryview]] = None  # received, not yet written
+        self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
+        self._head_sent = 0  # bytes of the first of them that were written
         self._read_bytes = FIRST_READ_BYTES
         self._reading = False  # registered with the loop
         self._writing = False  # registered with the loop
@@ -93,7 +102,9 @@ class TcpRelay:
         self.start(sock)
 
     def _on_readable(self) -> None:
-        self._read()
+        for _ in range(READS_PER_ROUND):
+            if not self._read():
+                break
 
     def on_writable(self) -> None:
         """The stream has room again: read until it has none or the socket is empty.
@@ -104,7 +115,7 @@ class TcpRelay:
             pass
 
     def _read(self) -> bool:
-        """Move one read from the socket to the stream; False if another would bring nothing."""
+        """Move one read from the socket to the stream; False if another would bring little."""
         room = self._tunnel.session.room_bytes(self.stream)
         if not room:
             self._read_no_more()  # on_writable comes when there is room
@@ -119,9 +130,11 @@ class TcpRelay:
             self.abort(reset_code(error.errno or 0))
             return False
         if data:
-            if len(data) == size:
-                self._read_bytes = READ_BYTES
             self._tunnel.send(self.stream, data)
+            if len(data) < size:
+                self._read_later()
+                return False  # the socket is empty now
+            self._read_bytes = READ_BYTES
             return True
         self._fin_sent = True
         self._read_no_more()
@@ -173,9 +186,15 @@ class TcpRelay:
         return self._sock
 
     def _keep(self, view: memoryview) -> None:
+        """Copy what the socket did not take. Small pieces are joined, so that a peer that sends
+        bytes one by one can't make each cost an object.
+        """
         if self._pending is None:
             self._pending = deque()
-        self._pending.append(memoryview(bytes(view)))
+        if self._pending and len(self._pending[-1]) < JOINED_BYTES:
+            self._pending[-1] += view
+        else:
+            self._pending.append(bytearray(view))
         if self.connected and not self._writing:
             self._writing = True
             self._tunnel.loop.add_writer(self._socket().fileno(), self._write_pending)
@@ -185,12 +204,14 @@ class TcpRelay:
         written = 0
         try:
             while pending:
-                sent = sock.send(pending[0])
+                with memoryview(pending[0]) as head:
+                    sent = sock.send(head[self._head_sent :])
                 written += sent
-                if sent < len(pending[0]):
-                    pending[0] = pending[0][sent:]
+                self._head_sent += sent
+                if self._head_sent < len(pending[0]):
                     break
                 pending.popleft()
+                self._head_sent = 0
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:

@@ -117,10 +117,11 @@ class Tunnel:
     def wake_if_needed(self) -> None:
         """The same, if there is something to flush by now; most of what arrives needs no answer."""
         if not self._pump_scheduled:
-            if self.session.has_work(self.loop.time()):
+            now = self.loop.time()
+            if self.session.has_work(now):
                 self.wake()
             else:
-                self._set_timer(self.session.next_deadline())
+                self._set_timer(self.session.next_deadline(now))
 
     def _pump_soon(self) -> None:
         self._pump_scheduled = False
@@ -136,7 +137,7 @@ class Tunnel:
                     lane.flush()
             if not self.dispatch():
                 break
-        self._set_timer(self.session.next_deadline())
+        self._set_timer(self.session.next_deadline(self.loop.time()))
 
     def dispatch(self) -> bool:
         """Give the session's events to whom they belong; False if there were none."""
