@@ -7,7 +7,7 @@
     5 ssh connects, the agent answers        may prompt as ssh does
     6 the rules are applied                  last: nothing is captured that could not be forwarded
     7 ... until a signal, or the end of ssh, helper or agent ...
-    8 all of it is undone in reverse         rules first
+    8 all of it is undone in reverse         the programs' connections first, then the rules
 
 Each step puts its undoing on one stack; whatever ends the session, a signal while starting
 included, unwinds it. Every undoing has a deadline.
@@ -124,7 +124,7 @@ async def _start(
 
     # Asked while the helper starts: it is other programs' time.
     cipher = asyncio.ensure_future(cipher_option(options.remote))
-    undo.callback(cipher.cancel)
+    undo.push_async_callback(_give_up, cipher)
     helper = await start_helper(session=session_id, starter=starter)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
@@ -140,10 +140,9 @@ async def _start(
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
     up = _Up(options, console, helper, ssh)
     undo.push_async_callback(up.say_goodbye)
-    for sock in listeners:
-        listener = Listener(sock, up.tunnel, console)
-        undo.callback(listener.close)
-        up.listeners.append(listener)
+    undo.callback(up.end_local)
+    up.listeners = [Listener(sock, up.tunnel, console) for sock in listeners]
+    for listener in up.listeners:
         listener.start()
 
     plan = _plan(session_id, listeners, routes, ssh_peers(ssh.pid))
@@ -151,6 +150,7 @@ async def _start(
     owner = "kernel" if helper.owner else "helper"
     console.detail(1, f"the rules are in place; the {owner} removes them")
     undo.push_async_callback(_quietly, helper.undo)
+    undo.callback(up.end_local)
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     gc.enable()
@@ -211,6 +211,12 @@ def _route_text(route: Route) -> str:
         ports = str(route.first_port)
     network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
     return f"{network}:{ports}"
+
+
+async def _give_up(task: "asyncio.Future[list[str]]") -> None:
+    """Cancel, and wait until it has cleaned up after itself."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _quietly(step: Callable[[], Awaitable[None]]) -> None:
@@ -281,6 +287,16 @@ class _Up:
                 ExitCode.LOST,
             )
         raise await self._why_lost(self._lost.result())
+
+    def end_local(self) -> None:
+        """Accept no more, and reset the programs' connections. May be called twice.
+
+        Before the rules go: it is they that give the resets their addresses. Without them a reset
+        comes from our listener, which the program has never heard of, and it would wait for ever.
+        """
+        for listener in self.listeners:
+            listener.close()
+        self.tunnel.reset_all()
 
     async def say_goodbye(self) -> None:
         """End the session in order: the agent then leaves at once, not after a grace time."""

@@ -84,10 +84,11 @@ class Listener:
             self._accept_later()
 
     def close(self) -> None:
-        """Accept no more. Connections that still wait are reset by the kernel."""
+        """Accept no more; may be called twice. The kernel resets connections that still wait."""
         self._accept_no_more()
         if self._pause is not None:
             self._pause.cancel()
+            self._pause = None
         self._sock.close()
 
     def _accept_later(self) -> None:

@@ -187,13 +187,17 @@ class Tunnel:
         self._timer = None
         self.pump()
 
+    def reset_all(self) -> None:
+        """End every connection at this end with a reset, and tell the other end."""
+        for relay in list(self.relays):
+            relay.abort(frames.RESET_ABORTED)
+
     def close(self) -> None:
         """End everything at once: relays are reset, lanes closed."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for relay in list(self.relays):
-            relay.on_reset()
+        self.reset_all()
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()

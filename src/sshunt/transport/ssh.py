@@ -241,9 +241,11 @@ async def _ask_ciphers(argv: Sequence[str]) -> str | None:
     try:
         answer, _ = await asyncio.wait_for(process.communicate(), ASK_DEADLINE_S)
     except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
         return None
+    finally:
+        if process.returncode is None:  # too slow, or we were cancelled
+            process.kill()
+            await process.wait()
     found = re.search(rb"^ciphers (\S+)$", answer, re.MULTILINE)
     return found.group(1).decode("ascii", "replace") if found and process.returncode == 0 else None
 
