@@ -214,24 +214,30 @@ class FrameReader:
     views of the bytes given to ``feed`` and no longer valid than those.
     """
 
-    __slots__ = ("_carry", "_data_left", "_offset", "_stream")
+    __slots__ = ("_carry", "data_left", "offset", "stream")
 
     def __init__(self) -> None:
         self._carry = bytearray()  # a header or body that is not complete yet
-        self._data_left = 0  # bytes missing of the DATA frame being read
-        self._stream = 0
-        self._offset = 0
+        # Of the DATA frame being read: the payload bytes still to come, whose, and from where on.
+        self.data_left = 0
+        self.stream = 0
+        self.offset = 0
+
+    def skip(self, size: int) -> None:
+        """``size`` of the payload bytes still to come were taken from the lane by somebody else."""
+        self.data_left -= size
+        self.offset += size
 
     def feed(self, data: memoryview) -> List[Frame]:
         """The frames in ``data``, in order; raises RemoteProtocolError."""
         frames: List[Frame] = []
         at, end = 0, len(data)
         while at < end:
-            if self._data_left:
-                size = min(self._data_left, end - at)
-                frames.append((DATA, self._stream, self._offset, Payload(data[at : at + size])))
-                self._data_left -= size
-                self._offset += size
+            if self.data_left:
+                size = min(self.data_left, end - at)
+                frames.append((DATA, self.stream, self.offset, Payload(data[at : at + size])))
+                self.data_left -= size
+                self.offset += size
                 at += size
             elif self._carry:
                 at = self._complete_carry(data, at, frames)
@@ -280,9 +286,9 @@ class FrameReader:
     def _begin_data(self, stream: int, length: int, offset: int) -> None:
         if offset > MAX_OFFSET:
             raise RemoteProtocolError("offset %d" % offset)
-        self._stream = stream
-        self._offset = offset
-        self._data_left = length - _OFFSET.size
+        self.stream = stream
+        self.offset = offset
+        self.data_left = length - _OFFSET.size
 
 
 def _carry_bytes(carry: bytearray) -> int:

@@ -20,7 +20,7 @@ acknowledged; then any lane may carry them, because offsets are absolute.
 """
 
 from collections import deque
-from typing import Deque, Dict, List, NamedTuple, Optional, Set, Union
+from typing import Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 from sshunt.mux import frames
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
@@ -407,6 +407,31 @@ class Session:
                 urgent = urgent or kind in _URGENT
                 self._on_control(lane, frame, now)
         lane.note_processed(len(data), eliciting_bytes, urgent, now)
+
+    def passage(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
+        """The stream whose next bytes are the lane's next bytes, and how many; None if it isn't so.
+
+        These may be moved from the lane to the stream's destination without coming by here, where
+        the system can do that better than we. What was moved is reported with ``passed``.
+        """
+        reader = self.lanes[lane_id].reader
+        if not reader.data_left:
+            return None
+        stream = self.streams.get(reader.stream)
+        if stream is None or not stream.receiver.waits_for(reader.offset, reader.data_left):
+            return None
+        return stream, reader.data_left
+
+    def passed(self, lane_id: int, size: int, now: float) -> None:
+        """``size`` bytes of the ``passage`` were moved: received, handed out, consumed at once."""
+        lane = self.lanes[lane_id]
+        stream = self.streams[lane.reader.stream]
+        lane.reader.skip(size)
+        lane.note_processed(size, size, False, now)
+        stream.receiver.advance(size)
+        self.consumed(stream, size, now)
+        if stream.receiver.final is not None:
+            self._take_fin(stream)
 
     def _on_data(self, frame: Frame) -> None:
         _, number, offset, payload = frame

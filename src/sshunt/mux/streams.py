@@ -241,6 +241,20 @@ class Receiver:
             return [payload]
         return [payload] + self._take_early()
 
+    def waits_for(self, offset: int, size: int) -> bool:
+        """True if exactly these bytes are the next to be handed out, and the peer may send them."""
+        end = offset + size
+        return (
+            offset == self.next_offset
+            and self._early is None
+            and self.state is not CLOSED
+            and end <= (self.window.limit if self.final is None else self.final)
+        )
+
+    def advance(self, size: int) -> None:
+        """The next ``size`` bytes, which it waits for, went to their destination another way."""
+        self.next_offset += size
+
     def finish(self, final: int) -> None:
         """The peer says where the stream ends; raises RemoteProtocolError if that can't be."""
         if self.state is CLOSED:

@@ -1,19 +1,26 @@
 """The two descriptors of one lane: ssh's pipes at the client, the same pipes at the agent.
 
 Reading: one large buffer for all lanes of the process; frames are parsed in place and everything in
-it has been used or copied when the next read begins. Writing: what the session hands out goes into
+it has been used or copied when the next read begins. The rest of a large payload that its stream
+waits for does not come through the buffer where the system has splice(2): it moves from ssh's pipe
+to the socket as references to pages. When that does not work just now (the socket is full, an
+earlier piece waits), reading goes on the first way. Writing: what the session hands out goes into
 one writev; what the pipe did not take is kept (a backlog of less than one transmit) and nothing
 more is asked of the session until it is gone.
 
 Not here: when a lane is given up (client), what the bytes mean (mux).
 """
 
+import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, List, Optional
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.frames import DATA_HEAD_BYTES
 from sshunt.mux.payload import Payload
+from sshunt.mux.streams import Stream
+from sshunt.relay.sockets import reset_code
 
 if TYPE_CHECKING:
     from sshunt.relay.tunnel import Tunnel
@@ -23,10 +30,15 @@ READ_BYTES = 1024 * 1024
 
 #: Reads in one round of the event loop: while ssh goes on filling the pipe, the round's own cost is
 #: saved; the other descriptors wait no longer than a few megabytes take.
-READS_PER_ROUND = 8
+READS_PER_ROUND = 16
 
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
+
+#: Payloads of this size are worth a system call of their own to leave them in the kernel.
+SPLICED_BYTES = 32 * 1024
+
+_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK; splice(2)
 
 _F_SETPIPE_SZ = 1031  # Linux; named in fcntl only since Python 3.10
 
@@ -42,7 +54,17 @@ def widen_pipe(fd: int) -> None:
 class LaneIO:
     """Reads and writes one lane. Owns both descriptors (they may be one and the same socket)."""
 
-    __slots__ = ("_backlog", "_read_fd", "_tunnel", "_write_fd", "_writing", "lane_id", "tag")
+    __slots__ = (
+        "_backlog",
+        "_can_splice",
+        "_read_fd",
+        "_spliced",
+        "_tunnel",
+        "_write_fd",
+        "_writing",
+        "lane_id",
+        "tag",
+    )
 
     def __init__(self, tunnel: "Tunnel", lane_id: int, read_fd: int, write_fd: int) -> None:
         self._tunnel = tunnel
@@ -50,6 +72,8 @@ class LaneIO:
         self._write_fd = write_fd
         self._backlog: List[memoryview] = []
         self._writing = False  # registered with the loop
+        self._can_splice = hasattr(os, "splice")  # Linux, Python 3.10
+        self._spliced = False  # the last payload was moved to its end inside the kernel
         self.lane_id = lane_id
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
@@ -128,20 +152,61 @@ class LaneIO:
 
     def _on_readable(self) -> None:
         for _ in range(READS_PER_ROUND):
-            buffer = self._tunnel.read_buffer
-            try:
-                size = os.readv(self._read_fd, [buffer])
-            except (BlockingIOError, InterruptedError):
+            passage = self._passage()
+            more = self._splice(*passage) if passage is not None else self._read()
+            if not more:
                 break
-            except OSError as error:
-                self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
-                return
-            if not size:
-                self._tunnel.lane_ended(self, "")
-                return
-            if not self._process(memoryview(buffer)[:size]):
-                return
         self._tunnel.wake_if_needed()
+
+    def _read(self) -> bool:
+        """Read and use what is there; False if there is hardly more now."""
+        # Behind a large payload mostly comes another: read its header alone, splice the rest.
+        limit = DATA_HEAD_BYTES if self._spliced else READ_BYTES
+        self._spliced = False
+        buffer = memoryview(self._tunnel.read_buffer)[:limit]
+        try:
+            size = os.readv(self._read_fd, [buffer])
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            return False
+        if not size:
+            self._tunnel.lane_ended(self, "")
+            return False
+        return self._process(buffer[:size]) and size == limit
+
+    def _passage(self) -> Optional[Tuple[Stream, int]]:
+        """The stream whose payload comes next, and its size, if it is worth a splice."""
+        if not self._can_splice:
+            return None
+        passage = self._tunnel.session.passage(self.lane_id)
+        if passage is None or passage[1] < SPLICED_BYTES or passage[0].owner is None:
+            return None
+        return passage if passage[0].owner.passage() >= 0 else None
+
+    def _splice(self, stream: Stream, size: int) -> bool:
+        """Move payload from the pipe to the stream's socket inside the kernel; False if there is
+        hardly more now.
+        """
+        tunnel = self._tunnel
+        try:
+            moved = os.splice(self._read_fd, stream.owner.passage(), size, flags=_SPLICE_FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return self._read()  # the pipe is empty or the socket is full: reading tells
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no pipe, or a socket that can't do it
+                self._can_splice = False
+            else:
+                stream.owner.abort(reset_code(error.errno or 0))
+            return self._read()
+        if not moved:
+            return self._read()  # the end of the pipe
+        self._spliced = moved == size
+        tunnel.session.passed(self.lane_id, moved, tunnel.loop.time())
+        if stream.receiver.final is not None:
+            tunnel.dispatch()
+        return self._spliced
 
     def _process(self, data: memoryview) -> bool:
         """Use everything in ``data``; False if the lane has ended over it."""

@@ -162,6 +162,12 @@ class TcpRelay:
         if sent:
             self._tunnel.session.consumed(self.stream, sent, self._tunnel.loop.time())
 
+    def passage(self) -> int:
+        """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
+        if self._sock is None or not self.connected or self._pending is not None:
+            return -1
+        return self._sock.fileno()
+
     def on_fin(self) -> None:
         """The far side sends nothing more."""
         self._fin_received = True

@@ -805,3 +805,64 @@ def test_what_came_before_a_broken_frame_is_kept_and_heard_again_only_once() -> 
     agent.lose_lane(1, 0.0)
     feed(agent, good + frames.encode_data_head(1, 2, 1) + b"c", lane=2)
     assert text(heard) + text(agent.take_events()) == b"abc"
+
+
+def test_a_passage_is_what_the_stream_waits_for_and_nothing_else() -> None:
+    ours, theirs = Session(CLIENT), Session(AGENT)
+    ours.add_lane(0, 0.0)
+    theirs.add_lane(0, 0.0)
+    stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
+
+    def head(offset: int, size: int) -> memoryview:
+        return memoryview(frames.encode_data_head(stream.id, offset, size))
+
+    assert ours.passage(0) is None
+    ours.receive(0, head(0, 1000), 0.0)
+    assert ours.passage(0) == (stream, 1000)
+    ours.passed(0, 400, 0.0)
+    assert ours.passage(0) == (stream, 600)
+    ours.receive(0, memoryview(bytes(600)), 0.0)
+    assert [len(e.payload) for e in ours.take_events() if isinstance(e, DataReceived)] == [600]
+    assert ours.passage(0) is None
+    ours.receive(0, head(500, 500), 0.0)  # came before
+    assert ours.passage(0) is None
+    ours.receive(0, memoryview(bytes(500)), 0.0)
+    ours.receive(0, head(2000, 500), 0.0)  # too early
+    assert ours.passage(0) is None
+    ours.receive(0, memoryview(bytes(500)), 0.0)
+    ours.receive(0, head(1000, 1000), 0.0)  # in order, but a later piece waits behind it
+    assert ours.passage(0) is None
+
+
+def test_what_passed_returns_credit_asks_for_an_ack_and_completes_the_stream() -> None:
+    ours = Session(CLIENT)
+    ours.add_lane(0, 0.0)
+    stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
+    ours.transmit(0, 0.0)
+    size = INITIAL_WINDOW_BYTES
+    ours.receive(0, memoryview(frames.encode_fin(stream.id, size)), 0.0)
+    ours.transmit(0, 1.0)
+    ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, size)), 1.0)
+    ours.passed(0, size, 1.0)
+    assert FinReceived(stream) in ours.take_events()
+    assert ours.next_deadline() is not None
+
+
+def test_what_passed_grants_a_new_window() -> None:
+    ours = Session(CLIENT)
+    ours.add_lane(0, 0.0)
+    stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
+    ours.transmit(0, 0.0)
+    size = INITIAL_WINDOW_BYTES
+    ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, size)), 1.0)
+    ours.passed(0, size, 1.0)
+    assert frames.encode_window(stream.id, 2 * size) in ours.transmit(0, 1.0)
+
+
+def test_a_closed_stream_has_no_passage() -> None:
+    ours = Session(CLIENT)
+    ours.add_lane(0, 0.0)
+    stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
+    ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, 1000)), 0.0)
+    ours.reset(stream, frames.RESET_ABORTED)
+    assert ours.passage(0) is None
