@@ -7,6 +7,7 @@ typed, to run it, and to show errors as two lines: what happened, what to do.
 import argparse
 import asyncio
 import gc
+import re
 import socket
 import sys
 import traceback
@@ -21,6 +22,10 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.routes import Target, parse_target, read_target_file
 from sshunt.transport.ssh import parse_remote
+
+_LISTEN = re.compile(
+    r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
+)
 
 _EPILOG = """\
 targets:
@@ -48,14 +53,14 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["demo"]:
-        from sshunt import demo
-
-        return demo.main(words[1:])
-    if words[:1] == ["up"]:
-        del words[0]
     console = Console()
     try:
+        if words[:1] == ["demo"]:
+            from sshunt import demo
+
+            return demo.main(words[1:])
+        if words[:1] == ["up"]:
+            del words[0]
         options = parse(words)
         console.verbosity = options.verbosity
         return _run(options, console)
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(
             UserError(
                 "this is a bug in sshunt",
-                "please report the lines above; all rules have been removed",
+                "please report the lines above",
                 ExitCode.INTERNAL,
             )
         )
@@ -97,14 +102,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, "see: sshunt --help", ExitCode.USAGE)
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """A line of an @file: one word, or nothing behind ``#``."""
-        line = arg_line.partition("#")[0].strip()
-        return [line] if line else []
+        """A line of an @file: one word; none if it begins with ``#``. Quotes around it, copied from
+        a shell's command line, are dropped.
+        """
+        line = arg_line.strip()
+        if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
+            line = line[1:-1]
+        return [line] if line and not line.startswith("#") else []
 
 
 def parse(words: Sequence[str]) -> Options:
     """The options in ``words``; raises UserError."""
-    args = _parser().parse_args(words)
+    args = _parser().parse_intermixed_args(words)
     targets = [parse_target(word) for word in args.targets]
     for path in args.subnets:
         targets.extend(read_target_file(path))
@@ -172,9 +181,10 @@ def _parser() -> _Parser:
     add(
         "-l",
         "--listen",
-        metavar="[IP:]PORT[,[IP:]PORT]",
-        help="accept redirected connections here; an address other hosts can reach, such as "
-        "0.0.0.0:0, captures what this host forwards, too; default: any port of localhost",
+        metavar="[IP][:PORT][,...]",
+        help="accept redirected connections here, for IPv4, IPv6 or both; an address that other "
+        "hosts can reach, such as 0.0.0.0:0, captures what this host forwards, too; "
+        "default, also for the family that is not named: any port of localhost",
     )
     add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
@@ -183,7 +193,13 @@ def _parser() -> _Parser:
         action="store_true",
         help="put no -- before the remote command, for ssh commands that don't know it",
     )
-    add("-v", "--verbose", action="count", default=0, help="say more; twice: every connection")
+    add(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say more: when each step was done, every connection",
+    )
     add("--dry-run", action="store_true", help="print the exact rules and change nothing")
     add("-V", "--version", action="version", version=f"sshunt {__version__}")
     return parser
@@ -204,21 +220,27 @@ def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint 
 
 
 def _endpoint(text: str) -> tuple[int, Endpoint]:
-    host, _, port_text = text.strip().rpartition(":")
-    if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
-        raise _bad_listen(text, "no port")
-    host = host.removeprefix("[").removesuffix("]") or DEFAULT_LISTEN4[0]
+    """The (family, endpoint) of ``IP``, ``:PORT``, ``PORT``, ``IP:PORT``, ``[IPv6]:PORT`` or a name
+    in the place of IP.
+    """
+    found = _LISTEN.fullmatch(text.strip())
+    if found is None:
+        raise _bad_listen(text, "not an address and a port")
+    host = found["bracketed"] or found["plain"] or DEFAULT_LISTEN4[0]
+    port = int(found["port"] or found["alone"] or 0)
+    if port > 65535:
+        raise _bad_listen(text, "ports are 0 to 65535")
     try:
-        found = socket.getaddrinfo(host, int(port_text), type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise _bad_listen(text, f"{host!r} is no address of this host")
-    family, _, _, _, address = found[0]
-    return family, (str(address[0]), int(port_text))
+    family, _, _, _, address = addresses[0]
+    return family, (str(address[0]), port)
 
 
 def _bad_listen(text: str, problem: str) -> UserError:
     return UserError(
         f"--listen {text}: {problem}",
-        "examples: 12300, 0.0.0.0:0, 127.0.0.1:12300,[::1]:12300",
+        "examples: 12300, 0.0.0.0, 0.0.0.0:0, 127.0.0.1:12300,[::1]:12300",
         ExitCode.USAGE,
     )

@@ -16,6 +16,7 @@ Invariants: rules exist only while the tunnel is up; the client itself needs no 
 """
 
 import asyncio
+import errno
 import gc
 import secrets
 import signal
@@ -26,16 +27,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from sshunt.capture import nft
-from sshunt.capture.plan import Plan
-from sshunt.config import Options
+from sshunt.capture.plan import Plan, remote_regions
+from sshunt.config import DEFAULT_LISTEN6, Options
 from sshunt.console import Console
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
-from sshunt.listener import Listener, bind
+from sshunt.helper.protocol import MAX_ROUTES
+from sshunt.listener import CannotListen, Listener, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, TOKEN_BYTES, make_hello
 from sshunt.mux.session import Session
+from sshunt.mux.streams import Stream
 from sshunt.peers import ssh_peers
 from sshunt.privilege import Helper, start_helper
 from sshunt.relay.lane import LaneIO
@@ -64,6 +67,14 @@ GC_THRESHOLD = 100_000
 ROUTES_SHOWN = 4
 
 
+_DRY_RUN_HEAD = """\
+# What sshunt would apply. Three things are known only when it runs: the session's name and the
+# listeners' ports, which are chosen anew each time (unless --listen gives them); the control group
+# of sshunt and its ssh, whose connections a rule of the output chain returns untouched; and the
+# address of the ssh server, which goes into the bypass sets.
+"""
+
+
 async def run(options: Options, console: Console, starter: Starter | None = None) -> None:
     """Bring the tunnel up and keep it up until it is asked to stop; raises UserError.
 
@@ -90,16 +101,16 @@ async def run(options: Options, console: Console, starter: Starter | None = None
 
 
 async def dry_run(options: Options, console: Console) -> str:
-    """The exact rules that ``run`` would have the helper apply. Changes nothing."""
+    """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
     routes = await _routes(options)
-    listeners = _bind(options, routes)
+    listeners, routes = _bind(options, routes, console)
     try:
         plan = _plan(secrets.token_hex(4), listeners, routes, ())
+        rules = nft.render(plan, owner=True, cgroup=None)
     finally:
         for sock in listeners:
             sock.close()
-    console.detail(1, "a real run also skips its own cgroup and the ssh connection it makes")
-    return nft.render(plan, owner=True, cgroup=None)
+    return _DRY_RUN_HEAD + rules
 
 
 def _settle(future: "asyncio.Future[str]", value: str) -> None:
@@ -118,9 +129,10 @@ async def _start(
     routes = await _routes(options)
     raise_descriptor_limit()
     keep_heap()
-    listeners = _bind(options, routes)
+    listeners, routes = _bind(options, routes, console)
     for sock in listeners:
         undo.callback(sock.close)
+    _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
     # Asked while the helper starts: it is other programs' time.
     cipher = asyncio.ensure_future(cipher_option(options.remote))
@@ -169,11 +181,36 @@ async def _routes(options: Options) -> tuple[Route, ...]:
     )
 
 
-def _bind(options: Options, routes: tuple[Route, ...]) -> list[socket.socket]:
-    """The listeners, one for each family that has something to capture; raises UserError."""
-    families = {route.network.version for route in routes if route.action is Action.REMOTE}
-    wanted = [(4, options.listen4), (6, options.listen6)]
-    return [bind(endpoint) for family, endpoint in wanted if endpoint and family in families]
+def _bind(
+    options: Options, routes: tuple[Route, ...], console: Console
+) -> tuple[list[socket.socket], tuple[Route, ...]]:
+    """The listeners, one for each family that has something to capture, and the routes that have
+    one; raises UserError.
+
+    A host without IPv6 has no ::1. What it can't have and nobody asked for by --listen is left
+    alone, with a line that says so: a name's IPv6 address must not keep its IPv4 one from working.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for family, endpoint in ((4, options.listen4), (6, options.listen6)):
+            wanted = [r for r in routes if r.network.version == family]
+            if endpoint is None or not any(r.action is Action.REMOTE for r in wanted):
+                continue
+            try:
+                listeners.append(bind(endpoint))
+            except CannotListen as error:
+                rest = tuple(r for r in routes if r not in wanted)
+                no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                optional = no_family and endpoint == DEFAULT_LISTEN6
+                if not optional or not any(r.action is Action.REMOTE for r in rest):
+                    raise
+                console.line("this host has no IPv6: IPv6 targets are left alone")
+                routes = rest
+    except BaseException:
+        for sock in listeners:
+            sock.close()
+        raise
+    return listeners, routes
 
 
 def _plan(
@@ -182,17 +219,26 @@ def _plan(
     routes: tuple[Route, ...],
     bypass: tuple[Endpoint, ...],
 ) -> Plan:
+    """What the helper is asked for; raises UserError if that is more than it takes."""
     bound: dict[int, Endpoint] = {}
     for sock in listeners:
         address, port = sock.getsockname()[:2]
         bound[sock.family] = (address, port)
-    return Plan(
+    plan = Plan(
         session=session_id,
         listen4=bound.get(socket.AF_INET),
         listen6=bound.get(socket.AF_INET6),
         routes=routes,
         bypass=bypass,
     )
+    try:
+        if len(routes) > MAX_ROUTES:
+            raise ValueError(f"{len(routes)} routes, and {MAX_ROUTES} are the limit")
+        for family in (4, 6):
+            remote_regions(routes, family)
+    except ValueError as error:
+        raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
+    return plan
 
 
 def _connected_line(options: Options, routes: tuple[Route, ...], rtt_s: float) -> str:
@@ -254,6 +300,8 @@ class _Up:
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
         self.tunnel.on_forgotten = self._on_forgotten
+        if console.verbosity:
+            self.tunnel.on_reset = self._on_reset
         lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
         lane.receive(ssh.rest)
         session.ping(0)
@@ -281,9 +329,10 @@ class _Up:
             self._console.detail(1, f"stopping ({stop.result()})")
             return
         if self._helper.gone.is_set():
+            removed = "the kernel has removed them" if self._helper.owner else "they stay in place"
             raise UserError(
-                "the helper that holds the rules ended; the kernel has removed them",
-                "start sshunt again; with -v the system's log may say who ended it",
+                f"the helper that holds the rules ended: {removed}",
+                "start sshunt again (it removes what is left of such sessions)",
                 ExitCode.LOST,
             )
         raise await self._why_lost(self._lost.result())
@@ -323,6 +372,9 @@ class _Up:
     def _on_goodbye(self, code: int, sentence: str) -> None:
         if code != frames.GOODBYE_DONE:
             _settle(self._lost, f"the agent ended: {sentence or 'no reason given'}")
+
+    def _on_reset(self, stream: Stream, code: int) -> None:
+        self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
 
     def _on_forgotten(self) -> None:
         for listener in self.listeners:

@@ -56,5 +56,5 @@ class Console:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # whoever read this is gone; the tunnel goes on
+        except (OSError, ValueError):
+            pass  # the reader is gone, the disk is full, the terminal closed: the tunnel goes on

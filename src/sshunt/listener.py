@@ -33,11 +33,14 @@ COMPLAIN_EVERY_S = 10.0
 
 
 def bind(endpoint: Endpoint) -> socket.socket:
-    """A listening TCP socket at (address, port), port 0 for any; raises UserError."""
+    """A listening TCP socket at (address, port), port 0 for any; raises CannotListen."""
     address, port = endpoint
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(address, port, error)
+    try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -51,7 +54,15 @@ def bind(endpoint: Endpoint) -> socket.socket:
     return sock
 
 
-def _cannot_listen(address: str, port: int, error: OSError) -> UserError:
+class CannotListen(UserError):  # noqa: N818 (an error for people, like its base)
+    """A listener can't be had; ``error_number`` says why."""
+
+    def __init__(self, message: str, hint: str, error_number: int) -> None:
+        super().__init__(message, hint, ExitCode.LISTEN)
+        self.error_number = error_number
+
+
+def _cannot_listen(address: str, port: int, error: OSError) -> CannotListen:
     hints = {
         errno.EADDRINUSE: "choose another port with --listen, or leave --listen out",
         errno.EACCES: "choose a port above 1023 with --listen",
@@ -59,7 +70,8 @@ def _cannot_listen(address: str, port: int, error: OSError) -> UserError:
     }
     reason = error.strerror or str(error)
     hint = hints.get(error.errno or 0, "leave --listen out to have an address chosen")
-    return UserError(f"can't listen on {address} port {port}: {reason}", hint, ExitCode.LISTEN)
+    message = f"can't listen on {address} port {port}: {reason}"
+    return CannotListen(message, hint, error.errno or 0)
 
 
 class Listener:
@@ -111,11 +123,9 @@ class Listener:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
                 if error.errno not in OUT_OF_RESOURCES:
-                    raise
+                    continue  # accept(2): an error of the new connection, which is gone with it
                 self._wait(f"can't accept more connections: {error.strerror}")
                 return
             sock.setblocking(False)
@@ -132,8 +142,8 @@ class Listener:
             close_with_reset(sock)
             return
         stream = self._tunnel.open(Destination(TCP, address, port))
-        if self._console.verbosity >= 2:
-            self._console.detail(2, f"stream {stream.id}: to {address} port {port}")
+        if self._console.verbosity:
+            self._console.detail(1, f"stream {stream.id}: to {address} port {port}")
         TcpRelay(self._tunnel, stream).start(sock)
 
     def _wait(self, why: str) -> None:

@@ -20,7 +20,8 @@ def test_up_may_be_left_out_and_may_be_said(capsys: pytest.CaptureFixture[str]) 
 def test_a_dry_run_prints_the_rules_with_the_routes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MINIMUM, "fd00::/8", "-x", "10.1.0.0/16", "--dry-run"]) == ExitCode.OK
     rules = capsys.readouterr().out
-    assert rules.startswith("table inet sshunt-")
+    assert "\ntable inet sshunt-" in rules
+    assert all(line.startswith("#") for line in rules.partition("\ntable")[0].splitlines())
     assert "fd00::" in rules
     assert "10.0.0.0-10.0.255.255" in rules or "10.0.0.0/16" in rules
 
@@ -37,12 +38,28 @@ def test_targets_come_from_words_files_and_at_files(tmp_path: Path) -> None:
     assert [str(t.network) for t in options.excludes] == ["192.0.2.7/32", "198.51.100.9/32"]
 
 
+def test_a_file_of_words_may_have_comment_lines_and_quotes(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text("""# comment\n"10.0.0.0/8"\n--ssh-cmd=ssh -i key#2\n  '10.1.0.0/16' \n""")
+    options = parse(["-r", "gate", f"@{words}"])
+    assert [str(t.network) for t in options.targets] == ["10.0.0.0/8", "10.1.0.0/16"]
+    assert options.remote.ssh_command == ("ssh", "-i", "key#2")
+
+
+def test_targets_may_stand_between_options() -> None:
+    options = parse(["10.0.0.0/8", "-r", "gate", "192.168.0.0/16", "-v", "10.9.0.0/16"])
+    assert len(options.targets) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "listen4", "listen6"),
     [
         ([], ("127.0.0.1", 0), ("::1", 0)),
         (["-l", "12300"], ("127.0.0.1", 12300), ("::1", 0)),
         (["-l", "0.0.0.0:0"], ("0.0.0.0", 0), ("::1", 0)),
+        (["-l", "0.0.0.0"], ("0.0.0.0", 0), ("::1", 0)),
+        (["-l", ":12300"], ("127.0.0.1", 12300), ("::1", 0)),
+        (["-l", "[::]"], ("127.0.0.1", 0), ("::", 0)),
         (["-l", "127.0.0.1:0,[::1]:7"], ("127.0.0.1", 0), ("::1", 7)),
         (["--disable-ipv6"], ("127.0.0.1", 0), None),
         (["-l", "[::]:9", "--disable-ipv6"], ("127.0.0.1", 0), None),
@@ -77,7 +94,8 @@ def test_the_delimiter_can_be_left_out() -> None:
         ["-r", "gate", "10.0.0.0/8", "-x", "nonsense/8/8"],
         ["-r", "gate:port", "10.0.0.0/8"],
         ["-r", "-oProxyCommand=x", "10.0.0.0/8"],
-        ["-r", "gate", "10.0.0.0/8", "-l", "nonsense"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "no such host"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "127.0.0.1:70000"],
         ["-r", "gate", "10.0.0.0/8", "-l", "1,2"],
         ["-r", "gate", "10.0.0.0/8", "-e", "'"],
         ["-r", "gate", "10.0.0.0/8", "-e", ""],

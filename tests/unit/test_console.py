@@ -1,6 +1,7 @@
 """What a person sees, on a terminal and in a file."""
 
 import io
+from contextlib import suppress
 
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
@@ -57,3 +58,12 @@ def test_a_reader_that_went_away_does_not_end_the_tunnel() -> None:
     console = Console(stream=stream)
     stream.close()
     console.line("nobody reads this")
+
+
+def test_a_full_disk_does_not_end_the_tunnel() -> None:
+    stream = open("/dev/full", "w")  # noqa: SIM115 (closing it fails, too)
+    console = Console(stream=stream)
+    console.line("nobody can keep this")
+    console.line("nor this")
+    with suppress(OSError):
+        stream.close()

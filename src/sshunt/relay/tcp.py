@@ -45,6 +45,7 @@ class TcpRelay:
         "_fin_received",
         "_fin_sent",
         "_head_sent",
+        "_paused",
         "_pending",
         "_read_bytes",
         "_reading",
@@ -63,6 +64,7 @@ class TcpRelay:
         self._read_bytes = FIRST_READ_BYTES
         self._reading = False  # registered with the loop
         self._writing = False  # registered with the loop
+        self._paused = False  # watched for errors only
         self._fin_received = False
         self._fin_sent = False
         self.connected = False
@@ -118,7 +120,7 @@ class TcpRelay:
         """Move one read from the socket to the stream; False if another would bring little."""
         room = self._tunnel.session.room_bytes(self.stream)
         if not room:
-            self._read_no_more()  # on_writable comes when there is room
+            self._pause()  # on_writable comes when there is room
             return False
         size = self._read_bytes
         try:
@@ -137,7 +139,7 @@ class TcpRelay:
             self._read_bytes = READ_BYTES
             return True
         self._fin_sent = True
-        self._read_no_more()
+        self._pause()
         self._tunnel.finish(self.stream)
         self._close_if_over()
         return False
@@ -259,8 +261,21 @@ class TcpRelay:
 
     def _read_later(self) -> None:
         if not self._reading:
+            if self._paused:
+                self._paused = False
+                self._tunnel.paused.unwatch(self._socket())
             self._reading = True
             self._tunnel.loop.add_reader(self._socket().fileno(), self._on_readable)
+
+    def _pause(self) -> None:
+        """Read no more; look only whether the socket dies meanwhile."""
+        self._read_no_more()
+        if not self._paused:
+            self._paused = True
+            self._tunnel.paused.watch(self._socket(), self._on_error)
+
+    def _on_error(self, error_number: int) -> None:
+        self.abort(reset_code(error_number))
 
     def _read_no_more(self) -> None:
         if self._reading:
@@ -273,5 +288,8 @@ class TcpRelay:
             self._tunnel.loop.remove_writer(self._socket().fileno())
 
     def _unwatch(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._tunnel.paused.unwatch(self._socket())
         self._read_no_more()
         self._write_no_more()

@@ -26,13 +26,13 @@ from sshunt.mux.session import (
     FinReceived,
     GoodbyeReceived,
     Session,
-    StreamOpened,
     StreamRequested,
     StreamReset,
     StreamWritable,
 )
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import READ_BYTES, LaneIO
+from sshunt.relay.paused import PausedSockets
 from sshunt.relay.tcp import TcpRelay
 
 
@@ -44,9 +44,10 @@ class Tunnel:
         self.session = session
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
+        self.paused = PausedSockets(loop)
         self.read_buffer = bytearray(READ_BYTES)
         self.on_request: Optional[Callable[[Stream, Destination], None]] = None
-        self.on_opened: Optional[Callable[[Stream], None]] = None
+        self.on_reset: Optional[Callable[[Stream, int], None]] = None
         self.on_lane_ended: Optional[Callable[[LaneIO, str], None]] = None
         self.on_goodbye: Optional[Callable[[int, str], None]] = None
         self.on_forgotten: Optional[Callable[[], None]] = None
@@ -160,14 +161,13 @@ class Tunnel:
         elif isinstance(event, StreamReset):
             if event.stream.owner is not None:
                 event.stream.owner.on_reset()
+            if self.on_reset:
+                self.on_reset(event.stream, event.code)
         elif isinstance(event, StreamRequested):
             if self.on_request is None:
                 self.session.reset(event.stream, frames.RESET_NOT_PERMITTED)
             else:
                 self.on_request(event.stream, event.destination)
-        elif isinstance(event, StreamOpened):
-            if self.on_opened:
-                self.on_opened(event.stream)
         elif isinstance(event, DatagramReceived):
             if self.on_datagram:
                 self.on_datagram(event)
@@ -198,6 +198,7 @@ class Tunnel:
         if self._timer is not None:
             self._timer.cancel()
         self.reset_all()
+        self.paused.close()
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()

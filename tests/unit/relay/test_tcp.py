@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
+from sshunt.relay.tcp import TcpRelay
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
 BULK = os.urandom(5_000_000)
@@ -226,5 +228,28 @@ def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason() -> None:
             await asyncio.sleep(0.001)
         assert "protocol" in ends.ended[0]
         assert "type 255" in ends.ended[0]
+
+    run(conversation)
+
+
+@pytest.mark.parametrize("who", ["program", "host"])
+def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str) -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener, listen() as door:
+            program = await threaded(lambda: socket.create_connection(door.getsockname()))
+            ours = await threaded(lambda: door.accept()[0])
+            ours.setblocking(False)
+            destination = Destination(TCP, *listener.getsockname())
+            TcpRelay(ends.client, ends.client.open(destination)).start(ours)
+            host = await threaded(lambda: accept(listener))
+            pushing, silent = (program, host) if who == "program" else (host, program)
+            pushing.settimeout(0.5)
+            await threaded(lambda: push_until_stuck(pushing))
+            reset(pushing)
+            silent.settimeout(10)
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: read_exactly(silent, 1 << 40))
+            await settle(ends)
+            silent.close()
 
     run(conversation)
