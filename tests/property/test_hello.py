@@ -6,15 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.agent.attach import decode_lane_untrusted
-from sshunt.agent.rendezvous import HELLO_HEAD_BYTES, hello_body_bytes_untrusted
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import (
     AGENT,
     CLIENT,
+    HEAD_BYTES,
     MAGIC,
     TOKEN_BYTES,
     Hello,
     HelloSearch,
+    body_bytes_untrusted,
     common_version,
     decode_body_untrusted,
 )
@@ -120,9 +121,9 @@ def test_any_attach_message_is_a_hello_or_patience_or_an_error(data: bytes) -> N
     except RemoteProtocolError:
         return
     if hello is None:
-        assert len(data) < HELLO_HEAD_BYTES + HELLO_BODY_BYTES
+        assert len(data) < HEAD_BYTES + HELLO_BODY_BYTES
         return
-    assert len(data) == HELLO_HEAD_BYTES + hello_body_bytes_untrusted(data[:HELLO_HEAD_BYTES])
+    assert len(data) == HEAD_BYTES + body_bytes_untrusted(data[:HEAD_BYTES])
 
 
 @unhurried

@@ -6,14 +6,15 @@ than PENDING_ATTACHES at once; anything else is hung up on. A bad caller harms o
 
     PROVING --token--> SENDING --HELLO and descriptors--> a lane, handed to ``on_lane``
 
-Out of descriptors, accepting pauses; the callers wait in the backlog.
+When accepting fails it pauses; the callers wait in the backlog. Out of descriptors that is all
+there is to do, and any other error is the caller's own, who is gone (accept(2)): no caller can end
+the agent, and none can make it spin.
 
 Not here: what becomes of the lane, versions included (server).
 """
 
 import array
 import asyncio
-import errno
 import hmac
 import os
 import socket
@@ -22,26 +23,22 @@ from typing import Callable, Dict, List, Optional
 from sshunt.agent.rendezvous import (
     ATTACH_DEADLINE_S,
     GO,
-    HELLO_HEAD_BYTES,
     PROOF_BYTES,
     PROOF_MAGIC,
-    hello_body_bytes_untrusted,
     same_user,
 )
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import Hello, decode_body_untrusted
+from sshunt.mux.hello import HEAD_BYTES, Hello, body_bytes_untrusted, decode_body_untrusted
 from sshunt.mux.limits import HELLO_BODY_BYTES
 
 #: Stubs that may be proving themselves at once; see ATTACH_BACKLOG for how many come in real life.
 PENDING_ATTACHES = 16
 
-#: How long accepting pauses when the process or the system is out of descriptors.
+#: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
 
 #: A lane has two: one to read from, one to write to.
 LANE_DESCRIPTORS = 2
-
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class AttachedLane:
@@ -99,9 +96,7 @@ class AttachListener:
             peer, _address = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:
-            if error.errno not in _OUT_OF_RESOURCES:
-                raise
+        except OSError:
             self._loop.remove_reader(self._listener.fileno())
             self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
             return
@@ -190,7 +185,7 @@ class _Attach:
             self._peer.send(GO)
 
     def _read_lane(self) -> None:
-        room = HELLO_HEAD_BYTES + HELLO_BODY_BYTES + 1 - len(self._buffer)
+        room = HEAD_BYTES + HELLO_BODY_BYTES + 1 - len(self._buffer)
         space = socket.CMSG_SPACE(LANE_DESCRIPTORS * array.array("i").itemsize)
         flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         data, ancillary, message_flags, _address = self._peer.recvmsg(room, space, flags)
@@ -208,9 +203,9 @@ class _Attach:
 
 def decode_lane_untrusted(data: bytes) -> Optional[Hello]:
     """The HELLO that ``data`` is, or None while it is incomplete; raises RemoteProtocolError."""
-    if len(data) < HELLO_HEAD_BYTES:
+    if len(data) < HEAD_BYTES:
         return None
-    end = HELLO_HEAD_BYTES + hello_body_bytes_untrusted(data[:HELLO_HEAD_BYTES])
+    end = HEAD_BYTES + body_bytes_untrusted(data[:HEAD_BYTES])
     if len(data) > end:
         raise RemoteProtocolError("bytes behind the HELLO")
-    return decode_body_untrusted(data[HELLO_HEAD_BYTES:]) if len(data) == end else None
+    return decode_body_untrusted(data[HEAD_BYTES:]) if len(data) == end else None

@@ -5,14 +5,17 @@ when it is not. Data that came with the OPEN waits in the relay meanwhile. A num
 connected at once, without a task; a name is looked up here, in a thread, and its addresses are
 tried in the resolver's order.
 
-The deadline of a connect is the kernel's (about two minutes of SYNs on Linux): a local program
-would wait as long.
+The deadline of a connect to the only address is the kernel's (about two minutes of SYNs on Linux):
+a local program would wait as long. getaddrinfo(3) has no deadline and can't be interrupted, so a
+look-up that takes too long is given up and its thread left to itself; LOOKUP_THREADS bounds those.
 """
 
 import asyncio
+import concurrent.futures
 import errno
+import os
 import socket
-from typing import Optional, Set
+from typing import Any, List, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
@@ -24,6 +27,20 @@ from sshunt.relay.tunnel import Tunnel
 #: How long one of a name's addresses may take before the next is tried.
 ADDRESS_DEADLINE_S = 10.0
 
+#: How long a name may take: resolv.conf(5) has two servers asked twice for 5 s each by default.
+LOOKUP_DEADLINE_S = 20.0
+
+#: Names being looked up at the same time; each keeps a thread.
+LOOKUP_THREADS = 16
+
+#: Names being looked up or waiting for it; a browser that restores its tabs has some hundreds.
+MAX_LOOKUPS = 512
+
+_CODE_OF_EAI = {
+    socket.EAI_AGAIN: frames.RESET_TIMED_OUT,  # no server has answered
+    socket.EAI_MEMORY: frames.RESET_NO_RESOURCES,
+}
+
 
 class Dialer:
     """Answers the tunnel's requests. Owns the look-ups under way."""
@@ -31,6 +48,8 @@ class Dialer:
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self._lookups: "Set[asyncio.Future[None]]" = set()
+        self._resolving = 0
+        self._threads: Optional[concurrent.futures.ThreadPoolExecutor] = None
 
     def on_request(self, stream: Stream, destination: Destination) -> None:
         """A stream was asked for: connect it or refuse it."""
@@ -43,6 +62,10 @@ class Dialer:
         if family is not None:
             self._connect(relay, family, destination)
             return
+        if self._resolving >= MAX_LOOKUPS:
+            relay.abort(frames.RESET_NO_RESOURCES)
+            return
+        self._resolving += 1
         lookup = asyncio.ensure_future(self._look_up(relay, destination), loop=self._tunnel.loop)
         self._lookups.add(lookup)
         lookup.add_done_callback(self._lookups.discard)
@@ -51,6 +74,8 @@ class Dialer:
         """Give up the look-ups under way."""
         for lookup in list(self._lookups):
             lookup.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
 
     def _connect(self, relay: TcpRelay, family: int, destination: Destination) -> None:
         """Connect to a numeric address; success or failure is the relay's to report."""
@@ -68,33 +93,101 @@ class Dialer:
 
     async def _look_up(self, relay: TcpRelay, destination: Destination) -> None:
         """Connect to the first address of a name that answers."""
-        loop = self._tunnel.loop
-        code = frames.RESET_NAME_UNKNOWN
         try:
-            found = await loop.getaddrinfo(
-                destination.host, destination.port, type=socket.SOCK_STREAM
-            )
-        except (OSError, UnicodeError):
-            found = []
+            found = await self._resolve(destination)
+        except (OSError, UnicodeError, RuntimeError) as error:
+            if relay.stream.owner is relay:
+                relay.abort(_lookup_code(error))
+            return
+        finally:
+            self._resolving -= 1
+        code = frames.RESET_NAME_UNKNOWN
         for family, _, _, _, address in found:
+            if relay.stream.owner is not relay:
+                return  # the client gave up meanwhile
             try:
-                sock = _new_socket(family)
+                sock = await _connected(self._tunnel.loop, family, address)
             except OSError as error:
                 code = reset_code(error.errno or 0)
                 continue
-            try:
-                await asyncio.wait_for(loop.sock_connect(sock, address), ADDRESS_DEADLINE_S)
-            except (OSError, asyncio.TimeoutError) as error:
+            if relay.stream.owner is relay:
+                relay.take_connection(sock)
+            else:
                 sock.close()
-                code = reset_code(getattr(error, "errno", None) or errno.ETIMEDOUT)
-                continue
-            if relay.stream.owner is not relay:  # the client gave up meanwhile
-                sock.close()
-                return
-            relay.take_connection(sock)
             return
         if relay.stream.owner is relay:
             relay.abort(code)
+
+    async def _resolve(self, destination: Destination) -> List[Any]:
+        """What getaddrinfo finds; raises OSError, UnicodeError (no name at all), RuntimeError (no
+        thread to be had).
+        """
+        if self._threads is None:
+            self._threads = concurrent.futures.ThreadPoolExecutor(LOOKUP_THREADS)
+        finding = self._tunnel.loop.run_in_executor(
+            self._threads,
+            _getaddrinfo,
+            destination.host,
+            destination.port,
+        )
+        try:
+            await asyncio.wait([finding], timeout=LOOKUP_DEADLINE_S)
+            if not finding.done():
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            return finding.result()
+        finally:
+            finding.cancel()  # one that still waits for a thread need not get one
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, family: int, address: Any) -> socket.socket:
+    """A socket connected to ``address``, within ADDRESS_DEADLINE_S; raises OSError.
+
+    Not loop.sock_connect under wait_for: when that is given up, Python 3.6 forgets the descriptor
+    a turn of the loop later, and by then the next socket may have its number.
+    """
+    sock = _new_socket(family)
+    try:
+        error_number = sock.connect_ex(address)
+        if error_number == errno.EINPROGRESS:
+            error_number = await _outcome(loop, sock)
+        if error_number:
+            raise OSError(error_number, os.strerror(error_number))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _outcome(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> int:
+    """The error number that a connect under way ends with; 0 is success."""
+    ended: "asyncio.Future[int]" = loop.create_future()
+    loop.add_writer(sock.fileno(), _settle, ended, 0)
+    deadline = loop.call_later(ADDRESS_DEADLINE_S, _settle, ended, errno.ETIMEDOUT)
+    try:
+        return await ended or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    finally:
+        deadline.cancel()
+        loop.remove_writer(sock.fileno())
+
+
+def _settle(future: "asyncio.Future[int]", value: int) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _getaddrinfo(host: str, port: int) -> List[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _lookup_code(error: Exception) -> int:
+    """The reset code for a look-up that failed."""
+    if isinstance(error, socket.gaierror):  # its errno is one of the EAI_ codes
+        return _CODE_OF_EAI.get(error.errno or 0, frames.RESET_NAME_UNKNOWN)
+    if isinstance(error, OSError):
+        return reset_code(error.errno or 0)
+    if isinstance(error, UnicodeError):
+        return frames.RESET_NAME_UNKNOWN
+    return frames.RESET_NO_RESOURCES
 
 
 def _new_socket(family: int) -> socket.socket:

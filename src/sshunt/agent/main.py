@@ -20,23 +20,19 @@ import traceback
 from typing import Optional
 
 from sshunt.agent import stub
-from sshunt.agent.rendezvous import (
-    HELLO_HEAD_BYTES,
-    Rendezvous,
-    hello_body_bytes_untrusted,
-    meet,
-    socket_name,
-)
+from sshunt.agent.rendezvous import Rendezvous, meet, socket_name
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import (
     AGENT,
     FEATURE_CREATE,
+    HEAD_BYTES,
     REFUSED_OTHER,
     REFUSED_SESSION_GONE,
     REFUSED_VERSION,
     VERSION_MAX,
     VERSION_MIN,
     Hello,
+    body_bytes_untrusted,
     common_version,
     decode_body_untrusted,
     make_hello,
@@ -56,8 +52,8 @@ def main() -> None:
 
 def read_hello(fd: int) -> Hello:
     """The HELLO that begins right here, and not a byte more; raises RemoteProtocolError."""
-    head = _read_exactly(fd, HELLO_HEAD_BYTES)
-    return decode_body_untrusted(_read_exactly(fd, hello_body_bytes_untrusted(head)))
+    head = _read_exactly(fd, HEAD_BYTES)
+    return decode_body_untrusted(_read_exactly(fd, body_bytes_untrusted(head)))
 
 
 def _read_exactly(fd: int, count: int) -> bytes:
@@ -136,8 +132,11 @@ def _without_a_place(hello: Hello) -> int:
     if not _may_create(hello):
         return _gone(hello, None)
     read_fd, write_fd = stub.take_pipes()
-    _serve(hello, read_fd, write_fd, None, None)
-    return 0
+    try:
+        _serve(hello, read_fd, write_fd, None, None)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)  # sys.exit waits for threads, and a name's look-up may sit in one
 
 
 def _serve(
@@ -151,10 +150,11 @@ def _serve(
     try:
         from sshunt.agent.attach import AttachedLane
         from sshunt.agent.server import serve
+        from sshunt.relay.sockets import raise_descriptor_limit
 
         signal.signal(signal.SIGTERM, _exit_in_order)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stub.raise_descriptor_limit()
+        raise_descriptor_limit()
         if control is not None:
             stub.let_go_of_stderr()
         serve([AttachedLane(read_fd, write_fd, hello, control)], listener, hello.token)

@@ -32,16 +32,11 @@ import struct
 import time
 from typing import List, Optional, Tuple
 
-from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import MAGIC, TOKEN_BYTES
-from sshunt.mux.limits import HELLO_BODY_BYTES
+from sshunt.mux.hello import TOKEN_BYTES
 
 PROOF_MAGIC = b"sshATT1\n"
 PROOF_BYTES = len(PROOF_MAGIC) + TOKEN_BYTES
 GO = b"+"
-
-#: Magic and length: what must be read of a HELLO before the rest of it can be sized.
-HELLO_HEAD_BYTES = len(MAGIC) + 2
 
 #: A stub that has not proved itself and sent its lane after this long is hung up on. Both ends are
 #: on one machine; seconds are for a machine that swaps.
@@ -62,16 +57,6 @@ _NAME_DIGITS = 32
 def socket_name(token: bytes) -> str:
     """The file name under which the agent of this session listens."""
     return hashlib.sha256(b"sshunt agent " + token).hexdigest()[:_NAME_DIGITS]
-
-
-def hello_body_bytes_untrusted(head: bytes) -> int:
-    """How many bytes follow ``head``, a HELLO's first HELLO_HEAD_BYTES; RemoteProtocolError."""
-    if len(head) != HELLO_HEAD_BYTES or not head.startswith(MAGIC):
-        raise RemoteProtocolError("no HELLO where one must begin")
-    length = int.from_bytes(head[len(MAGIC) :], "big")
-    if length > HELLO_BODY_BYTES:
-        raise RemoteProtocolError("HELLO of %d bytes" % length)
-    return length
 
 
 def peer_uid(peer: socket.socket) -> Optional[int]:
@@ -113,7 +98,8 @@ class Rendezvous:
         self._fd = -1
 
     def connect(self, name: str) -> socket.socket:
-        """A connection to the agent listening as ``name``.
+        """A connection to the agent listening as ``name``. Does not wait for it: with a timeout set
+        the descriptor is non-blocking, and then a full backlog is an error at once (EAGAIN).
 
         Raises FileNotFoundError if there is none, ConnectionRefusedError if it is dead,
         PermissionError if it is another user's, another OSError if it can't be reached now.

@@ -32,8 +32,12 @@ from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap
 from sshunt.relay.tunnel import Tunnel
 
-#: How long the last frames (the answer to a goodbye, resets) may take to leave.
-DRAIN_S = 1.0
+#: How long what is left to say after a goodbye may take to leave: its acknowledgement waits behind
+#: at most one full pipe, and a client that reads empties that in a round trip.
+DRAIN_DEADLINE_S = 1.0
+
+#: How often we look whether it has left.
+DRAIN_POLL_S = 0.01
 
 #: Lanes a session may have at once. Clients open four.
 MAX_LANES = 64
@@ -62,6 +66,7 @@ def serve(lanes: List[AttachedLane], listener: Optional[socket.socket], token: b
             life.take_lane(lane)
         loop.run_forever()
         life.close()
+        loop.run_until_complete(asyncio.sleep(0))  # cancelled look-ups close their sockets
     finally:
         loop.close()
     if life.failure is not None:
@@ -113,24 +118,43 @@ class _Life:
         if lane.hello.lane in self._tunnel.lanes or len(self._tunnel.lanes) >= MAX_LANES:
             self._refuse(lane, REFUSED_OTHER, "lane %d is taken" % lane.hello.lane)
             return
-        # A fresh pipe takes these few bytes at once.
-        os.write(lane.write_fd, answer.encode())
+        try:
+            # A fresh pipe takes these few bytes at once.
+            os.write(lane.write_fd, answer.encode())
+            added = self._tunnel.add_lane(lane.hello.lane, lane.read_fd, lane.write_fd)
+        except OSError:
+            self._drop(lane)  # its ssh has died on the way here: nothing to the other lanes
+            return
+        added.tag = lane.control
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-        added = self._tunnel.add_lane(lane.hello.lane, lane.read_fd, lane.write_fd)
-        added.tag = lane.control
 
     def _refuse(self, lane: AttachedLane, status: int, sentence: str) -> None:
-        answer = make_hello(AGENT, self._token, status=status, sentence=sentence)
+        answer = make_hello(
+            AGENT, self._token, lane=lane.hello.lane, status=status, sentence=sentence
+        )
         try:
             os.write(lane.write_fd, answer.encode())
         except OSError:
             pass  # it hung up before it could be refused
+        self._drop(lane)
+
+    def _drop(self, lane: AttachedLane) -> None:
+        """Let go of a lane that the tunnel does not have."""
+        number = lane.hello.lane
+        if number in self._tunnel.session.lanes and number not in self._tunnel.lanes:
+            self._tunnel.session.lose_lane(number, self._loop.time())  # adding it failed half-way
         os.close(lane.read_fd)
         os.close(lane.write_fd)
         if lane.control is not None:
             lane.control.close()
+        self._end_if_alone()
+
+    def _end_if_alone(self) -> None:
+        """Without a lane, end after the grace time; a running grace time is left as it is."""
+        if not self._tunnel.lanes and self._grace is None:
+            self._grace = self._loop.call_later(self._grace_s, self._loop.stop)
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind == frames.ECHO:
@@ -140,22 +164,35 @@ class _Life:
     def _on_lane_ended(self, lane: LaneIO, _reason: str) -> None:
         if isinstance(lane.tag, socket.socket):
             lane.tag.close()
-        if not self._tunnel.lanes and self._grace is None:
-            self._grace = self._loop.call_later(self._grace_s, self._loop.stop)
+        self._end_if_alone()
 
     def _on_goodbye(self, _code: int, _sentence: str) -> None:
-        # Acknowledge it, so that the client need not wait for its deadline.
+        # No more data: then what is left to say is little, and the acknowledgement, for which the
+        # client waits, is the first of it.
+        self._tunnel.reset_all()
         self._tunnel.pump()
-        self._loop.stop()
+        self._drain(self._loop.time() + DRAIN_DEADLINE_S)
+
+    def _drain(self, deadline: float) -> None:
+        """End as soon as the lanes have taken everything, or at the deadline."""
+        waiting = any(lane.has_backlog for lane in self._tunnel.lanes.values())
+        if waiting and self._loop.time() < deadline:
+            self._loop.call_later(DRAIN_POLL_S, self._drain, deadline)
+        else:
+            self._loop.stop()
 
     def _on_failure(self, loop: asyncio.AbstractEventLoop, context: "dict[str, object]") -> None:
         """A bug of ours, or what asyncio could not do: end, and let main() report it."""
         error = context.get("exception")
-        if isinstance(error, BaseException):
-            self.failure = error
+        if self.failure is not None or not isinstance(error, BaseException):
+            return
+        self.failure = error
+        loop.stop()
+        try:
             self._tunnel.session.say_goodbye(frames.GOODBYE_INTERNAL, repr(error))
             self._tunnel.pump()
-            loop.stop()
+        except Exception:  # noqa: BLE001 (perhaps the very bug that brought us here)
+            pass
 
     def close(self) -> None:
         """Close all lanes, connections and the listener."""

@@ -17,7 +17,6 @@ Not here: who is answered what (main), the meeting place (rendezvous).
 
 import array
 import os
-import resource
 import signal
 import socket
 import sys
@@ -112,15 +111,6 @@ def write_all(fd: int, data: bytes) -> None:
             data = data[os.write(fd, data) :]
     except BrokenPipeError:
         pass
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as the system lets us have: one per connection, and then some."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        pass  # macOS calls its limit infinite and then refuses it; what we have must do
 
 
 def _become_agent(life: AgentLife, control: socket.socket) -> None:

@@ -48,6 +48,10 @@ FEATURE_CREATE = 1  # client: start an agent if there is none for this token
 FEATURE_DETACHED = 2  # agent: the session can outlive the ssh connection
 
 _LENGTH = struct.Struct("!H")
+
+#: Magic and length: what must be read of a HELLO before the rest of it can be sized.
+HEAD_BYTES = len(MAGIC) + _LENGTH.size
+
 _BODY = struct.Struct("!BBBBHHI32sIII")
 
 
@@ -126,6 +130,16 @@ def common_version(ours: Hello, theirs: Hello) -> Optional[int]:
     return version if version >= max(ours.version_min, theirs.version_min) else None
 
 
+def body_bytes_untrusted(head: bytes) -> int:
+    """How many bytes follow ``head``, a HELLO's first HEAD_BYTES; raises RemoteProtocolError."""
+    if len(head) != HEAD_BYTES or not head.startswith(MAGIC):
+        raise RemoteProtocolError("no HELLO where one must begin")
+    (length,) = _LENGTH.unpack_from(head, len(MAGIC))
+    if length > HELLO_BODY_BYTES:
+        raise RemoteProtocolError("HELLO of %d bytes" % length)
+    return int(length)
+
+
 def decode_body_untrusted(body: bytes) -> Hello:
     """The Hello in ``body`` (what the length counted); raises RemoteProtocolError."""
     if not _BODY.size <= len(body) <= HELLO_BODY_BYTES:
@@ -187,12 +201,10 @@ class HelloSearch:
                 raise RemoteProtocolError("no HELLO in the first %d bytes" % HELLO_SEARCH_BYTES)
             return None
         self.noise = bytes(self._buffer[:start])
-        body_start = start + len(MAGIC) + _LENGTH.size
+        body_start = start + HEAD_BYTES
         if len(self._buffer) < body_start:
             return None
-        (length,) = _LENGTH.unpack_from(self._buffer, start + len(MAGIC))
-        if length > HELLO_BODY_BYTES:
-            raise RemoteProtocolError("HELLO of %d bytes" % length)
+        length = body_bytes_untrusted(bytes(self._buffer[start:body_start]))
         if len(self._buffer) < body_start + length:
             return None
         hello = decode_body_untrusted(bytes(self._buffer[body_start : body_start + length]))

@@ -229,6 +229,19 @@ def test_closing_hangs_up_on_everybody_who_is_no_lane_yet(agent: Agent) -> None:
     assert agent.heard(proven) == b""
 
 
+def test_an_error_of_accepting_neither_ends_the_agent_nor_makes_it_spin(agent: Agent) -> None:
+    bugs: list[object] = []
+    agent.loop.set_exception_handler(lambda _loop, context: bugs.append(context))
+    no_listener, other = socket.socketpair()  # accept(2) fails on it with EINVAL
+    with other:
+        attach = AttachListener(agent.loop, no_listener, TOKEN, agent.lanes.append)
+        other.send(b"x")
+        agent.settle()
+        assert bugs == []
+        assert agent.loop.remove_reader(no_listener.fileno()) is False  # it does not even look
+        attach.close()
+
+
 def test_out_of_descriptors_accepting_pauses_and_goes_on(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

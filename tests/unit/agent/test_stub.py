@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from sshunt.agent.rendezvous import (
     PROOF_BYTES,
     PROOF_MAGIC,
     Rendezvous,
-    hello_body_bytes_untrusted,
     open_locked,
     parent_is_safe,
     peer_uid,
@@ -22,7 +22,7 @@ from sshunt.agent.rendezvous import (
 )
 from sshunt.agent.stub import NotWelcomeError, hand_over, write_all
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import CLIENT, make_hello
+from sshunt.mux.hello import CLIENT, body_bytes_untrusted, make_hello
 
 TOKEN = bytes(range(32))
 HELLO = make_hello(CLIENT, TOKEN, lane=3)
@@ -103,6 +103,32 @@ def test_a_start_sweeps_up_dead_agents_and_nothing_else(tmp_path: Path) -> None:
     assert Path(found.path, "a file").exists()
 
 
+@pytest.mark.timeout(20)
+def test_a_start_does_not_wait_for_agents_that_are_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "ATTACH_BACKLOG", 0)
+    found = place(tmp_path)
+    with ExitStack() as undo:
+        for name in ("one", "two", "three"):
+            undo.enter_context(found.listen(name))
+            fill_backlog(f"{found.path}/{name}", undo)
+        with found.listen(NAME):
+            assert len(os.listdir(found.path)) == 4  # they live
+    found.release()
+
+
+def fill_backlog(path: str, undo: ExitStack) -> None:
+    """Call until nobody is let in any more."""
+    while True:
+        caller = undo.enter_context(socket.socket(socket.AF_UNIX))
+        caller.setblocking(False)
+        try:
+            caller.connect(path)
+        except BlockingIOError:
+            return
+
+
 def test_two_agents_can_not_listen_under_one_name(tmp_path: Path) -> None:
     found = place(tmp_path)
     with found.listen(NAME), pytest.raises(OSError, match="in use"):
@@ -146,7 +172,7 @@ def test_exactly_the_hello_is_read_and_not_a_byte_more() -> None:
 @pytest.mark.parametrize("head", [b"", b"\xf5ssHUNT\n", b"\xf5ssHUNT\n\xff\xff", b"GET / HTTP"])
 def test_what_does_not_begin_as_a_hello_is_refused(head: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        hello_body_bytes_untrusted(head)
+        body_bytes_untrusted(head)
 
 
 def test_writing_to_nobody_is_no_error() -> None:

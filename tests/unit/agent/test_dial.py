@@ -1,0 +1,191 @@
+"""Names that the agent looks up: each has a deadline, all together a limit, and none leaks.
+
+The machine's resolver is replaced by one that fails, or waits, to order.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sshunt.agent import dial
+from sshunt.mux import frames
+from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Resolver:
+    """Answers getaddrinfo with ``answer``, but not before ``go`` is set."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.go = threading.Event()
+        self.asked = 0
+
+    def __call__(self, host: str, port: int, *_: Any, **__: Any) -> Any:
+        self.asked += 1
+        self.go.wait(20)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in self.answer]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    resolver = Resolver([])
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    yield resolver
+    resolver.go.set()  # or its threads would be waited for at the end of the process
+
+
+def refusals(ends: Ends) -> list[int]:
+    """The reset codes that the client is told, as they come."""
+    codes: list[int] = []
+    ends.client.on_reset = lambda _stream, code: codes.append(code)
+    return codes
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not true():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(poll(), 10)
+
+
+def refused(resolver: Resolver, go: bool) -> list[int]:
+    """What the client is told about one name."""
+    told: list[int] = []
+    if go:
+        resolver.go.set()
+
+    async def conversation(ends: Ends) -> None:
+        codes = refusals(ends)
+        with ends.connect("name.example", 80):
+            await until(lambda: bool(codes))
+        told.extend(codes)
+
+    run(conversation)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), frames.RESET_NAME_UNKNOWN),
+        (socket.gaierror(socket.EAI_AGAIN, "nobody answers"), frames.RESET_TIMED_OUT),
+        (socket.gaierror(socket.EAI_MEMORY, "no memory"), frames.RESET_NO_RESOURCES),
+        (OSError(errno.EMFILE, "no descriptors"), frames.RESET_NO_RESOURCES),
+        (UnicodeError("no name at all"), frames.RESET_NAME_UNKNOWN),
+        (RuntimeError("can't start new thread"), frames.RESET_NO_RESOURCES),
+    ],
+)
+def test_a_failed_look_up_tells_its_reason(
+    resolver: Resolver, failure: Exception, code: int
+) -> None:
+    resolver.answer = failure
+    assert refused(resolver, go=True) == [code]
+
+
+def test_a_look_up_that_takes_too_long_is_given_up(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "LOOKUP_DEADLINE_S", 0.05)
+    assert refused(resolver, go=False) == [frames.RESET_TIMED_OUT]
+
+
+def test_the_next_address_is_tried_when_one_refuses_or_does_not_answer(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "ADDRESS_DEADLINE_S", 0.1)
+    resolver.go.set()
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener, listen() as refusing, full_listener() as silent:
+            resolver.answer = [
+                refusing.getsockname(),
+                silent.getsockname(),
+                listener.getsockname(),
+            ]
+            refusing.close()
+            with ends.connect("name.example", 80) as program:
+                program.sendall(b"hello")
+                with await threaded(lambda: accept(listener)) as host:
+                    assert await threaded(lambda: host.recv(100)) == b"hello"
+
+    run(conversation)
+
+
+def full_listener() -> socket.socket:
+    """A listener whose backlog is full: further SYNs are not answered."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    filling.append(socket.socket())
+    filling[-1].connect(listener.getsockname())
+    return listener
+
+
+#: Sockets that fill a backlog; closed after each test.
+filling: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def emptied(nothing_leaks: None) -> Iterator[None]:
+    yield
+    while filling:
+        filling.pop().close()
+
+
+def test_look_ups_beyond_the_limit_are_refused_and_the_others_go_on(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "MAX_LOOKUPS", 3)
+    monkeypatch.setattr(dial, "LOOKUP_THREADS", 2)
+
+    async def conversation(ends: Ends) -> None:
+        codes = refusals(ends)
+        programs = [ends.connect("name.example", 80) for _ in range(5)]
+        await until(lambda: len(codes) == 2 and resolver.asked == 2)
+        assert codes == [frames.RESET_NO_RESOURCES] * 2
+        resolver.go.set()
+        await until(lambda: len(codes) == 5)
+        assert codes[2:] == [frames.RESET_NAME_UNKNOWN] * 3
+        programs.append(ends.connect("name.example", 80))  # there is room again
+        await until(lambda: len(codes) == 6)
+        assert codes[5] == frames.RESET_NAME_UNKNOWN
+        for program in programs:
+            program.close()
+
+    run(conversation)
+
+
+@pytest.mark.parametrize("when", ["looking up", "connecting"])
+def test_what_is_under_way_when_the_agent_ends_leaks_nothing(resolver: Resolver, when: str) -> None:
+    async def looking_up(ends: Ends) -> None:
+        with ends.connect("name.example", 80):
+            await until(lambda: resolver.asked == 1)
+
+    async def connecting(ends: Ends) -> None:
+        resolver.go.set()
+        before = len(os.listdir("/proc/self/fd"))
+        with full_listener() as silent:
+            resolver.answer = [silent.getsockname()]
+            with ends.connect("name.example", 80):
+                # The listener, what fills it, the program's two ends, and the one connecting.
+                await until(lambda: len(os.listdir("/proc/self/fd")) == before + 5)
+
+    conversations: dict[str, Callable[[Ends], Awaitable[None]]] = {
+        "looking up": looking_up,
+        "connecting": connecting,
+    }
+    run(conversations[when])
