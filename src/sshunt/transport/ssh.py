@@ -31,6 +31,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,29 +348,32 @@ class _Pipes:
 async def _spawn(
     argv: Sequence[str], on_stderr: Callable[[str], None]
 ) -> tuple[asyncio.subprocess.Process, _Pipes]:
-    stdin_fd, write_fd = os.pipe()
-    read_fd, stdout_fd = os.pipe()
-    stderr_read_fd, stderr_fd = os.pipe()
-    theirs = (stdin_fd, stdout_fd, stderr_fd)
-    ours = (write_fd, read_fd, stderr_read_fd)
-    for fd in ours:
-        os.set_blocking(fd, False)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=stdin_fd,
-            stdout=stdout_fd,
-            stderr=stderr_fd,
-            preexec_fn=_prepare_child(),
-        )
-    except OSError as error:
-        for fd in ours:
-            os.close(fd)
-        raise diagnosis.no_ssh(argv[0], error.strerror or str(error))
-    finally:
-        for fd in theirs:
-            os.close(fd)
+    with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
+        try:
+            stdin_fd, write_fd = _pipe(theirs, ours)
+            read_fd, stdout_fd = _pipe(ours, theirs)
+            stderr_read_fd, stderr_fd = _pipe(ours, theirs)
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=stdin_fd,
+                stdout=stdout_fd,
+                stderr=stderr_fd,
+                preexec_fn=_prepare_child(),
+            )
+        except OSError as error:
+            raise diagnosis.no_ssh(argv[0], error.strerror or str(error))
+        for fd in (read_fd, write_fd, stderr_read_fd):
+            os.set_blocking(fd, False)
+        ours.pop_all()
     return process, _Pipes(read_fd, write_fd, StderrLines(stderr_read_fd, on_stderr))
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """The two ends of a new pipe, which these two close."""
+    read_fd, write_fd = os.pipe()
+    reader.callback(os.close, read_fd)
+    writer.callback(os.close, write_fd)
+    return read_fd, write_fd
 
 
 def _prepare_child() -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """What -r and -e mean, what ssh is asked for, and when the cipher is left alone."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,21 @@ def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert not Path("/proc", pid_file.read_text().strip()).exists()
+
+
+def test_a_start_leaks_no_descriptor_whenever_it_is_cancelled(tmp_path: Path) -> None:
+    remote = Remote("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))
+
+    async def run() -> None:
+        await (await asyncio.create_subprocess_exec("true")).wait()  # the loop's own descriptors
+        before = len(os.listdir("/proc/self/fd"))
+        for turns in range(1, 12):  # from before the pipes are made until ssh runs
+            starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            assert len(os.listdir("/proc/self/fd")) == before, turns
+
+    asyncio.run(run())
