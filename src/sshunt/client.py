@@ -296,7 +296,7 @@ class _Up:
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
         session = Session(CLIENT, ssh.hello.initial_window_bytes, ssh.hello.max_streams)
-        self.tunnel = Tunnel(loop, session)
+        self.tunnel = Tunnel(loop, session, outlives_lanes=False)
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
         self.tunnel.on_forgotten = self._on_forgotten

@@ -90,7 +90,7 @@ class _Life:
         self._grace: Optional[asyncio.TimerHandle] = None
         self.failure: Optional[BaseException] = None
         session = Session(AGENT, first.hello.initial_window_bytes, first.hello.max_streams)
-        self._tunnel = Tunnel(loop, session)
+        self._tunnel = Tunnel(loop, session, outlives_lanes=self._grace_s > 0)
         self._dialer = Dialer(self._tunnel)
         self._tunnel.on_datagram = self._on_datagram
         self._tunnel.on_request = self._dialer.on_request

@@ -3,6 +3,7 @@
     tunnel   the session in its event loop: events to their relays, bytes to the lanes, the timer
     lane     the two descriptors of one lane: ssh's pipes
     tcp      one TCP connection of this host, tied to one stream
+    promise  a payload that stays in its socket until its turn comes
     paused   notices when a socket dies that is neither read nor written just now
     sockets  options that every relayed socket has; what a system error means to the other end
 

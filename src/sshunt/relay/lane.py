@@ -14,15 +14,17 @@ Not here: when a lane is given up (client), what the bytes mean (mux).
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple, Union
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import DATA_HEAD_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
+from sshunt.relay.promise import PromisedPayload
 from sshunt.relay.sockets import reset_code
 
 if TYPE_CHECKING:
+    from sshunt.relay.tcp import TcpRelay
     from sshunt.relay.tunnel import Tunnel
 
 #: What one read takes at most: a whole pipe.
@@ -31,6 +33,9 @@ READ_BYTES = 1024 * 1024
 #: Reads in one round of the event loop: while ssh goes on filling the pipe, the round's own cost is
 #: saved; the other descriptors wait no longer than a few megabytes take.
 READS_PER_ROUND = 16
+
+#: Writes in one round: as much as a pipe holds, several times.
+WRITES_PER_ROUND = 8
 
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
@@ -41,6 +46,10 @@ SPLICED_BYTES = 32 * 1024
 _SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK; splice(2)
 
 _F_SETPIPE_SZ = 1031  # Linux; named in fcntl only since Python 3.10
+
+
+#: What the session hands out, and what is left of it after a partial write.
+_Piece = Union[bytes, memoryview, Payload]
 
 
 def widen_pipe(fd: int) -> None:
@@ -70,7 +79,7 @@ class LaneIO:
         self._tunnel = tunnel
         self._read_fd = read_fd
         self._write_fd = write_fd
-        self._backlog: List[memoryview] = []
+        self._backlog: List[_Piece] = []
         self._writing = False  # registered with the loop
         self._can_splice = hasattr(os, "splice")  # Linux, Python 3.10
         self._spliced = False  # the last payload was moved to its end inside the kernel
@@ -111,35 +120,86 @@ class LaneIO:
         """
         session, loop = self._tunnel.session, self._tunnel.loop
         try:
-            while not self._backlog:
+            for _ in range(WRITES_PER_ROUND):
+                if self._backlog:
+                    break
                 pieces = session.transmit(self.lane_id, loop.time())
                 if not pieces:
                     break
-                views = [p.view if isinstance(p, Payload) else memoryview(p) for p in pieces]
-                self._write(views)
+                self._write(pieces)
+            else:
+                self._tunnel.wake()
             if self._backlog and not self._writing:
                 self._writing = True
                 loop.add_writer(self._write_fd, self._on_writable)
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
 
-    def _write(self, views: List[memoryview]) -> None:
-        """One writev; the backlog is what it did not take."""
+    def collect(self, relay: "TcpRelay") -> None:
+        """Read what the backlog still has to move from the relay's socket."""
+        for piece in self._backlog:
+            if isinstance(piece, PromisedPayload) and piece.relay is relay and not piece.is_kept:
+                piece.keep()
+
+    def _write(self, pieces: Sequence[_Piece]) -> bool:
+        """Write as much as the pipe takes; the rest is the backlog. False if it took nothing."""
+        self._backlog = []
+        views: List[memoryview] = []
+        wrote = False
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, PromisedPayload) and not piece.is_kept:
+                rest, took = self._write_views(views)
+                wrote = wrote or took
+                views = []
+                if not rest:
+                    moved = self._move(piece)
+                    wrote = wrote or moved > 0
+                    if not len(piece):
+                        continue
+                # The piece at hand is part of it: its socket may have to be read meanwhile.
+                self._backlog = [*rest, *pieces[index:]]
+                return wrote
+            views.append(piece.view if isinstance(piece, Payload) else memoryview(piece))
+        rest, took = self._write_views(views)
+        self._backlog = rest
+        return wrote or took
+
+    def _write_views(self, views: List[memoryview]) -> Tuple[List[_Piece], bool]:
+        """One writev; what it did not take, and whether it took anything."""
+        if not views:
+            return [], False
         try:
             written = os.writev(self._write_fd, views)
         except (BlockingIOError, InterruptedError):
-            written = 0
+            return list(views), False
         for index, view in enumerate(views):
             if written < len(view):
-                self._backlog = views[index:]
-                self._backlog[0] = view[written:]
-                return
+                return [view[written:], *views[index + 1 :]], True
             written -= len(view)
-        self._backlog = []
+        return [], True
+
+    def _move(self, piece: PromisedPayload) -> int:
+        """Move promised bytes from their socket to the pipe; how many it took."""
+        moved = 0
+        while len(piece):
+            try:
+                size = os.splice(
+                    piece.relay.sock.fileno(), self._write_fd, len(piece), flags=_SPLICE_FLAGS
+                )
+            except (BlockingIOError, InterruptedError):
+                break
+            if not size:
+                break
+            moved += size
+            piece.moved(size)
+        return moved
 
     def _on_writable(self) -> None:
+        backlog = self._backlog
         try:
-            self._write(self._backlog)
+            if not self._write(backlog) and isinstance(backlog[0], PromisedPayload):
+                # The pipe has room, so it is the socket that gives nothing: read it.
+                backlog[0].keep()
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
             return

@@ -13,12 +13,16 @@ The far side's socket may have data to write before it is connected, even before
 name is looked up): that waits in the same queue.
 """
 
+import fcntl
 import socket
+import struct
+import termios
 from collections import deque
 from typing import TYPE_CHECKING, Deque, Optional
 
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
+from sshunt.relay.promise import PromisedPayload
 from sshunt.relay.sockets import close_with_reset, reset_code
 
 if TYPE_CHECKING:
@@ -30,6 +34,11 @@ FIRST_READ_BYTES = 16 * 1024
 #: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
 READ_BYTES = 256 * 1024
 
+
+#: From this size on, bytes are worth two system calls of their own to stay in the kernel.
+PROMISED_BYTES = 32 * 1024
+
+_INT = struct.Struct("i")
 
 #: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
 READS_PER_ROUND = 2
@@ -47,6 +56,7 @@ class TcpRelay:
         "_head_sent",
         "_paused",
         "_pending",
+        "_promised",
         "_read_bytes",
         "_reading",
         "_sock",
@@ -65,12 +75,20 @@ class TcpRelay:
         self._reading = False  # registered with the loop
         self._writing = False  # registered with the loop
         self._paused = False  # watched for errors only
+        self._promised = 0  # bytes that stay in the socket until a lane moves them
         self._fin_received = False
         self._fin_sent = False
         self.connected = False
         self.stream = stream
         stream.owner = self
         tunnel.relays.add(self)
+
+    @property
+    def sock(self) -> socket.socket:
+        """The relay's own socket; raises ValueError before there is one."""
+        if self._sock is None:
+            raise ValueError("the relay has no socket yet")
+        return self._sock
 
     # --- from the socket ----------------------------------------------------------------------
 
@@ -89,7 +107,7 @@ class TcpRelay:
         self._tunnel.loop.add_writer(sock.fileno(), self._on_connected)
 
     def _on_connected(self) -> None:
-        sock = self._socket()
+        sock = self.sock
         self._write_no_more()
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
@@ -122,9 +140,13 @@ class TcpRelay:
         if not room:
             self._pause()  # on_writable comes when there is room
             return False
+        if self._promised:
+            return False  # on_moved comes when it is kept
+        if self._read_bytes == READ_BYTES and self._tunnel.moves_payload and self._promise(room):
+            return False
         size = self._read_bytes
         try:
-            data = self._socket().recv(size if size < room else room)
+            data = self.sock.recv(size if size < room else room)
         except (BlockingIOError, InterruptedError):
             self._read_later()
             return False
@@ -132,7 +154,7 @@ class TcpRelay:
             self.abort(reset_code(error.errno or 0))
             return False
         if data:
-            self._tunnel.send(self.stream, data)
+            self._tunnel.write(self.stream, Payload(data))
             if len(data) < size:
                 self._read_later()
                 return False  # the socket is empty now
@@ -144,6 +166,23 @@ class TcpRelay:
         self._close_if_over()
         return False
 
+    def _promise(self, room: int) -> bool:
+        """Leave the next bytes in the socket until their turn comes; False if they are few."""
+        waiting: int = _INT.unpack(fcntl.ioctl(self.sock, termios.FIONREAD, _INT.pack(0)))[0]
+        size = min(waiting, room)
+        if size < PROMISED_BYTES:
+            return False
+        self._promised = size
+        self._pause()
+        self._tunnel.write(self.stream, PromisedPayload(self, size))
+        return True
+
+    def on_moved(self, size: int) -> None:
+        """``size`` promised bytes have left the socket."""
+        self._promised -= size
+        if not self._promised:
+            self.on_writable()
+
     # --- from the session ---------------------------------------------------------------------
 
     def on_data(self, payload: Payload) -> None:
@@ -153,7 +192,7 @@ class TcpRelay:
             self._keep(view)
             return
         try:
-            sent = self._socket().send(view)
+            sent = self.sock.send(view)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
@@ -188,11 +227,6 @@ class TcpRelay:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _socket(self) -> socket.socket:
-        if self._sock is None:
-            raise ValueError("the relay has no socket yet")
-        return self._sock
-
     def _keep(self, view: memoryview) -> None:
         """Copy what the socket did not take. Small pieces are joined, so that a peer that sends
         bytes one by one can't make each cost an object.
@@ -205,10 +239,10 @@ class TcpRelay:
             self._pending.append(bytearray(view))
         if self.connected and not self._writing:
             self._writing = True
-            self._tunnel.loop.add_writer(self._socket().fileno(), self._write_pending)
+            self._tunnel.loop.add_writer(self.sock.fileno(), self._write_pending)
 
     def _write_pending(self) -> None:
-        sock, pending = self._socket(), self._pending
+        sock, pending = self.sock, self._pending
         written = 0
         try:
             while pending:
@@ -230,7 +264,7 @@ class TcpRelay:
         if pending:
             if not self._writing:
                 self._writing = True
-                self._tunnel.loop.add_writer(self._socket().fileno(), self._write_pending)
+                self._tunnel.loop.add_writer(self.sock.fileno(), self._write_pending)
             return
         self._pending = None
         self._write_no_more()
@@ -240,7 +274,7 @@ class TcpRelay:
     def _shut_down(self) -> None:
         if not self._fin_sent:  # else close() says the same
             try:
-                self._socket().shutdown(socket.SHUT_WR)
+                self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:  # the peer reset it meanwhile
                 self.abort(reset_code(error.errno or 0))
                 return
@@ -249,10 +283,13 @@ class TcpRelay:
     def _close_if_over(self) -> None:
         if self._fin_sent and self._fin_received and self._pending is None:
             self._unwatch()
-            self._socket().close()
+            self.sock.close()
             self._tunnel.forget(self)
 
     def _drop(self) -> None:
+        self.connected = False  # nothing is read any more
+        if self._promised:
+            self._tunnel.collect(self)
         self._unwatch()
         self._pending = None
         if self._sock is not None:
@@ -263,16 +300,16 @@ class TcpRelay:
         if not self._reading:
             if self._paused:
                 self._paused = False
-                self._tunnel.paused.unwatch(self._socket())
+                self._tunnel.paused.unwatch(self.sock)
             self._reading = True
-            self._tunnel.loop.add_reader(self._socket().fileno(), self._on_readable)
+            self._tunnel.loop.add_reader(self.sock.fileno(), self._on_readable)
 
     def _pause(self) -> None:
         """Read no more; look only whether the socket dies meanwhile."""
         self._read_no_more()
         if not self._paused:
             self._paused = True
-            self._tunnel.paused.watch(self._socket(), self._on_error)
+            self._tunnel.paused.watch(self.sock, self._on_error)
 
     def _on_error(self, error_number: int) -> None:
         self.abort(reset_code(error_number))
@@ -280,16 +317,16 @@ class TcpRelay:
     def _read_no_more(self) -> None:
         if self._reading:
             self._reading = False
-            self._tunnel.loop.remove_reader(self._socket().fileno())
+            self._tunnel.loop.remove_reader(self.sock.fileno())
 
     def _write_no_more(self) -> None:
         if self._writing:
             self._writing = False
-            self._tunnel.loop.remove_writer(self._socket().fileno())
+            self._tunnel.loop.remove_writer(self.sock.fileno())
 
     def _unwatch(self) -> None:
         if self._paused:
             self._paused = False
-            self._tunnel.paused.unwatch(self._socket())
+            self._tunnel.paused.unwatch(self.sock)
         self._read_no_more()
         self._write_no_more()

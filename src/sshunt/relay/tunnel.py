@@ -6,6 +6,7 @@ its end (``wake`` schedules ``pump``), so that a hundred small events share one 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
 
+A session that can't outlive its lane keeps no copy of what it sent (``promise``).
 The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
 ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
 
@@ -14,6 +15,7 @@ no payload of the read buffer is kept past ``dispatch``.
 """
 
 import asyncio
+import os
 from typing import Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
@@ -39,8 +41,12 @@ from sshunt.relay.tcp import TcpRelay
 class Tunnel:
     """Runs ``session`` in ``loop``; see the module's head for the callbacks."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, session: Session, *, outlives_lanes: bool
+    ) -> None:
         self.loop = loop
+        #: Bulk payload goes from the sockets to the lane without a copy that could be sent again.
+        self.moves_payload = not outlives_lanes and hasattr(os, "splice")
         self.session = session
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
@@ -71,6 +77,9 @@ class Tunnel:
         if self.lanes.pop(lane.lane_id, None) is None:
             return
         lane.close()
+        if self.moves_payload:
+            # What was moved can't be sent again: its streams are over, and so is the session.
+            self.reset_all()
         self.session.lose_lane(lane.lane_id, self.loop.time())
         self.wake()
         if self.on_lane_ended:
@@ -91,11 +100,16 @@ class Tunnel:
         if self.on_forgotten:
             self.on_forgotten()
 
-    def send(self, stream: Stream, data: bytes) -> None:
-        """Bytes that a socket delivered."""
-        self.session.write(stream, Payload(data), self.loop.time())
+    def write(self, stream: Stream, payload: Payload) -> None:
+        """What a socket delivered, or holds."""
+        self.session.write(stream, payload, self.loop.time())
         if not self._pump_scheduled:
             self.wake()
+
+    def collect(self, relay: TcpRelay) -> None:
+        """The relay's socket is about to be closed: read what lanes still have to move of it."""
+        for lane in self.lanes.values():
+            lane.collect(relay)
 
     def finish(self, stream: Stream) -> None:
         """A socket delivers nothing more."""

@@ -27,7 +27,7 @@ class Far:
     """The far end of one lane of a client tunnel, as bytes; and the near end's programs."""
 
     def __init__(self, streams: int) -> None:
-        self.tunnel = Tunnel(asyncio.get_running_loop(), Session(CLIENT))
+        self.tunnel = Tunnel(asyncio.get_running_loop(), Session(CLIENT), outlives_lanes=True)
         self.ended: list[str] = []
         self.tunnel.on_lane_ended = lambda _lane, reason: self.ended.append(reason)
         near_read, self.write_fd = os.pipe()

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import random
 import socket
 import struct
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -14,6 +16,12 @@ from sshunt.relay.tcp import TcpRelay
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
 BULK = os.urandom(5_000_000)
+
+
+@pytest.fixture(params=[True, False], ids=["copies kept", "payload moved"])
+def outlives_lanes(request: pytest.FixtureRequest) -> bool:
+    """Both ways of the bulk path."""
+    return bool(request.param)
 
 
 def reset(sock: socket.socket) -> None:
@@ -50,7 +58,7 @@ async def settle(ends: Ends) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_bytes_arrive_in_order_and_whole_in_both_directions_at_once() -> None:
+def test_bytes_arrive_in_order_and_whole_in_both_directions_at_once(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect(*listener.getsockname())
@@ -72,10 +80,10 @@ def test_bytes_arrive_in_order_and_whole_in_both_directions_at_once() -> None:
             program.close()
             host.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_data_written_before_the_far_connection_is_up_is_delivered() -> None:
+def test_data_written_before_the_far_connection_is_up_is_delivered(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect(*listener.getsockname())
@@ -86,10 +94,10 @@ def test_data_written_before_the_far_connection_is_up_is_delivered() -> None:
             host.close()
             await settle(ends)
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_half_closed_connection_still_carries_the_answer() -> None:
+def test_a_half_closed_connection_still_carries_the_answer(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect(*listener.getsockname())
@@ -103,10 +111,10 @@ def test_a_half_closed_connection_still_carries_the_answer() -> None:
             program.close()
             await settle(ends)
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_reset_of_the_far_host_ends_the_local_connection_at_once() -> None:
+def test_a_reset_of_the_far_host_ends_the_local_connection_at_once(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect(*listener.getsockname())
@@ -117,10 +125,10 @@ def test_a_reset_of_the_far_host_ends_the_local_connection_at_once() -> None:
             await settle(ends)
             program.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_local_end_that_vanishes_resets_the_far_connection() -> None:
+def test_a_local_end_that_vanishes_resets_the_far_connection(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect(*listener.getsockname())
@@ -133,10 +141,10 @@ def test_a_local_end_that_vanishes_resets_the_far_connection() -> None:
             await settle(ends)
             host.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_refused_connection_ends_the_local_one() -> None:
+def test_a_refused_connection_ends_the_local_one(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             address = listener.getsockname()
@@ -145,10 +153,12 @@ def test_a_refused_connection_ends_the_local_one() -> None:
         await settle(ends)
         program.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_name_is_looked_up_over_there_and_all_its_addresses_are_tried() -> None:
+def test_a_name_is_looked_up_over_there_and_all_its_addresses_are_tried(
+    outlives_lanes: bool,
+) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program = ends.connect("localhost", listener.getsockname()[1])
@@ -159,20 +169,22 @@ def test_a_name_is_looked_up_over_there_and_all_its_addresses_are_tried() -> Non
             host.close()
             await settle(ends)
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_name_that_nobody_knows_ends_the_local_connection() -> None:
+def test_a_name_that_nobody_knows_ends_the_local_connection(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         program = ends.connect("no-such-host.invalid", 80)
         assert await threaded(lambda: program.recv(1)) == b""
         await settle(ends)
         program.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
-def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else() -> None:
+def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else(
+    outlives_lanes: bool,
+) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             stopped = ends.connect(*listener.getsockname())
@@ -194,7 +206,7 @@ def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else()
             for sock in (stopped, host, program, other):
                 sock.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
 def test_what_a_dead_lane_swallowed_arrives_over_the_next_one() -> None:
@@ -220,7 +232,7 @@ def test_what_a_dead_lane_swallowed_arrives_over_the_next_one() -> None:
     run(conversation)
 
 
-def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason() -> None:
+def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason(outlives_lanes: bool) -> None:
     async def conversation(ends: Ends) -> None:
         lane = ends.agent.lanes[0]
         os.write(lane._write_fd, b"\xff" * 64)
@@ -229,18 +241,16 @@ def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason() -> None:
         assert "protocol" in ends.ended[0]
         assert "type 255" in ends.ended[0]
 
-    run(conversation)
+    run(conversation, outlives_lanes)
 
 
 @pytest.mark.parametrize("who", ["program", "host"])
-def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str) -> None:
+def test_a_reset_is_noticed_while_the_other_side_does_not_read(
+    who: str, outlives_lanes: bool
+) -> None:
     async def conversation(ends: Ends) -> None:
-        with listen() as listener, listen() as door:
-            program = await threaded(lambda: socket.create_connection(door.getsockname()))
-            ours = await threaded(lambda: door.accept()[0])
-            ours.setblocking(False)
-            destination = Destination(TCP, *listener.getsockname())
-            TcpRelay(ends.client, ends.client.open(destination)).start(ours)
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
             host = await threaded(lambda: accept(listener))
             pushing, silent = (program, host) if who == "program" else (host, program)
             pushing.settimeout(0.5)
@@ -252,4 +262,106 @@ def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str) -> None
             await settle(ends)
             silent.close()
 
-    run(conversation)
+    run(conversation, outlives_lanes)
+
+
+def test_where_no_copy_is_kept_a_dead_lane_resets_its_connections() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            await threaded(lambda: program.sendall(BULK[:1000]))
+            await threaded(lambda: read_exactly(host, 1000))
+            ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
+            for sock in (program, host):
+                with pytest.raises(ConnectionResetError):
+                    await threaded(lambda sock=sock: read_exactly(sock, 1))  # type: ignore[misc]
+                sock.close()
+            await settle(ends)
+
+    run(conversation, outlives_lanes=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_reset_in_the_middle_of_bulk_never_delivers_a_byte_that_was_not_sent(
+    seed: int, outlives_lanes: bool
+) -> None:
+    rng = random.Random(seed)
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            pairs = []
+            for _ in range(3):
+                program = await through_tcp(ends, listener.getsockname())
+                pairs.append((program, await threaded(lambda: accept(listener))))
+            received = [bytearray() for _ in pairs]
+            jobs = []
+            for (program, host), store in zip(pairs, received, strict=True):
+                sender, reader = (program, host) if rng.random() < 0.5 else (host, program)
+                cut = rng.randrange(len(BULK))
+                jobs.append(threaded(lambda s=sender, n=cut: send_and_reset(s, n)))  # type: ignore[misc]
+                jobs.append(threaded(lambda r=reader, b=store: read_slowly(r, b, seed)))  # type: ignore[misc]
+            await asyncio.gather(*jobs)
+            for store in received:
+                assert BULK.startswith(store)
+            for pair in pairs:
+                for sock in pair:
+                    sock.close()
+            await settle(ends)
+
+    run(conversation, outlives_lanes)
+
+
+def send_and_reset(sock: socket.socket, count: int) -> None:
+    with suppress(OSError):
+        sock.sendall(BULK[:count])
+    reset(sock)
+
+
+def read_slowly(sock: socket.socket, store: bytearray, seed: int) -> None:
+    rng = random.Random(seed)
+    with suppress(ConnectionError):
+        while part := sock.recv(rng.choice((1000, 100_000, 1_000_000))):
+            store += part
+            if rng.random() < 0.05:
+                time.sleep(0.003)
+
+
+async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket:
+    """What a program gets that connects through the tunnel, over real TCP at this end, too."""
+    with listen() as door:
+        program = await threaded(lambda: socket.create_connection(door.getsockname()))
+        ours = await threaded(lambda: door.accept()[0])
+    ours.setblocking(False)
+    TcpRelay(ends.client, ends.client.open(Destination(TCP, *destination))).start(ours)
+    program.settimeout(DEADLINE_S)
+    return program
+
+
+def test_bulk_is_moved_inside_the_kernel_only_where_no_copy_is_kept(
+    outlives_lanes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_bytes = 0
+    on_moved = TcpRelay.on_moved
+
+    def counted(relay: TcpRelay, size: int) -> None:
+        nonlocal moved_bytes
+        moved_bytes += size
+        on_moved(relay, size)
+
+    monkeypatch.setattr(TcpRelay, "on_moved", counted)
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            await asyncio.gather(
+                threaded(lambda: program.sendall(BULK)),
+                threaded(lambda: read_exactly(host, len(BULK))),
+            )
+            program.close()
+            host.close()
+            await settle(ends)
+
+    run(conversation, outlives_lanes)
+    assert (moved_bytes > len(BULK) // 2) == (not outlives_lanes)
