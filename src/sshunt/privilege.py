@@ -4,8 +4,8 @@
 coroutines with deadlines, and refusals into UserErrors.
 
 The socket is the only tie. Its end means death: to the helper ours, to us the helper's (``gone``).
-When it fires, the kernel has already dropped the rules, and the client has to stop or to start
-another helper.
+When it fires, the client has to stop or to start another helper. Rules that the kernel owns are
+already gone then; others may be there still, if the helper was killed.
 
 Not here: starting it (elevate), what it does (helper.server), when it is asked (client).
 """
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from sshunt.capture.plan import Plan
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
-from sshunt.helper.__main__ import EXIT_NO_SOCKET
 from sshunt.helper.protocol import (
+    EXIT_NO_SOCKET,
     MAX_REPLY_BYTES,
     VERSION,
     Applied,
@@ -90,6 +90,7 @@ class Helper:
         self.gone = asyncio.Event()
         self.guarded = False  # True: a cgroup keeps our own connections from being captured
         self.owner = False  # True: the kernel removes the rules by itself
+        self._applied = False  # True: there are rules
         self._writer = writer
         self._turn = asyncio.Lock()
         self._replies: asyncio.Queue[Reply | None] = asyncio.Queue()
@@ -113,6 +114,7 @@ class Helper:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
         reply = await self._ask_encoded(request)
         self.owner = isinstance(reply, Applied) and reply.owner
+        self._applied = True
 
     async def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Never capture connections to these, instead of those named before."""
@@ -121,6 +123,7 @@ class Helper:
     async def undo(self) -> None:
         """Leave the kernel as it was; the helper stays."""
         await self._ask(Undo())
+        self._applied = False
 
     async def close(self) -> None:
         """Undo, and wait until the helper has ended. Never raises UserError."""
@@ -149,7 +152,7 @@ class Helper:
     async def _ask_encoded(self, line: bytes, deadline_s: float = REQUEST_DEADLINE_S) -> Reply:
         async with self._turn:
             if self.gone.is_set():
-                raise _lost()
+                raise _lost(self._fate_of_rules)
             try:
                 self._writer.write(line)
                 await asyncio.wait_for(self._writer.drain(), deadline_s)
@@ -159,10 +162,17 @@ class Helper:
             if reply is None:
                 # Also after a deadline: a late reply must not answer a later request.
                 self.abandon()
-                raise _lost()
+                raise _lost(self._fate_of_rules)
         if isinstance(reply, Refused):
             raise _refusal(reply)
         return reply
+
+    @property
+    def _fate_of_rules(self) -> str:
+        """What becomes of the rules if the helper is gone now, for the end of a sentence."""
+        if not self._applied:
+            return ""
+        return ", and its rules with it" if self.owner else "; its rules may still be in place"
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Queue replies until the helper is gone; what is not a reply is the end as well."""
@@ -214,10 +224,10 @@ def _not_started(what: str, tool: str | None) -> UserError:
     )
 
 
-def _lost() -> UserError:
+def _lost(fate_of_rules: str) -> UserError:
     return UserError(
-        "the privileged helper is gone, and its rules with it",
-        "was it killed? start sshunt again",
+        f"the privileged helper is gone{fate_of_rules}",
+        "was it killed? start sshunt again (it removes what is left of such sessions)",
         ExitCode.CAPTURE,
     )
 

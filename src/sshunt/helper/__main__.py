@@ -25,9 +25,6 @@ import socket
 import stat
 import sys
 
-#: The only exit status beside 0: standard input is not a socket.
-EXIT_NO_SOCKET = 3
-
 
 def main() -> int:
     """Stages 1 to 4, then the conversation; returns the exit status."""
@@ -35,7 +32,10 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
 
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        from sshunt.helper.protocol import EXIT_NO_SOCKET
+
         return EXIT_NO_SOCKET
     client = socket.socket(fileno=os.dup(0))
 
@@ -53,7 +53,6 @@ def main() -> int:
         os._exit(0)
     os.setsid()
 
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     from sshunt.helper.server import serve
 
     serve(client)

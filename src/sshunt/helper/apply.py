@@ -16,7 +16,10 @@ nobody else can alter it, and it is gone when we are, SIGKILL included. Where ke
 don't know the flag, a plain table of the same name is made. A plain table needs an answer to "is
 its maker alive?" that a dead maker can't fake: each helper holds an abstract unix socket with the
 table's name. It lives in the network namespace, as tables do, and the kernel closes it with the
-process.
+process. What it is not is a proof that the maker lives: abstract names are free for all, so any
+local user can take the name of a dead session and keep its plain table from being removed (or that
+of a session to come, whose helper then refuses to start). It redirects to a port where nobody
+listens any more; root removes it with ``nft delete table``. Owned tables don't need the mark.
 
 **The guard.** A cgroup below the client's own, so that its resource limits stay, into which the
 client is moved; ssh and all that it starts are born in it, and the rules skip its sockets. A socket

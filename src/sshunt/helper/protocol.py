@@ -2,15 +2,20 @@
 
 The client asks, the helper answers each request with one reply. A request names a wish in the terms
 of the project (a plan, a session id); it never carries rule text, command lines, paths or process
-ids. So somebody who may start the helper but may not be root gets what the helper offers and
-nothing else, and the decoder below is all of the privileged process that sees foreign bytes.
+ids. So whoever may start the helper but may not be root gets what the helper offers and nothing
+else, and the decoder below is all of the privileged process that sees foreign bytes.
 
-    HELLO(version, session)  ->  Welcome(version)     first, once; what dead sessions left is
-    removed GUARD                    ->  Guarded(guarded)     makes the cgroup and moves the client
-    into it APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
-    BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan UNDO
-    ->  Done                 removes the rules, then the cgroup any                      ->
-    Refused(kind, message)
+That holds for an installation that only root may write, Python and all. Where a user may write the
+code, a line in sudoers that lets him start it without a password is a root hole: he writes what he
+likes into it, and starts that. (With a password, or as a user who may do everything by sudo anyway,
+nothing is lost.)
+
+    HELLO(version, session)  ->  Welcome(version)     first, once; removes what dead sessions left
+    GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it
+    APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
+    BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
+    UNDO                     ->  Done                 removes the rules, then the cgroup
+    any                      ->  Refused(kind, message)
 
 The end of the stream, from either side, means UNDO. Descriptors may ride on replies by SCM_RIGHTS
 in later versions; today none do.
@@ -32,6 +37,9 @@ from sshunt.capture.plan import Plan, check_endpoint, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
 
 VERSION = 1
+
+#: The helper's only exit status beside 0: its standard input is not the socketpair.
+EXIT_NO_SOCKET = 3
 
 #: Thousands of routes are seen in the field (whole countries: 10,000); doubled.
 MAX_ROUTES = 20_000
