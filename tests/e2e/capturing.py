@@ -14,9 +14,9 @@ closed. Commands come as JSON lines on the control socket, each is answered by o
     ["close"]                                       null, after the helper has ended
     ["helper"]                                      true if it is still there
 
-WITHOUT_PATH in the environment hides all programs. The first line says "ready", or the UserError
-that kept the helper from starting. ``--plain`` starts a helper that makes tables without the owner
-flag.
+PROGRAMS in the environment is where programs are looked for, instead of PATH. The first line says
+"ready", or the UserError that kept the helper from starting. ``--plain`` starts a helper that makes
+tables without the owner flag.
 """
 
 import asyncio
@@ -126,8 +126,8 @@ async def obey(helper: Helper, session: str, command: list[Any]) -> Any:
 
 async def main() -> None:
     *options, descriptor, session = sys.argv[1:]
-    if "WITHOUT_PATH" in os.environ:
-        os.environ["PATH"] = "/nonexistent"
+    if "PROGRAMS" in os.environ:
+        os.environ["PATH"] = os.environ["PROGRAMS"]
     control = socket.socket(fileno=int(descriptor))
     reader, writer = await asyncio.open_connection(sock=control, limit=16 * 1024 * 1024)
 

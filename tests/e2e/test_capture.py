@@ -29,8 +29,7 @@ import pytest
 
 import sshunt.helper
 from sshunt.errors import ExitCode
-from sshunt.helper.__main__ import EXIT_NO_SOCKET
-from sshunt.helper.protocol import MAX_REQUEST_BYTES
+from sshunt.helper.protocol import EXIT_NO_SOCKET, MAX_REQUEST_BYTES
 from sshunt.lab.accounts import PASSWORD
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
@@ -358,7 +357,21 @@ def test_when_the_helper_is_killed_the_rules_go_and_the_client_hears_of_it(
     within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
     assert capture.ask("helper") is False
     assert reached(lab.client, ELSEWHERE_V4) == "direct"
-    assert capture.ask("bypass", [])[2] == ExitCode.CAPTURE
+    message, _, exit_code = capture.ask("bypass", [])
+    assert exit_code == ExitCode.CAPTURE
+    assert "its rules with it" in message
+
+
+def test_rules_that_the_kernel_does_not_own_are_not_said_to_be_gone(lab: Lab, start: Start) -> None:
+    capture = start("--plain")
+    assert capture.apply(_EVERY)[2] is False
+    os.kill(capture.child_pid(), signal.SIGKILL)
+    message, hint, exit_code = capture.ask("bypass", [])
+    assert capture.session in tables(lab)
+    assert "its rules may still be in place" in message
+    assert "start sshunt again" in hint
+    assert exit_code == ExitCode.CAPTURE
+    start()  # the next start removes them
 
 
 def test_when_helper_and_client_are_killed_nothing_is_left(lab: Lab, start: Start) -> None:
@@ -495,11 +508,63 @@ def test_a_wrong_password_is_an_error_of_privilege(lab: Lab) -> None:
     assert exit_code == ExitCode.PRIVILEGE
 
 
+def test_a_sudo_that_makes_a_terminal_of_its_own_does_no_harm(lab: Lab, start: Start) -> None:
+    capture = start(user="eva")
+    assert capture.ask("guard") is True
+    assert capture.apply(_EVERY)[2] is True
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "sudo"]
+
+
+def test_a_sudo_that_records_the_input_of_its_programs_is_said_so(lab: Lab) -> None:
+    capture = Capture(lab.client, user="fil")
+    message, hint, exit_code = capture.answer()
+    capture.end()
+    assert "log_input" in message
+    assert hint
+    assert exit_code == ExitCode.PRIVILEGE
+
+
+@pytest.fixture
+def only_doas(lab: Lab) -> dict[str, str]:
+    """An environment in which doas is the only way to become root."""
+    if lab.client.run(
+        ["sh", "-c", "command -v doas && test -e /etc/doas.conf"], check=False
+    ).stdout:
+        folder = lab.folder / "only-doas"
+        folder.mkdir(exist_ok=True)
+        if not list(folder.iterdir()):
+            (folder / "doas").symlink_to("/usr/bin/doas")
+        return {"PROGRAMS": str(folder)}
+    pytest.skip("there is no doas, or no overlay to lay its doas.conf into /etc")
+
+
+def test_an_ordinary_user_captures_through_doas_and_doas_does_not_stay(
+    lab: Lab, start: Start, only_doas: dict[str, str]
+) -> None:
+    capture = start(user="ben", env=only_doas)
+    assert capture.ask("guard") is True
+    assert capture.apply(_EVERY)[2] is True
+    assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
+    assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "doas"]
+    capture.end()
+    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+
+
+def test_who_may_not_become_root_by_doas_is_told_so(lab: Lab, only_doas: dict[str, str]) -> None:
+    capture = Capture(lab.client, user="dan", env=only_doas)
+    message, hint, exit_code = capture.answer()
+    capture.end()
+    assert "doas did not start the privileged helper" in message
+    assert "doas true" in hint
+    assert exit_code == ExitCode.PRIVILEGE
+
+
 @pytest.mark.parametrize(
     ("user", "env", "message"),
     [
         ("dan", {}, "sudo did not start the privileged helper"),
-        ("ben", {"WITHOUT_PATH": "1"}, "neither sudo nor doas is installed"),
+        ("ben", {"PROGRAMS": "/nonexistent"}, "neither sudo nor doas is installed"),
     ],
 )
 def test_who_may_not_become_root_is_told_so(

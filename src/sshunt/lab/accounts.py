@@ -2,15 +2,17 @@
 
 A test of "an ordinary user with sudo" needs an ordinary user, and a test of login shells needs one
 account per shell. Nobody wants them on his machine. So the lab writes its own passwd, shadow,
-group, sudoers, hosts and nsswitch.conf and binds them over the machine's in a mount namespace that
-only the lab's programs live in. /run is an empty tmpfs there: sshd finds its /run/sshd, sudo has no
-remembered tickets, and what a program leaves in /run is easy to see.
+group, sudoers, doas.conf, hosts and nsswitch.conf and lays them over the machine's in a mount
+namespace that only the lab's programs live in. /run is an empty tmpfs there: sshd finds its
+/run/sshd, sudo has no remembered tickets, and what a program leaves in /run is easy to see.
 
     root   the tunnel's usual starter; home, ssh key and known_hosts of its own
     ada    the login on the far side: an ordinary user without any rights
     ben    an ordinary user of the client host who may use sudo without a password
     cai    ... with a password
     dan    ... who may not use sudo
+    eva    ... without a password, and sudo gives her programs a terminal of their own (use_pty)
+    fil    ... without a password, and sudo records what goes into his programs (log_input)
     sh-*   one account per login shell found on the machine, for the far side
 
 Everybody's ssh key opens every account on every sshd of the lab, and everybody's ~/.ssh/config
@@ -45,6 +47,15 @@ Defaults passwd_tries=1
 root ALL=(ALL:ALL) ALL
 ben ALL=(ALL:ALL) NOPASSWD: ALL
 cai ALL=(ALL:ALL) ALL
+Defaults:eva use_pty
+eva ALL=(ALL:ALL) NOPASSWD: ALL
+Defaults:fil log_input, iolog_dir=/run/sudo-io
+fil ALL=(ALL:ALL) NOPASSWD: ALL
+"""
+
+_DOAS_CONF = """\
+permit nopass ben as root
+permit cai as root
 """
 
 # No DNS: a lab has none, and an unknown name must be unknown at once.
@@ -84,6 +95,7 @@ def plan_accounts(homes: Path, number: int) -> dict[str, Account]:
     first_uid = uids_of(number).start
     bash = shutil.which("bash") or "/bin/sh"
     shells = {"root": bash, "ada": bash, "ben": bash, "cai": bash, "dan": bash}
+    shells.update(eva=bash, fil=bash)
     for name in LOGIN_SHELLS:
         path = shutil.which(name)
         if path is not None:
@@ -128,6 +140,7 @@ def write_etc(folder: Path, accounts: Iterable[Account], names: Mapping[str, str
         + "".join(f"{a.name}:x:{a.uid}:\n" for a in accounts),
         "shadow": "".join(f"{a.name}:{_secret(a.name)}:19000:0:99999:7:::\n" for a in accounts),
         "sudoers": _SUDOERS,
+        "doas.conf": _DOAS_CONF,
         "nsswitch.conf": _NSSWITCH,
         "hosts": "".join(f"{address} {name}\n" for address, name in names.items()),
     }
@@ -135,7 +148,7 @@ def write_etc(folder: Path, accounts: Iterable[Account], names: Mapping[str, str
     for name, text in texts.items():
         path = folder / name
         path.write_text(text)
-        path.chmod({"shadow": 0o600, "sudoers": 0o440}.get(name, 0o644))
+        path.chmod({"shadow": 0o600, "sudoers": 0o440, "doas.conf": 0o400}.get(name, 0o644))
         written.append(path)
     return written
 

@@ -252,9 +252,17 @@ class Lab:
         names = {"127.0.0.1": f"localhost {socket.gethostname()}", "::1": "localhost", **_NAMES}
         etc = write_etc(self.folder / "etc", self.accounts.values(), names)
         binds = [f"mount --bind {path} /etc/{path.name}" for path in etc if _in_etc(path.name)]
+        # A file can be bound over another one only. Those that the machine does not have appear by
+        # an overlay; where the kernel has none, the lab does without them.
+        added = self.folder / "etc-added"
+        added.mkdir()
+        for path in etc:
+            if not _in_etc(path.name):
+                path.rename(added / path.name)
         script = "; ".join(
             [
                 "set -e",
+                f"mount -t overlay -o ro,lowerdir={added}:/etc overlay /etc 2>/dev/null || :",
                 *binds,
                 "mount -t tmpfs -o mode=755 tmpfs /run",
                 "mkdir -m 755 /run/sshd",
