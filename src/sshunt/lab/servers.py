@@ -53,6 +53,11 @@ class OfficeWebServer(http.server.ThreadingHTTPServer):
         self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing about a client that hung up: that is a thing to show here, not a failure."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class OfficePages(http.server.BaseHTTPRequestHandler):
     """One request."""
