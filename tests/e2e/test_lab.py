@@ -11,7 +11,8 @@ import pytest
 
 from sshunt.lab.hosts import Host, is_alive
 from sshunt.lab.servers import payload_sha256
-from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
+from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, OFFICE_V4, Lab
+from tests.e2e.tunnels import Tunnel
 
 OWNER = """\
 import time
@@ -106,6 +107,18 @@ def test_closing_ends_even_a_process_that_detached_itself_on_the_far_side() -> N
         assert sleepers
     assert not any(is_alive(int(pid)) for pid in sleepers)
     assert traces_of(lab.name) == []
+
+
+@pytest.mark.parametrize("login", ["ada", "root"])
+def test_closing_removes_what_a_living_agent_has_in_tmp(login: str) -> None:
+    with Lab() as lab:
+        before = set(Path("/tmp").glob("sshunt-[0-9]*/*"))
+        tunnel = Tunnel(lab, ["-r", f"{login}@server", OFFICE_V4])
+        tunnel.wait_until_connected()
+        listening = set(Path("/tmp").glob("sshunt-[0-9]*/*")) - before
+        assert Path(f"/tmp/sshunt-{lab.account(login).uid}") in {path.parent for path in listening}
+    assert [path for path in listening if path.exists()] == []
+    assert not Path(f"/tmp/sshunt-{lab.account('ada').uid}").exists()
 
 
 def test_sigterm_takes_the_lab_down() -> None:

@@ -100,6 +100,9 @@ _PREFIX = "sshunt-lab-"
 #: How long killed processes may take to be gone.
 _KILL_DEADLINE_S = 5.0
 
+#: Where root's agents listen.
+_ROOTS_AGENTS = Path("/tmp/sshunt-0")
+
 _numbers = itertools.count()
 
 
@@ -307,6 +310,7 @@ class Lab:
         self._cleanup.callback(self._kill_everybody)
 
     def _kill_everybody(self) -> None:
+        sockets = self._sockets_of_roots_agents()
         deadline = time.monotonic() + _KILL_DEADLINE_S
         while pids := [pid for host in self.hosts for pid in host.pids()]:
             for pid in pids:
@@ -317,6 +321,19 @@ class Lab:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"processes of {self.name} can't be killed: {pids}")
             time.sleep(0.005)
+        for path in sockets:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it never was, or the machine's own root uses it
+            _ROOTS_AGENTS.rmdir()
+
+    def _sockets_of_roots_agents(self) -> list[Path]:
+        """Root's agents share their folder with those of the machine's own root: ours are those
+        that listen in one of our namespaces.
+        """
+        with self.server.entered():
+            lines = Path("/proc/thread-self/net/unix").read_text().splitlines()
+        paths = [Path(line.split()[-1]) for line in lines if f" {_ROOTS_AGENTS}/" in line]
+        return sorted(set(paths))
 
 
 def wait_until_ready(process: "subprocess.Popen[bytes]") -> None:
