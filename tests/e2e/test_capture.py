@@ -33,13 +33,15 @@ from sshunt.helper.protocol import EXIT_NO_SOCKET, MAX_REQUEST_BYTES
 from sshunt.lab.accounts import PASSWORD
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
+from tests.e2e.tunnels import CLEAN_DEADLINE_S
 
 _HELPER = Path(sshunt.helper.__path__[0], "__main__.py")
 _PROGRAM = Path(__file__).with_name("capturing.py")
 _EVERY = [["0.0.0.0/0", "remote", 0, 65535], ["::/0", "remote", 0, 65535]]
 
-#: The promise: within a second nothing of ours is left.
-_GONE_S = 1.0
+#: The promise is that nothing of ours is left within a second. Two more are for a busy machine, as
+#: in ``tunnels``: a test must not fail for want of processors.
+_GONE_S = CLEAN_DEADLINE_S
 
 
 class Capture:
@@ -183,7 +185,7 @@ def start(lab: Lab) -> Iterator[Callable[..., Capture]]:
     for capture in started:
         capture.end()
     sessions = [capture.session for capture in started]
-    within_a_second(lambda: not tables(lab) and not cgroups(*sessions) and not helpers(lab.client))
+    soon(lambda: not tables(lab) and not cgroups(*sessions) and not helpers(lab.client))
 
 
 def reached(host: Host, address: str, port: int = 80) -> str:
@@ -203,10 +205,11 @@ def cgroups(*sessions: str) -> list[str]:
     return [path for path, _, _ in os.walk(root) if os.path.basename(path) in names]
 
 
-def within_a_second(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _GONE_S
+def soon(condition: Callable[[], bool]) -> None:
+    begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "something is left"
+        waited_s = time.monotonic() - begin
+        assert waited_s < _GONE_S, f"something is left after {waited_s:.2f} s"
         time.sleep(0.02)
 
 
@@ -354,7 +357,7 @@ def test_when_the_helper_is_killed_the_rules_go_and_the_client_hears_of_it(
     capture.ask("guard")
     assert capture.apply(_EVERY)[2] is True
     os.kill(capture.helper_pid(), signal.SIGKILL)
-    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
     assert capture.ask("helper") is False
     assert reached(lab.client, ELSEWHERE_V4) == "direct"
     message, _, exit_code = capture.ask("bypass", [])
@@ -380,7 +383,7 @@ def test_when_helper_and_client_are_killed_nothing_is_left(lab: Lab, start: Star
     capture.apply(_EVERY)
     for pid in (capture.helper_pid(), capture.process.pid):
         os.kill(pid, signal.SIGKILL)
-    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
 def test_what_the_sweeper_could_not_sweep_is_removed_at_the_next_start(
@@ -393,7 +396,7 @@ def test_what_the_sweeper_could_not_sweep_is_removed_at_the_next_start(
     sweeper.kill()
     os.kill(capture.helper_pid(), signal.SIGKILL)
     os.kill(capture.process.pid, signal.SIGKILL)
-    within_a_second(lambda: not helpers(lab.client))
+    soon(lambda: not helpers(lab.client))
     assert cgroups(capture.session)
     start()
     assert not cgroups(capture.session)
@@ -404,9 +407,7 @@ def test_when_the_client_is_killed_nothing_is_left(lab: Lab, start: Start) -> No
     capture.ask("guard")
     capture.apply(_EVERY)
     os.kill(capture.process.pid, signal.SIGKILL)
-    within_a_second(
-        lambda: not tables(lab) and not cgroups(capture.session) and not helpers(lab.client)
-    )
+    soon(lambda: not tables(lab) and not cgroups(capture.session) and not helpers(lab.client))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
@@ -425,7 +426,7 @@ def test_sigterm_makes_the_helper_undo_everything(lab: Lab, start: Start) -> Non
     capture.ask("guard")
     capture.apply(_EVERY)
     os.kill(capture.helper_pid(), signal.SIGTERM)
-    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
 def test_a_plain_table_goes_when_the_client_goes(lab: Lab, start: Start) -> None:
@@ -433,7 +434,7 @@ def test_a_plain_table_goes_when_the_client_goes(lab: Lab, start: Start) -> None
     assert capture.apply(_EVERY)[2] is False
     assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
     os.kill(capture.process.pid, signal.SIGKILL)
-    within_a_second(lambda: not tables(lab))
+    soon(lambda: not tables(lab))
 
 
 def test_what_dead_sessions_left_is_removed_at_the_next_start_and_living_ones_stay(
@@ -468,7 +469,7 @@ def test_an_ordinary_user_captures_through_sudo_and_sudo_does_not_stay(
     assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
     assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "sudo"]
     capture.end()
-    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
 def type_password(lab: Lab, password: str) -> Any:
@@ -548,7 +549,7 @@ def test_an_ordinary_user_captures_through_doas_and_doas_does_not_stay(
     assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
     assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "doas"]
     capture.end()
-    within_a_second(lambda: not tables(lab) and not cgroups(capture.session))
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
 def test_who_may_not_become_root_by_doas_is_told_so(lab: Lab, only_doas: dict[str, str]) -> None:
