@@ -7,11 +7,13 @@ typed, to run it, and to show errors as two lines: what happened, what to do.
 import argparse
 import asyncio
 import gc
+import os
 import re
 import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import NoReturn
 
 from sshunt import __version__
@@ -26,6 +28,8 @@ from sshunt.transport.ssh import parse_remote
 _LISTEN = re.compile(
     r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
 )
+
+_BROADCAST = ip_address("255.255.255.255")
 
 _EPILOG = """\
 targets:
@@ -53,6 +57,7 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_descriptors()
     console = Console()
     try:
         if words[:1] == ["demo"]:
@@ -79,6 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
         return ExitCode.INTERNAL
+
+
+def _open_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr were closed, put /dev/null there: a socket in their place would
+    be read or written by whoever thinks they are what they always are.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 def _run(options: Options, console: Console) -> int:
@@ -235,6 +251,9 @@ def _endpoint(text: str) -> tuple[int, Endpoint]:
     except (OSError, UnicodeError):
         raise _bad_listen(text, f"{host!r} is no address of this host")
     family, _, _, _, address = addresses[0]
+    numeric = ip_address(str(address[0]).partition("%")[0])
+    if numeric.is_multicast or numeric == _BROADCAST:
+        raise _bad_listen(text, "nobody can connect to such an address")
     return family, (str(address[0]), port)
 
 

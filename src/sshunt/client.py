@@ -83,7 +83,8 @@ async def run(options: Options, console: Console, starter: Starter | None = None
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, _settle, stop, number.name)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
+            loop.add_signal_handler(number, _settle, stop, number.name)
     async with AsyncExitStack() as undo:
         if starter is not None:
             undo.callback(starter.close)
@@ -157,6 +158,7 @@ async def _start(
     for listener in up.listeners:
         listener.start()
 
+    await up.check()
     plan = _plan(session_id, listeners, routes, ssh_peers(ssh.pid))
     await helper.apply(plan)
     owner = "kernel" if helper.owner else "helper"
@@ -167,6 +169,7 @@ async def _start(
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     gc.enable()
     rtt_s = await up.first_rtt()
+    await up.check()
     console.line(_connected_line(options, routes, rtt_s))
     return up
 
@@ -303,15 +306,24 @@ class _Up:
         if console.verbosity:
             self.tunnel.on_reset = self._on_reset
         lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
-        lane.receive(ssh.rest)
         session.ping(0)
+        lane.receive(ssh.rest)
 
     async def first_rtt(self) -> float:
         """The first measured round-trip time in seconds, 0 if it takes too long."""
         deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
-        while not self.tunnel.session.rtt_s and self.tunnel.loop.time() < deadline:
+        while (
+            not self.tunnel.session.rtt_s
+            and not self._lost.done()
+            and self.tunnel.loop.time() < deadline
+        ):
             await asyncio.sleep(0.002)
         return self.tunnel.session.rtt_s
+
+    async def check(self) -> None:
+        """Raise UserError if the session has been lost while we were still starting."""
+        if self._lost.done():
+            raise await self._why_lost(self._lost.result())
 
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""

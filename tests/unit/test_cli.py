@@ -11,15 +11,15 @@ from sshunt.errors import ExitCode, UserError
 MINIMUM = ["-r", "gate", "10.0.0.0/8"]
 
 
-def test_up_may_be_left_out_and_may_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_may_be_left_out_and_may_be_said(capfd: pytest.CaptureFixture[str]) -> None:
     with_verb = main(["up", *MINIMUM, "--dry-run"])
     without = main([*MINIMUM, "--dry-run"])
     assert with_verb == without == ExitCode.OK
 
 
-def test_a_dry_run_prints_the_rules_with_the_routes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_rules_with_the_routes(capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*MINIMUM, "fd00::/8", "-x", "10.1.0.0/16", "--dry-run"]) == ExitCode.OK
-    rules = capsys.readouterr().out
+    rules = capfd.readouterr().out
     assert "\ntable inet sshunt-" in rules
     assert all(line.startswith("#") for line in rules.partition("\ntable")[0].splitlines())
     assert "fd00::" in rules
@@ -96,6 +96,8 @@ def test_the_delimiter_can_be_left_out() -> None:
         ["-r", "-oProxyCommand=x", "10.0.0.0/8"],
         ["-r", "gate", "10.0.0.0/8", "-l", "no such host"],
         ["-r", "gate", "10.0.0.0/8", "-l", "127.0.0.1:70000"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "224.0.0.1:0"],
+        ["-r", "gate", "10.0.0.0/8", "-l", "255.255.255.255:0"],
         ["-r", "gate", "10.0.0.0/8", "-l", "1,2"],
         ["-r", "gate", "10.0.0.0/8", "-e", "'"],
         ["-r", "gate", "10.0.0.0/8", "-e", ""],
@@ -107,10 +109,10 @@ def test_the_delimiter_can_be_left_out() -> None:
     ],
 )
 def test_a_mistake_is_one_line_of_what_and_one_of_what_to_do(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == ExitCode.USAGE
-    said = capsys.readouterr().err.splitlines()
+    said = capfd.readouterr().err.splitlines()
     assert len(said) == 2
     assert said[0].startswith("sshunt: error: ")
     assert said[1].startswith("sshunt: hint: ")
@@ -122,12 +124,12 @@ def test_an_error_quotes_what_was_wrong() -> None:
     assert "10.0.0.0/33" in caught.value.message
 
 
-def test_version_and_help_need_no_host(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_help_need_no_host(capfd: pytest.CaptureFixture[str]) -> None:
     for words in (["--version"], ["--help"]):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert __version__ in said
     assert "examples:" in said
     assert "exit status:" in said

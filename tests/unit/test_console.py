@@ -1,69 +1,105 @@
-"""What a person sees, on a terminal and in a file."""
+"""What a person sees, on a terminal and in a file, and that nobody who reads it can stop us."""
 
-import io
-from contextlib import suppress
+import os
+import pty
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+@contextmanager
+def file() -> Iterator[TextIO]:
+    with tempfile.TemporaryFile("w+") as stream:
+        yield stream
+
+
+def content(stream: TextIO) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[TextIO, int]]:
+    """A terminal (nobody's controlling one), and the descriptor of who looks at it."""
+    seen, written = pty.openpty()
+    with os.fdopen(written, "w") as stream:
+        yield stream, seen
+    os.close(seen)
 
 
 def test_in_a_file_there_are_plain_lines_and_no_status() -> None:
-    stream = io.StringIO()
-    console = Console(stream=stream)
-    console.status("3 connections")
-    console.line("connected")
-    console.status("4 connections")
-    assert stream.getvalue() == "sshunt: connected\n"
+    with file() as stream:
+        console = Console(stream=stream)
+        console.status("3 connections")
+        console.line("connected")
+        console.status("4 connections")
+        assert content(stream) == "sshunt: connected\n"
 
 
 def test_on_a_terminal_the_status_line_stays_below_the_lines() -> None:
-    stream = Terminal()
-    console = Console(stream=stream)
-    console.status("3 connections")
-    console.line("something happened")
-    assert stream.getvalue().endswith("\r\x1b[Ksshunt: something happened\n3 connections")
+    with terminal() as (stream, seen):
+        console = Console(stream=stream)
+        console.status("3 connections")
+        console.line("something happened")
+        shown = os.read(seen, 1000).decode()
+    assert shown.endswith("\r\x1b[Ksshunt: something happened\r\n3 connections")
 
 
 def test_the_status_line_is_not_redrawn_when_nothing_changed() -> None:
-    stream = Terminal()
-    console = Console(stream=stream)
-    console.status("idle")
-    before = stream.getvalue()
-    console.status("idle")
-    assert stream.getvalue() == before
+    with terminal() as (stream, seen):
+        console = Console(stream=stream)
+        console.status("idle")
+        console.status("idle")
+        assert os.read(seen, 1000).decode().count("idle") == 1
 
 
 def test_an_error_is_two_lines() -> None:
-    stream = io.StringIO()
-    Console(stream=stream).error(UserError("it broke", "mend it", ExitCode.LOST))
-    assert stream.getvalue() == "sshunt: error: it broke\nsshunt: hint: mend it\n"
+    with file() as stream:
+        Console(stream=stream).error(UserError("it broke", "mend it", ExitCode.LOST))
+        assert content(stream) == "sshunt: error: it broke\nsshunt: hint: mend it\n"
 
 
-def test_details_are_for_who_asked() -> None:
-    stream = io.StringIO()
-    console = Console(1, stream)
-    console.detail(2, "very fine")
-    console.detail(1, "fine")
-    assert stream.getvalue().endswith(" fine\n")
-    assert "very" not in stream.getvalue()
+def test_details_are_for_who_asked_and_have_the_time() -> None:
+    with file() as stream:
+        console = Console(1, stream)
+        console.detail(2, "very fine")
+        console.detail(1, "fine")
+        assert re.fullmatch(r"sshunt: \d\d:\d\d:\d\d\.\d{3} fine\n", content(stream))
 
 
-def test_a_reader_that_went_away_does_not_end_the_tunnel() -> None:
-    stream = io.StringIO()
-    console = Console(stream=stream)
-    stream.close()
-    console.line("nobody reads this")
+def test_a_reader_that_stops_reading_holds_nobody_up_and_learns_how_much_he_missed() -> None:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as stream:
+        console = Console(stream=stream)
+        for number in range(10_000):  # far more than a pipe holds
+            console.line(f"line {number}")
+        first = os.read(read_end, 1 << 20).decode()
+        console.line("the last")
+        second = os.read(read_end, 1 << 20).decode()
+    os.close(read_end)
+    shown = first.count("\n")
+    assert 0 < shown < 10_000
+    assert second == f"sshunt: ({10_000 - shown} lines were not shown)\nsshunt: the last\n"
 
 
-def test_a_full_disk_does_not_end_the_tunnel() -> None:
-    stream = open("/dev/full", "w")  # noqa: SIM115 (closing it fails, too)
-    console = Console(stream=stream)
-    console.line("nobody can keep this")
-    console.line("nor this")
-    with suppress(OSError):
-        stream.close()
+def test_a_reader_that_went_away_ends_nothing() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as stream:
+        Console(stream=stream).line("nobody reads this")
+
+
+def test_a_full_disk_ends_nothing() -> None:
+    with open("/dev/full", "w") as stream:
+        Console(stream=stream).line("nobody can keep this")
+
+
+def test_a_closed_stderr_ends_nothing() -> None:
+    with file() as stream:
+        pass
+    Console(stream=stream).line("there is nobody")

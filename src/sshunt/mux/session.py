@@ -243,10 +243,18 @@ class Session:
         self._forget(stream)
 
     def consumed(self, stream: Stream, size: int, now: float) -> None:
-        """``size`` received bytes have been written to their destination: credit returns."""
+        """``size`` received bytes have been written to their destination: credit returns.
+
+        To be called up to the last byte: only then does a finished stream's window go back to the
+        session, and its place to another stream.
+        """
         receiver = stream.receiver
-        if receiver.final is not None or receiver.state is CLOSED:
-            return  # nothing more will come: credit has no use
+        if receiver.state is CLOSED:
+            return
+        if receiver.final is not None:  # nothing more will come: credit has no use
+            receiver.window.consumed += size
+            self._forget_if_over(stream)
+            return
         limit = receiver.window.consume(size, now, self.rtt_s, self._growth)
         if limit is not None:
             raw = frames.encode_window(stream.id, limit)

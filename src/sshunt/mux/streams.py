@@ -276,6 +276,13 @@ class Receiver:
         self.state = next_state(RECEIVER_TRANSITIONS, self.state, "ALL_READ")
         return True
 
+    @property
+    def is_over(self) -> bool:
+        """True if everything was handed out and has reached its destination, or was dropped."""
+        if self.state is FINISHED:
+            return self.window.consumed == self.final
+        return self.state is CLOSED
+
     def reset(self) -> None:
         """Drop everything."""
         self.state = next_state(RECEIVER_TRANSITIONS, self.state, "RESET")
@@ -380,8 +387,8 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """True if neither side has anything more to say."""
-        return self.sender.state in (FINISHED, CLOSED) and self.receiver.state in (FINISHED, CLOSED)
+        """True if neither side has anything more to say, and all that was said was consumed."""
+        return self.sender.state in (FINISHED, CLOSED) and self.receiver.is_over
 
     def reset(self) -> None:
         """Close both halves at once."""

@@ -34,6 +34,12 @@ READ_BYTES = 1024 * 1024
 #: saved; the other descriptors wait no longer than a few megabytes take.
 READS_PER_ROUND = 16
 
+#: Using what one read brought should not take longer ...
+LONG_S = 0.02
+
+#: ... or less is read the next time, down to this.
+LEAST_READ_BYTES = 4096
+
 #: Writes in one round: as much as a pipe holds, several times.
 WRITES_PER_ROUND = 8
 
@@ -66,6 +72,7 @@ class LaneIO:
     __slots__ = (
         "_backlog",
         "_can_splice",
+        "_read_bytes",
         "_read_fd",
         "_spliced",
         "_tunnel",
@@ -82,6 +89,7 @@ class LaneIO:
         self._backlog: List[_Piece] = []
         self._writing = False  # registered with the loop
         self._can_splice = hasattr(os, "splice")  # Linux, Python 3.10
+        self._read_bytes = READ_BYTES  # less while what comes takes long to use
         self._spliced = False  # the last payload was moved to its end inside the kernel
         self.lane_id = lane_id
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
@@ -221,7 +229,7 @@ class LaneIO:
     def _read(self) -> bool:
         """Read and use what is there; False if there is hardly more now."""
         # Behind a large payload mostly comes another: read its header alone, splice the rest.
-        limit = DATA_HEAD_BYTES if self._spliced else READ_BYTES
+        limit = DATA_HEAD_BYTES if self._spliced else self._read_bytes
         self._spliced = False
         buffer = memoryview(self._tunnel.read_buffer)[:limit]
         try:
@@ -234,7 +242,15 @@ class LaneIO:
         if not size:
             self._tunnel.lane_ended(self, "")
             return False
-        return self._process(buffer[:size]) and size == limit
+        begin = self._tunnel.loop.time()
+        alive = self._process(buffer[:size])
+        if self._tunnel.loop.time() - begin > LONG_S:
+            # Thousands of tiny frames: take fewer at a time, others want their turn.
+            self._read_bytes = max(size // 4, LEAST_READ_BYTES)
+            return False
+        if size == self._read_bytes:
+            self._read_bytes = min(2 * size, READ_BYTES)
+        return alive and size == limit
 
     def _passage(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""

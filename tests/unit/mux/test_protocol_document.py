@@ -159,6 +159,8 @@ def test_the_example_is_what_two_sessions_say_to_each_other() -> None:
     acknowledged = join(client.transmit(1, 0.0625 + 2**-6))
     agent.receive(1, memoryview(acknowledged), 11.0)
     assert agent.transmit(1, 12.0) == []
+    client.consumed(stream, len(b"pong"), 1.0)
+    agent.consumed(request.stream, len(b"ping"), 12.0)
     assert (client.streams, agent.streams) == ({}, {})
 
     hellos = [

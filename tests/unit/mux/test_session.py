@@ -325,7 +325,22 @@ def test_half_close_both_ways_ends_a_stream_and_both_ends_forget_it() -> None:
     ends.agent.finish(far, ends.now)
     client, _ = ends.settle()
     assert [type(event) for event in client] == [DataReceived, FinReceived]
+    ends.client.consumed(near, len(b"answer"), ends.now)
+    ends.agent.consumed(far, len(b"question"), ends.now)
     assert (ends.client.streams, ends.agent.streams) == ({}, {})
+
+
+def test_a_finished_stream_keeps_its_place_until_its_bytes_have_reached_their_destination() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.finish(near, ends.now)
+    ends.agent.write(far, Payload(bytes(1000)), ends.now)
+    ends.agent.finish(far, ends.now)
+    ends.settle()
+    ends.client.consumed(near, 999, ends.now)
+    assert ends.client.streams == {near.id: near}
+    ends.client.consumed(near, 1, ends.now)
+    assert ends.client.streams == {}
 
 
 def test_a_fin_that_arrives_last_forgets_the_stream_as_well() -> None:
