@@ -5,8 +5,8 @@ when it is not. Data that came with the OPEN waits in the relay meanwhile. A num
 connected at once, without a task; a name is looked up here, in a thread, and its addresses are
 tried in the resolver's order.
 
-The deadline of a connect to the only address is the kernel's (about two minutes of SYNs on Linux):
-a local program would wait as long. getaddrinfo(3) has no deadline and can't be interrupted, so a
+Connects that don't come about are given up after a minute, and sooner where the program has left;
+one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no deadline and can't be interrupted, so a
 look-up that takes too long is given up and its thread left to itself; LOOKUP_THREADS bounds those.
 """
 
@@ -15,7 +15,7 @@ import concurrent.futures
 import errno
 import os
 import socket
-from typing import Any, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
@@ -23,6 +23,17 @@ from sshunt.mux.streams import Stream
 from sshunt.relay.sockets import prepare, reset_code
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
+
+#: How long a connect may take; the kernel's own limit is about two minutes of SYNs (tcp(7),
+#: tcp_syn_retries), and a scan of dead addresses would hold a descriptor for each of them so long.
+CONNECT_DEADLINE_S = 60.0
+
+#: The same where the program has hung up meanwhile without a word: nobody waits for it any more. Not
+#: at once, for it may be one that only listens.
+ABANDONED_DEADLINE_S = 5.0
+
+#: How often slow connects are looked at. Most are over before they are ever seen.
+SWEEP_EVERY_S = 1.0
 
 #: How long one of a name's addresses may take before the next is tried.
 ADDRESS_DEADLINE_S = 10.0
@@ -50,6 +61,9 @@ class Dialer:
         self._lookups: "Set[asyncio.Future[None]]" = set()
         self._resolving = 0
         self._threads: Optional[concurrent.futures.ThreadPoolExecutor] = None
+        self._fresh: List[TcpRelay] = []  # began to connect since the last sweep
+        self._slow: Dict[TcpRelay, float] = {}  # were still connecting then, and since when
+        self._sweeping: Optional[asyncio.TimerHandle] = None
 
     def on_request(self, stream: Stream, destination: Destination) -> None:
         """A stream was asked for: connect it or refuse it."""
@@ -71,7 +85,9 @@ class Dialer:
         lookup.add_done_callback(self._lookups.discard)
 
     def close(self) -> None:
-        """Give up the look-ups under way."""
+        """Give up the look-ups under way, and watch connects no more."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         for lookup in list(self._lookups):
             lookup.cancel()
         if self._threads is not None:
@@ -87,9 +103,30 @@ class Dialer:
         error_number = sock.connect_ex((destination.host, destination.port))
         if error_number in (0, errno.EINPROGRESS):
             relay.wait_for_connection(sock)
+            self._fresh.append(relay)
+            if self._sweeping is None:
+                self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
         else:
             sock.close()
             relay.abort(reset_code(error_number))
+
+    def _sweep(self) -> None:
+        """Give up connects that have taken too long."""
+        now = self._tunnel.loop.time()
+        for relay in self._fresh:
+            if relay.is_connecting:
+                self._slow[relay] = now
+        self._fresh = []
+        for relay, since in list(self._slow.items()):
+            deadline_s = ABANDONED_DEADLINE_S if relay.is_abandoned else CONNECT_DEADLINE_S
+            if not relay.is_connecting:
+                del self._slow[relay]
+            elif now - since > deadline_s:
+                del self._slow[relay]
+                relay.abort(frames.RESET_TIMED_OUT)
+        self._sweeping = None
+        if self._slow:
+            self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
 
     async def _look_up(self, relay: TcpRelay, destination: Destination) -> None:
         """Connect to the first address of a name that answers."""

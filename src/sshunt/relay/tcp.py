@@ -90,6 +90,16 @@ class TcpRelay:
             raise ValueError("the relay has no socket yet")
         return self._sock
 
+    @property
+    def is_connecting(self) -> bool:
+        """True while the far side's socket is neither connected nor given up."""
+        return not self.connected and self.stream.owner is self
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True if the other end has hung up without having sent anything that still waits."""
+        return self._fin_received and self._pending is None
+
     # --- from the socket ----------------------------------------------------------------------
 
     def start(self, sock: socket.socket) -> None:

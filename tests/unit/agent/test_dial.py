@@ -189,3 +189,59 @@ def test_what_is_under_way_when_the_agent_ends_leaks_nothing(resolver: Resolver,
         "connecting": connecting,
     }
     run(conversations[when])
+
+
+# --- connects that don't come about ---------------------------------------------------------------
+
+
+def deaf() -> tuple[socket.socket, list[socket.socket]]:
+    """A listener whose backlog is full: further connects get no answer at all."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = []
+    for _ in range(3):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+        waiting.append(sock)
+    return listener, waiting
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["program left", "program waits"])
+def test_a_connect_that_gets_no_answer_is_given_up(
+    leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "SWEEP_EVERY_S", 0.05)
+    monkeypatch.setattr(dial, "ABANDONED_DEADLINE_S" if leaves else "CONNECT_DEADLINE_S", 0.2)
+
+    async def conversation(ends: Ends) -> None:
+        listener, waiting = deaf()
+        codes = refusals(ends)
+        program = ends.connect(*listener.getsockname())
+        if leaves:
+            program.shutdown(socket.SHUT_WR)
+        await until(lambda: bool(codes))
+        assert codes == [frames.RESET_TIMED_OUT]
+        assert not ends.agent.relays
+        for sock in (listener, program, *waiting):
+            sock.close()
+
+    run(conversation)
+
+
+def test_a_connection_that_came_about_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial, "SWEEP_EVERY_S", 0.02)
+    monkeypatch.setattr(dial, "ABANDONED_DEADLINE_S", 0.0)
+    monkeypatch.setattr(dial, "CONNECT_DEADLINE_S", 0.0)
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            program.shutdown(socket.SHUT_WR)
+            host = await threaded(lambda: accept(listener))
+            await asyncio.sleep(0.2)
+            host.sendall(b"still here")
+            assert await threaded(lambda: program.recv(100)) == b"still here"
+            program.close()
+            host.close()
+
+    run(conversation)
