@@ -6,9 +6,9 @@ connected at once, without a task; a name is looked up here, in a thread, and it
 tried in the resolver's order.
 
 Connects that don't come about are given up after a minute, and sooner where the program has left;
-one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no deadline and can't be interrupted, so a
-look-up that takes too long is given up and its thread left to itself; LOOKUP_THREADS bounds those.
-"""
+one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no
+deadline and can't be interrupted, so a look-up that takes too long is given up and its thread left
+to itself; LOOKUP_THREADS bounds those. """
 
 import asyncio
 import concurrent.futures
@@ -28,8 +28,8 @@ from sshunt.relay.tunnel import Tunnel
 #: tcp_syn_retries), and a scan of dead addresses would hold a descriptor for each of them so long.
 CONNECT_DEADLINE_S = 60.0
 
-#: The same where the program has hung up meanwhile without a word: nobody waits for it any more. Not
-#: at once, for it may be one that only listens.
+#: The same where the program has hung up meanwhile without a word: nobody waits for it any more.
+#: Not at once, for it may be one that only listens.
 ABANDONED_DEADLINE_S = 5.0
 
 #: How often slow connects are looked at. Most are over before they are ever seen.
