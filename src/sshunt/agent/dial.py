@@ -8,7 +8,7 @@ tried in the resolver's order.
 Connects that don't come about are given up after a minute, and sooner where the program has left;
 one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no
 deadline and can't be interrupted, so a look-up that takes too long is given up and its thread left
-to itself; LOOKUP_THREADS bounds those. """
+to itself; LOOKUP_THREADS bounds those."""
 
 import asyncio
 import concurrent.futures

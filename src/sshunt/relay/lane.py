@@ -72,9 +72,9 @@ class LaneIO:
     __slots__ = (
         "_backlog",
         "_can_splice",
+        "_in_bulk",
         "_read_bytes",
         "_read_fd",
-        "_spliced",
         "_tunnel",
         "_write_fd",
         "_writing",
@@ -90,7 +90,7 @@ class LaneIO:
         self._writing = False  # registered with the loop
         self._can_splice = hasattr(os, "splice")  # Linux, Python 3.10
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
-        self._spliced = False  # the last payload was moved to its end inside the kernel
+        self._in_bulk = False  # the last payload was large
         self.lane_id = lane_id
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
@@ -228,9 +228,12 @@ class LaneIO:
 
     def _read(self) -> bool:
         """Read and use what is there; False if there is hardly more now."""
-        # Behind a large payload mostly comes another: read its header alone, splice the rest.
-        limit = DATA_HEAD_BYTES if self._spliced else self._read_bytes
-        self._spliced = False
+        # Behind a large payload mostly comes another: read no further than its header, so that the
+        # payload itself can be spliced.
+        reader = self._tunnel.session.lanes[self.lane_id].reader
+        limit = self._read_bytes
+        if self._in_bulk:
+            limit = min(limit, reader.data_left + DATA_HEAD_BYTES)
         buffer = memoryview(self._tunnel.read_buffer)[:limit]
         try:
             size = os.readv(self._read_fd, [buffer])
@@ -243,14 +246,19 @@ class LaneIO:
             self._tunnel.lane_ended(self, "")
             return False
         begin = self._tunnel.loop.time()
-        alive = self._process(buffer[:size])
+        if not self._process(buffer[:size]):
+            return False
+        if reader.data_left >= SPLICED_BYTES:
+            self._in_bulk = True
+        elif size == limit:  # what was to be its header was not one
+            self._in_bulk = False
         if self._tunnel.loop.time() - begin > LONG_S:
             # Thousands of tiny frames: take fewer at a time, others want their turn.
             self._read_bytes = max(size // 4, LEAST_READ_BYTES)
             return False
         if size == self._read_bytes:
             self._read_bytes = min(2 * size, READ_BYTES)
-        return alive and size == limit
+        return size == limit
 
     def _passage(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""
@@ -278,11 +286,10 @@ class LaneIO:
             return self._read()
         if not moved:
             return self._read()  # the end of the pipe
-        self._spliced = moved == size
         tunnel.session.passed(self.lane_id, moved, tunnel.loop.time())
         if stream.receiver.final is not None:
             tunnel.dispatch()
-        return self._spliced
+        return moved == size
 
     def _process(self, data: memoryview) -> bool:
         """Use everything in ``data``; False if the lane has ended over it."""
