@@ -283,15 +283,21 @@ class Echoes:
                 self._poll.register(sock, select.EPOLLIN)
                 waiting.add(sock.fileno())
         socks = {sock.fileno(): sock for sock in self.idle}
+        echoed = dict.fromkeys(socks, b"")
         deadline = time.monotonic() + deadline_s
         while waiting and time.monotonic() < deadline:
             for fd, _ in self._poll.poll(0.2):
                 if self._server.step(fd) or fd not in waiting:
                     continue
-                waiting.discard(fd)
-                self._poll.unregister(fd)
-                with suppress(OSError):
-                    answered += socks[fd].recv(4096) == PING
+                try:
+                    echoed[fd] += socks[fd].recv(4096)
+                except OSError:
+                    echoed[fd] = b""
+                # TCP has no messages: an echo may come in pieces.
+                if not echoed[fd] or len(echoed[fd]) >= len(PING):
+                    waiting.discard(fd)
+                    self._poll.unregister(fd)
+                    answered += echoed[fd] == PING
         return answered
 
     def _start_one(self, started: dict[int, tuple[socket.socket, float]]) -> None:

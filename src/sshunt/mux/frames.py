@@ -13,13 +13,15 @@
     GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
 
 Every number is absolute (an offset, a limit, a position), so that a frame may arrive twice or by
-another lane and mean the same. A reader never waits for a whole DATA frame: what has arrived of its
-payload is handed on at once as if it were a smaller frame at its own offset. So only headers and
-small bodies are ever copied, and a frame's size is the sender's affair alone.
+another lane and mean the same. A reader does not wait for a whole large DATA frame: what has
+arrived of its payload is handed on at once as if it were a smaller frame at its own offset. So only
+headers and small bodies are ever copied, and a frame's size is the sender's affair alone. A small
+payload is handed on whole: programs have no right to expect that, but some do.
 
 Not here: what frames mean (session), and which may be lost (lanes).
 """
 
+import functools
 import ipaddress
 import struct
 from typing import List, NamedTuple, Optional, Tuple, Union
@@ -99,6 +101,9 @@ _ACK_BODY = struct.Struct("!QI")
 _OPEN_BODY = struct.Struct("!BBH")
 _CODE = struct.Struct("!H")
 
+#: Bodies of DATA up to this size are handed on whole: a segment or a line of a conversation.
+WHOLE_BYTES = 2048
+
 HEADER_BYTES = 8
 DATA_HEAD_BYTES = 16
 
@@ -152,6 +157,17 @@ def encode_open(stream: int, destination: Destination) -> bytes:
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def _parse_address(text: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    # Parsing costs as much as all the rest of an OPEN, and programs connect to the same few hosts.
+    return ipaddress.ip_address(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _address_text(raw: bytes) -> str:
+    return str(ipaddress.ip_address(raw))
+
+
 def encode_opened(stream: int) -> bytes:
     """An OPENED frame."""
     return _HEADER.pack(OPENED << 24, stream)
@@ -193,7 +209,7 @@ def decode_open_untrusted(body: bytes) -> Destination:
     if address_type in (_ADDRESS_IPV4, _ADDRESS_IPV6):
         if len(raw) != (4 if address_type == _ADDRESS_IPV4 else 16):
             raise RemoteProtocolError("OPEN with an address of %d bytes" % len(raw))
-        return Destination(kind, str(ipaddress.ip_address(raw)), port)
+        return Destination(kind, _address_text(raw), port)
     if address_type != _ADDRESS_NAME:
         raise RemoteProtocolError("OPEN with address type %d" % address_type)
     name = raw.decode("latin-1")
@@ -248,9 +264,7 @@ class FrameReader:
         while at < end:
             if self.data_left:
                 size = min(self.data_left, end - at)
-                frames.append((DATA, self.stream, self.offset, Payload(data[at : at + size])))
-                self.data_left -= size
-                self.offset += size
+                self._data(Payload(data[at : at + size]), frames)
                 at += size
             elif self._carry:
                 at = self._complete_carry(data, at, frames)
@@ -264,7 +278,7 @@ class FrameReader:
             word, stream = _HEADER.unpack_from(data, at)
             kind, length = word >> 24, word & 0xFFFFFF
             _check_length(kind, length)
-            if kind == DATA:
+            if kind == DATA and (length > WHOLE_BYTES or end - at >= HEADER_BYTES + length):
                 if end - at >= DATA_HEAD_BYTES:
                     self._begin_data(
                         stream, length, _OFFSET.unpack_from(data, at + HEADER_BYTES)[0]
@@ -292,9 +306,15 @@ class FrameReader:
             kind, length = word >> 24, word & 0xFFFFFF
             if kind == DATA:
                 self._begin_data(stream, length, _OFFSET.unpack_from(whole, HEADER_BYTES)[0])
+                if len(whole) > DATA_HEAD_BYTES:
+                    self._data(Payload(whole[DATA_HEAD_BYTES:]), frames)
             else:
                 frames.append(_decode_small(kind, stream, whole[HEADER_BYTES:]))
         return at
+
+    def _data(self, payload: Payload, frames: List[Frame]) -> None:
+        frames.append((DATA, self.stream, self.offset, payload))
+        self.skip(len(payload))
 
     def _begin_data(self, stream: int, length: int, offset: int) -> None:
         if offset > MAX_OFFSET:
@@ -311,7 +331,7 @@ def _carry_bytes(carry: bytearray) -> int:
     word: int = _HEADER.unpack_from(carry)[0]
     kind, length = word >> 24, word & 0xFFFFFF
     _check_length(kind, length)
-    if kind == DATA:
+    if kind == DATA and length > WHOLE_BYTES:
         return DATA_HEAD_BYTES
     return HEADER_BYTES + length
 

@@ -152,7 +152,7 @@ class LaneIO:
     def _write(self, pieces: Sequence[_Piece]) -> bool:
         """Write as much as the pipe takes; the rest is the backlog. False if it took nothing."""
         self._backlog = []
-        views: List[memoryview] = []
+        views: List[Union[bytes, memoryview]] = []
         wrote = False
         for index, piece in enumerate(pieces):
             if isinstance(piece, PromisedPayload) and not piece.is_kept:
@@ -167,12 +167,12 @@ class LaneIO:
                 # The piece at hand is part of it: its socket may have to be read meanwhile.
                 self._backlog = [*rest, *pieces[index:]]
                 return wrote
-            views.append(piece.view if isinstance(piece, Payload) else memoryview(piece))
+            views.append(piece.view if isinstance(piece, Payload) else piece)
         rest, took = self._write_views(views)
         self._backlog = rest
         return wrote or took
 
-    def _write_views(self, views: List[memoryview]) -> Tuple[List[_Piece], bool]:
+    def _write_views(self, views: List[Union[bytes, memoryview]]) -> Tuple[List[_Piece], bool]:
         """One writev; what it did not take, and whether it took anything."""
         if not views:
             return [], False
@@ -180,9 +180,11 @@ class LaneIO:
             written = os.writev(self._write_fd, views)
         except (BlockingIOError, InterruptedError):
             return list(views), False
+        if written == sum(map(len, views)):
+            return [], True
         for index, view in enumerate(views):
             if written < len(view):
-                return [view[written:], *views[index + 1 :]], True
+                return [memoryview(view)[written:], *views[index + 1 :]], True
             written -= len(view)
         return [], True
 

@@ -12,7 +12,10 @@ Where there is no epoll, nothing is watched and resets are noticed when reading 
 import asyncio
 import select
 import socket
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
+
+#: How long a socket may be paused before it is worth watching.
+SOON_S = 1.0
 
 
 class PausedSockets:
@@ -21,10 +24,24 @@ class PausedSockets:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watched: Dict[int, Tuple[socket.socket, Callable[[int], None]]] = {}
+        self._soon: List[Callable[[], None]] = []
+        self._timer: Optional[asyncio.TimerHandle] = None
         self._set: "Optional[select.epoll]" = None
         if hasattr(select, "epoll"):
             self._set = select.epoll()
             loop.add_reader(self._set.fileno(), self._on_event)
+
+    def soon(self, look: Callable[[], None]) -> None:
+        """Call ``look`` in a second or two, which may then want to watch."""
+        self._soon.append(look)
+        if self._timer is None and self._set is not None:
+            self._timer = self._loop.call_later(SOON_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        looks, self._soon = self._soon, []
+        for look in looks:
+            look()
 
     def watch(self, sock: socket.socket, on_error: Callable[[int], None]) -> None:
         """Watch ``sock`` until it has an error or is unwatched. Once at a time."""
@@ -41,6 +58,9 @@ class PausedSockets:
 
     def close(self) -> None:
         """Watch nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._soon = []
         if self._set is not None:
             self._loop.remove_reader(self._set.fileno())
             self._set.close()

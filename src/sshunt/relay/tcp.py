@@ -171,7 +171,9 @@ class TcpRelay:
             self._read_bytes = READ_BYTES
             return True
         self._fin_sent = True
-        self._pause()
+        self._read_no_more()
+        if not self._fin_received:
+            self._tunnel.paused.soon(self._watch_half_closed)
         self._tunnel.finish(self.stream)
         self._close_if_over()
         return False
@@ -320,6 +322,11 @@ class TcpRelay:
         if not self._paused:
             self._paused = True
             self._tunnel.paused.watch(self.sock, self._on_error)
+
+    def _watch_half_closed(self) -> None:
+        """Most connections are over a moment after their first half; this one is not."""
+        if self.stream.owner is self:
+            self._pause()
 
     def _on_error(self, error_number: int) -> None:
         self.abort(reset_code(error_number))

@@ -16,7 +16,7 @@ no payload of the read buffer is kept past ``dispatch``.
 
 import asyncio
 import os
-from typing import Callable, Dict, Optional, Set
+from typing import Any, Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
@@ -24,10 +24,10 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.session import (
     DatagramReceived,
     DataReceived,
-    Event,
     FinReceived,
     GoodbyeReceived,
     Session,
+    StreamOpened,
     StreamRequested,
     StreamReset,
     StreamWritable,
@@ -58,6 +58,16 @@ class Tunnel:
         self.on_goodbye: Optional[Callable[[int, str], None]] = None
         self.on_forgotten: Optional[Callable[[], None]] = None
         self.on_datagram: Optional[Callable[[DatagramReceived], None]] = None
+        self._takers: Dict[type, Callable[[Any], None]] = {
+            DataReceived: self._on_data,
+            StreamWritable: self._on_writable,
+            FinReceived: self._on_fin,
+            StreamReset: self._on_reset,
+            StreamRequested: self._on_requested,
+            StreamOpened: self._on_opened,
+            DatagramReceived: self._on_datagram,
+            GoodbyeReceived: self._on_goodbye,
+        }
         self._pump_scheduled = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._closed = False
@@ -158,34 +168,42 @@ class Tunnel:
         """Give the session's events to whom they belong; False if there were none."""
         events = self.session.take_events()
         for event in events:
-            if isinstance(event, DataReceived):
-                if event.stream.owner is not None:
-                    event.stream.owner.on_data(event.payload)
-            elif isinstance(event, StreamWritable):
-                if event.stream.owner is not None:
-                    event.stream.owner.on_writable()
-            else:
-                self._dispatch_rare(event)
+            self._takers[type(event)](event)
         return bool(events)
 
-    def _dispatch_rare(self, event: Event) -> None:
-        if isinstance(event, FinReceived):
-            if event.stream.owner is not None:
-                event.stream.owner.on_fin()
-        elif isinstance(event, StreamReset):
-            if event.stream.owner is not None:
-                event.stream.owner.on_reset()
-            if self.on_reset:
-                self.on_reset(event.stream, event.code)
-        elif isinstance(event, StreamRequested):
-            if self.on_request is None:
-                self.session.reset(event.stream, frames.RESET_NOT_PERMITTED)
-            else:
-                self.on_request(event.stream, event.destination)
-        elif isinstance(event, DatagramReceived):
-            if self.on_datagram:
-                self.on_datagram(event)
-        elif isinstance(event, GoodbyeReceived) and self.on_goodbye:
+    def _on_data(self, event: DataReceived) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_data(event.payload)
+
+    def _on_writable(self, event: StreamWritable) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_writable()
+
+    def _on_fin(self, event: FinReceived) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_fin()
+
+    def _on_reset(self, event: StreamReset) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_reset()
+        if self.on_reset:
+            self.on_reset(event.stream, event.code)
+
+    def _on_requested(self, event: StreamRequested) -> None:
+        if self.on_request is None:
+            self.session.reset(event.stream, frames.RESET_NOT_PERMITTED)
+        else:
+            self.on_request(event.stream, event.destination)
+
+    def _on_opened(self, event: StreamOpened) -> None:
+        """Nothing waits for it: data goes with the OPEN."""
+
+    def _on_datagram(self, event: DatagramReceived) -> None:
+        if self.on_datagram:
+            self.on_datagram(event)
+
+    def _on_goodbye(self, event: GoodbyeReceived) -> None:
+        if self.on_goodbye:
             self.on_goodbye(event.code, event.sentence)
 
     def _set_timer(self, deadline: Optional[float]) -> None:

@@ -148,13 +148,25 @@ def test_a_goodbye_is_cut_to_one_line_and_made_printable() -> None:
     assert frames.decode_goodbye_untrusted(longer) == (1, "y" * SENTENCE_BYTES)
 
 
-def test_what_has_arrived_of_a_data_frame_is_handed_on_at_once_at_its_own_offset() -> None:
+def test_what_has_arrived_of_a_large_data_frame_is_handed_on_at_once_at_its_own_offset() -> None:
     reader = FrameReader()
-    wire = frames.encode_data_head(1, 100, 6) + b"abcdef"
+    payload = bytes(range(256)) * (frames.WHOLE_BYTES // 256)
+    wire = frames.encode_data_head(1, 100, len(payload)) + payload
     first = reader.feed(memoryview(wire[:20]))
     second = reader.feed(memoryview(wire[20:] + frames.encode_ping()))
-    assert [plain(f) for f in first] == [(frames.DATA, 1, 100, b"abcd")]
-    assert [plain(f) for f in second] == [(frames.DATA, 1, 104, b"ef"), (frames.PING, 0, 0, b"")]
+    assert [plain(f) for f in first] == [(frames.DATA, 1, 100, payload[:4])]
+    assert [plain(f) for f in second] == [
+        (frames.DATA, 1, 104, payload[4:]),
+        (frames.PING, 0, 0, b""),
+    ]
+
+
+@pytest.mark.parametrize("cut", range(1, 22))
+def test_a_small_payload_is_handed_on_whole_wherever_the_lane_was_cut(cut: int) -> None:
+    reader = FrameReader()
+    wire = frames.encode_data_head(1, 100, 6) + b"abcdef"
+    found = reader.feed(memoryview(wire[:cut])) + reader.feed(memoryview(wire[cut:]))
+    assert [plain(f) for f in found] == [(frames.DATA, 1, 100, b"abcdef")]
 
 
 @pytest.mark.parametrize("size", range(1, 40))

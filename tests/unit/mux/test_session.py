@@ -832,20 +832,20 @@ def test_a_passage_is_what_the_stream_waits_for_and_nothing_else() -> None:
         return memoryview(frames.encode_data_head(stream.id, offset, size))
 
     assert ours.passage(0) is None
-    ours.receive(0, head(0, 1000), 0.0)
-    assert ours.passage(0) == (stream, 1000)
-    ours.passed(0, 400, 0.0)
-    assert ours.passage(0) == (stream, 600)
-    ours.receive(0, memoryview(bytes(600)), 0.0)
-    assert [len(e.payload) for e in ours.take_events() if isinstance(e, DataReceived)] == [600]
+    ours.receive(0, head(0, 10000), 0.0)
+    assert ours.passage(0) == (stream, 10000)
+    ours.passed(0, 4000, 0.0)
+    assert ours.passage(0) == (stream, 6000)
+    ours.receive(0, memoryview(bytes(6000)), 0.0)
+    assert [len(e.payload) for e in ours.take_events() if isinstance(e, DataReceived)] == [6000]
     assert ours.passage(0) is None
-    ours.receive(0, head(500, 500), 0.0)  # came before
+    ours.receive(0, head(5000, 5000), 0.0)  # came before
     assert ours.passage(0) is None
-    ours.receive(0, memoryview(bytes(500)), 0.0)
-    ours.receive(0, head(2000, 500), 0.0)  # too early
+    ours.receive(0, memoryview(bytes(5000)), 0.0)
+    ours.receive(0, head(20000, 5000), 0.0)  # too early
     assert ours.passage(0) is None
-    ours.receive(0, memoryview(bytes(500)), 0.0)
-    ours.receive(0, head(1000, 1000), 0.0)  # in order, but a later piece waits behind it
+    ours.receive(0, memoryview(bytes(5000)), 0.0)
+    ours.receive(0, head(10000, 10000), 0.0)  # in order, but a later piece waits behind it
     assert ours.passage(0) is None
 
 
@@ -878,6 +878,6 @@ def test_a_closed_stream_has_no_passage() -> None:
     ours = Session(CLIENT)
     ours.add_lane(0, 0.0)
     stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
-    ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, 1000)), 0.0)
+    ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, 10000)), 0.0)
     ours.reset(stream, frames.RESET_ABORTED)
     assert ours.passage(0) is None
