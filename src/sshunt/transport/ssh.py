@@ -29,6 +29,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -230,25 +231,23 @@ async def cipher_option(remote: Remote) -> list[str]:
 
 
 async def _ask_ciphers(argv: Sequence[str]) -> str | None:
+    """The value of ``ciphers`` that ``ssh -G`` prints. In a thread: no trace of it is left in the
+    event loop, which may be about to end.
+    """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+        answer = await asyncio.to_thread(
+            subprocess.run,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=ASK_DEADLINE_S,
+            check=True,
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: no thread
         return None
-    try:
-        answer, _ = await asyncio.wait_for(process.communicate(), ASK_DEADLINE_S)
-    except asyncio.TimeoutError:
-        return None
-    finally:
-        if process.returncode is None:  # too slow, or we were cancelled
-            process.kill()
-            await process.wait()
-    found = re.search(rb"^ciphers (\S+)$", answer, re.MULTILINE)
-    return found.group(1).decode("ascii", "replace") if found and process.returncode == 0 else None
+    found = re.search(rb"^ciphers (\S+)$", answer.stdout, re.MULTILINE)
+    return found.group(1).decode("ascii", "replace") if found else None
 
 
 def _has_aes_instructions() -> bool:
