@@ -12,7 +12,6 @@ behind is looked for at the end as well. The exit code is 0 only if every proof 
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ CHECKED_BYTES = 40_000_000
 NEW_CONNECTIONS = 100
 
 START_DEADLINE_S = 20.0
+END_DEADLINE_S = 5.0
 
 #: The promise: a second after kill -9 nothing is left.
 CLEAN_DEADLINE_S = 1.0
@@ -281,8 +281,7 @@ def _sshunt(lab: Lab, argv: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        _end(process)
 
 
 @contextmanager
@@ -293,7 +292,16 @@ def _ssh_forward(lab: Lab) -> Iterator[None]:
         lab.client.wait_for_port("127.0.0.1", FORWARD_PORT)
         yield
     finally:
-        process.terminate()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the program to end; end it if it does not."""
+    process.terminate()
+    try:
+        process.wait(END_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
 
 
