@@ -26,6 +26,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sshunt import metrics
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
@@ -36,8 +37,9 @@ from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.listener import CannotListen, Listener, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
+from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, TOKEN_BYTES, make_hello
-from sshunt.mux.session import Session
+from sshunt.mux.session import DatagramReceived, Session
 from sshunt.mux.streams import Stream
 from sshunt.peers import ssh_peers
 from sshunt.privilege import Helper, start_helper
@@ -59,6 +61,9 @@ FIRST_RTT_DEADLINE_S = 2.0
 
 #: The status line is redrawn this often.
 STATUS_EVERY_S = 1.0
+
+#: With -v the pacers are asked for their beliefs after so much traffic in a second.
+BELIEFS_FROM_BYTES = 50_000
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
 GC_THRESHOLD = 100_000
@@ -305,6 +310,7 @@ class _Up:
         self.tunnel.on_forgotten = self._on_forgotten
         if console.verbosity:
             self.tunnel.on_reset = self._on_reset
+            self.tunnel.on_datagram = self._on_datagram
         lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
         session.ping(0)
         lane.receive(ssh.rest)
@@ -328,12 +334,14 @@ class _Up:
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
         status = asyncio.ensure_future(self._show_status())
+        beliefs = asyncio.ensure_future(self._show_beliefs())
         helper_gone = asyncio.ensure_future(self._helper.gone.wait())
         ends: set[asyncio.Future[Any]] = {stop, self._lost, helper_gone, self._bug}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             status.cancel()
+            beliefs.cancel()
             helper_gone.cancel()
         if self._bug.done():
             raise self._bug.result()
@@ -414,6 +422,34 @@ class _Up:
                 f"down {_bit_rate(down)}, up {_bit_rate(up)}, RTT {rtt_ms:.1f} ms"
             )
             before = after
+
+    async def _show_beliefs(self) -> None:
+        """With -v: what the pacers believe, once a second while there is traffic."""
+        if not self._console.verbosity:
+            return
+        session = self.tunnel.session
+        before = self._traffic()
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            after = self._traffic()
+            moved = after.sent - before.sent + after.received - before.received
+            before = after
+            if moved < BELIEFS_FROM_BYTES:
+                continue
+            for line in metrics.lines("up", metrics.beliefs_untrusted(session.beliefs())):
+                self._console.detail(1, line)
+            session.send_datagram(0, frames.BELIEFS, b"", self.tunnel.loop.time())
+            self.tunnel.wake()
+
+    def _on_datagram(self, event: DatagramReceived) -> None:
+        if event.kind != frames.BELIEFS:
+            return
+        try:
+            beliefs = metrics.parse_beliefs_untrusted(event.data)
+        except RemoteProtocolError:
+            return  # it is only for looking at
+        for line in metrics.lines("down", beliefs):
+            self._console.detail(1, line)
 
     def _traffic(self) -> _Traffic:
         lanes = self.tunnel.session.lanes.values()

@@ -10,6 +10,7 @@ Nothing is written anywhere but to the lanes. Every lane that ends takes its stu
 
 import asyncio
 import gc
+import json
 import os
 import socket
 from typing import List, Optional
@@ -158,8 +159,12 @@ class _Life:
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind == frames.ECHO:
-            now = self._loop.time()
-            self._tunnel.session.send_datagram(event.flow, event.kind, event.data, now)
+            answer = event.data
+        elif event.kind == frames.BELIEFS:
+            answer = json.dumps(self._tunnel.session.beliefs()).encode()
+        else:
+            return
+        self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())
 
     def _on_lane_ended(self, lane: LaneIO, _reason: str) -> None:
         if isinstance(lane.tag, socket.socket):

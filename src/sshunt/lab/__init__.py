@@ -4,6 +4,7 @@
     hosts.py     ``Host``: run programs and open sockets inside one of them
     accounts.py  the people who live there: home, ssh key, sudo rights, login shell
     sshd.py      a real sshd with a configuration of its own
+    link.py      an emulated link: rate, delay, queue, loss, cuts
     servers.py   a small web server, as a program of its own
 
 Nothing here touches the machine's own network, /etc, accounts or ssh configuration.

@@ -25,7 +25,8 @@ address and no file.
 Invariants: nothing outside the namespaces and the lab's own folder is changed; no packet leaves the
 machine; after ``close`` no process, namespace or file of the lab is left.
 
-Not here: delay, loss and rate limits (the kernel's netem is not to be had everywhere).
+With ``Lab(up=Shape(...), down=Shape(...))`` the link between client and server is an emulated one
+(``link``), with a rate, a delay, a queue and losses; ``lab.link`` changes and cuts it.
 """
 
 import itertools
@@ -46,6 +47,7 @@ from types import FrameType, TracebackType
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.accounts import Account, plan_accounts, uids_of, write_etc, write_homes
 from sshunt.lab.hosts import SYSTEM_PATH, Host, processes_in
+from sshunt.lab.link import DEFAULT_MTU, Link, Shape, start_link
 from sshunt.lab.servers import WEB_PORT
 from sshunt.lab.sshd import SSH_PORT, Sshd, start_sshd
 
@@ -103,6 +105,10 @@ _KILL_DEADLINE_S = 5.0
 #: Where root's agents listen.
 _ROOTS_AGENTS = Path("/tmp/sshunt-0")
 
+#: Packets that wait in a host until the emulated link has read them: it reads at once, so all
+#: queueing that counts is its own.
+_TUN_QUEUE_PACKETS = 10_000
+
 _numbers = itertools.count()
 
 
@@ -117,10 +123,20 @@ class Lab:
     server: Host
     target: Host
     neighbour: Host
+    link: Link
 
-    def __init__(self, *, sshd: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        sshd: bool = True,
+        up: Shape | None = None,
+        down: Shape | None = None,
+        mtu: int = DEFAULT_MTU,
+    ) -> None:
         self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
         self._want_sshd = sshd
+        self._shapes = None if up is None or down is None else (up, down)
+        self._mtu = mtu
         self._cleanup = ExitStack()
 
     def __enter__(self) -> "Lab":
@@ -134,6 +150,8 @@ class Lab:
             write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
             self._make_network()
             self._make_hosts(self._lay_over_etc())
+            if self._shapes is not None:
+                self._emulate_link(*self._shapes)
             if self._want_sshd:
                 self.sshd(self.server)
             self._cleanup = self._cleanup.pop_all()
@@ -248,6 +266,23 @@ class Lab:
             ]
         for host, lines in commands.items():
             _ip(*lines, *_ROUTES[host], netns=f"{self.name}-{host}")
+
+    def _emulate_link(self, up: Shape, down: Shape) -> None:
+        """Replace the wire between client and server by an emulated link."""
+        _ip("link delete to-server", netns=self.client.netns)
+        self.link = start_link(
+            self.client, "to-server", self.server, "to-client", up=up, down=down
+        )
+        for host, peer, v4, v6 in _ENDS:
+            if {host, peer} != {"client", "server"}:
+                continue
+            _ip(
+                f"link set to-{peer} mtu {self._mtu} txqueuelen {_TUN_QUEUE_PACKETS} up",
+                f"address add {v4} dev to-{peer}",
+                f"address add {v6} dev to-{peer} nodad",
+                netns=f"{self.name}-{host}",
+            )
+        _ip(*_ROUTES["client"], netns=self.client.netns)
 
     def _lay_over_etc(self) -> int:
         """Make the mount namespace and return the pid of the process that holds it open."""

@@ -7,7 +7,7 @@
     OPEN         u8 kind, u8 address type, u16 port, address      4: IPv4, 6: IPv6, 0: a name
     OPENED       -
     RESET        u16 code
-    LANE_ACK     u64 position, u32 held (microseconds)            stream is 0
+    LANE_ACK     u64 position, u32 held, u32 clock (microseconds) stream is 0
     PING         -                                                stream is 0
     DATAGRAM     u8 kind, payload                                 stream is the flow's number
     GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
@@ -49,7 +49,7 @@ _BODY_BYTES = {
     OPEN: (5, CONTROL_BYTES),
     OPENED: (0, 0),
     RESET: (2, 2),
-    LANE_ACK: (12, 12),
+    LANE_ACK: (16, 16),
     PING: (0, 0),
     DATAGRAM: (1, 1 + DATAGRAM_BYTES),
     GOODBYE: (2, CONTROL_BYTES),
@@ -58,6 +58,7 @@ _BODY_BYTES = {
 # Stream kinds (OPEN) and datagram kinds (DATAGRAM).
 TCP = 1
 ECHO = 3  # the far side sends the same bytes back
+BELIEFS = 4  # the far side sends what its pacers believe, as JSON
 
 # Reset codes: what became of a connection, so that the other end can show the same.
 RESET_ABORTED = 1  # the peer of this connection reset it
@@ -95,9 +96,9 @@ _HEADER = struct.Struct("!II")
 _OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN, WINDOW
 _OPEN_HEAD = struct.Struct("!IIBBH")
 _RESET_FRAME = struct.Struct("!IIH")
-_ACK_FRAME = struct.Struct("!IIQI")
+_ACK_FRAME = struct.Struct("!IIQII")
 _OFFSET = struct.Struct("!Q")
-_ACK_BODY = struct.Struct("!QI")
+_ACK_BODY = struct.Struct("!QII")
 _OPEN_BODY = struct.Struct("!BBH")
 _CODE = struct.Struct("!H")
 
@@ -178,10 +179,13 @@ def encode_reset(stream: int, code: int) -> bytes:
     return _RESET_FRAME.pack(RESET << 24 | 2, stream, code)
 
 
-def encode_lane_ack(position: int, held_s: float) -> bytes:
-    """A LANE_ACK frame: ``held_s`` is how long the newest acknowledged byte waited for it."""
+def encode_lane_ack(position: int, held_s: float, arrived_at: float) -> bytes:
+    """A LANE_ACK frame: the newest acknowledged byte that asked for it came at ``arrived_at`` (any
+    clock, modulo 2^32 microseconds) and waited ``held_s`` for it.
+    """
     held_us = min(max(int(held_s * 1e6), 0), 0xFFFFFFFF)
-    return _ACK_FRAME.pack(LANE_ACK << 24 | 12, 0, position, held_us)
+    arrived_us = int(arrived_at * 1e6) & 0xFFFFFFFF
+    return _ACK_FRAME.pack(LANE_ACK << 24 | 16, 0, position, held_us, arrived_us)
 
 
 def encode_ping() -> bytes:
@@ -223,10 +227,10 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= _NAME_BYTES and all("!" <= char <= "~" for char in name)
 
 
-def decode_ack_untrusted(body: bytes) -> Tuple[int, float]:
-    """(position, held in seconds) of a LANE_ACK frame's body."""
-    position, held_us = _ACK_BODY.unpack(body)
-    return position, held_us / 1e6
+def decode_ack_untrusted(body: bytes) -> Tuple[int, float, int]:
+    """(position, held in seconds, the peer's clock in microseconds) of a LANE_ACK frame's body."""
+    position, held_us, arrived_us = _ACK_BODY.unpack(body)
+    return position, held_us / 1e6, arrived_us
 
 
 def decode_goodbye_untrusted(body: bytes) -> Tuple[int, str]:

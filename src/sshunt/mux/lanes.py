@@ -3,8 +3,9 @@
 A lane loses nothing while it lives; what it can do is die, and then nobody knows how much of what
 was written arrived. So each side tells how many bytes of the lane it has *processed* (LANE_ACK),
 and the sender remembers for every frame that matters the lane position where it ended. An
-acknowledgement releases those up to its position; that frees the sender's copy of the data and
-measures the round-trip time. When the lane dies, what is left goes back to the session.
+acknowledgement releases those up to its position; that frees the sender's copy of the data,
+measures the round-trip time and feeds the pacer. When the lane dies, what is left goes back to the
+session.
 
     RELIABLE     DATA FIN WINDOW OPEN OPENED RESET GOODBYE   goes back when the lane dies
     UNRELIABLE   PING DATAGRAM                               asks for an ack, is not sent again
@@ -13,7 +14,7 @@ measures the round-trip time. When the lane dies, what is left goes back to the 
 The position counts every byte behind HELLO, of whatever frame. Invariants: acked <= sent; entries
 are in order of their end; a frame is released exactly once (acked or given back).
 
-Not here: what goes on the lane (session), liveness and reconnecting (client).
+Not here: what goes on the lane (session), how much of it (pacer), liveness and reconnecting (client).
 """
 
 from collections import deque
@@ -27,6 +28,7 @@ from sshunt.mux.limits import (
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
 )
+from sshunt.mux.pacer import Pacer
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 
@@ -56,6 +58,7 @@ class Lane:
     __slots__ = (
         "_ack_due",
         "_eliciting_end",
+        "_last_at",
         "_newest_at",
         "_unacked_bytes",
         "acked",
@@ -63,6 +66,7 @@ class Lane:
         "last_heard_at",
         "min_rtt_s",
         "outstanding",
+        "pacer",
         "ping_wanted",
         "reader",
         "received",
@@ -78,6 +82,8 @@ class Lane:
         self.acked = 0  # position that the peer has processed
         self.outstanding: Deque[Sent] = deque()
         self._eliciting_end = 0  # end of the last frame that asked for an ack
+        self._last_at = now  # when something that asked for an ack was sent or acknowledged
+        self.pacer = Pacer()
         self.ping_wanted = False
         self.rtt_s = 0.0  # smoothed; 0 until measured
         self.min_rtt_s = 0.0
@@ -97,10 +103,15 @@ class Lane:
 
     @property
     def room_bytes(self) -> int:
-        """How much may be added before the peer must acknowledge."""
+        """How much may be added, control frames included, before the peer must acknowledge."""
         if len(self.outstanding) >= LANE_IN_FLIGHT_FRAMES:
             return 0
         return LANE_IN_FLIGHT_BYTES - self.in_flight_bytes
+
+    @property
+    def data_room_bytes(self) -> int:
+        """How much data may be added without making a queue; negative if more is there already."""
+        return self.pacer.limit_bytes - self.in_flight_bytes
 
     def note_silent(self, size: int) -> None:
         """An acknowledgement of ours of ``size`` bytes goes out."""
@@ -117,20 +128,28 @@ class Lane:
         raw: bytes = b"",
     ) -> None:
         """A frame of ``size`` bytes that asks for an acknowledgement goes out."""
+        if not self.outstanding:
+            self.pacer.note_idle(now - self._last_at)
+        self._last_at = now
         self.sent = self._eliciting_end = self.sent + size
         self.outstanding.append(Sent(self.sent, now, kind, stream, offset, payload, raw))
 
-    def acknowledge(self, position: int, held_s: float, now: float) -> List[Sent]:
-        """The peer has processed everything up to ``position``; the frames that this releases."""
+    def acknowledge(self, position: int, held_s: float, arrived_us: int, now: float) -> List[Sent]:
+        """The peer has processed everything up to ``position``, the newest of it when its own clock
+        said ``arrived_us``; the frames that this releases.
+        """
         if position > self.sent:
             raise RemoteProtocolError("ack of %d, sent %d" % (position, self.sent))
         released: List[Sent] = []
         outstanding = self.outstanding
         while outstanding and outstanding[0].end <= position:
             released.append(outstanding.popleft())
-        if released:
-            self._measure(now - released[-1].sent_at - held_s)
         self.acked = max(self.acked, position)
+        if released:
+            sent_at = released[-1].sent_at
+            self._last_at = now
+            self._measure(now - sent_at - held_s)
+            self.pacer.on_ack(self.acked, self.sent, sent_at, held_s, arrived_us, now)
         return released
 
     def _measure(self, sample_s: float) -> None:
@@ -163,8 +182,8 @@ class Lane:
         """When an acknowledgement must have left; None if nothing waits for one."""
         return self._ack_due
 
-    def take_ack(self, now: float) -> Tuple[int, float]:
-        """(position, seconds held) of the acknowledgement that now goes out."""
+    def take_ack(self, now: float) -> Tuple[int, float, float]:
+        """(position, seconds held, when the newest came) of the acknowledgement that now goes out."""
         self._unacked_bytes = 0
         self._ack_due = None
-        return self.received, now - self._newest_at
+        return self.received, now - self._newest_at, self._newest_at

@@ -67,6 +67,10 @@ STREAM_GAP = 65536
 #: the kernel's socket buffers hold a few more; beyond that a frame waits no matter where.
 LANE_IN_FLIGHT_BYTES = 8 * MIB
 
+#: Sparse streams may have so much more on a lane than bulk may: a keystroke, a request and its
+#: answer need not wait for the limit, and are too few to make a queue.
+SPARSE_RESERVE_BYTES = 32 * KIB
+
 #: Frames that may be on a lane without acknowledgement: each costs us some 300 bytes until then.
 #: 160,000 small messages a second at 100 ms, more than Python can cut.
 LANE_IN_FLIGHT_FRAMES = 16384
@@ -79,8 +83,9 @@ CONTROL_QUEUE_FRAMES = 4 * MAX_STREAMS
 ACK_EVERY_BYTES = 1 * MIB
 
 #: ... or so many seconds, whichever comes first. It says how long it was held, so that round-trip
-#: times stay exact.
-ACK_DELAY_S = 0.010
+#: times stay exact. The sender's pacing is as smooth as its acknowledgements: this is the time that
+#: one frame takes on the link.
+ACK_DELAY_S = 0.002
 
 #: What one transmit call hands out at most: one writev of a full pipe.
 TRANSMIT_BYTES = 1 * MIB

@@ -26,7 +26,7 @@ SPARSE_BYTES = 16 * 1024
 #: Sparse bytes in a row after which bulk gets one frame.
 SPARSE_RUN_BYTES = DATA_BYTES
 
-#: What a bulk stream may send in one turn.
+#: What a bulk stream may send in one turn, at most.
 QUANTUM_BYTES = DATA_BYTES
 
 #: Round trips are not known yet, or shorter than our own reaction: count a stream's bytes over
@@ -61,11 +61,26 @@ class Scheduler:
             stream.quantum_left = 0
             self._bulk.append(stream)
 
-    def take(self, lane: int, size: int) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
+    @property
+    def has_bulk(self) -> bool:
+        """True if streams wait that are not sparse."""
+        return bool(self._bulk)
+
+    def queued_bytes(self) -> Tuple[int, int]:
+        """(sparse, bulk) bytes that could leave now if the lanes let them."""
+        sparse = sum(stream.sender.sendable_bytes for stream in self._sparse)
+        return sparse, sum(stream.sender.sendable_bytes for stream in self._bulk)
+
+    def take(
+        self, lane: int, size: int, bulk: bool = True
+    ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
         """(stream, offset, payload of at most ``size`` bytes; None is FIN) to put on ``lane``.
 
-        None if no stream has work that this lane may carry.
+        None if no stream has work that this lane may carry. Without ``bulk`` only sparse streams
+        are asked.
         """
+        if not bulk:
+            return self._take_from(self._sparse, lane, size)
         bulk_turn = self._sparse_run_bytes >= SPARSE_RUN_BYTES
         first, second = (self._bulk, self._sparse) if bulk_turn else (self._sparse, self._bulk)
         return self._take_from(first, lane, size) or self._take_from(second, lane, size)
@@ -91,7 +106,9 @@ class Scheduler:
         """Take from ``stream``, the head of ``queue``, and put it where it belongs now."""
         if queue is self._bulk:
             if stream.quantum_left <= 0:
-                stream.quantum_left += QUANTUM_BYTES
+                # A frame at a time, not more: with twenty streams on a slow lane a larger quantum
+                # would let each wait for seconds between its turns.
+                stream.quantum_left += min(size, QUANTUM_BYTES)
             size = min(size, stream.quantum_left)
         offset, payload = stream.sender.take(size)
         taken = len(payload) if payload is not None else 0

@@ -29,13 +29,13 @@ from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane
 from sshunt.mux.limits import (
     CONTROL_QUEUE_FRAMES,
-    DATA_BYTES,
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     INITIAL_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
+    SPARSE_RESERVE_BYTES,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
@@ -315,10 +315,13 @@ class Session:
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""
-        if self._control or self._datagrams or len(self._scheduler):
+        if self._control or self._datagrams:
             return True
+        data = len(self._scheduler) > 0
         for lane in self.lanes.values():
             if lane.ping_wanted or (lane.ack_due is not None and lane.ack_due <= now):
+                return True
+            if data and lane.data_room_bytes + SPARSE_RESERVE_BYTES > 0:
                 return True
         return False
 
@@ -329,8 +332,7 @@ class Session:
         due = lane.ack_due
         if due is not None and (due <= now or self.has_work(now)):
             # First, for real: every frame behind it must know the position where it ends.
-            position, held_s = lane.take_ack(now)
-            raw = frames.encode_lane_ack(position, held_s)
+            raw = frames.encode_lane_ack(*lane.take_ack(now))
             lane.note_silent(len(raw))
             pieces.append(raw)
         stop = lane.sent + min(size, max(lane.room_bytes, 0))
@@ -338,9 +340,8 @@ class Session:
             self._transmit_control(lane, pieces, now)
         if self._datagrams:
             self._transmit_datagrams(lane, pieces, now, stop)
-        while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            if not self._transmit_data(lane, pieces, now, stop):
-                break
+        if len(self._scheduler):
+            self._transmit_data(lane, pieces, now, stop)
         if lane.ping_wanted:
             lane.ping_wanted = False
             raw = frames.encode_ping()
@@ -368,28 +369,54 @@ class Session:
             pieces.append(head)
             pieces.append(datagram.data)
 
-    def _transmit_data(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> bool:
-        """One DATA or FIN frame; False if no stream has one for this lane."""
-        item = self._scheduler.take(lane.id, min(DATA_BYTES, stop - lane.sent))
-        if item is None:
-            return False
-        stream, offset, payload = item
-        if payload is None:
-            raw = frames.encode_fin(stream.id, offset)
-            lane.note_sent(len(raw), now, frames.FIN, stream=stream)
-            pieces.append(raw)
-            self._forget_if_over(stream)
-            return True
-        head = frames.encode_data_head(stream.id, offset, len(payload))
-        lane.note_sent(len(head) + len(payload), now, frames.DATA, stream, offset, payload)
-        pieces.append(head)
-        pieces.append(payload)
-        self._wake(stream.sender, stream)
-        return True
+    def _transmit_data(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
+        pacer = lane.pacer
+        while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            room = lane.data_room_bytes
+            bulk = room >= pacer.frame_bytes or not lane.in_flight_bytes
+            if not bulk:
+                if self._scheduler.has_bulk:
+                    pacer.note_held_back()
+                room += SPARSE_RESERVE_BYTES
+                if room <= 0:
+                    break
+            size = min(pacer.frame_bytes, stop - lane.sent)
+            item = self._scheduler.take(lane.id, size, bulk)
+            if item is None:
+                break
+            stream, offset, payload = item
+            if payload is None:
+                raw = frames.encode_fin(stream.id, offset)
+                lane.note_sent(len(raw), now, frames.FIN, stream=stream)
+                pieces.append(raw)
+                self._forget_if_over(stream)
+                continue
+            head = frames.encode_data_head(stream.id, offset, len(payload))
+            lane.note_sent(len(head) + len(payload), now, frames.DATA, stream, offset, payload)
+            pieces.append(head)
+            pieces.append(payload)
+            self._wake(stream.sender, stream)
 
     def _drop_datagram(self) -> None:
         self._datagram_bytes -= len(self._datagrams.popleft().data)
         self.dropped_datagrams += 1
+
+    def beliefs(self) -> Dict[str, object]:
+        """What decides about speed and latency just now, for metrics: queues in bytes or frames,
+        and each lane's pacer.
+        """
+        sparse_bytes, bulk_bytes = self._scheduler.queued_bytes()
+        lanes: Dict[str, object] = {}
+        for lane in self.lanes.values():
+            lanes[str(lane.id)] = dict(lane.pacer.beliefs(), in_flight_bytes=lane.in_flight_bytes)
+        return {
+            "lanes": lanes,
+            "control_frames": len(self._control),
+            "datagram_bytes": self._datagram_bytes,
+            "sparse_bytes": sparse_bytes,
+            "bulk_bytes": bulk_bytes,
+        }
 
     # --- what arrives -------------------------------------------------------------------------
 
@@ -476,8 +503,8 @@ class Session:
             self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
 
     def _on_ack(self, lane: Lane, body: bytes, now: float) -> None:
-        position, held_s = frames.decode_ack_untrusted(body)
-        for sent in lane.acknowledge(position, held_s, now):
+        position, held_s, arrived_us = frames.decode_ack_untrusted(body)
+        for sent in lane.acknowledge(position, held_s, arrived_us, now):
             if sent.payload is not None:
                 sent.payload.release()
             elif sent.kind == frames.OPEN and sent.stream:
