@@ -107,7 +107,7 @@ def _by_real_address(lab: Lab, port: int) -> tuple[str, int]:
 
 
 def _sshunt_argv(lab: Lab) -> list[str]:
-    return [sys.executable, "-m", "sshunt", "-r", "server", OFFICE_V4]
+    return [sys.executable, "-m", "sshunt", "-v", "-r", "server", OFFICE_V4]
 
 
 def _sshuttle_argv(lab: Lab) -> list[str]:

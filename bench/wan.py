@@ -126,6 +126,10 @@ def run_round(case: Case, name: str, seconds: float) -> report.Row:
         peers.running(lab, name) as peer,
     ):
         row = measure(lab, target, peer, case, seconds)
+        if name == "sshunt":
+            import os
+            if os.environ.get("BELIEFS"):
+                print(peer.log.read_text()[-60000:], file=sys.stderr)
     shown = "  ".join(
         f"{key} {value:.1f}" for key, value in row.items() if value is not None
     )

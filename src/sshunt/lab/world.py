@@ -22,7 +22,8 @@ The names carry the pid and start time of the owner: when a lab's owner was kill
 lab sees that he is gone and cleans up after him. Several labs can be up at once; they share no
 address and no file.
 
-Invariants: nothing outside the namespaces and the lab's own folder is changed; no packet leaves the
+Invariants: nothing outside the namespaces and the lab's own folder is changed (but see
+``_use_cubic``); no packet leaves the
 machine; after ``close`` no process, namespace or file of the lab is left.
 
 With ``Lab(up=Shape(...), down=Shape(...))`` the link between client and server is an emulated one
@@ -338,9 +339,7 @@ class Lab:
             self._cleanup.callback(host.reap)
             host.write_sysctl("net/ipv4/ip_forward", str(_FORWARDING[name]))
             host.write_sysctl("net/ipv6/conf/all/forwarding", str(_FORWARDING[name]))
-            # A machine's default may be bbr, which paces; cubic is what most people have.
-            with suppress(OSError):  # not built in
-                host.write_sysctl("net/ipv4/tcp_congestion_control", "cubic")
+            _use_cubic(host)
         # Run first of all when closing: nothing below can go while somebody lives in it.
         self._cleanup.callback(self._kill_everybody)
 
@@ -369,6 +368,23 @@ class Lab:
             lines = Path("/proc/thread-self/net/unix").read_text().splitlines()
         paths = [Path(line.split()[-1]) for line in lines if f" {_ROOTS_AGENTS}/" in line]
         return sorted(set(paths))
+
+
+def _use_cubic(host: Host) -> None:
+    """A machine's default may be bbr, which paces; cubic is what most people have.
+
+    A namespace may choose only what the machine allows everybody (EPERM). Where cubic is not among
+    that, it is added: the one thing that a lab changes outside its namespaces, and every ordinary
+    Linux has it so.
+    """
+    cubic = ("net/ipv4/tcp_congestion_control", "cubic")
+    with suppress(FileNotFoundError):  # not built in
+        try:
+            host.write_sysctl(*cubic)
+        except PermissionError:
+            allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+            allowed.write_text(f"{allowed.read_text().strip()} cubic")
+            host.write_sysctl(*cubic)
 
 
 def wait_until_ready(process: "subprocess.Popen[bytes]") -> None:

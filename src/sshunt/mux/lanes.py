@@ -27,6 +27,7 @@ from sshunt.mux.limits import (
     ACK_EVERY_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
+    SPARSE_RESERVE_BYTES,
 )
 from sshunt.mux.pacer import Pacer
 from sshunt.mux.payload import Payload
@@ -109,9 +110,20 @@ class Lane:
         return LANE_IN_FLIGHT_BYTES - self.in_flight_bytes
 
     @property
-    def data_room_bytes(self) -> int:
-        """How much data may be added without making a queue; negative if more is there already."""
-        return self.pacer.limit_bytes - self.in_flight_bytes
+    def sparse_room_bytes(self) -> int:
+        """How much may be added of streams that send little; negative if more is there already."""
+        return self.pacer.limit_bytes + SPARSE_RESERVE_BYTES - self.in_flight_bytes
+
+    def takes_bulk(self, now: float) -> bool:
+        """True if a frame of bulk may leave now; ``pacer.next_at`` says when if only time is short.
+
+        An empty lane always takes one, or a limit below a frame would stop it for ever.
+        """
+        pacer = self.pacer
+        in_flight = self.in_flight_bytes
+        if in_flight and in_flight + pacer.frame_bytes > pacer.limit_bytes:
+            return False
+        return now >= pacer.next_at
 
     def note_silent(self, size: int) -> None:
         """An acknowledgement of ours of ``size`` bytes goes out."""
@@ -161,10 +173,13 @@ class Lane:
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def note_processed(self, size: int, eliciting_bytes: int, urgent: bool, now: float) -> None:
+    def note_processed(
+        self, size: int, eliciting_bytes: int, urgent: bool, now: float, delay_s: float = ACK_DELAY_S
+    ) -> None:
         """``size`` bytes were processed, ``eliciting_bytes`` of them in frames that ask for an ack.
 
-        ``urgent``: one of those asks for nothing but the time, so the ack is due at once.
+        ``urgent``: one of those asks for nothing but the time, so the ack is due at once; else it
+        may be held for ``delay_s``.
         """
         self.received += size
         self.last_heard_at = now
@@ -175,7 +190,7 @@ class Lane:
         if urgent or self._unacked_bytes >= ACK_EVERY_BYTES:
             self._ack_due = now
         elif self._ack_due is None:
-            self._ack_due = now + ACK_DELAY_S
+            self._ack_due = now + delay_s
 
     @property
     def ack_due(self) -> Optional[float]:

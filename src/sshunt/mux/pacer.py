@@ -58,16 +58,23 @@ from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now and
 #: then, and the link idles; more is felt.
-TARGET_S = 0.003
+TARGET_S = 0.0005
+
+#: On a slow lane the queue is at least so much, or what TCP sends in pairs would empty it.
+LEAST_QUEUE_BYTES = 4 * 1024
 
 #: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
-START_LIMIT_BYTES = 64 * 1024
+START_LIMIT_BYTES = 32 * 1024
 
-#: Four of the smallest frames: a modem's worth.
+#: Two of the smallest frames.
 MIN_LIMIT_BYTES = 8 * 1024
 
 #: Shortest round. On a LAN the processes' turns are longer than the path.
 ROUND_S = 0.010
+
+#: What one round does of the way to where the queue would be right. Its effect is seen a round later,
+#: so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of stability).
+GAIN = 0.5
 
 #: A rate that is so much above the last three rounds' is still growing.
 GROWTH = 1.25
@@ -81,10 +88,16 @@ HUNGRY_ROUNDS = 3
 #: Rounds in which the queue stayed though we gave way, before it is called others'.
 CONTENDED_ROUNDS = 3
 
+#: A queue that is still so much of what it was a round ago does not go.
+LASTING = 0.7
+
 #: The path is looked at without our own queue so often; sooner while we are CONTENDED.
 PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 3.0
 FIRST_CONTENDED_PROBE_S = 0.8
+
+#: The limit in a probe that must see the path without us, in bytes that fit into the empty path.
+DEEP = 0.5
 
 #: Two probes that differ by less have seen the same path (or so much of its delay).
 SAME_PATH_S, SAME_PATH = 0.002, 0.1
@@ -95,9 +108,17 @@ RIDE_S = 3.0
 #: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission timeout.
 FORGET_S = 0.2
 
-#: A frame is so much time of the lane's rate: what an urgent one waits for it.
-FRAME_S = 0.002
-MIN_FRAME_BYTES = 2 * 1024
+#: A round's frames are spread over the round, at a rate this much above what the limit means: a
+#: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for ever.
+SPREAD = 1.2
+
+#: What was not sent in time may be made up for, so much of it at once.
+BURST_S = 0.003
+
+#: A frame is so much time of the lane's rate: what an urgent one waits for it. Below three segments
+#: headers would eat a slow link.
+FRAME_S = 0.0015
+MIN_FRAME_BYTES = 4 * 1024
 START_FRAME_BYTES = 16 * 1024
 
 STEADY = "STEADY"
@@ -124,6 +145,7 @@ class Pacer:
         "_first_at",
         "_held_back",
         "_hungry_rounds",
+        "_interval_s",
         "_least_rtt_s",
         "_probe_at",
         "_probe_rounds",
@@ -136,6 +158,7 @@ class Pacer:
         "_was_held_back",
         "frame_bytes",
         "limit_bytes",
+        "next_at",
         "phase",
         "queue_s",
         "rate_bytes_s",
@@ -145,6 +168,7 @@ class Pacer:
     def __init__(self) -> None:
         self.limit_bytes = START_LIMIT_BYTES
         self.frame_bytes = START_FRAME_BYTES
+        self.next_at = 0.0  # the next frame of bulk may leave
         self.phase = STEADY
         self.rate_bytes_s = 0.0  # delivered in the last round that counted
         self.queue_s = 0.0  # what stood in it
@@ -166,6 +190,7 @@ class Pacer:
         # The rules.
         self._hungry_rounds = 0
         self._excess_rounds = 0
+        self._interval_s = 0.0  # between two bytes; 0: not known yet
         self._probe_at = -1.0
         self._probe_rounds = 0
         self._resume_bytes = 0  # the limit when the probe is over
@@ -178,11 +203,15 @@ class Pacer:
         """There was more to send than the limit let through."""
         self._held_back = True
 
+    def note_bulk(self, size: int, now: float) -> None:
+        """A frame of bulk leaves."""
+        self.next_at = max(self.next_at, now - BURST_S) + size * self._interval_s
+
     def note_idle(self, idle_s: float) -> None:
         """Something is sent again after ``idle_s`` with nothing in flight."""
-        self._round_end = -1
         halvings = int(idle_s / (FORGET_S + self.rtt_s))
         if halvings:
+            self._round_end = -1
             self._rates = []
             limit = self.limit_bytes >> min(halvings, 32)
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
@@ -229,6 +258,7 @@ class Pacer:
         self._base_rtt_s = min(self._base_rtt_s, self._least_rtt_s)
         queue_s = min(self._delay_s - self._base_delay_s, self._least_rtt_s - self._base_rtt_s)
         rtt_s = self._rtt_sum_s / self._rtt_count
+        last_queue_s = self.queue_s
         self.queue_s, self.rtt_s = queue_s, rtt_s
         if self._probe_at < 0:
             self._probe_at = now + PROBE_EVERY_S
@@ -236,23 +266,25 @@ class Pacer:
             return
         elapsed_s = max((arrived - self._first_arrived) % _CLOCK / 1e6, 1e-4)
         rate = (acked - self._acked) / elapsed_s
+        if self.phase is PROBING:
+            self._probe(now)
+            return
         growing = rate > GROWTH * max(self._rates, default=0.0)
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
-        frame = int(rate * FRAME_S)
-        self.frame_bytes = min(max(frame, MIN_FRAME_BYTES), DATA_BYTES)
-        if self.phase is PROBING:
-            self._probe(now)
-        elif now >= self._probe_at:
-            self._begin_probe(now)
+        self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
+        if now >= self._probe_at:
+            self._begin_probe(now, deep=self.phase is CONTENDED)
         else:
-            self._steer(rate, growing, now)
+            self._steer(rate, growing, last_queue_s, now)
 
-    def _steer(self, rate: float, growing: bool, now: float) -> None:
+    def _steer(self, rate: float, growing: bool, last_queue_s: float, now: float) -> None:
         """The rule, and those for where it is blind."""
         queue_s, rtt_s = self.queue_s, self.rtt_s
-        aim_s = self._ride_s(now) if self.phase is CONTENDED else TARGET_S
-        factor = 1.0 - (queue_s - aim_s) / rtt_s
+        aim_s = self._aim_s()
+        if self.phase is CONTENDED:
+            aim_s = max(aim_s, self._ride_s(now))
+        factor = 1.0 - GAIN * (queue_s - aim_s) / rtt_s
         if queue_s < aim_s / 2:
             self._hungry_rounds += 1
             if self._hungry_rounds > HUNGRY_ROUNDS:
@@ -261,29 +293,49 @@ class Pacer:
             self._hungry_rounds = 0
         limit = self.limit_bytes * min(max(factor, MOST_DOWN), MOST_UP)
         if growing:
-            limit = max(limit, min(2.0 * rate * (rtt_s - queue_s), 2.0 * self.limit_bytes))
+            path_s = rtt_s if self.phase is CONTENDED else self._base_rtt_s + ROUND_S / 2
+            limit = max(limit, 2.0 * min(rate * path_s, self.limit_bytes))
         self._set_limit(limit)
         if self.phase is CONTENDED:
-            if queue_s <= TARGET_S:
+            if queue_s <= self._aim_s():
                 self._be_steady(now)
-        elif not growing and queue_s > 2 * TARGET_S + self._base_rtt_s / 8:
-            self._excess_rounds += 1
+        elif not growing and queue_s > 2 * self._aim_s() + self._base_rtt_s / 8:
+            if queue_s > LASTING * last_queue_s:
+                self._excess_rounds += 1
             if self._excess_rounds >= CONTENDED_ROUNDS:
-                self._begin_probe(now)
+                self._begin_probe(now, deep=True)
         else:
             self._excess_rounds = 0
 
+    def _aim_s(self) -> float:
+        """The queue that should stand, as it is seen: a frame is processed when its last byte has
+        come, so the time that it takes itself looks like queueing.
+        """
+        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / self.rate_bytes_s
+
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
+        self._interval_s = self.rtt_s / (SPREAD * self.limit_bytes)
 
     # --- the path without us ------------------------------------------------------------------
 
-    def _begin_probe(self, now: float) -> None:
-        """Less for two rounds: the first drains our own queue, the second sees what is left."""
-        own_s = TARGET_S + (self.queue_s if self.phase is STEADY else 0.0)
-        share = (self.rtt_s - own_s) / self.rtt_s
+    def _begin_probe(self, now: float, *, deep: bool = False) -> None:
+        """Less for two rounds: the first drains our own queue, the second sees what is left.
+
+        ``deep`` where the delay can't be explained: so little that it is not ours for certain.
+        """
         self._resume_bytes = self.limit_bytes
-        self._set_limit(self.limit_bytes * min(max(share * 0.9, 0.25), 0.9))
+        if self.phase is STEADY:
+            path_s = self.rtt_s - self.queue_s + self._aim_s()
+            self._resume_bytes = min(self.limit_bytes, int(self.rate_bytes_s * path_s))
+        if deep:
+            limit = DEEP * self.rate_bytes_s * self._base_rtt_s
+        else:
+            share = (self.rtt_s - self.queue_s - TARGET_S) / self.rtt_s
+            limit = self.limit_bytes * min(max(share * 0.9, 0.25), 0.9)
+        self._set_limit(min(limit, self.limit_bytes))
+        # Small frames: those that fill a path look as if they waited in it.
+        self.frame_bytes = max(self.frame_bytes // 8, MIN_FRAME_BYTES)
         self.phase = PROBING
         self._probe_rounds = 2
         self._probe_at = now + PROBE_EVERY_S
@@ -294,7 +346,7 @@ class Pacer:
             return
         floor_s = self.queue_s
         self._set_limit(self._resume_bytes)
-        if floor_s <= TARGET_S + self._base_rtt_s / 16:
+        if floor_s <= self._aim_s() + self._base_rtt_s / 16:
             self._rebase(now)
         elif abs(floor_s - self._contended_floor_s) < max(SAME_PATH_S, SAME_PATH * floor_s):
             self._rebase(now)

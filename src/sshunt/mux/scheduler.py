@@ -66,6 +66,11 @@ class Scheduler:
         """True if streams wait that are not sparse."""
         return bool(self._bulk)
 
+    @property
+    def has_sparse(self) -> bool:
+        """True if sparse streams wait."""
+        return bool(self._sparse)
+
     def queued_bytes(self) -> Tuple[int, int]:
         """(sparse, bulk) bytes that could leave now if the lanes let them."""
         sparse = sum(stream.sender.sendable_bytes for stream in self._sparse)

@@ -28,6 +28,8 @@ from sshunt.mux.frames import Destination, Frame
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane
 from sshunt.mux.limits import (
+    ACK_DELAY_BUSY_S,
+    ACK_DELAY_S,
     CONTROL_QUEUE_FRAMES,
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
@@ -35,7 +37,6 @@ from sshunt.mux.limits import (
     INITIAL_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
-    SPARSE_RESERVE_BYTES,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
@@ -311,6 +312,8 @@ class Session:
         a lane that takes nothing now, and ``transmit`` is called when it does.
         """
         due = [lane.ack_due for lane in self.lanes.values() if lane.ack_due is not None]
+        if self._scheduler.has_bulk:
+            due.extend(lane.pacer.next_at for lane in self.lanes.values())
         return min((when for when in due if when > after), default=None)
 
     def has_work(self, now: float) -> bool:
@@ -321,7 +324,10 @@ class Session:
         for lane in self.lanes.values():
             if lane.ping_wanted or (lane.ack_due is not None and lane.ack_due <= now):
                 return True
-            if data and lane.data_room_bytes + SPARSE_RESERVE_BYTES > 0:
+            if data and (
+                lane.takes_bulk(now)
+                or (self._scheduler.has_sparse and lane.sparse_room_bytes > 0)
+            ):
                 return True
         return False
 
@@ -373,13 +379,11 @@ class Session:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            room = lane.data_room_bytes
-            bulk = room >= pacer.frame_bytes or not lane.in_flight_bytes
+            bulk = lane.takes_bulk(now)
             if not bulk:
                 if self._scheduler.has_bulk:
                     pacer.note_held_back()
-                room += SPARSE_RESERVE_BYTES
-                if room <= 0:
+                if lane.sparse_room_bytes <= 0:
                     break
             size = min(pacer.frame_bytes, stop - lane.sent)
             item = self._scheduler.take(lane.id, size, bulk)
@@ -394,6 +398,8 @@ class Session:
                 continue
             head = frames.encode_data_head(stream.id, offset, len(payload))
             lane.note_sent(len(head) + len(payload), now, frames.DATA, stream, offset, payload)
+            if bulk:
+                pacer.note_bulk(len(payload), now)
             pieces.append(head)
             pieces.append(payload)
             self._wake(stream.sender, stream)
@@ -441,7 +447,7 @@ class Session:
                     eliciting_bytes += frames.HEADER_BYTES + len(frame[3])
                 urgent = urgent or kind in _URGENT
                 self._on_control(lane, frame, now)
-        lane.note_processed(len(data), eliciting_bytes, urgent, now)
+        lane.note_processed(len(data), eliciting_bytes, urgent, now, self._ack_delay_s)
 
     def passage(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
         """The stream whose next bytes are the lane's next bytes, and how many; None if it isn't so.
@@ -462,11 +468,15 @@ class Session:
         lane = self.lanes[lane_id]
         stream = self.streams[lane.reader.stream]
         lane.reader.skip(size)
-        lane.note_processed(size, size, False, now)
+        lane.note_processed(size, size, False, now, self._ack_delay_s)
         stream.receiver.advance(size)
         self.consumed(stream, size, now)
         if stream.receiver.final is not None:
             self._take_fin(stream)
+
+    @property
+    def _ack_delay_s(self) -> float:
+        return ACK_DELAY_BUSY_S if self._scheduler.has_bulk else ACK_DELAY_S
 
     def _on_data(self, frame: Frame) -> None:
         _, number, offset, payload = frame
