@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import NoReturn
 
 from sshunt import __version__
-from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6, Options
+from sshunt.config import DEFAULT_LANES, DEFAULT_LISTEN4, DEFAULT_LISTEN6, MAX_LANES, Options
 from sshunt.console import Console
 from sshunt.elevate import Starter, is_free
 from sshunt.errors import ExitCode, UserError
@@ -158,6 +158,7 @@ def parse(words: Sequence[str]) -> Options:
         listen6=listen6,
         verbosity=args.verbose,
         dry_run=args.dry_run,
+        lanes=args.lanes,
     )
 
 
@@ -202,6 +203,14 @@ def _parser() -> _Parser:
         "hosts can reach, such as 0.0.0.0:0, captures what this host forwards, too; "
         "default, also for the family that is not named: any port of localhost",
     )
+    add(
+        "--lanes",
+        type=_lanes,
+        default=DEFAULT_LANES,
+        metavar="N",
+        help="ssh connections at most; further ones are opened when one is what limits the speed, "
+        f"and never ask for a password; default: {DEFAULT_LANES}",
+    )
     add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
     add(
@@ -219,6 +228,12 @@ def _parser() -> _Parser:
     add("--dry-run", action="store_true", help="print the exact rules and change nothing")
     add("-V", "--version", action="version", version=f"sshunt {__version__}")
     return parser
+
+
+def _lanes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LANES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_LANES}")
+    return int(text)
 
 
 def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint | None]:

@@ -34,6 +34,7 @@ from sshunt.console import Console
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
+from sshunt.lanes import FurtherLanes
 from sshunt.listener import CannotListen, Listener, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
@@ -62,7 +63,7 @@ FIRST_RTT_DEADLINE_S = 2.0
 #: The status line is redrawn this often.
 STATUS_EVERY_S = 1.0
 
-#: With -v the pacers are asked for their beliefs after so much traffic in a second.
+#: The pacers are asked for their beliefs after so much traffic in a second.
 BELIEFS_FROM_BYTES = 50_000
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
@@ -149,7 +150,8 @@ async def _start(
     how = "a cgroup" if guarded else "the addresses of its peers"
     console.detail(1, f"the helper is up; own traffic is told by {how}")
 
-    hello = make_hello(CLIENT, secrets.token_bytes(TOKEN_BYTES), features=FEATURE_CREATE)
+    token = secrets.token_bytes(TOKEN_BYTES)
+    hello = make_hello(CLIENT, token, features=FEATURE_CREATE)
     ssh = await connect(options.remote, hello, ssh_options=await cipher, on_stderr=console.raw)
     undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
 
@@ -157,6 +159,10 @@ async def _start(
     ours = " ".join(await cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
     up = _Up(options, console, helper, ssh)
+    up.further = FurtherLanes(
+        up.tunnel, options.remote, token, await cipher, console, most=options.lanes
+    )
+    undo.push_async_callback(up.further.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
     up.listeners = [Listener(sock, up.tunnel, console) for sock in listeners]
@@ -300,6 +306,7 @@ class _Up:
         self._helper = helper
         self._ssh = ssh
         self.listeners: list[Listener] = []
+        self.further: FurtherLanes | None = None
         self._lost: asyncio.Future[str] = loop.create_future()
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
@@ -310,7 +317,7 @@ class _Up:
         self.tunnel.on_forgotten = self._on_forgotten
         if console.verbosity:
             self.tunnel.on_reset = self._on_reset
-            self.tunnel.on_datagram = self._on_datagram
+        self.tunnel.on_datagram = self._on_datagram
         lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
         session.ping(0)
         lane.receive(ssh.rest)
@@ -334,14 +341,14 @@ class _Up:
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
         status = asyncio.ensure_future(self._show_status())
-        beliefs = asyncio.ensure_future(self._show_beliefs())
+        pacers = asyncio.ensure_future(self._watch_pacers())
         helper_gone = asyncio.ensure_future(self._helper.gone.wait())
         ends: set[asyncio.Future[Any]] = {stop, self._lost, helper_gone, self._bug}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             status.cancel()
-            beliefs.cancel()
+            pacers.cancel()
             helper_gone.cancel()
         if self._bug.done():
             raise self._bug.result()
@@ -385,7 +392,9 @@ class _Up:
             ExitCode.LOST,
         )
 
-    def _on_lane_ended(self, _lane: LaneIO, reason: str) -> None:
+    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        if self.further is not None:
+            self.further.on_lane_ended(lane, reason)
         if not self.tunnel.lanes:
             _settle(self._lost, reason)
 
@@ -423,33 +432,39 @@ class _Up:
             )
             before = after
 
-    async def _show_beliefs(self) -> None:
-        """With -v: what the pacers believe, once a second while there is traffic."""
-        if not self._console.verbosity:
+    async def _watch_pacers(self) -> None:
+        """Once a second, while there is traffic: what the pacers of both ends believe."""
+        if self.further is None or not (self.further.are_possible or self._console.verbosity):
             return
-        session = self.tunnel.session
+        session, loop = self.tunnel.session, self.tunnel.loop
         before = self._traffic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after
-            if moved < BELIEFS_FROM_BYTES:
-                continue
-            for line in metrics.lines("up", metrics.beliefs_untrusted(session.beliefs())):
-                self._console.detail(1, line)
-            session.send_datagram(0, frames.BELIEFS, b"", self.tunnel.loop.time())
-            self.tunnel.wake()
+            self.further.close_idle()
+            if moved >= BELIEFS_FROM_BYTES:
+                self._on_beliefs("up", metrics.beliefs_untrusted(session.beliefs(loop.time())))
+                session.send_datagram(0, frames.BELIEFS, b"", loop.time())
+                self.tunnel.wake()
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind != frames.BELIEFS:
             return
         try:
             beliefs = metrics.parse_beliefs_untrusted(event.data)
-        except RemoteProtocolError:
-            return  # it is only for looking at
-        for line in metrics.lines("down", beliefs):
-            self._console.detail(1, line)
+        except RemoteProtocolError as error:
+            self._console.detail(1, f"the agent's answer is of no use: {error}")
+            return
+        self._on_beliefs("down", beliefs)
+
+    def _on_beliefs(self, direction: str, beliefs: metrics.Beliefs) -> None:
+        if self.further is not None:
+            self.further.look(direction, beliefs)
+        if self._console.verbosity:
+            for line in metrics.lines(direction, beliefs):
+                self._console.detail(1, line)
 
     def _traffic(self) -> _Traffic:
         lanes = self.tunnel.session.lanes.values()

@@ -12,6 +12,12 @@ DEFAULT_LISTEN4: Endpoint = ("127.0.0.1", 0)
 DEFAULT_LISTEN6: Endpoint = ("::1", 0)
 
 
+#: ssh connections at most; most sessions never need a second one. sshd's MaxStartups lets ten log in
+#: at once.
+DEFAULT_LANES = 4
+MAX_LANES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of ``sshunt up``."""
@@ -23,3 +29,4 @@ class Options:
     listen6: Endpoint | None
     verbosity: int
     dry_run: bool
+    lanes: int = DEFAULT_LANES

@@ -33,6 +33,7 @@ class LaneBeliefs:
     min_rtt_s: float
     queue_s: float
     frame_bytes: float
+    stalls: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class _Life:
         if event.kind == frames.ECHO:
             answer = event.data
         elif event.kind == frames.BELIEFS:
-            answer = json.dumps(self._tunnel.session.beliefs()).encode()
+            answer = json.dumps(self._tunnel.session.beliefs(self._loop.time())).encode()
         else:
             return
         self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())

@@ -64,6 +64,7 @@ class Lane:
         "_unacked_bytes",
         "acked",
         "id",
+        "is_blocked",
         "last_heard_at",
         "min_rtt_s",
         "outstanding",
@@ -86,6 +87,7 @@ class Lane:
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
         self.pacer = Pacer()
         self.ping_wanted = False
+        self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
         self.rtt_s = 0.0  # smoothed; 0 until measured
         self.min_rtt_s = 0.0
         # Receiving.
@@ -113,6 +115,11 @@ class Lane:
     def sparse_room_bytes(self) -> int:
         """How much may be added of streams that send little; negative if more is there already."""
         return self.pacer.limit_bytes + SPARSE_RESERVE_BYTES - self.in_flight_bytes
+
+    def expected_s(self, now: float) -> float:
+        """How long an answer to what is sent now will take, as far as can be known."""
+        waited_s = now - self.outstanding[0].sent_at if self.outstanding else 0.0
+        return max(self.rtt_s, waited_s)
 
     def takes_bulk(self, now: float) -> bool:
         """True if a frame of bulk may leave now; ``pacer.next_at`` says when if only time is short.

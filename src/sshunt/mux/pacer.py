@@ -52,7 +52,8 @@ or full: the queue is never taken for longer than the round-trip time says.
 Not here: what is sent next (scheduler), frames of control, which are not limited (session).
 """
 
-from typing import Dict, List
+from collections import deque
+from typing import Deque, Dict, List
 
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 
@@ -95,6 +96,14 @@ LASTING = 0.7
 PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 3.0
 FIRST_CONTENDED_PROBE_S = 0.8
+
+#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least. That is
+#: what an acknowledgement that comes so much later than the one before it means, if data was on its
+#: way all the time.
+STALL_RTTS, STALL_S = 0.5, 0.02
+
+#: How long a stall is remembered.
+STALLS_S = 5.0
 
 #: The limit in a probe that must see the path without us, in bytes that fit into the empty path.
 DEEP = 0.5
@@ -151,10 +160,12 @@ class Pacer:
         "_probe_rounds",
         "_rates",
         "_resume_bytes",
+        "_last_ack_at",
         "_ride",
         "_rtt_count",
         "_rtt_sum_s",
         "_round_end",
+        "_stalls",
         "_was_held_back",
         "frame_bytes",
         "limit_bytes",
@@ -187,6 +198,8 @@ class Pacer:
         self._rtt_sum_s = 0.0
         self._rtt_count = 0
         self._held_back = self._was_held_back = False
+        self._last_ack_at = 0.0
+        self._stalls: Deque[float] = deque(maxlen=64)  # when they ended
         # The rules.
         self._hungry_rounds = 0
         self._excess_rounds = 0
@@ -228,8 +241,12 @@ class Pacer:
         delay_us = (difference - self._clock_offset) % _CLOCK
         delay_s = (delay_us if delay_us < _CLOCK // 2 else delay_us - _CLOCK) / 1e6
         rtt_s = now - sent_at
+        silence_s = now - max(self._last_ack_at, sent_at)
+        self._last_ack_at = now
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
+        elif silence_s > STALL_S + STALL_RTTS * self._base_rtt_s and self._held_back:
+            self._stalls.append(now)
         if delay_s < self._delay_s:
             self._delay_s = delay_s
         if rtt_s - held_s < self._least_rtt_s:
@@ -380,9 +397,16 @@ class Pacer:
 
     # --- for people ---------------------------------------------------------------------------
 
-    def beliefs(self) -> Dict[str, object]:
+    def stalls(self, now: float) -> int:
+        """How often delivery stopped for a round trip lately: segments are being lost."""
+        while self._stalls and now - self._stalls[0] > STALLS_S:
+            self._stalls.popleft()
+        return len(self._stalls)
+
+    def beliefs(self, now: float) -> Dict[str, object]:
         """What the controller believes, for metrics: bytes, seconds, bytes per second."""
         return {
+            "stalls": self.stalls(now),
             "phase": self.phase,
             "limit_bytes": self.limit_bytes,
             "rate_bytes_s": self.rate_bytes_s,

@@ -1,7 +1,7 @@
 """What a DATA frame carries. Opaque: it has a length, can be cut, joined, kept and released.
 
 No code above the relay may look into a payload. Today it is a view of bytes in memory; where the
-kernel can hold the bytes in a pipe instead, another class with these five operations takes its
+kernel can hold the bytes in a pipe instead, another class with these operations takes its
 place and nothing in the protocol changes.
 
 Ownership: whoever holds a payload may cut it; the last holder releases it. A payload that came in
@@ -24,6 +24,11 @@ class Payload:
 
     def __len__(self) -> int:
         return len(self.view)
+
+    @property
+    def is_gone(self) -> bool:
+        """True if the bytes can't be had again once they have been sent."""
+        return False
 
     def cut(self, size: int) -> "Payload":
         """Split off and return the first ``size`` bytes; this object keeps the rest."""

@@ -77,13 +77,16 @@ class Scheduler:
         return sparse, sum(stream.sender.sendable_bytes for stream in self._bulk)
 
     def take(
-        self, lane: int, size: int, bulk: bool = True
+        self, lane: int, size: int, bulk: bool = True, any_sparse: bool = True
     ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
         """(stream, offset, payload of at most ``size`` bytes; None is FIN) to put on ``lane``.
 
         None if no stream has work that this lane may carry. Without ``bulk`` only sparse streams
-        are asked.
+        are asked; without ``any_sparse`` only those sparse streams that may take no other lane.
         """
+        if not any_sparse:
+            item = self._take_from(self._sparse, lane, size, (lane,))
+            return item or (self._take_from(self._bulk, lane, size) if bulk else None)
         if not bulk:
             return self._take_from(self._sparse, lane, size)
         bulk_turn = self._sparse_run_bytes >= SPARSE_RUN_BYTES
@@ -91,11 +94,17 @@ class Scheduler:
         return self._take_from(first, lane, size) or self._take_from(second, lane, size)
 
     def _take_from(
-        self, queue: Deque[Stream], lane: int, size: int
+        self,
+        queue: Deque[Stream],
+        lane: int,
+        size: int,
+        homes: Optional[Tuple[int, ...]] = None,
     ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
+        if homes is None:
+            homes = (lane, ANY_LANE)
         for _ in range(len(queue)):
             stream = queue[0]
-            if stream.home not in (lane, ANY_LANE):
+            if stream.home not in homes:
                 queue.rotate(-1)
                 continue
             if not stream.sender.has_work:

@@ -288,11 +288,18 @@ class Session:
         self.lanes[lane_id] = Lane(lane_id, now)
 
     def lose_lane(self, lane_id: int, now: float) -> None:
-        """A lane died: what it did not get acknowledged will leave over another one."""
+        """A lane died: what it did not get acknowledged will leave over another one.
+
+        A stream whose payload nobody can send again (``Payload.is_gone``) is reset.
+        """
         lane = self.lanes.pop(lane_id)
         control: List[_Control] = []
         for sent in lane.outstanding:
-            if sent.kind == frames.DATA and sent.stream and sent.payload is not None:
+            if sent.payload is not None and sent.payload.is_gone:
+                if sent.stream and sent.stream.id in self.streams:
+                    self.reset(sent.stream, frames.RESET_ABORTED)
+                    self._events.append(StreamReset(sent.stream, frames.RESET_ABORTED))
+            elif sent.kind == frames.DATA and sent.stream and sent.payload is not None:
                 sent.stream.sender.give_back(sent.offset, sent.payload)
                 self._scheduler.activate(sent.stream, now, self.rtt_s)
             elif sent.kind == frames.FIN and sent.stream:
@@ -342,12 +349,13 @@ class Session:
             lane.note_silent(len(raw))
             pieces.append(raw)
         stop = lane.sent + min(size, max(lane.room_bytes, 0))
-        while self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+        swift = self._is_swiftest(lane, now)
+        while swift and self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             self._transmit_control(lane, pieces, now)
-        if self._datagrams:
+        if swift and self._datagrams:
             self._transmit_datagrams(lane, pieces, now, stop)
         if len(self._scheduler):
-            self._transmit_data(lane, pieces, now, stop)
+            self._transmit_data(lane, pieces, now, stop, swift)
         if lane.ping_wanted:
             lane.ping_wanted = False
             raw = frames.encode_ping()
@@ -375,7 +383,20 @@ class Session:
             pieces.append(head)
             pieces.append(datagram.data)
 
-    def _transmit_data(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+    def _is_swiftest(self, lane: Lane, now: float) -> bool:
+        """True if what is urgent should take this lane: the one whose answers come soonest.
+
+        A lane whose oldest frame has waited longer than a round trip is stalled, however short its
+        round trips were.
+        """
+        if len(self.lanes) == 1:
+            return True
+        lanes = [each for each in self.lanes.values() if not each.is_blocked]
+        return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
+
+    def _transmit_data(
+        self, lane: Lane, pieces: List[Piece], now: float, stop: int, swift: bool
+    ) -> None:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
@@ -386,7 +407,7 @@ class Session:
                 if lane.sparse_room_bytes <= 0:
                     break
             size = min(pacer.frame_bytes, stop - lane.sent)
-            item = self._scheduler.take(lane.id, size, bulk)
+            item = self._scheduler.take(lane.id, size, bulk, any_sparse=swift)
             if item is None:
                 break
             stream, offset, payload = item
@@ -408,14 +429,16 @@ class Session:
         self._datagram_bytes -= len(self._datagrams.popleft().data)
         self.dropped_datagrams += 1
 
-    def beliefs(self) -> Dict[str, object]:
+    def beliefs(self, now: float) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics: queues in bytes or frames,
         and each lane's pacer.
         """
         sparse_bytes, bulk_bytes = self._scheduler.queued_bytes()
         lanes: Dict[str, object] = {}
         for lane in self.lanes.values():
-            lanes[str(lane.id)] = dict(lane.pacer.beliefs(), in_flight_bytes=lane.in_flight_bytes)
+            lanes[str(lane.id)] = dict(
+                lane.pacer.beliefs(now), in_flight_bytes=lane.in_flight_bytes
+            )
         return {
             "lanes": lanes,
             "control_frames": len(self._control),

@@ -137,6 +137,7 @@ class LaneIO:
                 self._write(pieces)
             else:
                 self._tunnel.wake()
+            session.lanes[self.lane_id].is_blocked = bool(self._backlog)
             if self._backlog and not self._writing:
                 self._writing = True
                 loop.add_writer(self._write_fd, self._on_writable)
@@ -214,6 +215,7 @@ class LaneIO:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
             return
         if not self._backlog:
+            self._tunnel.session.lanes[self.lane_id].is_blocked = False
             # Stay registered while the pipe goes on being full: flush fills it again.
             self._tunnel.pump()
             if self._writing and not self._backlog:

@@ -39,6 +39,11 @@ class PromisedPayload(Payload):
         """True if the bytes are in memory, in ``view``."""
         return len(self.view) == self._left
 
+    @property
+    def is_gone(self) -> bool:
+        """True: what has left its socket is nowhere else."""
+        return True
+
     def cut(self, size: int) -> Payload:
         """Split off the first ``size`` bytes."""
         if self.is_kept:

@@ -6,7 +6,7 @@ its end (``wake`` schedules ``pump``), so that a hundred small events share one 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
 
-A session that can't outlive its lane keeps no copy of what it sent (``promise``).
+A session that can't outlive its only lane keeps no copy of what it sent (``promise``).
 The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
 ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
 
@@ -45,8 +45,9 @@ class Tunnel:
         self, loop: asyncio.AbstractEventLoop, session: Session, *, outlives_lanes: bool
     ) -> None:
         self.loop = loop
+        self._can_move = not outlives_lanes and hasattr(os, "splice")
         #: Bulk payload goes from the sockets to the lane without a copy that could be sent again.
-        self.moves_payload = not outlives_lanes and hasattr(os, "splice")
+        self.moves_payload = self._can_move
         self.session = session
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
@@ -79,6 +80,8 @@ class Tunnel:
         self.session.add_lane(lane_id, self.loop.time())
         lane = LaneIO(self, lane_id, read_fd, write_fd)
         self.lanes[lane_id] = lane
+        # With another lane to go on with, a lane's death need not end anything: keep copies.
+        self.moves_payload = self._can_move and len(self.lanes) == 1
         self.wake()
         return lane
 
@@ -87,10 +90,12 @@ class Tunnel:
         if self.lanes.pop(lane.lane_id, None) is None:
             return
         lane.close()
-        if self.moves_payload:
+        if self._can_move and not self.lanes:
             # What was moved can't be sent again: its streams are over, and so is the session.
             self.reset_all()
         self.session.lose_lane(lane.lane_id, self.loop.time())
+        self.moves_payload = self._can_move and len(self.lanes) == 1
+        self.dispatch()
         self.wake()
         if self.on_lane_ended:
             self.on_lane_ended(lane, reason)

@@ -1,0 +1,186 @@
+"""The session's further ssh connections: opened when one is what limits it, closed when idle.
+
+One ssh channel has a window of 2 MiB: that is 168 Mbit/s at 100 ms, whatever the link. One TCP
+connection on a path that loses segments collapses to a fraction of it. Several together don't, and
+the protocol lets one stream use them all. On a link that one connection fills, more would gain
+nothing, so none is opened there.
+
+    every second while there is traffic: what do the pacers of both ends believe?
+        a direction has bulk waiting, and each of its lanes is limited by
+            its channel's window    delivers about a window per round trip of the empty path
+            loss                    keeps stalling for a round trip, and nobody else fills the link
+        in two looks running        -> one more lane, up to --lanes
+    no bulk for IDLE_S              -> back to the first lane
+
+A further connection never asks anybody anything (BatchMode). Where authentication needs a person it
+can't be had; that is said once and not tried again.
+
+Not here: how bytes are spread over lanes (mux), what happens when the last lane dies (client).
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from sshunt.console import Console
+from sshunt.errors import UserError
+from sshunt.metrics import Beliefs, LaneBeliefs
+from sshunt.mux.hello import CLIENT, make_hello
+from sshunt.mux.pacer import CONTENDED
+from sshunt.relay.lane import LaneIO
+from sshunt.relay.tunnel import Tunnel
+from sshunt.transport.ssh import Remote, SshLane, connect
+
+#: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB), less
+#: what is not granted again at once.
+CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
+WINDOW_SHARE = 0.75
+
+#: On shorter paths processors are the limit, and another process would only need more of them.
+LEAST_RTT_S = 0.005
+
+#: Stalls lately that mean loss: a single one may be anything.
+LOSS_STALLS = 3
+
+#: Looks in a row that must agree.
+LOOKS = 2
+
+#: Without bulk for so long, one lane is enough.
+IDLE_S = 60.0
+
+#: A further lane must come up within this time.
+CONNECT_DEADLINE_S = 30.0
+
+#: After a failure that may pass, the next attempt.
+RETRY_S = 60.0
+
+#: How long ssh may take to end once its pipes are closed.
+END_DEADLINE_S = 1.0
+
+_QUIET = (
+    *("-o", "BatchMode=yes"),  # fail rather than ask
+    *("-o", "ControlPath=none"),  # a TCP connection of its own is the point
+)
+
+
+def wants_lane(beliefs: Beliefs) -> bool:
+    """True if what this side sends is limited by its lanes and not by the link."""
+    if not beliefs.bulk_bytes or not beliefs.lanes:
+        return False
+    return all(map(_is_limited, beliefs.lanes.values()))
+
+
+def _is_limited(lane: LaneBeliefs) -> bool:
+    if lane.min_rtt_s < LEAST_RTT_S:
+        return False
+    by_window = lane.rate_bytes_s * lane.min_rtt_s >= WINDOW_SHARE * CHANNEL_WINDOW_BYTES
+    by_loss = lane.stalls >= LOSS_STALLS and lane.phase != CONTENDED
+    return by_window or by_loss
+
+
+class FurtherLanes:
+    """Opens and closes every lane but the first. Owns their ssh processes."""
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        remote: Remote,
+        token: bytes,
+        ssh_options: Sequence[str],
+        console: Console,
+        *,
+        most: int,
+    ) -> None:
+        self._tunnel = tunnel
+        self._remote = remote
+        self._token = token
+        self._ssh_options = [*_QUIET, *ssh_options]
+        self._console = console
+        self._most = most
+        self._lanes: dict[int, SshLane] = {}
+        self._next = 1
+        self._opening: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._looks = {"up": 0, "down": 0}
+        self._bulk_at = tunnel.loop.time()
+        self._not_before = 0.0
+
+    @property
+    def are_possible(self) -> bool:
+        """False if there may never be more than one."""
+        return self._most > 1
+
+    def look(self, direction: str, beliefs: Beliefs) -> None:
+        """What the pacers of the side that sends in this direction ("up", "down") believe now."""
+        now = self._tunnel.loop.time()
+        if beliefs.bulk_bytes:
+            self._bulk_at = now
+        self._looks[direction] = self._looks[direction] + 1 if wants_lane(beliefs) else 0
+        if self._looks[direction] >= LOOKS and self._opening is None and now >= self._not_before:
+            if len(self._tunnel.lanes) < self._most:
+                self._looks[direction] = 0
+                self._opening = asyncio.ensure_future(self._open())
+
+    def close_idle(self) -> None:
+        """Close the further lanes if there was no bulk for long. To be called now and then."""
+        if not self._lanes or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
+            return
+        for number in list(self._lanes):
+            lane = self._tunnel.lanes.get(number)
+            if lane is not None:
+                self._tunnel.lane_ended(lane, "idle")
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """A lane of the tunnel is over; if it is one of ours, so is its ssh."""
+        ssh = self._lanes.pop(lane.lane_id, None)
+        if ssh is None:
+            return
+        self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
+        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
+        self._most = 1
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        for ssh in self._lanes.values():
+            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
+        self._lanes.clear()
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    async def _open(self) -> None:
+        number = self._next
+        self._next += 1
+        try:
+            hello = make_hello(CLIENT, self._token, lane=number)
+            ssh = await connect(
+                self._remote,
+                hello,
+                ssh_options=self._ssh_options,
+                on_stderr=self._ignore,
+                deadline_s=CONNECT_DEADLINE_S,
+            )
+            self._lanes[number] = ssh
+            try:
+                lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
+            except OSError:
+                for fd in (ssh.read_fd, ssh.write_fd):
+                    os.close(fd)
+                raise
+            self._tunnel.session.ping(number)
+            self._console.detail(1, f"lane {number} is up: one connection was the limit")
+            lane.receive(ssh.rest)
+        except (UserError, OSError) as error:
+            self._not_before = self._tunnel.loop.time() + RETRY_S
+            message = error.message if isinstance(error, UserError) else error.strerror
+            self._console.detail(1, f"no further ssh connection: {message}")
+        finally:
+            self._opening = None
+
+    def _ignore(self, line: str) -> None:
+        """The banner and the greetings have been shown by the first connection."""
+        self._console.detail(2, line)
