@@ -63,8 +63,9 @@ FIRST_RTT_DEADLINE_S = 2.0
 #: The status line is redrawn this often.
 STATUS_EVERY_S = 1.0
 
-#: The pacers are asked for their beliefs after so much traffic in a second.
-BELIEFS_FROM_BYTES = 50_000
+#: The pacers are asked for their beliefs so often, after so much traffic.
+LOOK_EVERY_S = 0.5
+BELIEFS_FROM_BYTES = 25_000
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
 GC_THRESHOLD = 100_000
@@ -433,13 +434,13 @@ class _Up:
             before = after
 
     async def _watch_pacers(self) -> None:
-        """Once a second, while there is traffic: what the pacers of both ends believe."""
+        """Now and then, while there is traffic: what the pacers of both ends believe."""
         if self.further is None or not (self.further.are_possible or self._console.verbosity):
             return
         session, loop = self.tunnel.session, self.tunnel.loop
         before = self._traffic()
         while True:
-            await asyncio.sleep(STATUS_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after
@@ -461,7 +462,7 @@ class _Up:
 
     def _on_beliefs(self, direction: str, beliefs: metrics.Beliefs) -> None:
         if self.further is not None:
-            self.further.look(direction, beliefs)
+            self.further.look(beliefs)
         if self._console.verbosity:
             for line in metrics.lines(direction, beliefs):
                 self._console.detail(1, line)

@@ -5,12 +5,15 @@ connection on a path that loses segments collapses to a fraction of it. Several 
 the protocol lets one stream use them all. On a link that one connection fills, more would gain
 nothing, so none is opened there.
 
-    every second while there is traffic: what do the pacers of both ends believe?
+    twice a second while there is traffic: what do the pacers of both ends believe?
         a direction has bulk waiting, and each of its lanes is limited by
-            its channel's window    delivers about a window per round trip of the empty path
+            its channel's window    delivers half a window or more per round trip of the empty path
             loss                    keeps stalling for a round trip, and nobody else fills the link
-        in two looks running        -> one more lane, up to --lanes
+                                    -> as many lanes as --lanes says
     no bulk for IDLE_S              -> back to the first lane
+
+All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
+waited for those once.
 
 A further connection never asks anybody anything (BatchMode). Where authentication needs a person it
 can't be had; that is said once and not tried again.
@@ -26,7 +29,8 @@ from sshunt.console import Console
 from sshunt.errors import UserError
 from sshunt.metrics import Beliefs, LaneBeliefs
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.mux.pacer import CONTENDED
+from sshunt.mux.pacer import LOSS_STALLS
+from sshunt.mux.path import CONTENDED
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.tunnel import Tunnel
 from sshunt.transport.ssh import Remote, SshLane, connect
@@ -34,16 +38,10 @@ from sshunt.transport.ssh import Remote, SshLane, connect
 #: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB), less
 #: what is not granted again at once.
 CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
-WINDOW_SHARE = 0.75
+WINDOW_SHARE = 0.5
 
 #: On shorter paths processors are the limit, and another process would only need more of them.
 LEAST_RTT_S = 0.005
-
-#: Stalls lately that mean loss: a single one may be anything.
-LOSS_STALLS = 3
-
-#: Looks in a row that must agree.
-LOOKS = 2
 
 #: Without bulk for so long, one lane is enough.
 IDLE_S = 60.0
@@ -99,9 +97,8 @@ class FurtherLanes:
         self._most = most
         self._lanes: dict[int, SshLane] = {}
         self._next = 1
-        self._opening: asyncio.Task[None] | None = None
+        self._opening: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._looks = {"up": 0, "down": 0}
         self._bulk_at = tunnel.loop.time()
         self._not_before = 0.0
 
@@ -110,16 +107,18 @@ class FurtherLanes:
         """False if there may never be more than one."""
         return self._most > 1
 
-    def look(self, direction: str, beliefs: Beliefs) -> None:
-        """What the pacers of the side that sends in this direction ("up", "down") believe now."""
+    def look(self, beliefs: Beliefs) -> None:
+        """What the pacers of one side believe now."""
         now = self._tunnel.loop.time()
         if beliefs.bulk_bytes:
             self._bulk_at = now
-        self._looks[direction] = self._looks[direction] + 1 if wants_lane(beliefs) else 0
-        if self._looks[direction] >= LOOKS and self._opening is None and now >= self._not_before:
-            if len(self._tunnel.lanes) < self._most:
-                self._looks[direction] = 0
-                self._opening = asyncio.ensure_future(self._open())
+        if self._opening or now < self._not_before or not wants_lane(beliefs):
+            return
+        for number in range(self._next, self._next + self._most - len(self._tunnel.lanes)):
+            opening = asyncio.ensure_future(self._open(number))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+            self._next = number + 1
 
     def close_idle(self) -> None:
         """Close the further lanes if there was no bulk for long. To be called now and then."""
@@ -143,18 +142,17 @@ class FurtherLanes:
     async def close(self) -> None:
         """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
         self._most = 1
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait({self._opening})
+        for opening in self._opening:
+            opening.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening)
         for ssh in self._lanes.values():
             self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
         self._lanes.clear()
         if self._ending:
             await asyncio.wait(self._ending)
 
-    async def _open(self) -> None:
-        number = self._next
-        self._next += 1
+    async def _open(self, number: int) -> None:
         try:
             hello = make_hello(CLIENT, self._token, lane=number)
             ssh = await connect(
@@ -178,8 +176,6 @@ class FurtherLanes:
             self._not_before = self._tunnel.loop.time() + RETRY_S
             message = error.message if isinstance(error, UserError) else error.strerror
             self._console.detail(1, f"no further ssh connection: {message}")
-        finally:
-            self._opening = None
 
     def _ignore(self, line: str) -> None:
         """The banner and the greetings have been shown by the first connection."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.pacer import CONTENDED, PROBING, STEADY
+from sshunt.mux.path import CONTENDED, PROBING, STEADY
 
 #: More lanes than a client opens are not looked at.
 MAX_LANES = 64

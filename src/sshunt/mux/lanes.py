@@ -30,6 +30,7 @@ from sshunt.mux.limits import (
     SPARSE_RESERVE_BYTES,
 )
 from sshunt.mux.pacer import Pacer
+from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 
@@ -54,7 +55,9 @@ class Sent(NamedTuple):
 
 
 class Lane:
-    """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock."""
+    """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock; ``path``
+    is what it shares with the session's other lanes.
+    """
 
     __slots__ = (
         "_ack_due",
@@ -65,6 +68,7 @@ class Lane:
         "acked",
         "id",
         "is_blocked",
+        "is_spared",
         "last_heard_at",
         "min_rtt_s",
         "outstanding",
@@ -76,7 +80,7 @@ class Lane:
         "sent",
     )
 
-    def __init__(self, lane_id: int, now: float) -> None:
+    def __init__(self, lane_id: int, now: float, path: Optional[Path] = None) -> None:
         self.id = lane_id
         self.reader = FrameReader()
         # Sending.
@@ -85,8 +89,9 @@ class Lane:
         self.outstanding: Deque[Sent] = deque()
         self._eliciting_end = 0  # end of the last frame that asked for an ack
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
-        self.pacer = Pacer()
+        self.pacer = Pacer(path or Path())
         self.ping_wanted = False
+        self.is_spared = False  # the session says: no bulk for now
         self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
         self.rtt_s = 0.0  # smoothed; 0 until measured
         self.min_rtt_s = 0.0

@@ -7,47 +7,38 @@ the kernel or from ssh: its eyes are the acknowledgements (LANE_ACK), its hand i
 ``limit_bytes``. It does not replace TCP's congestion control, which goes on below; it gives it no
 more to send than the link can carry.
 
-Theory of operation. An acknowledgement tells when the other end processed a byte, on the other end's
-clock. Less the time when we sent it, that is the *one-way delay*, but for a constant (the clocks'
-difference), and that constant does not matter: the least delay seen is the empty path, and what
-comes above it is queueing in front of us. What the way back does, where acknowledgements wait behind
-the other direction's data or come in bursts, is not in it (LEDBAT, RFC 6817, measures the same).
+Theory of operation. A round ends when everything that was in flight at its beginning has been
+acknowledged, but not before ROUND_S. The least one-way delay of a round, not its mean, says what
+queue *stands* (``path``; Copa, Arun and Balakrishnan 2018): bursts come and go within a round and are
+nobody's fault, and noise of the processes at both ends is never negative. After each round
 
-    queue_s  =  least one-way delay of this round  -  least one-way delay of the path
+    limit  <-  limit x (1 - GAIN x (queue_s - aim_s) / rtt_s)
 
-Rounds: a round ends when everything that was in flight at its beginning is acknowledged, but not
-before ROUND_S. The least delay of a round, not its mean, is the queue that *stands* (Copa, Arun and
-Balakrishnan 2018): bursts come and go within a round and are nobody's fault, and noise of the
-processes at both ends is never negative. Then
-
-    limit  <-  limit x (1 - (queue_s - TARGET_S) / rtt_s)
-
-which is FAST TCP's rule (Wei, Jin, Low, Hegde 2006) with a standing queue of TARGET_S as its goal:
-it jumps to where the queue would be right, upward and downward alike, with no oscillation that
-somebody could feel. ``rtt_s`` is the round's mean, the time that acknowledgements were held included,
-so that bursty acknowledgements make the limit larger, not the link idle.
-
-Where delay alone is blind, there are four further rules:
+which is FAST TCP's rule (Wei, Jin, Low, Hegde 2006) with a queue of ``aim_s`` as its goal. It goes to
+where the queue would be right, upward and downward alike, without swinging. ``rtt_s`` is the round's
+mean, the time that acknowledgements were held included, so that acknowledgements which come in
+bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
 
     growing     the rate still rises by GROWTH a round: limit at least twice what it can carry (slow
-                start, in step with TCP's own below us, after idleness too). It ends by itself: when
-                the rate does not follow any more, the rule above drains what was too much.
-    hungry      no queue for some rounds though we were held back: steps double up to a quarter.
-    PROBING     every PROBE_EVERY_S, less for two rounds, so that the queue we stand in does not
-                become what we take for the empty path (BBR's PROBE_RTT, much gentler).
-    CONTENDED   the queue does not go though we have given way for some rounds, so others make it: a
-                flow of loss-based TCP beside us fills any queue. Delay can't be kept low then; what
-                can be had is our share. We take the delay that the others make as given and leave
-                the contest to ssh's own TCP. Probes tell when they have gone. A path that has become
-                longer looks the same at first, but its delay is the same in two probes.
+                start, in step with TCP's own below us; after idleness too). It ends by itself.
+    drain       far too much of a queue: at once to what the path itself holds at this rate (then wait
+                a round to see what it did).
+    hungry      no queue for some rounds though we were held back: steps double, up to a quarter.
+    path        what the phases of ``path`` ask: less while PROBING, the others' queue as the goal
+                while CONTENDED.
 
 A round in which the application had too little to send changes nothing: neither its rate nor its
 delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC 2861),
-since ssh's TCP has forgotten it, too.
+since ssh's TCP has forgotten it, too. A round's frames are spread over the round (``next_at``).
+
+Tried and left: BBR's maximum of delivery rates over ten rounds (holds a dead rate for ten rounds when
+the link slows down; the prototype's start-up queue of 250 ms); the round-trip time instead of the
+one-way delay (with both directions loaded each side takes the other's queue for its own and both
+give way); GAIN 1 (swings between half and twice the limit for ever); limits without spreading (bursts
+live on from round to round: +9 instead of +6 ms on 20 Mbit/s).
 
 Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
-acknowledgement costs a few comparisons; a peer that lies about its clock can only make itself slow
-or full: the queue is never taken for longer than the round-trip time says.
+acknowledgement costs a few comparisons.
 
 Not here: what is sent next (scheduler), frames of control, which are not limited (session).
 """
@@ -56,18 +47,18 @@ from collections import deque
 from typing import Deque, Dict, List
 
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
+from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now and
-#: then, and the link idles; more is felt.
+#: then, and the link idles; more is felt. On a slow lane it is at least so many bytes, or what TCP
+#: sends in pairs would empty it.
 TARGET_S = 0.0005
-
-#: On a slow lane the queue is at least so much, or what TCP sends in pairs would empty it.
 LEAST_QUEUE_BYTES = 4 * 1024
 
 #: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
 START_LIMIT_BYTES = 32 * 1024
 
-#: Two of the smallest frames.
+#: Some of the smallest frames.
 MIN_LIMIT_BYTES = 8 * 1024
 
 #: Shortest round. On a LAN the processes' turns are longer than the path.
@@ -77,42 +68,22 @@ ROUND_S = 0.010
 #: so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of stability).
 GAIN = 0.5
 
-#: A rate that is so much above the last three rounds' is still growing.
-GROWTH = 1.25
-
 #: No round changes the limit by more: down to, up to. (Growing may double it.)
 MOST_DOWN, MOST_UP = 0.5, 1.25
+
+#: A rate that is so much above the last three rounds' is still growing.
+GROWTH = 1.25
 
 #: Rounds without a queue, though we were held back, before steps become larger.
 HUNGRY_ROUNDS = 3
 
-#: Rounds in which the queue stayed though we gave way, before it is called others'.
-CONTENDED_ROUNDS = 3
-
-#: A queue that is still so much of what it was a round ago does not go.
+#: Rounds in which the queue stayed though we gave way, before the path is probed for others. A queue
+#: that is still so much of what it was a round ago stays.
+EXCESS_ROUNDS = 3
 LASTING = 0.7
 
-#: The path is looked at without our own queue so often; sooner while we are CONTENDED.
-PROBE_EVERY_S = 10.0
-CONTENDED_PROBE_S = 3.0
-FIRST_CONTENDED_PROBE_S = 0.8
-
-#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least. That is
-#: what an acknowledgement that comes so much later than the one before it means, if data was on its
-#: way all the time.
-STALL_RTTS, STALL_S = 0.5, 0.02
-
-#: How long a stall is remembered.
-STALLS_S = 5.0
-
-#: The limit in a probe that must see the path without us, in bytes that fit into the empty path.
+#: The limit in a probe that must see the path without us: so much of what fits into the empty path.
 DEEP = 0.5
-
-#: Two probes that differ by less have seen the same path (or so much of its delay).
-SAME_PATH_S, SAME_PATH = 0.002, 0.1
-
-#: How long the largest queue that others made is remembered.
-RIDE_S = 3.0
 
 #: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission timeout.
 FORGET_S = 0.2
@@ -124,71 +95,68 @@ SPREAD = 1.2
 #: What was not sent in time may be made up for, so much of it at once.
 BURST_S = 0.003
 
-#: A frame is so much time of the lane's rate: what an urgent one waits for it. Below three segments
-#: headers would eat a slow link.
+#: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than two
+#: full segments, ssh's and our own headers included, would leave a slow link to headers.
 FRAME_S = 0.0015
-MIN_FRAME_BYTES = 4 * 1024
+MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
 
-STEADY = "STEADY"
-PROBING = "PROBING"
-CONTENDED = "CONTENDED"
+#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least. That is
+#: what it means when the next byte is processed so much later than the one before it, though it was
+#: on its way all the time.
+STALL_RTTS, STALL_S = 0.5, 0.02
+
+#: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
+STALLS_S = 5.0
+LOSS_STALLS = 2
 
 _CLOCK = 1 << 32
 
 
 class Pacer:
     """The limit of one lane's bytes in flight. Times are seconds of the caller's clock; ``arrived``
-    is the peer's clock in microseconds modulo 2^32.
+    is the peer's clock in microseconds modulo 2^32; positions are the lane's.
     """
 
     __slots__ = (
         "_acked",
-        "_base_delay_s",
-        "_base_rtt_s",
-        "_clock_offset",
-        "_contended_floor_s",
         "_delay_s",
+        "_drained",
         "_excess_rounds",
         "_first_arrived",
         "_first_at",
+        "_growing",
         "_held_back",
         "_hungry_rounds",
         "_interval_s",
+        "_last_arrived",
         "_least_rtt_s",
-        "_probe_at",
-        "_probe_rounds",
+        "_path",
+        "_probing",
         "_rates",
         "_resume_bytes",
-        "_last_ack_at",
-        "_ride",
+        "_round_end",
         "_rtt_count",
         "_rtt_sum_s",
-        "_round_end",
         "_stalls",
         "_was_held_back",
         "frame_bytes",
         "limit_bytes",
         "next_at",
-        "phase",
         "queue_s",
         "rate_bytes_s",
         "rtt_s",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self.limit_bytes = START_LIMIT_BYTES
         self.frame_bytes = START_FRAME_BYTES
         self.next_at = 0.0  # the next frame of bulk may leave
-        self.phase = STEADY
+        self._interval_s = 0.0  # between two bytes of it; 0: not known yet
         self.rate_bytes_s = 0.0  # delivered in the last round that counted
-        self.queue_s = 0.0  # what stood in it
+        self.queue_s = 0.0  # what stood in the last round
         self.rtt_s = 0.0  # its mean, acknowledgements' holding included
-        # The path.
-        self._clock_offset = -1  # between the two clocks, as first seen; -1: not yet
-        self._base_delay_s = float("inf")
-        self._base_rtt_s = float("inf")
-        self._rates: List[float] = []  # of the last rounds that counted
         # The round.
         self._round_end = -1  # position; -1: none has begun
         self._acked = 0  # at its beginning
@@ -198,17 +166,16 @@ class Pacer:
         self._rtt_sum_s = 0.0
         self._rtt_count = 0
         self._held_back = self._was_held_back = False
-        self._last_ack_at = 0.0
-        self._stalls: Deque[float] = deque(maxlen=64)  # when they ended
         # The rules.
+        self._rates: List[float] = []  # of the last rounds that counted
+        self._growing = False
+        self._drained = False
         self._hungry_rounds = 0
         self._excess_rounds = 0
-        self._interval_s = 0.0  # between two bytes; 0: not known yet
-        self._probe_at = -1.0
-        self._probe_rounds = 0
+        self._probing = False
         self._resume_bytes = 0  # the limit when the probe is over
-        self._contended_floor_s = -1.0  # what the last probe found above the path; -1: nothing
-        self._ride: List[float] = []  # [since, queue_s] of the largest queue lately
+        self._last_arrived = 0
+        self._stalls: Deque[float] = deque(maxlen=64)  # when they ended
 
     # --- what the lane tells ------------------------------------------------------------------
 
@@ -233,20 +200,17 @@ class Pacer:
         self, acked: int, sent: int, sent_at: float, held_s: float, arrived: int, now: float
     ) -> None:
         """The peer had processed what we sent at ``sent_at`` when its clock said ``arrived``, and
-        held the acknowledgement for ``held_s``. ``acked`` and ``sent`` are positions of the lane.
+        held the acknowledgement for ``held_s``.
         """
-        difference = (arrived - int(sent_at * 1e6)) % _CLOCK
-        if self._clock_offset < 0:
-            self._clock_offset = difference
-        delay_us = (difference - self._clock_offset) % _CLOCK
-        delay_s = (delay_us if delay_us < _CLOCK // 2 else delay_us - _CLOCK) / 1e6
+        delay_s = self._path.one_way_s(sent_at, arrived)
         rtt_s = now - sent_at
-        silence_s = now - max(self._last_ack_at, sent_at)
-        self._last_ack_at = now
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
-        elif silence_s > STALL_S + STALL_RTTS * self._base_rtt_s and self._held_back:
-            self._stalls.append(now)
+        elif self._held_back and not self._growing:
+            silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
+            if STALL_S + STALL_RTTS * self._path.rtt_s < silence_s < rtt_s:
+                self._stalls.append(now)
+        self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s
         if rtt_s - held_s < self._least_rtt_s:
@@ -271,64 +235,68 @@ class Pacer:
         self._held_back = False
 
     def _end_round(self, acked: int, arrived: int, now: float) -> None:
-        self._base_delay_s = min(self._base_delay_s, self._delay_s)
-        self._base_rtt_s = min(self._base_rtt_s, self._least_rtt_s)
-        queue_s = min(self._delay_s - self._base_delay_s, self._least_rtt_s - self._base_rtt_s)
-        rtt_s = self._rtt_sum_s / self._rtt_count
+        path = self._path
         last_queue_s = self.queue_s
-        self.queue_s, self.rtt_s = queue_s, rtt_s
-        if self._probe_at < 0:
-            self._probe_at = now + PROBE_EVERY_S
+        self.queue_s = path.queue_above(self._delay_s, self._least_rtt_s)
+        self.rtt_s = self._rtt_sum_s / self._rtt_count
         if not (self._held_back or self._was_held_back):
             return
         elapsed_s = max((arrived - self._first_arrived) % _CLOCK / 1e6, 1e-4)
         rate = (acked - self._acked) / elapsed_s
-        if self.phase is PROBING:
-            self._probe(now)
+        path.probe_if_due(self.rtt_s, now)
+        if self._probing:
+            path.end_probe_if_over(self._aim_s(), now)
+            if path.phase is not PROBING:
+                self._resume()
             return
-        growing = rate > GROWTH * max(self._rates, default=0.0)
+        self._growing = rate > GROWTH * max(self._rates, default=0.0)
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
         self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
-        if now >= self._probe_at:
-            self._begin_probe(now, deep=self.phase is CONTENDED)
-        else:
-            self._steer(rate, growing, last_queue_s, now)
+        if path.phase is not PROBING:
+            self._steer(last_queue_s, now)
+        if path.phase is PROBING:  # due, another lane's doing, or just now found necessary
+            self._give_way()
 
-    def _steer(self, rate: float, growing: bool, last_queue_s: float, now: float) -> None:
+    def _steer(self, last_queue_s: float, now: float) -> None:
         """The rule, and those for where it is blind."""
-        queue_s, rtt_s = self.queue_s, self.rtt_s
+        path, queue_s, rtt_s, rate = self._path, self.queue_s, self.rtt_s, self.rate_bytes_s
+        contended = path.phase is CONTENDED
         aim_s = self._aim_s()
-        if self.phase is CONTENDED:
-            aim_s = max(aim_s, self._ride_s(now))
+        if contended:
+            aim_s = max(aim_s, path.ride_s(queue_s, now))
         factor = 1.0 - GAIN * (queue_s - aim_s) / rtt_s
-        if queue_s < aim_s / 2:
-            self._hungry_rounds += 1
-            if self._hungry_rounds > HUNGRY_ROUNDS:
-                factor = 1.0 + (factor - 1.0) * 2.0 ** min(self._hungry_rounds - HUNGRY_ROUNDS, 8)
-        else:
+        if queue_s >= aim_s / 2:
             self._hungry_rounds = 0
+        else:
+            self._hungry_rounds += 1
+            doublings = min(max(self._hungry_rounds - HUNGRY_ROUNDS, 0), 8)
+            factor = 1.0 + (factor - 1.0) * 2.0**doublings
         limit = self.limit_bytes * min(max(factor, MOST_DOWN), MOST_UP)
-        if growing:
-            path_s = rtt_s if self.phase is CONTENDED else self._base_rtt_s + ROUND_S / 2
+        excess = queue_s > 2 * aim_s + path.rtt_s / 8 and not self._growing
+        self._drained = excess and not self._drained
+        if self._drained:
+            limit = min(limit, rate * (rtt_s - queue_s + aim_s))
+        if self._growing:
+            path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
             limit = max(limit, 2.0 * min(rate * path_s, self.limit_bytes))
         self._set_limit(limit)
-        if self.phase is CONTENDED:
+        if contended:
             if queue_s <= self._aim_s():
-                self._be_steady(now)
-        elif not growing and queue_s > 2 * self._aim_s() + self._base_rtt_s / 8:
-            if queue_s > LASTING * last_queue_s:
-                self._excess_rounds += 1
-            if self._excess_rounds >= CONTENDED_ROUNDS:
-                self._begin_probe(now, deep=True)
-        else:
+                path.be_steady(now)
+        elif not excess:
             self._excess_rounds = 0
+        elif queue_s > LASTING * last_queue_s:
+            self._excess_rounds += 1
+            if self._excess_rounds >= EXCESS_ROUNDS:
+                self._excess_rounds = 0
+                path.probe(rtt_s, now, deep=True)
 
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
         come, so the time that it takes itself looks like queueing.
         """
-        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / self.rate_bytes_s
+        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self.rate_bytes_s, 1.0)
 
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
@@ -336,64 +304,25 @@ class Pacer:
 
     # --- the path without us ------------------------------------------------------------------
 
-    def _begin_probe(self, now: float, *, deep: bool = False) -> None:
-        """Less for two rounds: the first drains our own queue, the second sees what is left.
-
-        ``deep`` where the delay can't be explained: so little that it is not ours for certain.
-        """
-        self._resume_bytes = self.limit_bytes
-        if self.phase is STEADY:
-            path_s = self.rtt_s - self.queue_s + self._aim_s()
-            self._resume_bytes = min(self.limit_bytes, int(self.rate_bytes_s * path_s))
-        if deep:
-            limit = DEEP * self.rate_bytes_s * self._base_rtt_s
+    def _give_way(self) -> None:
+        """Send less while the path is probed; our own queue drains meanwhile."""
+        self._probing = True
+        path_s = self.rtt_s - self.queue_s
+        self._resume_bytes = min(self.limit_bytes, int(self.rate_bytes_s * (path_s + self._aim_s())))
+        if self._path.is_deep:
+            limit = DEEP * self.rate_bytes_s * self._path.rtt_s
         else:
-            share = (self.rtt_s - self.queue_s - TARGET_S) / self.rtt_s
+            share = (path_s - TARGET_S) / self.rtt_s
             limit = self.limit_bytes * min(max(share * 0.9, 0.25), 0.9)
         self._set_limit(min(limit, self.limit_bytes))
         # Small frames: those that fill a path look as if they waited in it.
         self.frame_bytes = max(self.frame_bytes // 8, MIN_FRAME_BYTES)
-        self.phase = PROBING
-        self._probe_rounds = 2
-        self._probe_at = now + PROBE_EVERY_S
 
-    def _probe(self, now: float) -> None:
-        self._probe_rounds -= 1
-        if self._probe_rounds:
-            return
-        floor_s = self.queue_s
+    def _resume(self) -> None:
+        self._probing = False
         self._set_limit(self._resume_bytes)
-        if floor_s <= self._aim_s() + self._base_rtt_s / 16:
-            self._rebase(now)
-        elif abs(floor_s - self._contended_floor_s) < max(SAME_PATH_S, SAME_PATH * floor_s):
-            self._rebase(now)
-        else:
-            first = self._contended_floor_s < 0
-            self._contended_floor_s = floor_s
-            self._excess_rounds = 0
-            self._ride = [now, floor_s]
-            self._rates = []
-            self.phase = CONTENDED
-            self._probe_at = now + (FIRST_CONTENDED_PROBE_S if first else CONTENDED_PROBE_S)
-
-    def _rebase(self, now: float) -> None:
-        """What this round saw is the path."""
-        self._base_delay_s = self._delay_s
-        self._base_rtt_s = self._least_rtt_s
-        self._be_steady(now)
-
-    def _be_steady(self, now: float) -> None:
-        self.phase = STEADY
-        self._contended_floor_s = -1.0
-        self._excess_rounds = self._hungry_rounds = 0
-        self._ride = []
-        self._probe_at = now + PROBE_EVERY_S
-
-    def _ride_s(self, now: float) -> float:
-        """The largest queue of the last seconds, which is the others' doing."""
-        if not self._ride or self.queue_s >= self._ride[1] or now - self._ride[0] > RIDE_S:
-            self._ride = [now, self.queue_s]
-        return self._ride[1]
+        if self._path.phase is CONTENDED:
+            self._rates = []  # grow from here
 
     # --- for people ---------------------------------------------------------------------------
 
@@ -406,12 +335,12 @@ class Pacer:
     def beliefs(self, now: float) -> Dict[str, object]:
         """What the controller believes, for metrics: bytes, seconds, bytes per second."""
         return {
-            "stalls": self.stalls(now),
-            "phase": self.phase,
+            "phase": self._path.phase if self._probing or self._path.phase is not PROBING else STEADY,
             "limit_bytes": self.limit_bytes,
             "rate_bytes_s": self.rate_bytes_s,
             "rtt_s": self.rtt_s,
-            "min_rtt_s": self._base_rtt_s if self.rate_bytes_s else 0.0,
+            "min_rtt_s": self._path.rtt_s if self.rtt_s else 0.0,
             "queue_s": self.queue_s,
             "frame_bytes": self.frame_bytes,
+            "stalls": self.stalls(now),
         }

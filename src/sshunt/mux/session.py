@@ -41,6 +41,8 @@ from sshunt.mux.limits import (
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
 )
+from sshunt.mux.pacer import LOSS_STALLS
+from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import Scheduler
 from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
@@ -182,6 +184,7 @@ class Session:
         self._max_own_streams = min(peer_max_streams, MAX_STREAMS)
         self._peer_streams = 0
         self._scheduler = Scheduler()
+        self._path = Path()
         self._control: Deque[_Control] = deque()
         self._datagrams: Deque[_Datagram] = deque()
         self._datagram_bytes = 0
@@ -285,7 +288,7 @@ class Session:
         """A new lane is up: both sides' HELLOs are through."""
         if lane_id in self.lanes:
             raise LocalProtocolError("lane %d exists" % lane_id)
-        self.lanes[lane_id] = Lane(lane_id, now)
+        self.lanes[lane_id] = Lane(lane_id, now, self._path)
 
     def lose_lane(self, lane_id: int, now: float) -> None:
         """A lane died: what it did not get acknowledged will leave over another one.
@@ -391,8 +394,20 @@ class Session:
         """
         if len(self.lanes) == 1:
             return True
+        self._spare(lane, now)
         lanes = [each for each in self.lanes.values() if not each.is_blocked]
         return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
+
+    def _spare(self, lane: Lane, now: float) -> None:
+        """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
+        what is urgent then never waits for a segment that is sent again.
+        """
+        others = [each for each in self.lanes.values() if each is not lane]
+        lane.is_spared = (
+            len(others) >= 2
+            and lane.id > max(each.id for each in others)
+            and all(each.pacer.stalls(now) >= LOSS_STALLS for each in others)
+        )
 
     def _transmit_data(
         self, lane: Lane, pieces: List[Piece], now: float, stop: int, swift: bool
@@ -400,9 +415,9 @@ class Session:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            bulk = lane.takes_bulk(now)
+            bulk = lane.takes_bulk(now) and not lane.is_spared
             if not bulk:
-                if self._scheduler.has_bulk:
+                if self._scheduler.has_bulk and not lane.is_spared:
                     pacer.note_held_back()
                 if lane.sparse_room_bytes <= 0:
                     break

@@ -1,0 +1,143 @@
+"""What all lanes of a session share: the path between the two hosts, and who else fills it.
+
+    queue_s  =  least one-way delay of a lane's round  -  least one-way delay of the path
+
+An acknowledgement tells when the other end processed a byte, on the other end's clock. Less the time
+when we sent it, that is the one-way delay, but for a constant (the clocks' difference), and that does
+not matter: the least delay ever seen is the empty path, what comes above it is queueing in front of
+us (LEDBAT, RFC 6817, measures the same). What the way back does is not in it. All lanes join the same
+two processes, so they have the clocks and the path in common: a lane that joins while others fill the
+link knows at once what the empty path looks like, which is what a newcomer to delay-based control
+otherwise gets wrong.
+
+Phases, of the path and not of a lane:
+
+    STEADY      the queue is ours: it follows what we put in flight
+    PROBING     for two round trips every lane sends less, and the least delay seen is what the path
+                is without us. Every PROBE_EVERY_S, or the queue we stand in would become what we take
+                for the empty path (BBR's PROBE_RTT, much gentler); deep, when the queue does not
+                follow.
+    CONTENDED   the queue stays though we have given way, so others make it: a flow of loss-based TCP
+                beside us fills any queue. Delay can't be kept low then; what can be had is our share.
+                Their delay is taken as given, and the contest left to ssh's own TCP.
+
+A path that has become longer looks like others' queue at first. But a queue changes, and a path does
+not: when two probes find the same, that is the path.
+
+Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
+that drift or jump nor a peer that lies about its own can make it so.
+"""
+
+from typing import List
+
+#: The path is looked at without our own queue so often; sooner while it is CONTENDED.
+PROBE_EVERY_S = 10.0
+CONTENDED_PROBE_S = 3.0
+FIRST_CONTENDED_PROBE_S = 0.8
+
+#: Two probes that differ by less have seen the same path.
+SAME_PATH_S, SAME_PATH = 0.002, 0.1
+
+#: How long the largest queue that others made is remembered.
+RIDE_S = 3.0
+
+STEADY = "STEADY"
+PROBING = "PROBING"
+CONTENDED = "CONTENDED"
+
+_CLOCK = 1 << 32
+_NEVER = float("inf")
+
+
+class Path:
+    """Seconds of the caller's clock; ``arrived`` is the peer's, in microseconds modulo 2^32."""
+
+    __slots__ = (
+        "_contended_floor_s",
+        "_floor_delay_s",
+        "_floor_rtt_s",
+        "_offset",
+        "_probe_at",
+        "_probe_end",
+        "_ride",
+        "delay_s",
+        "is_deep",
+        "phase",
+        "rtt_s",
+    )
+
+    def __init__(self) -> None:
+        self.phase = STEADY
+        self.delay_s = _NEVER  # least one-way delay, but for the constant
+        self.rtt_s = _NEVER  # least round-trip time
+        self.is_deep = False  # the probe under way must see the path without us for certain
+        self._offset = -1  # between the two clocks, as first seen; -1: not yet
+        self._probe_at = -1.0
+        self._probe_end = 0.0
+        self._floor_delay_s = self._floor_rtt_s = _NEVER  # least in the probe under way
+        self._contended_floor_s = -1.0  # what the last probe found above the path; -1: nothing
+        self._ride: List[float] = []  # [since, queue_s] of the largest queue lately
+
+    def one_way_s(self, sent_at: float, arrived: int) -> float:
+        """The one-way delay, but for a constant that is the same for all lanes and times."""
+        difference = (arrived - int(sent_at * 1e6)) % _CLOCK
+        if self._offset < 0:
+            self._offset = difference
+        delay_us = (difference - self._offset) % _CLOCK
+        return (delay_us if delay_us < _CLOCK // 2 else delay_us - _CLOCK) / 1e6
+
+    def queue_above(self, delay_s: float, rtt_s: float) -> float:
+        """The queue in a round whose least delay and least round-trip time were these."""
+        self.delay_s = min(self.delay_s, delay_s)
+        self.rtt_s = min(self.rtt_s, rtt_s)
+        if self.phase is PROBING:
+            self._floor_delay_s = min(self._floor_delay_s, delay_s)
+            self._floor_rtt_s = min(self._floor_rtt_s, rtt_s)
+        return min(delay_s - self.delay_s, rtt_s - self.rtt_s)
+
+    def ride_s(self, queue_s: float, now: float) -> float:
+        """The largest queue of the last seconds, which is the others' doing (CONTENDED)."""
+        if not self._ride or queue_s >= self._ride[1] or now - self._ride[0] > RIDE_S:
+            self._ride = [now, queue_s]
+        return self._ride[1]
+
+    def probe_if_due(self, rtt_s: float, now: float) -> None:
+        """Begin a probe if it is time for one; ``rtt_s`` is the present round-trip time."""
+        if self._probe_at < 0:
+            self._probe_at = now + PROBE_EVERY_S
+        if now >= self._probe_at and self.phase is not PROBING:
+            self.probe(rtt_s, now, deep=self.phase is CONTENDED)
+
+    def probe(self, rtt_s: float, now: float, *, deep: bool) -> None:
+        """Begin a probe: every lane is to send less from the end of its present round on."""
+        self.phase = PROBING
+        self.is_deep = deep
+        self._floor_delay_s = self._floor_rtt_s = _NEVER
+        self._probe_end = now + 2 * rtt_s
+
+    def end_probe_if_over(self, aim_s: float, now: float) -> None:
+        """Judge the probe if it has lasted long enough; ``aim_s`` is the queue of a lane's own that
+        may be in it.
+        """
+        if now < self._probe_end or self._floor_delay_s == _NEVER:
+            return
+        floor_s = min(self._floor_delay_s - self.delay_s, self._floor_rtt_s - self.rtt_s)
+        same = max(SAME_PATH_S, SAME_PATH * floor_s)
+        is_path = abs(floor_s - self._contended_floor_s) < same
+        if floor_s <= aim_s + self.rtt_s / 16 or (is_path and self._contended_floor_s >= 0):
+            self.delay_s = self._floor_delay_s
+            self.rtt_s = self._floor_rtt_s
+            self.be_steady(now)
+            return
+        first = self._contended_floor_s < 0
+        self._contended_floor_s = floor_s
+        self._ride = [now, floor_s]
+        self.phase = CONTENDED
+        self._probe_at = now + (FIRST_CONTENDED_PROBE_S if first else CONTENDED_PROBE_S)
+
+    def be_steady(self, now: float) -> None:
+        """The queue is gone, or ours again."""
+        self.phase = STEADY
+        self._contended_floor_s = -1.0
+        self._ride = []
+        self._probe_at = now + PROBE_EVERY_S
