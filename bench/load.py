@@ -39,6 +39,7 @@ class Target:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.taken_bytes = 0
+        self._arrivals: list[tuple[float, int]] = []
         self._pages = os.memfd_create("load")
         os.truncate(self._pages, CHUNK_BYTES)
         self._bulk = host.listen("0.0.0.0", BULK_PORT)
@@ -54,6 +55,12 @@ class Target:
                 sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._bulk.close()
+
+    def lateness(self, piece_bytes: int, every_s: float) -> list[float]:
+        """How late each read of the last paced stream was, in seconds."""
+        time.sleep(1.0)
+        begin = self._arrivals[0][0]
+        return [at - begin - (total // piece_bytes) * every_s for at, total in self._arrivals]
 
     def send_to(self, sock: socket.socket) -> None:
         """Send without end, until the connection breaks."""
@@ -78,6 +85,17 @@ class Target:
             elif wanted == b"u":
                 for size in discard(sock):
                     self.taken_bytes += size
+            elif wanted == b"p":  # a paced stream: 5 Mbit/s
+                begin = time.monotonic()
+                for number in range(200):
+                    time.sleep(max(begin + number * 0.04 - time.monotonic(), 0))
+                    sock.sendall(bytes(25_000))
+            elif wanted == b"t":  # one that is sent here
+                self._arrivals = []
+                total = 0
+                while data := sock.recv(65536):
+                    total += len(data)
+                    self._arrivals.append((time.monotonic(), total))
             elif wanted == b"s":  # stopped reader: takes nothing until the other side gives up
                 select.select([], [], [], 3600)
         self._open.discard(sock)
@@ -117,6 +135,10 @@ class Flows:
     def moved_bytes(self) -> int:
         """Bytes that have arrived at the far end of the flows."""
         return sum(self._received) if self._down else self._target.taken_bytes
+
+    def received_bytes(self) -> list[int]:
+        """What each flow has received so far, downwards."""
+        return list(self._received)
 
     def stop(self) -> None:
         """Break the connections and wait for the threads."""

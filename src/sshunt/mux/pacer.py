@@ -19,8 +19,9 @@ where the queue would be right, upward and downward alike, without swinging. ``r
 mean, the time that acknowledgements were held included, so that acknowledgements which come in
 bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
 
-    growing     the rate still rises by GROWTH a round: limit at least twice what it can carry (slow
-                start, in step with TCP's own below us; after idleness too). It ends by itself.
+    growing     the rate still rises by GROWTH a round: the limit may rise once more by as much, and
+                doubled at most (slow start, in step with TCP's own below us; after idleness too).
+                It ends by itself.
     drain       far too much of a queue: at once to what the path itself holds at this rate (then wait
                 a round to see what it did).
     hungry      no queue for some rounds though we were held back: steps double, up to a quarter.
@@ -125,7 +126,7 @@ class Pacer:
         "_excess_rounds",
         "_first_arrived",
         "_first_at",
-        "_growing",
+        "_growth",
         "_held_back",
         "_hungry_rounds",
         "_interval_s",
@@ -168,7 +169,7 @@ class Pacer:
         self._held_back = self._was_held_back = False
         # The rules.
         self._rates: List[float] = []  # of the last rounds that counted
-        self._growing = False
+        self._growth = 1.0  # of the last round's rate over those before it
         self._drained = False
         self._hungry_rounds = 0
         self._excess_rounds = 0
@@ -206,7 +207,7 @@ class Pacer:
         rtt_s = now - sent_at
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
-        elif self._held_back and not self._growing:
+        elif self._held_back and self._growth <= GROWTH:
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
             if STALL_S + STALL_RTTS * self._path.rtt_s < silence_s < rtt_s:
                 self._stalls.append(now)
@@ -249,7 +250,7 @@ class Pacer:
             if path.phase is not PROBING:
                 self._resume()
             return
-        self._growing = rate > GROWTH * max(self._rates, default=0.0)
+        self._growth = rate / max([*self._rates, 1.0])
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
         self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
@@ -261,7 +262,7 @@ class Pacer:
     def _steer(self, last_queue_s: float, now: float) -> None:
         """The rule, and those for where it is blind."""
         path, queue_s, rtt_s, rate = self._path, self.queue_s, self.rtt_s, self.rate_bytes_s
-        contended = path.phase is CONTENDED
+        contended, growing = path.phase is CONTENDED, self._growth > GROWTH
         aim_s = self._aim_s()
         if contended:
             aim_s = max(aim_s, path.ride_s(queue_s, now))
@@ -273,13 +274,14 @@ class Pacer:
             doublings = min(max(self._hungry_rounds - HUNGRY_ROUNDS, 0), 8)
             factor = 1.0 + (factor - 1.0) * 2.0**doublings
         limit = self.limit_bytes * min(max(factor, MOST_DOWN), MOST_UP)
-        excess = queue_s > 2 * aim_s + path.rtt_s / 8 and not self._growing
+        excess = queue_s > 2 * aim_s + path.rtt_s / 8 and not growing
         self._drained = excess and not self._drained
         if self._drained:
             limit = min(limit, rate * (rtt_s - queue_s + aim_s))
-        if self._growing:
+        if growing:
             path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
-            limit = max(limit, 2.0 * min(rate * path_s, self.limit_bytes))
+            gain = min(self._growth, 2.0)
+            limit = max(limit, gain * min(rate * path_s, self.limit_bytes))
         self._set_limit(limit)
         if contended:
             if queue_s <= self._aim_s():
