@@ -10,6 +10,7 @@ nothing, so none is opened there.
             its channel's window    delivers half a window or more per round trip of the empty path
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
+        others fill the link        -> two: a TCP that joins late gets a sixth of it for half a minute
     no bulk for IDLE_S              -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
@@ -43,6 +44,12 @@ WINDOW_SHARE = 0.5
 #: On shorter paths processors are the limit, and another process would only need more of them.
 LEAST_RTT_S = 0.005
 
+#: A standing queue above this, and the path is full rather than lossy.
+FREE_S, FREE_RTTS = 0.005, 0.1
+
+#: Beside one other flow of TCP two lanes come to between a third and two thirds of the link.
+CONTENDED_LANES = 2
+
 #: Without bulk for so long, one lane is enough.
 IDLE_S = 60.0
 
@@ -61,18 +68,25 @@ _QUIET = (
 )
 
 
-def wants_lane(beliefs: Beliefs) -> bool:
-    """True if what this side sends is limited by its lanes and not by the link."""
+def lanes_wanted(beliefs: Beliefs, most: int) -> int:
+    """How many lanes what this side sends could use; 1 if its first is no limit."""
     if not beliefs.bulk_bytes or not beliefs.lanes:
-        return False
-    return all(map(_is_limited, beliefs.lanes.values()))
+        return 1
+    lanes = beliefs.lanes.values()
+    if all(map(_is_limited, lanes)):
+        return most
+    if any(lane.phase == CONTENDED for lane in lanes):
+        return min(CONTENDED_LANES, most)
+    return 1
 
 
 def _is_limited(lane: LaneBeliefs) -> bool:
     if lane.min_rtt_s < LEAST_RTT_S:
         return False
     by_window = lane.rate_bytes_s * lane.min_rtt_s >= WINDOW_SHARE * CHANNEL_WINDOW_BYTES
-    by_loss = lane.stalls >= LOSS_STALLS and lane.phase != CONTENDED
+    # Where somebody else fills the link there is loss, too; more lanes would be an unfair answer.
+    is_free = lane.phase != CONTENDED and lane.queue_s < FREE_S + FREE_RTTS * lane.min_rtt_s
+    by_loss = lane.stalls >= LOSS_STALLS and is_free
     return by_window or by_loss
 
 
@@ -112,9 +126,10 @@ class FurtherLanes:
         now = self._tunnel.loop.time()
         if beliefs.bulk_bytes:
             self._bulk_at = now
-        if self._opening or now < self._not_before or not wants_lane(beliefs):
+        if self._opening or now < self._not_before:
             return
-        for number in range(self._next, self._next + self._most - len(self._tunnel.lanes)):
+        missing = lanes_wanted(beliefs, self._most) - len(self._tunnel.lanes)
+        for number in range(self._next, self._next + missing):
             opening = asyncio.ensure_future(self._open(number))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)

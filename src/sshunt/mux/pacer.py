@@ -25,8 +25,8 @@ bursts make the limit larger and not the link idle. Where delay alone is blind, 
     drain       far too much of a queue: at once to what the path itself holds at this rate (then wait
                 a round to see what it did).
     hungry      no queue for some rounds though we were held back: steps double, up to a quarter.
-    path        what the phases of ``path`` ask: less while PROBING, the others' queue as the goal
-                while CONTENDED.
+    path        what the phases of ``path`` ask: less while PROBING, a little more than ssh's TCP can
+                send while CONTENDED.
 
 A round in which the application had too little to send changes nothing: neither its rate nor its
 delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC 2861),
@@ -78,10 +78,20 @@ GROWTH = 1.25
 #: Rounds without a queue, though we were held back, before steps become larger.
 HUNGRY_ROUNDS = 3
 
-#: Rounds in which the queue stayed though we gave way, before the path is probed for others. A queue
-#: that is still so much of what it was a round ago stays.
-EXCESS_ROUNDS = 3
+#: What is left of the best rate of late after another round.
+BEST_FADES = 0.9
+
+#: A queue that is still so much of what it was a round ago stays. After so many rounds of it, or when
+#: we have given way so far in vain, the path is probed for others.
 LASTING = 0.7
+EXCESS_ROUNDS = 3
+IN_VAIN = 0.6
+
+#: The limit while others fill the link: so much of what leaves in a round trip with their queue in it as
+#: the last probe saw it. ssh's TCP then always has something to send and contends as any TCP does; the
+#: rest waits before it. (1.4 was tried: the queue grows until it no longer is enough, and 0.15 of the
+#: link is all that we get.)
+CONTEST = 2.0
 
 #: The limit in a probe that must see the path without us: so much of what fits into the empty path.
 DEEP = 0.5
@@ -121,6 +131,7 @@ class Pacer:
 
     __slots__ = (
         "_acked",
+        "_best_rate",
         "_delay_s",
         "_drained",
         "_excess_rounds",
@@ -134,6 +145,7 @@ class Pacer:
         "_least_rtt_s",
         "_path",
         "_probing",
+        "_queued_since_bytes",
         "_rates",
         "_resume_bytes",
         "_round_end",
@@ -169,10 +181,12 @@ class Pacer:
         self._held_back = self._was_held_back = False
         # The rules.
         self._rates: List[float] = []  # of the last rounds that counted
+        self._best_rate = 0.0  # of late
         self._growth = 1.0  # of the last round's rate over those before it
         self._drained = False
         self._hungry_rounds = 0
         self._excess_rounds = 0
+        self._queued_since_bytes = 0  # the limit when the queue was last as it should be
         self._probing = False
         self._resume_bytes = 0  # the limit when the probe is over
         self._last_arrived = 0
@@ -253,6 +267,7 @@ class Pacer:
         self._growth = rate / max([*self._rates, 1.0])
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
+        self._best_rate = max(rate, self._best_rate * BEST_FADES)
         self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
         if path.phase is not PROBING:
             self._steer(last_queue_s, now)
@@ -264,8 +279,6 @@ class Pacer:
         path, queue_s, rtt_s, rate = self._path, self.queue_s, self.rtt_s, self.rate_bytes_s
         contended, growing = path.phase is CONTENDED, self._growth > GROWTH
         aim_s = self._aim_s()
-        if contended:
-            aim_s = max(aim_s, path.ride_s(queue_s, now))
         factor = 1.0 - GAIN * (queue_s - aim_s) / rtt_s
         if queue_s >= aim_s / 2:
             self._hungry_rounds = 0
@@ -278,6 +291,9 @@ class Pacer:
         self._drained = excess and not self._drained
         if self._drained:
             limit = min(limit, rate * (rtt_s - queue_s + aim_s))
+        if contended:
+            limit = CONTEST * self._best_rate * path.contended_rtt_s
+            limit = min(max(limit, MOST_DOWN * self.limit_bytes), 2.0 * self.limit_bytes)
         if growing:
             path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
             gain = min(self._growth, 2.0)
@@ -286,19 +302,22 @@ class Pacer:
         if contended:
             if queue_s <= self._aim_s():
                 path.be_steady(now)
-        elif not excess:
+        elif queue_s <= 1.5 * aim_s or growing:
             self._excess_rounds = 0
+            self._queued_since_bytes = self.limit_bytes
         elif queue_s > LASTING * last_queue_s:
-            self._excess_rounds += 1
-            if self._excess_rounds >= EXCESS_ROUNDS:
+            self._excess_rounds += excess
+            in_vain = self.limit_bytes < IN_VAIN * self._queued_since_bytes
+            if self._excess_rounds >= EXCESS_ROUNDS or (in_vain and not excess):
                 self._excess_rounds = 0
                 path.probe(rtt_s, now, deep=True)
 
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
-        come, so the time that it takes itself looks like queueing.
+        come, so the time that it takes itself looks like queueing. It takes that at the link's rate,
+        which is not ours while we give way.
         """
-        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self.rate_bytes_s, 1.0)
+        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self._best_rate, 1.0)
 
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
@@ -310,7 +329,10 @@ class Pacer:
         """Send less while the path is probed; our own queue drains meanwhile."""
         self._probing = True
         path_s = self.rtt_s - self.queue_s
-        self._resume_bytes = min(self.limit_bytes, int(self.rate_bytes_s * (path_s + self._aim_s())))
+        self._resume_bytes = self.limit_bytes
+        if not self._path.is_contended:
+            right = int(self.rate_bytes_s * (path_s + self._aim_s()))
+            self._resume_bytes = min(self.limit_bytes, right)
         if self._path.is_deep:
             limit = DEEP * self.rate_bytes_s * self._path.rtt_s
         else:
@@ -322,8 +344,11 @@ class Pacer:
 
     def _resume(self) -> None:
         self._probing = False
-        self._set_limit(self._resume_bytes)
-        if self._path.phase is CONTENDED:
+        limit = self._resume_bytes
+        if self._path.phase is CONTENDED:  # to give way was in vain
+            limit = max(limit, self._queued_since_bytes)
+        self._set_limit(limit)
+        if self._path.is_deep:
             self._rates = []  # grow from here
 
     # --- for people ---------------------------------------------------------------------------

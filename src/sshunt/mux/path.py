@@ -22,24 +22,25 @@ Phases, of the path and not of a lane:
                 Their delay is taken as given, and the contest left to ssh's own TCP.
 
 A path that has become longer looks like others' queue at first. But a queue changes, and a path does
-not: when two probes find the same, that is the path.
+not: when probes find the same again and again, that is the path.
 
 Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
 that drift or jump nor a peer that lies about its own can make it so.
 """
 
-from typing import List
-
 #: The path is looked at without our own queue so often; sooner while it is CONTENDED.
 PROBE_EVERY_S = 10.0
-CONTENDED_PROBE_S = 3.0
-FIRST_CONTENDED_PROBE_S = 0.8
+CONTENDED_PROBE_S = 5.0
+FIRST_CONTENDED_PROBE_S = 0.6
 
-#: Two probes that differ by less have seen the same path.
-SAME_PATH_S, SAME_PATH = 0.002, 0.1
+#: How long a probe lasts: one round trip until what was in flight has gone, nearly one to look.
+PROBE_RTTS = 1.8
 
-#: How long the largest queue that others made is remembered.
-RIDE_S = 3.0
+#: Two probes that differ by less have seen the same; so often in a row, and it is the path. Sooner if the
+#: round-trip time has grown by so much more than the one-way delay that it can't be a queue.
+SAME_S, SAME = 0.0015, 0.03
+SAME_ONE_WAY, SAME_BOTH_WAYS = 3, 1
+BOTH_WAYS = 1.6
 
 STEADY = "STEADY"
 PROBING = "PROBING"
@@ -59,7 +60,8 @@ class Path:
         "_offset",
         "_probe_at",
         "_probe_end",
-        "_ride",
+        "_same_probes",
+        "contended_rtt_s",
         "delay_s",
         "is_deep",
         "phase",
@@ -76,7 +78,8 @@ class Path:
         self._probe_end = 0.0
         self._floor_delay_s = self._floor_rtt_s = _NEVER  # least in the probe under way
         self._contended_floor_s = -1.0  # what the last probe found above the path; -1: nothing
-        self._ride: List[float] = []  # [since, queue_s] of the largest queue lately
+        self._same_probes = 0  # in a row that found the same above it
+        self.contended_rtt_s = 0.0  # the round-trip time that it found, without our own queue
 
     def one_way_s(self, sent_at: float, arrived: int) -> float:
         """The one-way delay, but for a constant that is the same for all lanes and times."""
@@ -95,11 +98,10 @@ class Path:
             self._floor_rtt_s = min(self._floor_rtt_s, rtt_s)
         return min(delay_s - self.delay_s, rtt_s - self.rtt_s)
 
-    def ride_s(self, queue_s: float, now: float) -> float:
-        """The largest queue of the last seconds, which is the others' doing (CONTENDED)."""
-        if not self._ride or queue_s >= self._ride[1] or now - self._ride[0] > RIDE_S:
-            self._ride = [now, queue_s]
-        return self._ride[1]
+    @property
+    def is_contended(self) -> bool:
+        """True if others make a queue, as far as is known; in a probe: as was known before it."""
+        return self._contended_floor_s >= 0
 
     def probe_if_due(self, rtt_s: float, now: float) -> None:
         """Begin a probe if it is time for one; ``rtt_s`` is the present round-trip time."""
@@ -113,25 +115,31 @@ class Path:
         self.phase = PROBING
         self.is_deep = deep
         self._floor_delay_s = self._floor_rtt_s = _NEVER
-        self._probe_end = now + 2 * rtt_s
+        self._probe_end = now + PROBE_RTTS * rtt_s
 
     def end_probe_if_over(self, aim_s: float, now: float) -> None:
         """Judge the probe if it has lasted long enough; ``aim_s`` is the queue of a lane's own that
         may be in it.
         """
-        if now < self._probe_end or self._floor_delay_s == _NEVER:
+        if self.phase is not PROBING or now < self._probe_end or self._floor_delay_s == _NEVER:
             return
-        floor_s = min(self._floor_delay_s - self.delay_s, self._floor_rtt_s - self.rtt_s)
-        same = max(SAME_PATH_S, SAME_PATH * floor_s)
-        is_path = abs(floor_s - self._contended_floor_s) < same
-        if floor_s <= aim_s + self.rtt_s / 16 or (is_path and self._contended_floor_s >= 0):
+        delay_s = self._floor_delay_s - self.delay_s
+        rtt_s = self._floor_rtt_s - self.rtt_s
+        floor_s = min(delay_s, rtt_s)
+        first = not self.is_contended
+        if not first and abs(floor_s - self._contended_floor_s) < max(SAME_S, SAME * floor_s):
+            self._same_probes += 1
+        else:
+            self._same_probes = 0
+        # A queue is in one direction; a longer path mostly is so in both.
+        needed = SAME_BOTH_WAYS if rtt_s > BOTH_WAYS * delay_s else SAME_ONE_WAY
+        if floor_s <= aim_s + self.rtt_s / 16 or self._same_probes >= needed:
             self.delay_s = self._floor_delay_s
             self.rtt_s = self._floor_rtt_s
             self.be_steady(now)
             return
-        first = self._contended_floor_s < 0
         self._contended_floor_s = floor_s
-        self._ride = [now, floor_s]
+        self.contended_rtt_s = self._floor_rtt_s
         self.phase = CONTENDED
         self._probe_at = now + (FIRST_CONTENDED_PROBE_S if first else CONTENDED_PROBE_S)
 
@@ -139,5 +147,5 @@ class Path:
         """The queue is gone, or ours again."""
         self.phase = STEADY
         self._contended_floor_s = -1.0
-        self._ride = []
+        self._same_probes = 0
         self._probe_at = now + PROBE_EVERY_S
