@@ -1,6 +1,7 @@
 """How the pacer behaves when things happen: ./dev bench behaviour
 
-    slower     the link falls from 100 to 20 Mbit/s in mid-transfer (20 ms): how long until bulk and the
+    slower     the link falls from 100 to 20 Mbit/s in mid-transfer (20 ms): how long until bulk and
+    the
                echo have settled
     longer     the path grows from 20 to 150 ms in mid-transfer (100 Mbit/s): the same
     beside     an ordinary cubic flow outside the tunnel on the same 100 Mbit/s link: our share
@@ -85,7 +86,9 @@ def changed(stand: Stand, shape: Shape, *, down: bool) -> report.Row:
     probes.stop()
     link = shape.rate_bit_s / 1e6
     # Means over half a second: what comes after a queue has drained comes in lumps.
-    means = [sum(after[max(n - 4, 0) : n + 1]) / len(after[max(n - 4, 0) : n + 1]) for n in range(80)]
+    means = [
+        sum(after[max(n - 4, 0) : n + 1]) / len(after[max(n - 4, 0) : n + 1]) for n in range(80)
+    ]
     rtt_s = 2 * shape.delay_s
     late = [s.at_s - at_s for s in probes.echoes if s.took_s > rtt_s + SETTLED_S and s.at_s > at_s]
     tail = [s.took_s * 1e3 for s in probes.echoes if s.at_s > at_s + 3.0]
@@ -218,7 +221,9 @@ def main(argv: list[str] | None = None) -> int:
                 with ExitStack() as stack:
                     stand = Stand(stack, shape, verbose=options.verbose)
                     row = case(stand, down=way == "down")
-                shown = "  ".join(f"{key} {value:.2f}" for key, value in row.items() if value is not None)
+                shown = "  ".join(
+                    f"{key} {value:.2f}" for key, value in row.items() if value is not None
+                )
                 print(f"  {name} {way}: {shown}", file=sys.stderr)
                 rounds.setdefault(f"{name} {way}", []).append(row)
     summary = {name: report.medians(rows) for name, rows in rounds.items()}

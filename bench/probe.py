@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 
 class Probes:
-    """Sends probes from construction until ``stop``; then ``echoes`` and ``connects`` are complete."""
+    """Sends probes until ``stop``; then ``echoes`` and ``connects`` are complete."""
 
     def __init__(
         self, client: Host, server: Host, address_of: Callable[[int], tuple[str, int]]

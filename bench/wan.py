@@ -1,7 +1,7 @@
 """Bulk and a keystroke on one link: ./dev bench wan
 
-Client and server are joined by an emulated link (``sshunt.lab.link``: rate, delay, queue, loss). Each
-round starts every peer anew on a fresh network, measures the echo on the idle link, then loads
+Client and server are joined by an emulated link (``sshunt.lab.link``: rate, delay, queue, loss).
+Each round starts every peer anew on a fresh network, measures the echo on the idle link, then loads
 the link in one or both directions and measures beside the load: 16 bytes every 50 ms, and a new
 connection with 16 bytes there and back every 250 ms. The load's first second is not counted.
 
@@ -70,7 +70,9 @@ CASES = {
 }
 
 
-def measure(lab: Lab, target: Target, peer: peers.Running, case: Case, seconds: float) -> report.Row:
+def measure(
+    lab: Lab, target: Target, peer: peers.Running, case: Case, seconds: float
+) -> report.Row:
     """Run one case through a running peer."""
     idle = Probes(lab.client, lab.target, peer.address_of)
     time.sleep(IDLE_S)
@@ -128,11 +130,10 @@ def run_round(case: Case, name: str, seconds: float) -> report.Row:
         row = measure(lab, target, peer, case, seconds)
         if name == "sshunt":
             import os
+
             if os.environ.get("BELIEFS"):
                 print(peer.log.read_text()[-60000:], file=sys.stderr)
-    shown = "  ".join(
-        f"{key} {value:.1f}" for key, value in row.items() if value is not None
-    )
+    shown = "  ".join(f"{key} {value:.1f}" for key, value in row.items() if value is not None)
     print(f"  {case.name} {name}: {shown}", file=sys.stderr)
     return row
 

@@ -12,8 +12,8 @@ DEFAULT_LISTEN4: Endpoint = ("127.0.0.1", 0)
 DEFAULT_LISTEN6: Endpoint = ("::1", 0)
 
 
-#: ssh connections at most; most sessions never need a second one. sshd's MaxStartups lets ten log in
-#: at once.
+#: ssh connections at most; most sessions never need a second one. sshd's MaxStartups lets ten log
+#: in at once.
 DEFAULT_LANES = 4
 MAX_LANES = 16
 

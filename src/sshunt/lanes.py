@@ -10,7 +10,8 @@ nothing, so none is opened there.
             its channel's window    delivers half a window or more per round trip of the empty path
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
-        others fill the link        -> two: a TCP that joins late gets a sixth of it for half a minute
+        others fill the link        -> two: a TCP that joins late gets a sixth of it for half a
+        minute
     no bulk for IDLE_S              -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has

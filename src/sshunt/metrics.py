@@ -88,7 +88,8 @@ def lines(direction: str, beliefs: Beliefs) -> Iterator[str]:
         if lane.rate_bytes_s < BUSY_BYTES_S or not lane.in_flight_bytes:
             continue
         yield (
-            f"lane {number} {direction}: {lane.phase.lower()}, {lane.rate_bytes_s * 8 / 1e6:.1f} Mbit/s, "
+            f"lane {number} {direction}: {lane.phase.lower()}, "
+            f"{lane.rate_bytes_s * 8 / 1e6:.1f} Mbit/s, "
             f"RTT {lane.rtt_s * 1e3:.1f} ms (least {lane.min_rtt_s * 1e3:.1f}), "
             f"queue {lane.queue_s * 1e3:.1f} ms, "
             f"in flight {lane.in_flight_bytes / 1024:.0f} of {lane.limit_bytes / 1024:.0f} KiB; "

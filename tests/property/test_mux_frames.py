@@ -36,9 +36,9 @@ def datagram(flow: int, kind: int, payload: bytes) -> tuple[bytes, Meaning]:
     return raw, (frames.DATAGRAM, flow, 0, (kind, payload))
 
 
-def lane_ack(position: int, held_us: int) -> tuple[bytes, Meaning]:
-    raw = frames.encode_lane_ack(position, (held_us + 0.5) / 1e6)
-    return raw, (frames.LANE_ACK, 0, 0, (position, held_us / 1e6))
+def lane_ack(position: int, held_us: int, arrived_us: int) -> tuple[bytes, Meaning]:
+    raw = frames.encode_lane_ack(position, (held_us + 0.5) / 1e6, (arrived_us + 0.5) / 1e6)
+    return raw, (frames.LANE_ACK, 0, 0, (position, held_us / 1e6, arrived_us))
 
 
 #: (bytes, meaning) of any frame that we can send.
@@ -53,7 +53,12 @@ encoded = st.one_of(
     ),
     st.builds(lambda s: (frames.encode_opened(s), (frames.OPENED, s, 0, None)), streams),
     st.builds(lambda s, c: (frames.encode_reset(s, c), (frames.RESET, s, c, None)), streams, codes),
-    st.builds(lane_ack, st.integers(0, (1 << 64) - 1), st.integers(0, 0xFFFFFFFE)),
+    st.builds(
+        lane_ack,
+        st.integers(0, (1 << 64) - 1),
+        st.integers(0, 0xFFFFFFFE),
+        st.integers(0, 0xFFFFFFFF),
+    ),
     st.just((frames.encode_ping(), (frames.PING, 0, 0, None))),
     st.builds(datagram, streams, st.integers(0, 255), st.binary(max_size=300)),
     st.builds(

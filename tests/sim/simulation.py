@@ -286,6 +286,7 @@ class Side:
                 data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)
                 self.observer.saw_sent(lane_id, data)
                 out.write(data)
+            self.session.lanes[lane_id].is_blocked = not out.room_bytes
         self.dispatch()
         self.observer.check_memory()
         deadline = self.session.next_deadline(after=self.clock.now)

@@ -61,7 +61,7 @@ def check_shape(frame: WireFrame) -> None:
         OPEN: 5 <= size <= 4 + 255,
         OPENED: size == 0,
         RESET: size == 2,
-        LANE_ACK: size == 12,
+        LANE_ACK: size == 16,
         PING: size == 0,
         DATAGRAM: 1 <= size <= 1 + 65535,
         GOODBYE: 2 <= size <= 2 + 400,

@@ -1,14 +1,14 @@
-"""An emulated link: rate, delay, queue and loss between two hosts of the lab, changeable at any time.
+"""An emulated link between two hosts of the lab: rate, delay, queue and loss, changeable.
 
     host A  to-B [TUN] --> up:   queue -> rate -> delay --> [TUN] to-A  host B
     host A  to-B [TUN] <-- down: delay <- rate <- queue <-- [TUN] to-A  host B
 
-Theory of operation. Each host's end is a TUN device, so its kernel's own TCP runs over it; a program
-of its own (``python -m sshunt.lab.link``) holds the two descriptors and moves the packets. A packet
-that finds more than ``queue_bytes`` waiting is dropped (a tail-drop FIFO, what most routers are); it
-leaves when those before it have left at ``rate_bit_s``; it arrives ``delay_s`` later. Packets never
-overtake each other, also when the delay falls. A link that is cut drops everything, both ways and
-without a word, as a pulled cable does.
+Theory of operation. Each host's end is a TUN device, so its kernel's own TCP runs over it; a
+program of its own (``python -m sshunt.lab.link``) holds the two descriptors and moves the packets.
+A packet that finds more than ``queue_bytes`` waiting is dropped (a tail-drop FIFO, what most
+routers are); it leaves when those before it have left at ``rate_bit_s``; it arrives ``delay_s``
+later. Packets never overtake each other, also when the delay falls. A link that is cut drops
+everything, both ways and without a word, as a pulled cable does.
 
 Why not the kernel's netem: it is not to be had everywhere. The program runs with real-time priority
 where that is allowed, because on a machine of two cores its packets would otherwise wait for those

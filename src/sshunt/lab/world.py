@@ -271,9 +271,7 @@ class Lab:
     def _emulate_link(self, up: Shape, down: Shape) -> None:
         """Replace the wire between client and server by an emulated link."""
         _ip("link delete to-server", netns=self.client.netns)
-        self.link = start_link(
-            self.client, "to-server", self.server, "to-client", up=up, down=down
-        )
+        self.link = start_link(self.client, "to-server", self.server, "to-client", up=up, down=down)
         for host, peer, v4, v6 in _ENDS:
             if {host, peer} != {"client", "server"}:
                 continue

@@ -14,7 +14,8 @@ session.
 The position counts every byte behind HELLO, of whatever frame. Invariants: acked <= sent; entries
 are in order of their end; a frame is released exactly once (acked or given back).
 
-Not here: what goes on the lane (session), how much of it (pacer), liveness and reconnecting (client).
+Not here: what goes on the lane (session), how much of it (pacer), liveness and reconnecting
+(client).
 """
 
 from collections import deque
@@ -186,7 +187,12 @@ class Lane:
     # --- receiving ----------------------------------------------------------------------------
 
     def note_processed(
-        self, size: int, eliciting_bytes: int, urgent: bool, now: float, delay_s: float = ACK_DELAY_S
+        self,
+        size: int,
+        eliciting_bytes: int,
+        urgent: bool,
+        now: float,
+        delay_s: float = ACK_DELAY_S,
     ) -> None:
         """``size`` bytes were processed, ``eliciting_bytes`` of them in frames that ask for an ack.
 
@@ -210,7 +216,7 @@ class Lane:
         return self._ack_due
 
     def take_ack(self, now: float) -> Tuple[int, float, float]:
-        """(position, seconds held, when the newest came) of the acknowledgement that now goes out."""
+        """(position, seconds held, when the newest came) of the ack that now goes out."""
         self._unacked_bytes = 0
         self._ack_due = None
         return self.received, now - self._newest_at, self._newest_at

@@ -87,8 +87,8 @@ ACK_EVERY_BYTES = 1 * MIB
 #: one frame takes on the link.
 ACK_DELAY_S = 0.002
 
-#: With bulk of our own to send, an acknowledgement may wait for the next frame of it: alone it costs
-#: a packet, five times its own size, and that on a link that is full.
+#: With bulk of our own to send, an acknowledgement may wait for the next frame of it: alone it
+#: costs a packet, five times its own size, and that on a link that is full.
 ACK_DELAY_BUSY_S = 0.008
 
 #: What one transmit call hands out at most: one writev of a full pipe.

@@ -1,42 +1,53 @@
 """How much may be in flight on one lane: enough to fill the link, and hardly more.
 
-ssh, the kernel and the link together queue megabytes in front of a slow link. Whoever fills them has
-the whole link, and everybody else waits behind: a keystroke beside a download takes 300 ms more.
-This is a congestion control *above* ssh that keeps those queues nearly empty. It needs no help from
-the kernel or from ssh: its eyes are the acknowledgements (LANE_ACK), its hand is one number,
-``limit_bytes``. It does not replace TCP's congestion control, which goes on below; it gives it no
-more to send than the link can carry.
+ssh, the kernel and the link together queue megabytes in front of a slow link. Whoever fills them
+has the whole link, and everybody else waits behind: a keystroke beside a download takes 300 ms
+more. This is a congestion control *above* ssh that keeps those queues nearly empty. It needs no
+help from the kernel or from ssh: its eyes are the acknowledgements (LANE_ACK), its hand is one
+number, ``limit_bytes``. It does not replace TCP's congestion control, which goes on below; it gives
+it no more to send than the link can carry.
 
 Theory of operation. A round ends when everything that was in flight at its beginning has been
 acknowledged, but not before ROUND_S. The least one-way delay of a round, not its mean, says what
-queue *stands* (``path``; Copa, Arun and Balakrishnan 2018): bursts come and go within a round and are
-nobody's fault, and noise of the processes at both ends is never negative. After each round
+queue *stands* (``path``; Copa, Arun and Balakrishnan 2018): bursts come and go within a round and
+are nobody's fault, and noise of the processes at both ends is never negative. After each round
 
     limit  <-  limit x (1 - GAIN x (queue_s - aim_s) / rtt_s)
 
-which is FAST TCP's rule (Wei, Jin, Low, Hegde 2006) with a queue of ``aim_s`` as its goal. It goes to
-where the queue would be right, upward and downward alike, without swinging. ``rtt_s`` is the round's
-mean, the time that acknowledgements were held included, so that acknowledgements which come in
-bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
+which is FAST TCP's rule (Wei, Jin, Low, Hegde 2006) with a queue of ``aim_s`` as its goal. It goes
+to where the queue would be right, upward and downward alike, without swinging. ``rtt_s`` is the
+round's mean, the time that acknowledgements were held included, so that acknowledgements which come
+in bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
 
     growing     the rate still rises by GROWTH a round: the limit may rise once more by as much, and
                 doubled at most (slow start, in step with TCP's own below us; after idleness too).
                 It ends by itself.
-    drain       far too much of a queue: at once to what the path itself holds at this rate (then wait
-                a round to see what it did).
+    drain       far too much of a queue: at once to what the path itself holds at this rate (then
+                wait a round to see what it did).
     hungry      no queue for some rounds though we were held back: steps double, up to a quarter.
-    path        what the phases of ``path`` ask: less while PROBING, a little more than ssh's TCP can
-                send while CONTENDED.
+    path        what the phases of ``path`` ask: less while PROBING, more than ssh's TCP can send
+                while CONTENDED.
 
 A round in which the application had too little to send changes nothing: neither its rate nor its
-delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC 2861),
-since ssh's TCP has forgotten it, too. A round's frames are spread over the round (``next_at``).
+delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC
+2861), since ssh's TCP has forgotten it, too. A round's frames are spread over the round
+(``next_at``).
 
-Tried and left: BBR's maximum of delivery rates over ten rounds (holds a dead rate for ten rounds when
-the link slows down; the prototype's start-up queue of 250 ms); the round-trip time instead of the
-one-way delay (with both directions loaded each side takes the other's queue for its own and both
-give way); GAIN 1 (swings between half and twice the limit for ever); limits without spreading (bursts
-live on from round to round: +9 instead of +6 ms on 20 Mbit/s).
+What was tried, on the links of ``bench/wan.py``:
+
+    GAIN 1                     swings between half and twice the limit for ever: with both directions
+                               of 50/10 Mbit/s loaded an echo of 41 ms took 77 ms (p50) and 144 ms
+                               (p95); GAIN 0.5: 55 and 75 ms
+    limit without spreading    bursts live on from round to round: an echo of 31 ms took 40 instead
+                               of 37 ms beside 20 Mbit/s
+    the delay as it is seen    a frame's own time on the wire taken for a queue: 15.5 of 20 Mbit/s
+    growing to twice what      a start that overshoots both directions of 50/10 Mbit/s for 2 s
+    the round trip suggests    instead of one
+    a path for each lane       a lane that joins late takes the others' queue for the empty path: four
+                               lanes on 50/10 Mbit/s, echo 96 ms instead of 52 ms
+
+Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate for
+ten rounds after it is gone, and its probing makes a queue every eighth round; both are felt here.
 
 Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
 acknowledgement costs a few comparisons.
@@ -50,9 +61,9 @@ from typing import Deque, Dict, List
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
-#: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now and
-#: then, and the link idles; more is felt. On a slow lane it is at least so many bytes, or what TCP
-#: sends in pairs would empty it.
+#: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now
+#: and then, and the link idles; more is felt. On a slow lane it is at least so many bytes, or what
+#: TCP sends in pairs would empty it.
 TARGET_S = 0.0005
 LEAST_QUEUE_BYTES = 4 * 1024
 
@@ -65,8 +76,9 @@ MIN_LIMIT_BYTES = 8 * 1024
 #: Shortest round. On a LAN the processes' turns are longer than the path.
 ROUND_S = 0.010
 
-#: What one round does of the way to where the queue would be right. Its effect is seen a round later,
-#: so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of stability).
+#: What one round does of the way to where the queue would be right. Its effect is seen a round
+#: later, so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of
+#: stability).
 GAIN = 0.5
 
 #: No round changes the limit by more: down to, up to. (Growing may double it.)
@@ -81,40 +93,42 @@ HUNGRY_ROUNDS = 3
 #: What is left of the best rate of late after another round.
 BEST_FADES = 0.9
 
-#: A queue that is still so much of what it was a round ago stays. After so many rounds of it, or when
-#: we have given way so far in vain, the path is probed for others.
+#: A queue that is still so much of what it was a round ago stays. After so many rounds of it, or
+#: when we have given way so far in vain, the path is probed for others.
 LASTING = 0.7
 EXCESS_ROUNDS = 3
 IN_VAIN = 0.6
 
-#: The limit while others fill the link: so much of what leaves in a round trip with their queue in it as
-#: the last probe saw it. ssh's TCP then always has something to send and contends as any TCP does; the
-#: rest waits before it. (1.4 was tried: the queue grows until it no longer is enough, and 0.15 of the
-#: link is all that we get.)
+#: The limit while others fill the link: so much of what leaves in a round trip with their queue in
+#: it as the last probe saw it. ssh's TCP then always has something to send and contends as any TCP
+#: does; the rest waits before it. (1.4 was tried: the queue grows until it no longer is enough, and
+#: 0.15 of the link is all that we get.)
 CONTEST = 2.0
 
 #: The limit in a probe that must see the path without us: so much of what fits into the empty path.
 DEEP = 0.5
 
-#: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission timeout.
+#: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission
+#: timeout.
 FORGET_S = 0.2
 
 #: A round's frames are spread over the round, at a rate this much above what the limit means: a
-#: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for ever.
+#: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for
+#: ever.
 SPREAD = 1.2
 
 #: What was not sent in time may be made up for, so much of it at once.
 BURST_S = 0.003
 
-#: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than two
-#: full segments, ssh's and our own headers included, would leave a slow link to headers.
+#: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than
+#: two full segments, ssh's and our own headers included, would leave a slow link to headers.
 FRAME_S = 0.0015
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
 
-#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least. That is
-#: what it means when the next byte is processed so much later than the one before it, though it was
-#: on its way all the time.
+#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
+#: That is what it means when the next byte is processed so much later than the one before it,
+#: though it was on its way all the time.
 STALL_RTTS, STALL_S = 0.5, 0.02
 
 #: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
@@ -314,8 +328,8 @@ class Pacer:
 
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
-        come, so the time that it takes itself looks like queueing. It takes that at the link's rate,
-        which is not ours while we give way.
+        come, so the time that it takes itself looks like queueing. It takes that at the link's
+        rate, which is not ours while we give way.
         """
         return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self._best_rate, 1.0)
 
@@ -362,7 +376,9 @@ class Pacer:
     def beliefs(self, now: float) -> Dict[str, object]:
         """What the controller believes, for metrics: bytes, seconds, bytes per second."""
         return {
-            "phase": self._path.phase if self._probing or self._path.phase is not PROBING else STEADY,
+            "phase": self._path.phase
+            if self._probing or self._path.phase is not PROBING
+            else STEADY,
             "limit_bytes": self.limit_bytes,
             "rate_bytes_s": self.rate_bytes_s,
             "rtt_s": self.rtt_s,

@@ -2,27 +2,27 @@
 
     queue_s  =  least one-way delay of a lane's round  -  least one-way delay of the path
 
-An acknowledgement tells when the other end processed a byte, on the other end's clock. Less the time
-when we sent it, that is the one-way delay, but for a constant (the clocks' difference), and that does
-not matter: the least delay ever seen is the empty path, what comes above it is queueing in front of
-us (LEDBAT, RFC 6817, measures the same). What the way back does is not in it. All lanes join the same
-two processes, so they have the clocks and the path in common: a lane that joins while others fill the
-link knows at once what the empty path looks like, which is what a newcomer to delay-based control
-otherwise gets wrong.
+An acknowledgement tells when the other end processed a byte, on the other end's clock. Less the
+time when we sent it, that is the one-way delay, but for a constant (the clocks' difference), and
+that does not matter: the least delay ever seen is the empty path, what comes above it is queueing
+in front of us (LEDBAT, RFC 6817, measures the same). What the way back does is not in it. All lanes
+join the same two processes, so they have the clocks and the path in common: a lane that joins while
+others fill the link knows at once what the empty path looks like, which is what a newcomer to
+delay-based control otherwise gets wrong.
 
 Phases, of the path and not of a lane:
 
     STEADY      the queue is ours: it follows what we put in flight
     PROBING     for two round trips every lane sends less, and the least delay seen is what the path
-                is without us. Every PROBE_EVERY_S, or the queue we stand in would become what we take
-                for the empty path (BBR's PROBE_RTT, much gentler); deep, when the queue does not
-                follow.
-    CONTENDED   the queue stays though we have given way, so others make it: a flow of loss-based TCP
-                beside us fills any queue. Delay can't be kept low then; what can be had is our share.
-                Their delay is taken as given, and the contest left to ssh's own TCP.
+                is without us. Every PROBE_EVERY_S, or the queue we stand in would become what we
+                take for the empty path (BBR's PROBE_RTT, much gentler); deep, when the queue does
+                not follow.
+    CONTENDED   the queue stays though we have given way, so others make it: a flow of loss-based
+                TCP beside us fills any queue. Delay can't be kept low then; what can be had is our
+                share. Their delay is taken as given, and the contest left to ssh's own TCP.
 
-A path that has become longer looks like others' queue at first. But a queue changes, and a path does
-not: when probes find the same again and again, that is the path.
+A path that has become longer looks like others' queue at first. But a queue changes, and a path
+does not: when probes find the same again and again, that is the path.
 
 Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
 that drift or jump nor a peer that lies about its own can make it so.
@@ -36,8 +36,8 @@ FIRST_CONTENDED_PROBE_S = 0.6
 #: How long a probe lasts: one round trip until what was in flight has gone, nearly one to look.
 PROBE_RTTS = 1.8
 
-#: Two probes that differ by less have seen the same; so often in a row, and it is the path. Sooner if the
-#: round-trip time has grown by so much more than the one-way delay that it can't be a queue.
+#: Two probes that differ by less have seen the same; so often in a row, and it is the path. Sooner
+#: if the round-trip time has grown by so much more than the one-way delay that it can't be a queue.
 SAME_S, SAME = 0.0015, 0.03
 SAME_ONE_WAY, SAME_BOTH_WAYS = 3, 1
 BOTH_WAYS = 1.6

@@ -37,9 +37,12 @@ MIN_ROUND_S = 0.005
 class Scheduler:
     """Streams that have work, in two queues. A stream is in at most one of them, once."""
 
-    __slots__ = ("_bulk", "_sparse", "_sparse_run_bytes")
+    __slots__ = ("_bulk", "_sparse", "_sparse_run_bytes", "quantum_bytes")
 
     def __init__(self) -> None:
+        #: What a bulk stream may send in one turn: a frame of the lane at hand. With twenty streams
+        #: on a slow lane a larger one would let each wait for seconds between its turns.
+        self.quantum_bytes = QUANTUM_BYTES
         self._sparse: Deque[Stream] = deque()
         self._bulk: Deque[Stream] = deque()
         self._sparse_run_bytes = 0
@@ -120,9 +123,7 @@ class Scheduler:
         """Take from ``stream``, the head of ``queue``, and put it where it belongs now."""
         if queue is self._bulk:
             if stream.quantum_left <= 0:
-                # A frame at a time, not more: with twenty streams on a slow lane a larger quantum
-                # would let each wait for seconds between its turns.
-                stream.quantum_left += min(size, QUANTUM_BYTES)
+                stream.quantum_left += self.quantum_bytes
             size = min(size, stream.quantum_left)
         offset, payload = stream.sender.take(size)
         taken = len(payload) if payload is not None else 0

@@ -335,8 +335,7 @@ class Session:
             if lane.ping_wanted or (lane.ack_due is not None and lane.ack_due <= now):
                 return True
             if data and (
-                lane.takes_bulk(now)
-                or (self._scheduler.has_sparse and lane.sparse_room_bytes > 0)
+                lane.takes_bulk(now) or (self._scheduler.has_sparse and lane.sparse_room_bytes > 0)
             ):
                 return True
         return False
@@ -414,6 +413,7 @@ class Session:
     ) -> None:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
+        self._scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             bulk = lane.takes_bulk(now) and not lane.is_spared
             if not bulk:

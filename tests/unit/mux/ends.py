@@ -8,7 +8,7 @@ of it or a part, so that a test can show what one end does before the other has 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination, Frame, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import TRANSMIT_BYTES
+from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import DataReceived, Event, Piece, Session, StreamRequested
 from sshunt.mux.streams import Stream
@@ -58,6 +58,12 @@ class Ends:
         self.agent.lose_lane(lane, self.now)
         for session in (self.client, self.agent):
             self.wires.pop((id(session), lane), None)
+
+    def open_throttle(self, lane: int = 1) -> None:
+        """Let both sides send as on a lane whose pacers have found it fast."""
+        for session in (self.client, self.agent):
+            session.lanes[lane].pacer.limit_bytes = LANE_IN_FLIGHT_BYTES
+            session.lanes[lane].pacer.frame_bytes = DATA_BYTES
 
     def other(self, session: Session) -> Session:
         return self.agent if session is self.client else self.client

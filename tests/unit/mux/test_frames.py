@@ -127,11 +127,16 @@ def test_an_open_with_an_impossible_destination_is_refused(tail: bytes) -> None:
 def test_a_lane_ack_carries_a_position_and_a_delay_within_its_field(
     held_s: float, read_s: float
 ) -> None:
-    raw = frames.encode_lane_ack(1 << 40, held_s)
-    assert raw[:8] == header(7, 12)
+    raw = frames.encode_lane_ack(1 << 40, held_s, 3.0)
+    assert raw[:8] == header(7, 16)
     _, _, _, tail = read_one(raw)
-    position, decoded_s = frames.decode_ack_untrusted(tail)
-    assert (position, round(decoded_s, 9)) == (1 << 40, read_s)
+    position, decoded_s, arrived_us = frames.decode_ack_untrusted(tail)
+    assert (position, round(decoded_s, 9), arrived_us) == (1 << 40, read_s, 3_000_000)
+
+
+def test_the_clock_in_a_lane_ack_begins_anew_after_2_to_the_32_microseconds() -> None:
+    _, _, _, tail = read_one(frames.encode_lane_ack(0, 0.0, 2**32 / 1e6 + 1.5))
+    assert frames.decode_ack_untrusted(tail)[2] == 1_500_000
 
 
 def test_a_goodbye_carries_a_code_and_a_sentence() -> None:
@@ -178,7 +183,7 @@ def test_frames_mean_the_same_in_pieces_of_any_size(size: int) -> None:
         + frames.encode_opened(1)
         + frames.encode_data_head(1, 106, 2)
         + b"gh"
-        + frames.encode_lane_ack(5, 0.1)
+        + frames.encode_lane_ack(5, 0.1, 7.0)
     )
     read = read_in_pieces(wire, size)
     others = [frame[:3] for frame in read if frame[0] != frames.DATA]
@@ -210,7 +215,7 @@ LENGTHS = {
     frames.OPEN: (5, CONTROL_BYTES),
     frames.OPENED: (0, 0),
     frames.RESET: (2, 2),
-    frames.LANE_ACK: (12, 12),
+    frames.LANE_ACK: (16, 16),
     frames.PING: (0, 0),
     frames.DATAGRAM: (1, 1 + DATAGRAM_BYTES),
     frames.GOODBYE: (2, CONTROL_BYTES),

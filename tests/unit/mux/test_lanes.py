@@ -18,16 +18,16 @@ def test_an_acknowledgement_releases_the_frames_that_end_before_it_and_no_other(
     lane = Lane(1, 0.0)
     lane.note_sent(10, 0.0, WINDOW, raw=b"first")
     lane.note_sent(10, 0.0, WINDOW, raw=b"second")
-    assert [sent.raw for sent in lane.acknowledge(19, 0.0, 1.0)] == [b"first"]
+    assert [sent.raw for sent in lane.acknowledge(19, 0.0, 0, 1.0)] == [b"first"]
     assert [sent.raw for sent in lane.outstanding] == [b"second"]
 
 
 def test_a_frame_is_released_once_however_often_it_is_acknowledged() -> None:
     lane = Lane(1, 0.0)
     lane.note_sent(10, 0.0, WINDOW, raw=b"first")
-    assert len(lane.acknowledge(10, 0.0, 1.0)) == 1
-    assert lane.acknowledge(10, 0.0, 1.0) == []
-    assert lane.acknowledge(3, 0.0, 1.0) == []
+    assert len(lane.acknowledge(10, 0.0, 0, 1.0)) == 1
+    assert lane.acknowledge(10, 0.0, 0, 1.0) == []
+    assert lane.acknowledge(3, 0.0, 0, 1.0) == []
     assert lane.acked == 10
 
 
@@ -35,7 +35,7 @@ def test_nobody_can_acknowledge_what_was_not_sent() -> None:
     lane = Lane(1, 0.0)
     lane.note_sent(10, 0.0, PING)
     with pytest.raises(RemoteProtocolError):
-        lane.acknowledge(11, 0.0, 1.0)
+        lane.acknowledge(11, 0.0, 0, 1.0)
 
 
 def test_what_is_in_flight_takes_room_until_it_is_acknowledged() -> None:
@@ -43,9 +43,9 @@ def test_what_is_in_flight_takes_room_until_it_is_acknowledged() -> None:
     assert (lane.in_flight_bytes, lane.room_bytes) == (0, LANE_IN_FLIGHT_BYTES)
     lane.note_sent(1000, 0.0, DATA, payload=Payload(b"x"))
     assert (lane.in_flight_bytes, lane.room_bytes) == (1000, LANE_IN_FLIGHT_BYTES - 1000)
-    lane.acknowledge(400, 0.0, 1.0)
+    lane.acknowledge(400, 0.0, 0, 1.0)
     assert lane.in_flight_bytes == 600
-    lane.acknowledge(1000, 0.0, 1.0)
+    lane.acknowledge(1000, 0.0, 0, 1.0)
     assert lane.in_flight_bytes == 0
 
 
@@ -55,7 +55,7 @@ def test_our_own_acknowledgements_count_as_positions_but_wait_for_nothing() -> N
     assert (lane.sent, lane.in_flight_bytes, len(lane.outstanding)) == (20, 0, 0)
     lane.note_sent(10, 0.0, WINDOW, raw=b"w")
     assert lane.in_flight_bytes == 30
-    lane.acknowledge(30, 0.0, 1.0)
+    lane.acknowledge(30, 0.0, 0, 1.0)
     lane.note_silent(20)
     assert lane.in_flight_bytes == 0
 
@@ -65,17 +65,17 @@ def test_many_small_frames_fill_a_lane_before_their_bytes_do() -> None:
     for _ in range(LANE_IN_FLIGHT_FRAMES):
         lane.note_sent(10, 0.0, WINDOW, raw=b"w")
     assert lane.room_bytes == 0
-    lane.acknowledge(10, 0.0, 1.0)
+    lane.acknowledge(10, 0.0, 0, 1.0)
     assert lane.room_bytes > 0
 
 
 def test_the_first_sample_is_the_round_trip_time_and_later_ones_move_it_slowly() -> None:
     lane = Lane(1, 0.0)
     lane.note_sent(10, 1.0, PING)
-    lane.acknowledge(10, 0.010, 1.110)
+    lane.acknowledge(10, 0.010, 0, 1.110)
     assert lane.rtt_s == pytest.approx(0.1)
     lane.note_sent(10, 2.0, PING)
-    lane.acknowledge(20, 0.0, 2.3)
+    lane.acknowledge(20, 0.0, 0, 2.3)
     assert lane.rtt_s == pytest.approx(0.1 + 0.2 * RTT_WEIGHT)
     assert lane.min_rtt_s == pytest.approx(0.1)
 
@@ -83,14 +83,14 @@ def test_the_first_sample_is_the_round_trip_time_and_later_ones_move_it_slowly()
 def test_an_acknowledgement_that_releases_nothing_measures_nothing() -> None:
     lane = Lane(1, 0.0)
     lane.note_sent(10, 1.0, PING)
-    lane.acknowledge(9, 0.0, 5.0)
+    lane.acknowledge(9, 0.0, 0, 5.0)
     assert lane.rtt_s == 0.0
 
 
 def test_a_peer_that_exaggerates_the_delay_cannot_make_time_negative() -> None:
     lane = Lane(1, 0.0)
     lane.note_sent(10, 1.0, PING)
-    lane.acknowledge(10, 4000.0, 1.1)
+    lane.acknowledge(10, 4000.0, 0, 1.1)
     assert 0 < lane.rtt_s < 0.001
 
 
@@ -127,8 +127,8 @@ def test_an_acknowledgement_says_how_much_was_processed_and_how_long_the_newest_
     lane = Lane(1, 0.0)
     lane.note_processed(10, 10, False, 1.0)
     lane.note_processed(30, 10, False, 1.004)
-    position, held_s = lane.take_ack(1.010)
-    assert (position, round(held_s, 9)) == (40, 0.006)
+    position, held_s, arrived_at = lane.take_ack(1.010)
+    assert (position, round(held_s, 9), arrived_at) == (40, 0.006, 1.004)
     assert lane.ack_due is None
     lane.note_processed(10, 10, False, 2.0)
     assert lane.ack_due == 2.0 + ACK_DELAY_S
