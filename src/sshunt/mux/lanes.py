@@ -56,8 +56,8 @@ class Sent(NamedTuple):
 
 
 class Lane:
-    """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock; ``path``
-    is what it shares with the session's other lanes.
+    """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock, the
+    same for all lanes; ``path`` is what it shares with the session's other lanes.
     """
 
     __slots__ = (

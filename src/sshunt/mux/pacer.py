@@ -24,7 +24,7 @@ in bursts make the limit larger and not the link idle. Where delay alone is blin
                 It ends by itself.
     drain       far too much of a queue: at once to what the path itself holds at this rate (then
                 wait a round to see what it did).
-    hungry      no queue for some rounds though we were held back: steps double, up to a quarter.
+    hungry      no queue for some rounds though we were held back: steps double, up to an eighth.
     path        what the phases of ``path`` ask: less while PROBING, more than ssh's TCP can send
                 while CONTENDED.
 
@@ -35,19 +35,19 @@ delay says anything about the limit. After idleness the limit decays as TCP's wi
 
 What was tried, on the links of ``bench/wan.py``:
 
-    GAIN 1                     swings between half and twice the limit for ever: with both directions
-                               of 50/10 Mbit/s loaded an echo of 41 ms took 77 ms (p50) and 144 ms
-                               (p95); GAIN 0.5: 55 and 75 ms
-    limit without spreading    bursts live on from round to round: an echo of 31 ms took 40 instead
-                               of 37 ms beside 20 Mbit/s
-    the delay as it is seen    a frame's own time on the wire taken for a queue: 15.5 of 20 Mbit/s
-    growing to twice what      a start that overshoots both directions of 50/10 Mbit/s for 2 s
-    the round trip suggests    instead of one
-    a path for each lane       a lane that joins late takes the others' queue for the empty path: four
-                               lanes on 50/10 Mbit/s, echo 96 ms instead of 52 ms
+    GAIN 1                   swings between half and twice the limit for ever: with both directions
+                             of 50/10 Mbit/s loaded an echo of 41 ms took 77 ms (p50) and 144 ms
+                             (p95); GAIN 0.5: 55 and 75 ms
+    no spreading             bursts live on from round to round: an echo of 31 ms took 40 ms beside
+                             20 Mbit/s, with spreading 37 ms
+    the delay as it is seen  a frame's own time on the wire taken for a queue: 15.5 of 20 Mbit/s
+    growing by the present   a start overshoots both directions of 50/10 Mbit/s for 2 s instead of
+    round trip               one; now by the empty path's
+    a path for each lane     a lane that joins late takes the others' queue for the empty path: four
+                             lanes on 50/10 Mbit/s, echo 96 ms; one lane 52 ms
 
-Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate for
-ten rounds after it is gone, and its probing makes a queue every eighth round; both are felt here.
+Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate
+for ten rounds after it is gone, and it makes a queue every eighth round to probe for more.
 
 Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
 acknowledgement costs a few comparisons.
@@ -76,19 +76,25 @@ MIN_LIMIT_BYTES = 8 * 1024
 #: Shortest round. On a LAN the processes' turns are longer than the path.
 ROUND_S = 0.010
 
+#: No round trip between two processes is shorter; a peer that acknowledges before it can have
+#: received is not to be divided by.
+LEAST_RTT_S = 20e-6
+
 #: What one round does of the way to where the queue would be right. Its effect is seen a round
 #: later, so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of
 #: stability).
 GAIN = 0.5
 
 #: No round changes the limit by more: down to, up to. (Growing may double it.)
-MOST_DOWN, MOST_UP = 0.5, 1.25
+MOST_DOWN, MOST_UP = 0.5, 1.125
 
 #: A rate that is so much above the last three rounds' is still growing.
 GROWTH = 1.25
 
-#: Rounds without a queue, though we were held back, before steps become larger.
+#: Rounds without a queue, though we were held back, before steps become larger; and before the
+#: largest becomes larger still, for the link must be far away.
 HUNGRY_ROUNDS = 3
+STARVED_ROUNDS, MOST_UP_STARVED = 12, 1.25
 
 #: What is left of the best rate of late after another round.
 BEST_FADES = 0.9
@@ -101,8 +107,8 @@ IN_VAIN = 0.6
 
 #: The limit while others fill the link: so much of what leaves in a round trip with their queue in
 #: it as the last probe saw it. ssh's TCP then always has something to send and contends as any TCP
-#: does; the rest waits before it. (1.4 was tried: the queue grows until it no longer is enough, and
-#: 0.15 of the link is all that we get.)
+#: does; the rest waits before it. (With 1.4 the limit itself was what held us back when the queue
+#: had grown since the probe.)
 CONTEST = 2.0
 
 #: The limit in a probe that must see the path without us: so much of what fits into the empty path.
@@ -266,13 +272,12 @@ class Pacer:
     def _end_round(self, acked: int, arrived: int, now: float) -> None:
         path = self._path
         last_queue_s = self.queue_s
-        self.queue_s = path.queue_above(self._delay_s, self._least_rtt_s)
-        self.rtt_s = self._rtt_sum_s / self._rtt_count
+        self.queue_s = path.queue_above(self._delay_s, self._least_rtt_s, now)
+        self.rtt_s = max(self._rtt_sum_s / self._rtt_count, LEAST_RTT_S)
         if not (self._held_back or self._was_held_back):
             return
         elapsed_s = max((arrived - self._first_arrived) % _CLOCK / 1e6, 1e-4)
         rate = (acked - self._acked) / elapsed_s
-        path.probe_if_due(self.rtt_s, now)
         if self._probing:
             path.end_probe_if_over(self._aim_s(), now)
             if path.phase is not PROBING:
@@ -283,6 +288,8 @@ class Pacer:
         self.rate_bytes_s = rate
         self._best_rate = max(rate, self._best_rate * BEST_FADES)
         self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
+        if self._growth <= GROWTH:
+            path.probe_if_due(self.rtt_s, now)
         if path.phase is not PROBING:
             self._steer(last_queue_s, now)
         if path.phase is PROBING:  # due, another lane's doing, or just now found necessary
@@ -300,10 +307,14 @@ class Pacer:
             self._hungry_rounds += 1
             doublings = min(max(self._hungry_rounds - HUNGRY_ROUNDS, 0), 8)
             factor = 1.0 + (factor - 1.0) * 2.0**doublings
-        limit = self.limit_bytes * min(max(factor, MOST_DOWN), MOST_UP)
+        most_up = MOST_UP if self._hungry_rounds <= STARVED_ROUNDS else MOST_UP_STARVED
+        limit = self.limit_bytes * min(max(factor, MOST_DOWN), most_up)
         excess = queue_s > 2 * aim_s + path.rtt_s / 8 and not growing
-        self._drained = excess and not self._drained
-        if self._drained:
+        if self._drained:  # what that did is seen a round later
+            self._drained = False
+            limit = max(limit, float(self.limit_bytes))
+        elif excess:
+            self._drained = True
             limit = min(limit, rate * (rtt_s - queue_s + aim_s))
         if contended:
             limit = CONTEST * self._best_rate * path.contended_rtt_s
@@ -361,9 +372,8 @@ class Pacer:
         limit = self._resume_bytes
         if self._path.phase is CONTENDED:  # to give way was in vain
             limit = max(limit, self._queued_since_bytes)
-        self._set_limit(limit)
-        if self._path.is_deep:
             self._rates = []  # grow from here
+        self._set_limit(limit)
 
     # --- for people ---------------------------------------------------------------------------
 

@@ -33,6 +33,9 @@ PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 5.0
 FIRST_CONTENDED_PROBE_S = 0.6
 
+#: A queue that is none.
+EMPTY_S = 0.0002
+
 #: How long a probe lasts: one round trip until what was in flight has gone, nearly one to look.
 PROBE_RTTS = 1.8
 
@@ -89,14 +92,17 @@ class Path:
         delay_us = (difference - self._offset) % _CLOCK
         return (delay_us if delay_us < _CLOCK // 2 else delay_us - _CLOCK) / 1e6
 
-    def queue_above(self, delay_s: float, rtt_s: float) -> float:
+    def queue_above(self, delay_s: float, rtt_s: float, now: float) -> float:
         """The queue in a round whose least delay and least round-trip time were these."""
         self.delay_s = min(self.delay_s, delay_s)
         self.rtt_s = min(self.rtt_s, rtt_s)
         if self.phase is PROBING:
             self._floor_delay_s = min(self._floor_delay_s, delay_s)
             self._floor_rtt_s = min(self._floor_rtt_s, rtt_s)
-        return min(delay_s - self.delay_s, rtt_s - self.rtt_s)
+        queue_s = min(delay_s - self.delay_s, rtt_s - self.rtt_s)
+        if queue_s < EMPTY_S and self.phase is STEADY:
+            self._probe_at = now + PROBE_EVERY_S  # the empty path has just been seen
+        return queue_s
 
     @property
     def is_contended(self) -> bool:

@@ -1,0 +1,229 @@
+"""One bottleneck between two sessions under a virtual clock: what the pacer is tested against.
+
+A lane over a link with a rate, a delay and an endless queue, in segments as TCP sends them. What
+the pacer must find out is what the test sets: nothing is lost, nothing waits for a processor, so
+every figure follows from the code alone and is the same in every run. ::
+
+    bulk -> Session -> [ queue -> rate -> delay ] -> Session -> read at once
+            Session <- [ delay <- rate <- queue ] <- Session
+
+Others' traffic can be let into a direction (``intrude``); it takes its place in the queue.
+"""
+
+from collections.abc import Callable
+
+from sshunt.mux import frames
+from sshunt.mux.frames import Destination
+from sshunt.mux.hello import AGENT, CLIENT
+from sshunt.mux.payload import Payload
+from sshunt.mux.session import (
+    DatagramReceived,
+    DataReceived,
+    Session,
+    StreamRequested,
+    StreamWritable,
+)
+from sshunt.mux.streams import Stream
+from tests.sim.network import Clock
+
+SEGMENT_BYTES = 1448
+
+TARGET = Destination(frames.TCP, "10.9.8.7", 80)
+
+
+class Link:
+    """One direction. ``rate_bytes_s`` and ``delay_s`` may be changed at any time."""
+
+    def __init__(self, clock: Clock, rate_bytes_s: float, delay_s: float) -> None:
+        self.rate_bytes_s, self.delay_s = rate_bytes_s, delay_s
+        self._clock = clock
+        self._free_at = 0.0
+        self._last_arrival = 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """How long a byte that is sent now will wait before it leaves."""
+        return max(self._free_at - self._clock.now, 0.0)
+
+    def intrude(self, size: int) -> None:
+        """Others' bytes enter the queue."""
+        self._free_at = max(self._free_at, self._clock.now) + size / self.rate_bytes_s
+
+    def carry(self, data: bytes, deliver: Callable[[bytes], None]) -> None:
+        """Send ``data``; it arrives in segments, in order."""
+        for at in range(0, len(data), SEGMENT_BYTES):
+            segment = data[at : at + SEGMENT_BYTES]
+            self.intrude(len(segment))
+            self._last_arrival = max(self._free_at + self.delay_s, self._last_arrival)
+            self._clock.at(self._last_arrival, _Arrival(deliver, segment))
+
+
+class _Arrival:
+    def __init__(self, deliver: Callable[[bytes], None], data: bytes) -> None:
+        self._deliver, self._data = deliver, data
+
+    def __call__(self) -> None:
+        self._deliver(self._data)
+
+
+class End:
+    """One side: a session, its bulk streams, its half of each lane."""
+
+    def __init__(self, role: int, clock: Clock) -> None:
+        self.session = Session(role)
+        self.received_bytes = 0
+        self.echoes_s: list[float] = []
+        self.other: End
+        self._clock = clock
+        self._out: dict[int, Link] = {}
+        self._bulk: set[Stream] = set()
+        self._timer_at = float("inf")
+
+    def add_lane(self, number: int, out: Link) -> None:
+        self._out[number] = out
+        self.session.add_lane(number, self._clock.now)
+
+    def push(self, stream: Stream) -> None:
+        """Write to ``stream`` for ever, as fast as there is room."""
+        self._bulk.add(stream)
+        self._fill(stream)
+        self.pump()
+
+    def stop(self, stream: Stream) -> None:
+        self._bulk.discard(stream)
+
+    def echo(self) -> None:
+        """Send a datagram that the other side sends back; see ``echoes_s``."""
+        now = self._clock.now
+        self.session.send_datagram(1, frames.ECHO, b"%.9f" % now, now)
+        self.pump()
+
+    def receive(self, lane: int, data: bytes) -> None:
+        self.session.receive(lane, memoryview(data), self._clock.now)
+        self.pump()
+
+    def pump(self) -> None:
+        now = self._clock.now
+        self._dispatch()
+        for number, link in self._out.items():
+            while pieces := self.session.transmit(number, now):
+                data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)
+                link.carry(data, _Receiver(self.other, number))
+                self._dispatch()
+        due = self.session.next_deadline(now)
+        if due is not None and due < self._timer_at:
+            self._timer_at = due
+            self._clock.at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer_at = float("inf")
+        self.pump()
+
+    def _fill(self, stream: Stream) -> None:
+        while stream in self._bulk and (room := self.session.room_bytes(stream)):
+            self.session.write(stream, Payload(bytes(min(room, 65536))), self._clock.now)
+
+    def _dispatch(self) -> None:
+        for event in self.session.take_events():
+            if isinstance(event, DataReceived):
+                self.received_bytes += len(event.payload)
+                self.session.consumed(event.stream, len(event.payload), self._clock.now)
+            elif isinstance(event, StreamRequested):
+                self.session.accept(event.stream)
+            elif isinstance(event, StreamWritable):
+                self._fill(event.stream)
+            elif isinstance(event, DatagramReceived):
+                sent_at = float(event.data)
+                if event.flow == 1:
+                    self.session.send_datagram(2, event.kind, event.data, self._clock.now)
+                else:
+                    self.echoes_s.append(self._clock.now - sent_at)
+
+
+class _Receiver:
+    def __init__(self, end: End, lane: int) -> None:
+        self._end, self._lane = end, lane
+
+    def __call__(self, data: bytes) -> None:
+        self._end.receive(self._lane, data)
+
+
+class Bottleneck:
+    """Client and agent, ``lanes`` lanes over one link each way. Rates in Mbit/s, times in ms."""
+
+    def __init__(
+        self, *, up_mbit_s: float, down_mbit_s: float, rtt_ms: float, lanes: int = 1
+    ) -> None:
+        self.clock = Clock()
+        self.up = Link(self.clock, up_mbit_s * 1e6 / 8, rtt_ms / 2000)
+        self.down = Link(self.clock, down_mbit_s * 1e6 / 8, rtt_ms / 2000)
+        self.client = End(CLIENT, self.clock)
+        self.agent = End(AGENT, self.clock)
+        self.client.other, self.agent.other = self.agent, self.client
+        for number in range(1, lanes + 1):
+            self.add_lane(number)
+
+    def add_lane(self, number: int) -> None:
+        self.client.add_lane(number, self.up)
+        self.agent.add_lane(number, self.down)
+
+    def upload(self) -> Stream:
+        """A stream on which the client sends bulk from now on."""
+        stream = self.client.session.open(TARGET)
+        self.client.push(stream)
+        return stream
+
+    def download(self) -> Stream:
+        """A stream on which the agent sends bulk from now on; the agent's end of it."""
+        number = self.client.session.open(TARGET).id
+        self.client.pump()
+        self.run(1.0)
+        stream = self.agent.session.streams[number]
+        self.agent.push(stream)
+        return stream
+
+    def run(self, seconds: float, *, echo_every_s: float = 0.05) -> "Seen":
+        """Let time go by; what was to be seen meanwhile."""
+        begin = self.clock.now
+        up, down = self.agent.received_bytes, self.client.received_bytes
+        queues: list[float] = []
+        echoes = len(self.client.echoes_s)
+
+        def look() -> None:
+            queues.append(self.up.queue_s)
+            self.client.echo()
+            if self.clock.now + echo_every_s < begin + seconds:
+                self.clock.after(echo_every_s, look)
+
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+
+        self.clock.at(begin, look)
+        self.clock.at(begin + seconds, end)
+        while not ended and self.clock.run_next():
+            pass
+        return Seen(
+            up_mbit_s=(self.agent.received_bytes - up) * 8 / seconds / 1e6,
+            down_mbit_s=(self.client.received_bytes - down) * 8 / seconds / 1e6,
+            queues_s=queues,
+            echoes_s=self.client.echoes_s[echoes:],
+        )
+
+
+class Seen:
+    """What ``run`` saw."""
+
+    def __init__(
+        self, *, up_mbit_s: float, down_mbit_s: float, queues_s: list[float], echoes_s: list[float]
+    ) -> None:
+        self.up_mbit_s, self.down_mbit_s = up_mbit_s, down_mbit_s
+        self.queues_s = queues_s
+        self.echoes_s = echoes_s
+
+    def echo_ms(self, percent: int) -> float:
+        """A percentile of the echoes that came back."""
+        ordered = sorted(self.echoes_s)
+        return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1e3
