@@ -18,7 +18,8 @@ All at once, because each needs a login and then a slow start, and whoever waits
 waited for those once.
 
 A further connection never asks anybody anything (BatchMode). Where authentication needs a person it
-can't be had; that is said once and not tried again.
+can't be had; that is said once and not tried again. (More channels over the one connection would
+help against the channel's window. Not built yet.)
 
 Not here: how bytes are spread over lanes (mux), what happens when the last lane dies (client).
 """
@@ -28,7 +29,7 @@ import os
 from collections.abc import Sequence
 
 from sshunt.console import Console
-from sshunt.errors import UserError
+from sshunt.errors import ExitCode, UserError
 from sshunt.metrics import Beliefs, LaneBeliefs
 from sshunt.mux.hello import CLIENT, make_hello
 from sshunt.mux.pacer import LOSS_STALLS
@@ -189,9 +190,20 @@ class FurtherLanes:
             self._console.detail(1, f"lane {number} is up: one connection was the limit")
             lane.receive(ssh.rest)
         except (UserError, OSError) as error:
-            self._not_before = self._tunnel.loop.time() + RETRY_S
-            message = error.message if isinstance(error, UserError) else error.strerror
-            self._console.detail(1, f"no further ssh connection: {message}")
+            self._give_up_for_now(error)
+
+    def _give_up_for_now(self, error: UserError | OSError) -> None:
+        self._not_before = self._tunnel.loop.time() + RETRY_S
+        if isinstance(error, UserError) and error.exit_code is ExitCode.AUTH:
+            if self._most > 1:
+                self._most = 1
+                self._console.line(
+                    "one ssh connection limits the speed here, and a second one can't log in"
+                    " without asking you: staying with one ssh connection"
+                )
+            return
+        message = error.message if isinstance(error, UserError) else error.strerror
+        self._console.detail(1, f"no further ssh connection: {message}")
 
     def _ignore(self, line: str) -> None:
         """The banner and the greetings have been shown by the first connection."""

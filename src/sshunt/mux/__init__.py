@@ -10,6 +10,8 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     streams    one TCP connection: a sending half, a receiving half, their states
     windows    credit: how much a sender may have in flight, and how it grows
     scheduler  who sends next: control, then sparse streams, then bulk in fair turns
+    path       what all lanes share: the empty path, and whether others fill it
+    pacer      how much may be in flight on one lane
     lanes      one ordered byte pipe: what was sent and not acknowledged
     session    the tunnel: all of the above behind one small interface
 """

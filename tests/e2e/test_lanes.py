@@ -1,0 +1,131 @@
+"""More ssh connections where one is the limit, over an emulated link.
+
+neighbour ------------- client ===== 300 Mbit/s, 80 ms ===== server ------------- target
+                        sshunt, 1 to 4 ssh                    sshd, agent         web server
+
+One ssh channel carries 2 MiB per round trip: about 200 Mbit/s of this link.
+"""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sshunt.lab.link import Shape
+from sshunt.lab.servers import payload, payload_sha256
+from sshunt.lab.world import OFFICE_V4, Lab
+from tests.e2e.tunnels import Remains, Tunnel, kill
+
+LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
+
+SIZE = 100_000_000
+
+DEADLINE_S = 60
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(up=LINK, down=LINK, mtu=9000) as lab:
+        lab.web(lab.target)
+        yield lab
+
+
+@contextmanager
+def up(lab: Lab, *words: str, user: str = "root") -> Iterator[Tunnel]:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-v", "-r", "server", *words, OFFICE_V4], user=user)
+    try:
+        tunnel.wait_until_connected()
+        yield tunnel
+        assert tunnel.process.poll() is None, f"it ended on its own: {tunnel.said}"
+    finally:
+        code = tunnel.stop()
+    assert "Traceback" not in tunnel.said
+    assert code == 0
+    assert remains.left() == []
+
+
+class Download:
+    """curl fetching SIZE bytes into a digest."""
+
+    def __init__(self, lab: Lab) -> None:
+        url = f"http://{lab.target.v4}/bytes/{SIZE}"
+        command = f"curl -sS -m {DEADLINE_S} {url} | sha256sum"
+        self._process = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def sha256(self) -> str:
+        return self._process.communicate(timeout=DEADLINE_S)[0].decode().split()[0]
+
+
+def upload_sha256(lab: Lab) -> str:
+    """What the web server says of SIZE bytes that curl sends it."""
+    body = lab.folder / "body"
+    with body.open("wb") as file:
+        for block in payload(SIZE):
+            file.write(block)
+    url = f"http://{lab.target.v4}/sha256"
+    words = ["curl", "-sS", "-m", str(DEADLINE_S), "-T", str(body), "-X", "POST", url]
+    return lab.client.run(words).stdout.strip()
+
+
+def test_a_long_fat_download_is_given_more_lanes_and_arrives_whole(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        assert len(tunnel.pids("ssh")) == 1
+        download = Download(lab)
+        tunnel.wait_until(lambda: "lane 3 is up" in tunnel.said)
+        assert len(tunnel.pids("ssh")) == 4
+        assert download.sha256() == payload_sha256(SIZE)
+
+
+def test_a_long_fat_upload_is_given_more_lanes_and_arrives_whole(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        assert upload_sha256(lab) == payload_sha256(SIZE)
+        assert "lane 1 is up" in tunnel.said
+
+
+def test_further_lanes_may_die_in_mid_transfer_and_nothing_is_lost_or_doubled(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        (first,) = tunnel.pids("ssh")
+        download = Download(lab)
+        tunnel.wait_until(lambda: tunnel.said.count("is up: ") >= 3)
+        time.sleep(0.5)  # all of them carry bulk by now
+        assert download.runs
+        for pid in tunnel.pids("ssh"):
+            if pid != first:
+                kill([pid])
+                time.sleep(0.2)
+        assert download.sha256() == payload_sha256(SIZE)
+        assert tunnel.said.count("ended: ") == 3
+
+
+def test_lanes_1_means_one(lab: Lab) -> None:
+    with up(lab, "--lanes", "1") as tunnel:
+        assert Download(lab).sha256() == payload_sha256(SIZE)
+        assert len(tunnel.pids("ssh")) == 1
+
+
+def test_who_can_not_log_in_again_without_being_asked_stays_with_one_connection(lab: Lab) -> None:
+    """As behind a password: the key is gone once the first connection is up."""
+    with up(lab, "--lanes", "2") as tunnel:
+        key = lab.account("root").home / ".ssh" / "id_ed25519"
+        hidden = key.rename(key.with_suffix(".hidden"))
+        try:
+            assert Download(lab).sha256() == payload_sha256(SIZE)
+        finally:
+            hidden.rename(key)
+        assert len(tunnel.pids("ssh")) == 1
+        assert tunnel.said.count("staying with one ssh connection") == 1
+
+
+def test_what_the_pacers_believe_can_be_read_with_v(lab: Lab) -> None:
+    with up(lab, "--lanes", "1") as tunnel:
+        Download(lab).sha256()
+        line = next(line for line in tunnel.said.splitlines() if "lane 0 down: " in line)
+    for word in ("Mbit/s", "RTT", "least", "queue", "in flight", "of", "sparse", "bulk", "control"):
+        assert word in line
