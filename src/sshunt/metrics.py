@@ -51,7 +51,7 @@ def parse_beliefs_untrusted(data: bytes) -> Beliefs:
     """The far side's answer; raises RemoteProtocolError."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RemoteProtocolError("beliefs that are no JSON")
     return beliefs_untrusted(found)
 
@@ -77,9 +77,13 @@ def beliefs_untrusted(found: Any) -> Beliefs:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise RemoteProtocolError("beliefs without a number")
-    return float(value)
+    return number
 
 
 def lines(direction: str, beliefs: Beliefs) -> Iterator[str]:

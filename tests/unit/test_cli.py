@@ -6,6 +6,7 @@ import pytest
 
 from sshunt import __version__
 from sshunt.cli import main, parse
+from sshunt.config import MAX_LANES
 from sshunt.errors import ExitCode, UserError
 
 MINIMUM = ["-r", "gate", "10.0.0.0/8"]
@@ -83,6 +84,22 @@ def test_the_delimiter_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "lanes"),
+    [([], 4), (["--lanes", "1"], 1), (["--lanes", "2"], 2), (["--lanes", str(MAX_LANES)], 16)],
+)
+def test_so_many_ssh_connections_may_be_opened(words: list[str], lanes: int) -> None:
+    assert parse([*MINIMUM, *words]).lanes == lanes
+
+
+@pytest.mark.parametrize("value", ["0", "17", "x"])
+def test_a_wrong_number_of_lanes_is_quoted_with_what_is_possible(value: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse([*MINIMUM, "--lanes", value])
+    assert repr(value) in caught.value.message
+    assert "from 1 to 16" in caught.value.message
+
+
+@pytest.mark.parametrize(
     "words",
     [
         [],
@@ -103,6 +120,14 @@ def test_the_delimiter_can_be_left_out() -> None:
         ["-r", "gate", "10.0.0.0/8", "-e", ""],
         ["-r", "gate", "10.0.0.0/8", "--python", "a'b"],
         ["-r", "gate", "10.0.0.0/8", "--method", "magic"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "0"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", str(MAX_LANES + 1)],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "x"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "-1"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "2.0"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "٣"],
+        ["-r", "gate", "10.0.0.0/8", "--lanes", "4" * 5000],
+        ["-r", "gate", "10.0.0.0/8", "--lanes"],
         ["-r", "gate", "10.0.0.0/8", "--no-such-option"],
         ["-r", "gate", "@/no/such/file"],
         ["-r", "gate", "-s", "/no/such/file"],

@@ -137,9 +137,10 @@ START_FRAME_BYTES = 16 * 1024
 #: though it was on its way all the time.
 STALL_RTTS, STALL_S = 0.5, 0.02
 
-#: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
+#: How long a stall is remembered, and how many of them mean loss. (Waiting for a second one takes
+#: seconds at 0.5 % of loss; a lane too many costs a login.)
 STALLS_S = 5.0
-LOSS_STALLS = 2
+LOSS_STALLS = 1
 
 _CLOCK = 1 << 32
 
@@ -248,8 +249,9 @@ class Pacer:
         self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s
-        if rtt_s - held_s < self._least_rtt_s:
-            self._least_rtt_s = rtt_s - held_s
+        least_s = max(rtt_s - held_s, LEAST_RTT_S)  # it may say that it held it for an hour
+        if least_s < self._least_rtt_s:
+            self._least_rtt_s = least_s
         self._rtt_sum_s += rtt_s
         self._rtt_count += 1
         if acked >= self._round_end and now - self._first_at >= ROUND_S:

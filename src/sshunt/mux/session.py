@@ -298,10 +298,8 @@ class Session:
         lane = self.lanes.pop(lane_id)
         control: List[_Control] = []
         for sent in lane.outstanding:
-            if sent.payload is not None and sent.payload.is_gone:
-                if sent.stream and sent.stream.id in self.streams:
-                    self.reset(sent.stream, frames.RESET_ABORTED)
-                    self._events.append(StreamReset(sent.stream, frames.RESET_ABORTED))
+            if sent.stream and sent.payload is not None and sent.payload.is_gone:
+                self._give_up(sent.stream)
             elif sent.kind == frames.DATA and sent.stream and sent.payload is not None:
                 sent.stream.sender.give_back(sent.offset, sent.payload)
                 self._scheduler.activate(sent.stream, now, self.rtt_s)
@@ -314,6 +312,19 @@ class Session:
                 control.append(_Control(sent.kind, sent.stream, sent.raw))
         self._control.extendleft(reversed(control))
         self._note_rtt()
+
+    def _give_up(self, stream: Stream) -> None:
+        """Reset a stream whose bytes can't be sent again, also one that is over at this end: the
+        other end waits for them.
+        """
+        if stream.sender.state is CLOSED:
+            return
+        raw = frames.encode_reset(stream.id, frames.RESET_ABORTED)
+        self._control.append(_Control(frames.RESET, None, raw))
+        stream.reset()
+        if stream.id in self.streams:
+            self._forget(stream)
+            self._events.append(StreamReset(stream, frames.RESET_ABORTED))
 
     def next_deadline(self, after: float = 0.0) -> Optional[float]:
         """When ``transmit`` must be called at the latest though nothing else happened.
@@ -391,9 +402,9 @@ class Session:
         A lane whose oldest frame has waited longer than a round trip is stalled, however short its
         round trips were.
         """
+        self._spare(lane, now)
         if len(self.lanes) == 1:
             return True
-        self._spare(lane, now)
         lanes = [each for each in self.lanes.values() if not each.is_blocked]
         return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
 
@@ -401,11 +412,12 @@ class Session:
         """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
         what is urgent then never waits for a segment that is sent again.
         """
+        if len(self.lanes) < 3:
+            lane.is_spared = False
+            return
         others = [each for each in self.lanes.values() if each is not lane]
-        lane.is_spared = (
-            len(others) >= 2
-            and lane.id > max(each.id for each in others)
-            and all(each.pacer.stalls(now) >= LOSS_STALLS for each in others)
+        lane.is_spared = lane.id > max(each.id for each in others) and all(
+            each.pacer.stalls(now) >= LOSS_STALLS for each in others
         )
 
     def _transmit_data(

@@ -10,7 +10,9 @@ from sshunt.mux.limits import (
     ACK_EVERY_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
+    SPARSE_RESERVE_BYTES,
 )
+from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 
 
@@ -132,3 +134,85 @@ def test_an_acknowledgement_says_how_much_was_processed_and_how_long_the_newest_
     assert lane.ack_due is None
     lane.note_processed(10, 10, False, 2.0)
     assert lane.ack_due == 2.0 + ACK_DELAY_S
+
+
+def test_a_busy_sender_may_hold_its_acknowledgement_for_longer() -> None:
+    lane = Lane(1, 0.0)
+    lane.note_processed(10, 10, False, 1.0, 0.5)
+    assert lane.ack_due == 1.5
+
+
+# --- pacing ---------------------------------------------------------------------------------------
+
+
+def test_bulk_leaves_up_to_the_limit_and_not_beyond() -> None:
+    lane = Lane(1, 0.0)
+    room = lane.pacer.limit_bytes - lane.pacer.frame_bytes
+    lane.note_sent(room, 0.0, DATA, payload=Payload(b"x"))
+    assert lane.takes_bulk(0.0)
+    lane.note_sent(1, 0.0, DATA, payload=Payload(b"x"))
+    assert not lane.takes_bulk(0.0)
+    lane.acknowledge(room, 0.0, 0, 0.1)
+    assert lane.takes_bulk(0.1)
+
+
+def test_an_empty_lane_takes_a_frame_however_small_its_limit_is() -> None:
+    lane = Lane(1, 0.0)
+    lane.pacer.limit_bytes = lane.pacer.frame_bytes - 1
+    assert lane.takes_bulk(0.0)
+    lane.note_sent(1, 0.0, DATA, payload=Payload(b"x"))
+    assert not lane.takes_bulk(0.0)
+
+
+def test_bulk_waits_for_its_time_even_on_an_empty_lane() -> None:
+    lane = Lane(1, 0.0)
+    lane.pacer.next_at = 5.0
+    assert not lane.takes_bulk(4.999)
+    assert lane.takes_bulk(5.0)
+
+
+def test_sparse_streams_have_room_beyond_the_limit_but_not_without_end() -> None:
+    lane = Lane(1, 0.0)
+    lane.note_sent(lane.pacer.limit_bytes, 0.0, DATA, payload=Payload(b"x"))
+    assert lane.sparse_room_bytes == SPARSE_RESERVE_BYTES
+    lane.note_sent(SPARSE_RESERVE_BYTES + 7, 0.0, DATA, payload=Payload(b"x"))
+    assert lane.sparse_room_bytes == -7
+
+
+def test_an_answer_is_expected_after_the_usual_time_or_as_late_as_the_oldest_already_is() -> None:
+    lane = Lane(1, 0.0)
+    assert lane.expected_s(3.0) == 0.0
+    lane.note_sent(10, 1.0, PING)
+    lane.acknowledge(10, 0.0, 0, 1.1)
+    assert lane.expected_s(9.0) == pytest.approx(0.1)
+    lane.note_sent(10, 9.0, PING)
+    lane.note_sent(10, 9.3, PING)
+    assert lane.expected_s(9.05) == pytest.approx(0.1)
+    assert lane.expected_s(9.4) == pytest.approx(0.4)
+
+
+def test_after_idleness_the_limit_is_smaller() -> None:
+    lane = Lane(1, 0.0)
+    lane.pacer.limit_bytes = LANE_IN_FLIGHT_BYTES
+    lane.note_sent(10, 0.0, PING)
+    assert lane.pacer.limit_bytes == LANE_IN_FLIGHT_BYTES
+    lane.note_sent(10, 60.0, PING)  # the first is still under way: that is not idleness
+    assert lane.pacer.limit_bytes == LANE_IN_FLIGHT_BYTES
+    lane.acknowledge(20, 0.0, 0, 60.1)
+    lane.note_sent(10, 60.2, PING)
+    assert lane.pacer.limit_bytes == LANE_IN_FLIGHT_BYTES
+    lane.acknowledge(30, 0.0, 0, 60.3)
+    lane.note_sent(10, 90.0, PING)
+    assert lane.pacer.limit_bytes < LANE_IN_FLIGHT_BYTES / 8
+
+
+def test_lanes_of_one_session_share_what_they_know_of_the_path() -> None:
+    path = Path()
+    first, second = Lane(1, 0.0, path), Lane(2, 0.0, path)
+    for at in (1.0, 1.2, 1.4):
+        first.note_sent(10, at, PING)
+        first.acknowledge(first.sent, 0.0, round(at * 1e6) + 50_000, at + 0.1)
+    for at in (4.0, 4.2, 4.4):
+        second.note_sent(10, at, PING)
+        second.acknowledge(second.sent, 0.0, round(at * 1e6) + 80_000, at + 0.13)
+    assert second.pacer.queue_s == pytest.approx(0.03)

@@ -190,3 +190,76 @@ def test_a_stream_that_was_reset_while_queued_is_passed_over() -> None:
     stream.reset()
     assert served(scheduler) == (3, 10)
     assert (len(scheduler), stream.scheduled) == (0, False)
+
+
+# --- what a lane may carry ------------------------------------------------------------------------
+
+
+def test_a_lane_that_takes_no_bulk_carries_sparse_streams_only() -> None:
+    scheduler = Scheduler()
+    scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
+    scheduler.activate(stream_with(3, 100), 0.0, RTT_S)
+    item = scheduler.take(LANE, 1000, bulk=False)
+    assert item is not None
+    assert item[0].id == 3
+    assert scheduler.take(LANE, 1000, bulk=False) is None
+    assert served(scheduler)[0] == 1
+
+
+def test_without_bulk_sparse_streams_do_not_wait_for_its_turn() -> None:
+    scheduler = Scheduler()
+    scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
+    count = 3 * SPARSE_RUN_BYTES // SPARSE_BYTES
+    for number in range(count):
+        scheduler.activate(stream_with(2 * number + 3, SPARSE_BYTES), 0.0, RTT_S)
+    for _ in range(count):
+        assert scheduler.take(LANE, SPARSE_BYTES, bulk=False) is not None
+    assert not scheduler.has_sparse
+
+
+def test_a_lane_that_is_not_the_swiftest_carries_bulk_and_leaves_sparse_streams_alone() -> None:
+    scheduler = Scheduler()
+    scheduler.activate(stream_with(1, 1000), 0.0, RTT_S)
+    scheduler.activate(stream_with(3, 1_000_000), 0.0, RTT_S)
+    item = scheduler.take(LANE, 1000, any_sparse=False)
+    assert item is not None
+    assert item[0].id == 3
+    assert scheduler.take(LANE, 1000, bulk=False, any_sparse=False) is None
+    assert scheduler.queued_bytes() == (1000, 999_000)
+
+
+def test_a_sparse_stream_that_may_take_no_other_lane_takes_its_own_however_slow() -> None:
+    scheduler = Scheduler()
+    scheduler.activate(stream_with(1, 10, home=LANE), 0.0, RTT_S)
+    scheduler.activate(stream_with(3, 10, home=LANE + 1), 0.0, RTT_S)
+    scheduler.activate(stream_with(5, 10), 0.0, RTT_S)
+    item = scheduler.take(LANE, 1000, bulk=False, any_sparse=False)
+    assert item is not None
+    assert item[0].id == 1
+    assert scheduler.take(LANE, 1000, bulk=False, any_sparse=False) is None
+
+
+def test_on_a_slow_lane_turns_are_as_small_as_its_frames() -> None:
+    scheduler = Scheduler()
+    scheduler.quantum_bytes = 3000
+    for number in (1, 3):
+        scheduler.activate(stream_with(number, 1_000_000), 0.0, RTT_S)
+    assert [served(scheduler) for _ in range(4)] == [(1, 3000), (3, 3000)] * 2
+
+
+def test_what_waits_is_told_by_class() -> None:
+    scheduler = Scheduler()
+    assert (scheduler.has_sparse, scheduler.has_bulk) == (False, False)
+    scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
+    assert (scheduler.has_sparse, scheduler.has_bulk) == (False, True)
+    scheduler.activate(stream_with(3, 100), 0.0, RTT_S)
+    scheduler.activate(stream_with(5, 200), 0.0, RTT_S)
+    assert (scheduler.has_sparse, scheduler.has_bulk) == (True, True)
+    assert scheduler.queued_bytes() == (300, 1_000_000)
+
+
+def test_what_the_peer_has_granted_no_credit_for_does_not_wait_for_us() -> None:
+    scheduler, stream = Scheduler(), Stream(1, 20_000, 1000, ANY_LANE)
+    stream.sender.write(Payload(bytes(100_000)))
+    scheduler.activate(stream, 0.0, RTT_S)
+    assert scheduler.queued_bytes() == (0, 20_000)

@@ -7,6 +7,7 @@ from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import (
+    ACK_DELAY_BUSY_S,
     ACK_DELAY_S,
     CONTROL_QUEUE_FRAMES,
     DATA_BYTES,
@@ -21,6 +22,7 @@ from sshunt.mux.limits import (
     STREAM_GAP,
     TRANSMIT_BUFFERS,
 )
+from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import (
     DatagramReceived,
@@ -691,6 +693,296 @@ def test_a_lane_number_is_used_once() -> None:
     ends = Ends()
     with pytest.raises(LocalProtocolError):
         ends.client.add_lane(1, ends.now)
+
+
+# --- which lane -----------------------------------------------------------------------------------
+
+
+def measure(ends: Ends, lane: int, rtt_s: float) -> None:
+    """Let the client find that the lane's round trips take so long."""
+    ends.client.ping(lane)
+    ends.transmit(ends.client, lane)
+    ends.deliver(ends.agent, lane)
+    ends.now += rtt_s
+    ends.transmit(ends.agent, lane)
+    ends.deliver(ends.client, lane)
+    lanes = ends.client.lanes
+    lanes[lane].rtt_s = rtt_s  # but for the time that the agent held the acknowledgement
+
+
+def with_lanes(*rtts_s: float) -> Ends:
+    """Lanes 1, 2 ... whose round trips take so long."""
+    ends = Ends(lanes=len(rtts_s))
+    for lane, rtt_s in enumerate(rtts_s, 1):
+        measure(ends, lane, rtt_s)
+    return ends
+
+
+def lose_segments(ends: Ends, *lanes: int) -> None:
+    """The client has seen delivery on these lanes stop and go lately."""
+    for lane in lanes:
+        ends.client.lanes[lane].pacer._stalls.extend([ends.now] * LOSS_STALLS)
+
+
+def test_control_and_datagrams_take_the_lane_that_answers_soonest() -> None:
+    ends = with_lanes(0.2, 0.05, 0.1)
+    ends.client.open(WEB)
+    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    assert not ends.transmit(ends.client, lane=1)
+    assert not ends.transmit(ends.client, lane=3)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN, frames.DATAGRAM]
+
+
+def test_a_few_bytes_of_a_stream_take_it_too() -> None:
+    ends = with_lanes(0.2, 0.05)
+    near, _ = ends.connect(lane=2)
+    ends.client.write(near, Payload(b"a key"), ends.now)
+    assert not ends.transmit(ends.client, lane=1)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
+
+
+def test_bulk_takes_every_lane() -> None:
+    ends = with_lanes(0.2, 0.05)
+    near, _ = ends.connect(lane=2)
+    ends.client.write(near, Payload(bytes(200_000)), ends.now)
+    assert frames.DATA in kinds(ends.transmit(ends.client, lane=1))
+    assert frames.DATA in kinds(ends.transmit(ends.client, lane=2))
+
+
+def test_a_lane_that_is_silent_for_longer_than_another_needs_is_not_chosen() -> None:
+    ends = with_lanes(0.2, 0.05)
+    ends.client.ping(2)
+    ends.transmit(ends.client, lane=2)
+    ends.now += 0.19
+    first = ends.client.open(WEB)
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN]
+    ends.now += 0.02
+    ends.client.open(WEB)
+    assert not ends.transmit(ends.client, lane=2)
+    assert kinds(ends.transmit(ends.client, lane=1)) == [frames.OPEN]
+    assert first.home == 2
+
+
+def test_a_lane_whose_pipe_is_full_is_not_chosen_however_swift() -> None:
+    ends = with_lanes(0.2, 0.05)
+    ends.client.lanes[2].is_blocked = True
+    ends.client.open(WEB)
+    assert kinds(ends.transmit(ends.client, lane=1)) == [frames.OPEN]
+
+
+def test_when_all_pipes_are_full_the_first_that_is_asked_again_is_good_enough() -> None:
+    ends = with_lanes(0.2, 0.05)
+    for lane in (1, 2):
+        ends.client.lanes[lane].is_blocked = True
+    ends.client.open(WEB)
+    assert kinds(ends.transmit(ends.client, lane=1)) == [frames.OPEN]
+
+
+def test_an_only_lane_carries_everything_however_slow() -> None:
+    ends = with_lanes(3.0)
+    ends.client.ping(1)
+    ends.transmit(ends.client)
+    ends.now += 60.0
+    ends.client.open(WEB)
+    assert kinds(ends.transmit(ends.client)) == [frames.OPEN]
+
+
+def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() -> None:
+    ends = with_lanes(0.1, 0.1, 0.05)
+    near, _ = ends.connect(lane=3)
+    lose_segments(ends, 1, 2)
+    ends.client.write(near, Payload(bytes(200_000)), ends.now)
+    ends.client.open(WEB)
+    assert kinds(ends.transmit(ends.client, lane=3)) == [frames.OPEN]
+    for lane in (1, 2):
+        assert frames.DATA in kinds(ends.transmit(ends.client, lane))
+    ends.now += STALLS_S + 0.01
+    assert frames.DATA in kinds(ends.transmit(ends.client, lane=3))
+
+
+def test_no_lane_is_spared_unless_all_others_lose() -> None:
+    ends = with_lanes(0.1, 0.1, 0.05)
+    near, _ = ends.connect(lane=3)
+    lose_segments(ends, 1, 3)
+    ends.client.write(near, Payload(bytes(250_000)), ends.now)
+    for lane in (3, 1, 2):
+        assert frames.DATA in kinds(ends.transmit(ends.client, lane))
+
+
+def test_of_two_lanes_none_is_spared() -> None:
+    ends = with_lanes(0.1, 0.05)
+    near, _ = ends.connect(lane=2)
+    lose_segments(ends, 1)
+    ends.client.write(near, Payload(bytes(200_000)), ends.now)
+    assert frames.DATA in kinds(ends.transmit(ends.client, lane=2))
+
+
+@pytest.mark.parametrize("dead", [(1,), (2,), (1, 2)])
+def test_a_spared_lane_carries_bulk_when_too_few_others_are_left(dead: tuple[int, ...]) -> None:
+    ends = with_lanes(0.1, 0.1, 0.05)
+    near, _ = ends.connect(lane=3)
+    lose_segments(ends, 1, 2)
+    ends.client.write(near, Payload(bytes(200_000)), ends.now)
+    assert not ends.transmit(ends.client, lane=3)
+    for lane in dead:
+        ends.lose_lane(lane)
+    ends.now += 1.0
+    assert frames.DATA in kinds(ends.transmit(ends.client, lane=3))
+
+
+# --- payload that nobody can send again -----------------------------------------------------------
+
+
+class Gone(Payload):
+    """Stands for what the relay moves from its socket: sent once, it is nowhere else."""
+
+    @property
+    def is_gone(self) -> bool:
+        return True
+
+
+def test_a_moved_payload_that_died_with_its_lane_ends_its_stream_and_no_other() -> None:
+    ends = with_lanes(0.05, 0.1)
+    moved, far = ends.connect()
+    copied, _ = ends.connect()
+    ends.client.write(moved, Gone(b"first"), ends.now)
+    ends.client.write(moved, Gone(b"second"), ends.now)
+    ends.client.write(copied, Payload(b"have a copy"), ends.now)
+    assert kinds(ends.transmit(ends.client, lane=1)).count(frames.DATA) == 3
+    ends.lose_lane(1)
+    assert ends.client.take_events() == [StreamReset(moved, frames.RESET_ABORTED)]
+    assert list(ends.client.streams) == [copied.id]
+    events = ends.send(ends.client, lane=2)
+    assert StreamReset(far, frames.RESET_ABORTED) in events
+    assert text(events) == b"have a copy"
+
+
+def test_a_moved_payload_that_was_acknowledged_before_its_lane_died_ends_nothing() -> None:
+    ends = with_lanes(0.05, 0.1)
+    near, far = ends.connect()
+    ends.client.write(near, Gone(b"first"), ends.now)
+    ends.settle(lane=1)
+    ends.lose_lane(1)
+    assert ends.client.take_events() == []
+    ends.client.write(near, Payload(b"second"), ends.now)
+    assert text(ends.send(ends.client, lane=2)) == b"second"
+    assert far.id in ends.agent.streams
+
+
+def test_a_moved_payload_that_had_not_left_when_a_lane_died_leaves_over_another() -> None:
+    ends = with_lanes(0.05, 0.1)
+    near, _ = ends.connect()
+    ends.client.write(near, Gone(b"patience"), ends.now)
+    ends.lose_lane(1)
+    assert text(ends.send(ends.client, lane=2)) == b"patience"
+
+
+def test_a_stream_that_was_reset_already_is_not_reset_again_for_what_died() -> None:
+    ends = with_lanes(0.05, 0.1)
+    near, _ = ends.connect()
+    ends.client.write(near, Gone(b"first"), ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.client.reset(near, frames.RESET_ABORTED)
+    ends.transmit(ends.client, lane=1)
+    ends.lose_lane(1)
+    assert ends.client.take_events() == []
+    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.RESET]
+
+
+def test_a_stream_that_is_over_here_ends_there_too_though_its_last_bytes_died_with_a_lane() -> None:
+    ends = with_lanes(0.05, 0.1)
+    near, far = ends.connect()
+    ends.client.write(near, Gone(b"last words"), ends.now)
+    ends.client.finish(near, ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.agent.finish(far, ends.now)
+    ends.now += 0.06  # lane 1 is silent
+    ends.send(ends.agent, lane=2)
+    assert near.id not in ends.client.streams
+    ends.lose_lane(1)
+    events = ends.send(ends.client, lane=2)
+    assert StreamReset(far, frames.RESET_ABORTED) in events
+    assert far.id not in ends.agent.streams
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_with_bulk_of_its_own_to_send_a_side_holds_acknowledgements_for_longer() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.agent.write(far, Payload(bytes(250_000)), ends.now)
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.send(ends.client)
+    assert ends.agent.lanes[1].ack_due == pytest.approx(ends.now + ACK_DELAY_BUSY_S)
+    ends.open_throttle()
+    ends.send(ends.agent)  # the acknowledgement with the rest of its bulk
+    ends.client.write(near, Payload(b"x"), ends.now)
+    ends.send(ends.client)
+    assert ends.agent.lanes[1].ack_due == pytest.approx(ends.now + ACK_DELAY_S)
+
+
+def test_while_bulk_waits_for_its_time_the_deadline_says_when_that_is() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    pacer = ends.client.lanes[1].pacer
+    pacer.next_at = ends.now + 0.004
+    assert ends.client.next_deadline(ends.now) is None
+    ends.client.write(near, Payload(bytes(100_000)), ends.now)
+    assert not ends.transmit(ends.client)
+    assert ends.client.next_deadline(ends.now) == ends.now + 0.004
+    ends.now += 0.004
+    assert kinds(ends.transmit(ends.client))[0] == frames.DATA
+    assert ends.client.next_deadline(pacer.next_at) is None
+
+
+def test_bulk_that_waits_for_its_time_lets_what_is_urgent_pass() -> None:
+    ends = Ends()
+    bulk, _ = ends.connect()
+    key, _ = ends.connect()
+    ends.client.lanes[1].pacer.next_at = ends.now + 0.004
+    ends.client.write(bulk, Payload(bytes(100_000)), ends.now)
+    assert not ends.client.has_work(ends.now)
+    ends.client.write(key, Payload(b"k"), ends.now)
+    assert ends.client.has_work(ends.now)
+    (frame,) = read_frames(ends.transmit(ends.client))
+    assert frame[1] == key.id
+
+
+def test_no_more_bulk_is_in_flight_than_the_pacer_lets() -> None:
+    ends = Ends()
+    near, _ = ends.connect()
+    ends.client.write(near, Payload(bytes(250_000)), ends.now)
+    while ends.transmit(ends.client):
+        pass
+    lane = ends.client.lanes[1]
+    overhead = frames.DATA_HEAD_BYTES * len(lane.outstanding)
+    assert 0 < lane.in_flight_bytes <= lane.pacer.limit_bytes + overhead
+
+
+def test_beliefs_say_what_waits_and_what_is_under_way() -> None:
+    ends = with_lanes(0.05, 0.1)
+    bulk, _ = ends.connect()
+    key, _ = ends.connect()
+    ends.client.write(bulk, Payload(bytes(100_000)), ends.now)
+    ends.client.write(key, Payload(b"key"), ends.now)
+    ends.client.open(WEB)
+    ends.client.send_datagram(1, frames.ECHO, b"12345", ends.now)
+    before = ends.client.beliefs(ends.now)
+    del before["lanes"]
+    assert before == {
+        "control_frames": 1,
+        "datagram_bytes": 5,
+        "sparse_bytes": 3,
+        "bulk_bytes": 100_000,
+    }
+    ends.transmit(ends.client, lane=1)
+    lanes = ends.client.beliefs(ends.now)["lanes"]
+    assert isinstance(lanes, dict)
+    assert {number: lane["in_flight_bytes"] for number, lane in lanes.items()} == {
+        "1": ends.client.lanes[1].in_flight_bytes,
+        "2": 0,
+    }
 
 
 # --- datagrams ------------------------------------------------------------------------------------

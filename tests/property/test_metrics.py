@@ -1,0 +1,100 @@
+"""Any bytes give Beliefs or RemoteProtocolError; never anything else, never more than a few."""
+
+import json
+import math
+from dataclasses import astuple, fields
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sshunt.metrics import (
+    MAX_LANES,
+    Beliefs,
+    LaneBeliefs,
+    beliefs_untrusted,
+    lines,
+    parse_beliefs_untrusted,
+)
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.limits import DATAGRAM_BYTES
+from sshunt.mux.path import CONTENDED, PROBING, STEADY
+
+unhurried = settings(deadline=None)  # other programs share this machine
+
+numbers = st.one_of(
+    st.integers(), st.floats(), st.integers(0, 5000).map(lambda power: 10**power), st.booleans()
+)
+values = st.recursive(
+    st.one_of(st.none(), numbers, st.text(max_size=20)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+#: Almost right, more often than chance would make it.
+any_number = st.one_of(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e9), values)
+lane = st.fixed_dictionaries(
+    {
+        field.name: st.sampled_from([STEADY, PROBING, CONTENDED])
+        if field.name == "phase"
+        else st.floats(allow_nan=False, allow_infinity=False)
+        for field in fields(LaneBeliefs)
+    }
+)
+almost = st.fixed_dictionaries(
+    {
+        "lanes": st.dictionaries(
+            st.one_of(st.integers(0, 10**9).map(str), st.text(max_size=3)),
+            st.one_of(lane, lane, lane, values),
+            max_size=5,
+        ),
+        **{f.name: any_number for f in fields(Beliefs) if f.name != "lanes"},
+    }
+)
+right = st.fixed_dictionaries(
+    {
+        "lanes": st.dictionaries(st.integers(0, 10**5).map(str), lane, max_size=MAX_LANES),
+        **{f.name: st.integers(0, 2**53) for f in fields(Beliefs) if f.name != "lanes"},
+    }
+)
+
+
+def check(beliefs: Beliefs) -> None:
+    """Bounded, all of it finite numbers, and it can be shown."""
+    assert len(beliefs.lanes) <= MAX_LANES
+    for number, lane in beliefs.lanes.items():
+        assert 0 <= number < 10**6
+        assert all(math.isfinite(value) for value in astuple(lane)[1:])
+    assert all(math.isfinite(value) for value in astuple(beliefs)[1:])
+    assert len(list(lines("down", beliefs))) <= len(beliefs.lanes)
+
+
+@unhurried
+@given(st.binary(max_size=DATAGRAM_BYTES))
+@example(b"[" * DATAGRAM_BYTES)
+@example(b'{"lanes":{},"control_frames":1' + b"0" * 400 + b"}")
+def test_any_bytes_give_beliefs_or_the_one_error(data: bytes) -> None:
+    try:
+        check(parse_beliefs_untrusted(data))
+    except RemoteProtocolError:
+        pass
+
+
+@unhurried
+@given(st.one_of(values, almost))
+def test_any_value_gives_beliefs_or_the_one_error(value: object) -> None:
+    try:
+        check(beliefs_untrusted(value))
+    except RemoteProtocolError:
+        pass
+
+
+@unhurried
+@given(right)
+def test_beliefs_are_the_same_on_both_sides_of_json(value: dict[str, Any]) -> None:
+    heard = parse_beliefs_untrusted(json.dumps(value).encode())
+    assert heard == beliefs_untrusted(value)
+    check(heard)
+    assert sorted(heard.lanes) == sorted(int(number) for number in value["lanes"])

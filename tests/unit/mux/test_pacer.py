@@ -1,0 +1,364 @@
+"""The limit of one lane's bytes in flight: each rule alone, with acknowledgements made by hand.
+
+What the rules do together is tested in tests/sim/test_the_pacer_on_a_bottleneck.py.
+"""
+
+import pytest
+
+from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
+from sshunt.mux.pacer import (
+    BURST_S,
+    CONTEST,
+    FORGET_S,
+    FRAME_S,
+    LOSS_STALLS,
+    MIN_FRAME_BYTES,
+    MIN_LIMIT_BYTES,
+    MOST_UP,
+    SPREAD,
+    STALLS_S,
+    START_LIMIT_BYTES,
+    Pacer,
+)
+from sshunt.mux.path import CONTENDED, PROBE_EVERY_S, PROBING, STEADY, Path
+
+RTT_S = 0.1
+STEP_S = 0.020
+RATE_BYTES_S = 1_000_000
+CLOCKS_DIFFER_S = 2000.0  # so that the peer's clock wraps in the longer ones of these tests
+
+#: A queue that is about what should stand at this rate, and one that is far too long.
+RIGHT_S, LONG_S = 0.003, 0.05
+
+
+class Line:
+    """A pacer, and a path that delivers at a rate and has a queue, whatever the limit says."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or Path()
+        self.pacer = Pacer(self.path)
+        self.now = 2200.0
+        self.rate_bytes_s = float(RATE_BYTES_S)
+        self._acked = 0.0
+
+    def step(
+        self, queue_s: float = 0.0, *, held_back: bool = True, after_s: float = STEP_S
+    ) -> None:
+        """An acknowledgement, ``after_s`` after the one before it."""
+        self.now += after_s
+        self._acked += self.rate_bytes_s * STEP_S
+        rtt_s = RTT_S + queue_s + (after_s - STEP_S)
+        if held_back:
+            self.pacer.note_held_back()
+        self.pacer.on_ack(
+            acked=int(self._acked),
+            sent=int(self._acked + self.rate_bytes_s * rtt_s),
+            sent_at=self.now - rtt_s,
+            held_s=0.0,
+            arrived=round((self.now - RTT_S / 2 + CLOCKS_DIFFER_S) * 1e6) % 2**32,
+            now=self.now,
+        )
+
+    def run(self, seconds: float, queue_s: float = 0.0, *, held_back: bool = True) -> None:
+        for _ in range(round(seconds / STEP_S)):
+            self.step(queue_s, held_back=held_back)
+
+    def stall(self) -> None:
+        """A segment is lost: the next byte is processed nearly a round trip late."""
+        self.step(after_s=0.09)
+
+
+def grown_line() -> Line:
+    """A line that has stopped growing, on a path that was seen empty."""
+    line = Line()
+    line.run(0.3)
+    line.run(2.0, RIGHT_S)
+    return line
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def test_a_lane_begins_small() -> None:
+    assert Pacer(Path()).limit_bytes == START_LIMIT_BYTES
+
+
+def test_the_rate_is_what_the_peer_processed_by_its_own_clock() -> None:
+    line = grown_line()
+    assert line.pacer.rate_bytes_s == pytest.approx(RATE_BYTES_S, rel=0.01)
+    assert line.pacer.rtt_s == pytest.approx(RTT_S + RIGHT_S, rel=0.01)
+    assert line.pacer.queue_s == pytest.approx(RIGHT_S, abs=1e-4)
+
+
+def test_a_queue_that_is_a_little_too_long_lowers_the_limit_by_little() -> None:
+    line = grown_line()
+    before = line.pacer.limit_bytes
+    line.run(0.25, 0.012)
+    assert 0.9 * before < line.pacer.limit_bytes < before
+
+
+def test_a_queue_that_is_far_too_long_is_drained_at_once_to_what_the_path_holds() -> None:
+    line = grown_line()
+    line.pacer.limit_bytes = 400_000
+    line.run(0.3, LONG_S)
+    assert line.pacer.limit_bytes == pytest.approx(RATE_BYTES_S * RTT_S, rel=0.1)
+
+
+def test_a_queue_that_is_too_short_raises_the_limit_by_little_each_round() -> None:
+    line = grown_line()
+    line.pacer.limit_bytes = before = 100_000
+    line.run(0.12)
+    assert before < line.pacer.limit_bytes <= MOST_UP * before
+
+
+def test_rounds_without_any_queue_raise_it_ever_faster() -> None:
+    line = grown_line()
+    line.pacer.limit_bytes = 50_000
+    line.run(0.5)
+    slow = line.pacer.limit_bytes
+    line.run(0.5)
+    assert slow / 50_000 < line.pacer.limit_bytes / slow
+
+
+def test_a_rate_that_grows_lets_the_limit_double() -> None:
+    line = Line()
+    line.run(0.3)
+    before = line.pacer.limit_bytes
+    line.rate_bytes_s *= 2
+    line.run(0.12)
+    assert 1.5 * before < line.pacer.limit_bytes <= 2 * before
+
+
+def test_an_application_limited_round_changes_nothing() -> None:
+    line = grown_line()
+    line.run(0.3, RIGHT_S, held_back=False)  # the round that had begun before counts
+    limit, rate, frame = line.pacer.limit_bytes, line.pacer.rate_bytes_s, line.pacer.frame_bytes
+    line.rate_bytes_s /= 10
+    line.run(3.0, LONG_S, held_back=False)
+    assert (line.pacer.limit_bytes, line.pacer.rate_bytes_s) == (limit, rate)
+    assert line.pacer.frame_bytes == frame
+    assert line.path.phase == STEADY
+
+
+@pytest.mark.parametrize(
+    ("rate_bytes_s", "frame_bytes"),
+    [(10_000, MIN_FRAME_BYTES), (10_000_000, 10_000_000 * FRAME_S), (2e9, DATA_BYTES)],
+)
+def test_a_frame_takes_so_much_of_the_lanes_time_but_is_never_tiny_nor_huge(
+    rate_bytes_s: float, frame_bytes: float
+) -> None:
+    line = Line()
+    line.rate_bytes_s = rate_bytes_s
+    line.run(1.0)
+    assert line.pacer.frame_bytes == pytest.approx(frame_bytes, rel=0.02)
+
+
+def test_the_limit_stays_within_its_bounds() -> None:
+    line = Line()
+    line.rate_bytes_s = 1000  # a trickle: what fits into the path is less than a frame
+    limits = []
+    for queue_s in (0.0, 3.0):
+        for _ in range(3000):
+            line.step(queue_s)
+            limits.append(line.pacer.limit_bytes)
+    assert (min(limits), max(limits)) == (MIN_LIMIT_BYTES, LANE_IN_FLIGHT_BYTES)
+
+
+# --- idleness -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "left"), [(0.0, 1.0), (0.29, 1.0), (0.31, 0.5), (0.59, 0.5), (0.61, 0.25)]
+)
+def test_idleness_halves_the_limit_again_and_again(idle_s: float, left: float) -> None:
+    line = Line()
+    line.run(1.0)
+    assert line.pacer.rtt_s == pytest.approx(0.3 - FORGET_S)
+    line.pacer.limit_bytes = 1 << 20
+    line.pacer.note_idle(idle_s)
+    assert line.pacer.limit_bytes == left * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "left_bytes"),
+    [
+        (1 << 20, START_LIMIT_BYTES),
+        (START_LIMIT_BYTES, START_LIMIT_BYTES),
+        (MIN_LIMIT_BYTES, MIN_LIMIT_BYTES),
+    ],
+)
+def test_a_long_silence_leaves_what_a_lane_begins_with_and_raises_nothing(
+    limit_bytes: int, left_bytes: int
+) -> None:
+    pacer = Pacer(Path())
+    pacer.limit_bytes = limit_bytes
+    pacer.note_idle(1e6)
+    assert pacer.limit_bytes == left_bytes
+
+
+# --- spreading ------------------------------------------------------------------------------------
+
+
+def test_before_anything_was_measured_frames_leave_at_once() -> None:
+    pacer = Pacer(Path())
+    for _ in range(10):
+        pacer.note_bulk(16_384, 5.0)
+    assert pacer.next_at <= 5.0
+
+
+def test_a_rounds_frames_are_spread_over_the_round() -> None:
+    line = grown_line()
+    pacer, begin, size = line.pacer, line.now, 1000
+    pacer.next_at = begin
+    for _ in range(pacer.limit_bytes // size):
+        pacer.note_bulk(size, max(pacer.next_at, begin))
+    assert pacer.next_at - begin == pytest.approx(pacer.rtt_s / SPREAD, rel=0.02)
+
+
+def test_what_was_not_sent_in_time_leaves_in_a_burst_that_is_bounded() -> None:
+    line = grown_line()
+    pacer, now, size = line.pacer, line.now + 60.0, 100
+    burst_bytes = 0
+    while pacer.next_at <= now:
+        pacer.note_bulk(size, now)
+        burst_bytes += size
+    rate_bytes_s = SPREAD * pacer.limit_bytes / pacer.rtt_s
+    assert burst_bytes == pytest.approx(BURST_S * rate_bytes_s, abs=2 * size)
+
+
+# --- the path -------------------------------------------------------------------------------------
+
+
+def test_a_standing_queue_is_probed_and_the_link_is_full_again_when_it_was_ours() -> None:
+    line = grown_line()
+    while line.path.phase == STEADY:
+        before, frame = line.pacer.limit_bytes, line.pacer.frame_bytes
+        line.step(RIGHT_S)
+        assert line.now < 2200.0 + PROBE_EVERY_S + 1.0
+    assert line.now > 2200.0 + PROBE_EVERY_S
+    assert line.pacer.beliefs(line.now)["phase"] == PROBING
+    assert line.pacer.limit_bytes < before
+    assert line.pacer.frame_bytes <= frame
+    line.run(0.5)  # it has gone
+    assert line.path.phase == STEADY
+    assert line.pacer.limit_bytes >= RATE_BYTES_S * RTT_S
+
+
+def test_while_the_path_is_seen_empty_it_is_not_probed() -> None:
+    line = grown_line()
+    for _ in range(30):
+        line.run(1.0, RIGHT_S)
+        line.run(0.3)
+        assert line.path.phase == STEADY
+
+
+def test_a_queue_that_does_not_follow_is_others_and_the_limit_then_leaves_it_to_tcp() -> None:
+    line = grown_line()
+    for _ in range(500):
+        line.step(LONG_S)
+        if line.path.phase == CONTENDED:
+            break
+    assert line.path.phase == CONTENDED
+    line.run(0.4, LONG_S)
+    enough = CONTEST * RATE_BYTES_S * (RTT_S + LONG_S)
+    assert line.pacer.limit_bytes == pytest.approx(enough, rel=0.05)
+
+
+def test_when_the_others_queue_goes_delay_rules_again() -> None:
+    line = grown_line()
+    while line.path.phase != CONTENDED:
+        line.step(LONG_S)
+    line.run(0.5)
+    assert line.path.phase == STEADY
+
+
+def test_all_lanes_of_a_path_give_way_when_one_of_them_probes() -> None:
+    path = Path()
+    one, other = Line(path), Line(path)
+    for line in (one, other):
+        line.run(2.0, RIGHT_S)
+    before = other.pacer.limit_bytes
+    path.probe(RTT_S, one.now, deep=True)
+    one.run(0.12)
+    assert one.pacer.beliefs(one.now)["phase"] == PROBING
+    assert other.pacer.beliefs(other.now)["phase"] == STEADY  # its round is not over
+    other.run(0.12)
+    assert other.pacer.limit_bytes < before
+
+
+def test_a_lane_that_joins_late_knows_the_empty_path_from_the_others() -> None:
+    first = grown_line()
+    late = Line(first.path)
+    late.run(0.5, LONG_S)
+    assert late.pacer.queue_s == pytest.approx(LONG_S, abs=1e-4)
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def test_delivery_that_stops_for_a_round_trip_is_a_stall_and_two_are_loss() -> None:
+    line = grown_line()
+    assert line.pacer.stalls(line.now) == 0
+    for _ in range(LOSS_STALLS):
+        line.stall()
+        line.run(0.3, RIGHT_S)
+    assert line.pacer.stalls(line.now) == LOSS_STALLS
+
+
+def test_a_stall_is_forgotten_after_a_while() -> None:
+    line = grown_line()
+    line.stall()
+    stalled_at = line.now
+    assert line.pacer.stalls(stalled_at + STALLS_S) == 1
+    assert line.pacer.stalls(stalled_at + STALLS_S + 0.001) == 0
+
+
+def test_what_stops_while_the_rate_grows_is_no_stall() -> None:
+    line = grown_line()
+    for _ in range(12):
+        line.rate_bytes_s *= 1.15
+        line.step(RIGHT_S)
+    line.stall()
+    assert line.pacer.stalls(line.now) == 0
+
+
+def test_where_there_is_nothing_to_send_silence_is_no_stall() -> None:
+    line = grown_line()
+    line.run(0.3, RIGHT_S, held_back=False)
+    line.step(held_back=False, after_s=0.09)
+    assert line.pacer.stalls(line.now) == 0
+
+
+def test_a_frame_that_was_sent_after_the_silence_began_does_not_tell_of_a_stall() -> None:
+    line = grown_line()
+    line.step(after_s=0.09, queue_s=-0.09)
+    assert line.pacer.stalls(line.now) == 0
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def test_beliefs_are_the_figures_that_the_rules_use() -> None:
+    line = grown_line()
+    line.stall()
+    beliefs = line.pacer.beliefs(line.now)
+    assert beliefs == {
+        "phase": STEADY,
+        "limit_bytes": line.pacer.limit_bytes,
+        "rate_bytes_s": line.pacer.rate_bytes_s,
+        "rtt_s": line.pacer.rtt_s,
+        "min_rtt_s": pytest.approx(RTT_S, abs=1e-4),
+        "queue_s": line.pacer.queue_s,
+        "frame_bytes": line.pacer.frame_bytes,
+        "stalls": 1,
+    }
+
+
+@pytest.mark.parametrize("held_s", [0.2, 4000.0])
+def test_a_peer_that_exaggerates_how_long_it_held_an_ack_makes_no_path_shorter_than_none(
+    held_s: float,
+) -> None:
+    line = grown_line()
+    line.pacer.on_ack(10**9, 10**9, line.now - RTT_S, held_s, 0, line.now)
+    line.run(0.5, RIGHT_S)
+    assert line.path.rtt_s >= 0

@@ -1,0 +1,216 @@
+"""The path that all lanes share: what is a queue, whose it is, and when it is looked at."""
+
+import pytest
+
+from sshunt.mux.path import (
+    CONTENDED,
+    CONTENDED_PROBE_S,
+    EMPTY_S,
+    FIRST_CONTENDED_PROBE_S,
+    PROBE_EVERY_S,
+    PROBE_RTTS,
+    PROBING,
+    SAME_ONE_WAY,
+    STEADY,
+    Path,
+)
+
+RTT_S = 0.1
+AIM_S = 0.002
+CLOCK = 1 << 32
+
+
+def clock_us(seconds: float) -> int:
+    """The peer's clock."""
+    return round(seconds * 1e6) % CLOCK
+
+
+def seen_path(now: float = 0.0) -> Path:
+    """A path that was seen empty at ``now``: least delay 0, least round-trip time RTT_S."""
+    path = Path()
+    path.queue_above(0.0, RTT_S, now)
+    return path
+
+
+def probe(path: Path, delay_s: float, rtt_s: float, now: float, *, deep: bool = False) -> float:
+    """A whole probe that finds these; when it was over."""
+    path.probe(RTT_S, now, deep=deep)
+    path.queue_above(delay_s, rtt_s, now + RTT_S)
+    now += PROBE_RTTS * RTT_S + 0.001
+    path.end_probe_if_over(AIM_S, now)
+    return now
+
+
+# --- delay ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ours", [0.0, 100.0, 4294.967, 1e6])
+@pytest.mark.parametrize("theirs", [0.0, 7.5, 4294.967, 4294.9])
+def test_the_clocks_difference_does_not_matter_nor_when_they_wrap(
+    ours: float, theirs: float
+) -> None:
+    path = Path()
+    delays_s = [
+        path.one_way_s(ours + at, clock_us(theirs + at + delay_s))
+        for at, delay_s in ((0.0, 0.020), (0.050, 0.050), (0.1, 0.005), (9000.0, 0.021))
+    ]
+    assert delays_s == pytest.approx([0.0, 0.030, -0.015, 0.001], abs=3e-6)
+
+
+def test_a_queue_is_the_least_delay_of_a_round_above_the_least_ever_seen() -> None:
+    path = Path()
+    assert path.queue_above(0.010, RTT_S, 1.0) == 0.0
+    assert path.queue_above(0.030, RTT_S + 0.020, 2.0) == pytest.approx(0.020)
+    assert path.queue_above(0.000, RTT_S - 0.010, 3.0) == 0.0
+    assert path.queue_above(0.030, RTT_S + 0.020, 4.0) == pytest.approx(0.030)
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 5.0, 2000.0])
+def test_no_queue_is_longer_than_the_round_trip_says_whatever_the_peers_clock_does(
+    delay_s: float,
+) -> None:
+    path = seen_path()
+    assert path.queue_above(delay_s, RTT_S + 0.007, 1.0) == pytest.approx(0.007)
+
+
+def test_what_the_way_back_does_is_no_queue_of_ours() -> None:
+    path = seen_path()
+    assert path.queue_above(0.001, RTT_S + 0.300, 1.0) == pytest.approx(0.001)
+
+
+# --- when probes are due --------------------------------------------------------------------------
+
+
+def test_a_standing_queue_is_probed_after_a_while_and_not_before() -> None:
+    path = seen_path(now=100.0)
+    for now in (101.0, 105.0, 99.9 + PROBE_EVERY_S):
+        path.queue_above(AIM_S, RTT_S + AIM_S, now)
+        path.probe_if_due(RTT_S, now)
+        assert path.phase == STEADY
+    path.probe_if_due(RTT_S, 100.0 + PROBE_EVERY_S)
+    assert (path.phase, path.is_deep) == (PROBING, False)
+
+
+def test_a_path_that_is_seen_empty_now_and_then_is_never_probed() -> None:
+    path = seen_path()
+    for tenth in range(1000):
+        now = tenth / 10
+        empty = tenth % 50 == 0
+        path.queue_above(EMPTY_S / 2 if empty else 0.005, RTT_S + 0.01, now)
+        path.probe_if_due(RTT_S, now)
+        assert path.phase == STEADY
+
+
+def test_a_path_that_was_never_seen_empty_is_probed_in_time_too() -> None:
+    path = Path()
+    path.probe_if_due(RTT_S, 50.0)
+    path.probe_if_due(RTT_S, 49.9 + PROBE_EVERY_S)
+    assert path.phase == STEADY
+    path.probe_if_due(RTT_S, 50.0 + PROBE_EVERY_S)
+    assert path.phase == PROBING
+
+
+def test_a_probe_under_way_is_not_begun_again() -> None:
+    path = seen_path()
+    path.probe(RTT_S, 1.0, deep=True)
+    path.queue_above(0.0, RTT_S, 1.1)
+    path.probe_if_due(RTT_S, 100.0)
+    assert path.is_deep
+    path.end_probe_if_over(AIM_S, 100.0)
+    assert path.phase == STEADY
+
+
+# --- what probes find -----------------------------------------------------------------------------
+
+
+def test_a_probe_lasts_until_its_effect_has_been_seen() -> None:
+    path = seen_path()
+    path.probe(RTT_S, 1.0, deep=False)
+    path.queue_above(0.0, RTT_S, 1.1)
+    path.end_probe_if_over(AIM_S, 1.0 + PROBE_RTTS * RTT_S - 0.001)
+    assert path.phase == PROBING
+    path.end_probe_if_over(AIM_S, 1.0 + PROBE_RTTS * RTT_S)
+    assert path.phase == STEADY
+
+
+def test_a_probe_in_which_no_round_ended_is_not_over() -> None:
+    path = seen_path()
+    path.probe(RTT_S, 1.0, deep=False)
+    path.end_probe_if_over(AIM_S, 9.0)
+    assert path.phase == PROBING
+
+
+def test_where_no_probe_is_under_way_none_ends() -> None:
+    path = seen_path()
+    path.queue_above(0.05, RTT_S + 0.05, 1.0)
+    path.end_probe_if_over(AIM_S, 100.0)
+    assert (path.phase, path.is_contended) == (STEADY, False)
+
+
+def test_a_queue_that_went_when_we_gave_way_was_ours() -> None:
+    path = seen_path()
+    path.probe(RTT_S, 1.0, deep=False)
+    path.queue_above(0.05, RTT_S + 0.05, 1.1)  # what was in flight; the least counts
+    path.queue_above(0.001, RTT_S + 0.001, 1.15)
+    path.end_probe_if_over(AIM_S, 1.2)
+    assert (path.phase, path.is_contended) == (STEADY, False)
+
+
+def test_a_queue_that_stays_though_we_gave_way_is_others() -> None:
+    path = seen_path()
+    probe(path, 0.05, RTT_S + 0.05, 1.0)
+    assert (path.phase, path.is_contended) == (CONTENDED, True)
+    assert path.contended_rtt_s == pytest.approx(RTT_S + 0.05)
+    assert path.queue_above(0.05, RTT_S + 0.05, 2.0) == pytest.approx(0.05)  # it is a queue still
+
+
+def test_others_are_looked_for_again_soon_then_less_often_and_without_us_for_certain() -> None:
+    path = seen_path()
+    ended = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    path.probe_if_due(RTT_S, ended + FIRST_CONTENDED_PROBE_S - 0.01)
+    assert path.phase == CONTENDED
+    path.probe_if_due(RTT_S, ended + FIRST_CONTENDED_PROBE_S)
+    assert (path.phase, path.is_deep, path.is_contended) == (PROBING, True, True)
+    ended = probe(path, 0.08, RTT_S + 0.08, ended + FIRST_CONTENDED_PROBE_S)
+    path.probe_if_due(RTT_S, ended + CONTENDED_PROBE_S - 0.01)
+    assert path.phase == CONTENDED
+    path.probe_if_due(RTT_S, ended + CONTENDED_PROBE_S)
+    assert path.phase == PROBING
+
+
+def test_others_that_have_gone_are_forgotten() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    now = probe(path, 0.001, RTT_S + 0.001, now, deep=True)
+    assert (path.phase, path.is_contended) == (STEADY, False)
+    path.probe_if_due(RTT_S, now + PROBE_EVERY_S - 0.01)
+    assert path.phase == STEADY
+
+
+def test_two_probes_that_find_the_same_both_ways_have_found_a_longer_path() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.10, 1.0)
+    assert path.phase == CONTENDED
+    probe(path, 0.0505, RTT_S + 0.101, now, deep=True)
+    assert (path.phase, path.is_contended) == (STEADY, False)
+    assert path.queue_above(0.0505, RTT_S + 0.101, 3.0) == 0.0
+
+
+def test_what_is_the_same_in_one_direction_only_is_believed_later() -> None:
+    path, now = seen_path(), 1.0
+    for _ in range(SAME_ONE_WAY):
+        now = probe(path, 0.05, RTT_S + 0.05, now)
+        assert path.phase == CONTENDED
+    now = probe(path, 0.05, RTT_S + 0.05, now)
+    assert path.phase == STEADY
+    assert path.queue_above(0.05, RTT_S + 0.05, now) == 0.0
+
+
+def test_a_queue_that_changes_from_probe_to_probe_is_never_taken_for_the_path() -> None:
+    path, now = seen_path(), 1.0
+    for round_ in range(20):
+        queue_s = 0.05 + 0.01 * (round_ % 2)
+        now = probe(path, queue_s, RTT_S + queue_s, now)
+        assert path.phase == CONTENDED
+    assert path.queue_above(0.0, RTT_S, now) == 0.0
+    assert path.queue_above(0.05, RTT_S + 0.05, now) == pytest.approx(0.05)
