@@ -1,35 +1,70 @@
 """How the pacer behaves when things happen: ./dev bench behaviour
 
     slower     the link falls from 100 to 20 Mbit/s in mid-transfer (20 ms): how long until bulk and
-    the
-               echo have settled
+               the echo have settled
     longer     the path grows from 20 to 150 ms in mid-transfer (100 Mbit/s): the same
     beside     an ordinary cubic flow outside the tunnel on the same 100 Mbit/s link: our share
     fair       20 bulk streams: Jain's index of their shares
     video      5 Mbit/s in pieces of 40 ms beside bulk: the longest time a piece was late
-    requests   1,000 small requests, one after the other, beside bulk: p50 and p99
+    requests   1,000 small requests on new connections, ten at once, beside bulk: p50 and p99
 
 Each in both directions where that makes a difference, on an emulated link, through sshunt alone.
 """
 
 import argparse
 import socket
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
+from typing import NamedTuple
 
 from bench import peers, report
-from bench.load import BULK_PORT, PING, Echoes, Flows, Target, discard, serving
+from bench.load import (
+    BULK_PORT,
+    PIECE_BYTES,
+    PIECES,
+    PING,
+    TICK_S,
+    Echoes,
+    Flows,
+    Target,
+    discard,
+    lateness,
+    send_paced,
+    serving,
+    watch,
+)
 from bench.probe import Probes
 from sshunt.lab.link import Shape
 from sshunt.lab.world import Lab
 
-_FIBRE = Shape(100e6, 0.025, 1_250_000)
-_NEAR = Shape(100e6, 0.010, 1_250_000)
+_QUEUE_BYTES = 1_250_000
+_FIBRE = Shape(100e6, 0.025, _QUEUE_BYTES)
+_NEAR = Shape(100e6, 0.010, _QUEUE_BYTES)
+_SLOW = Shape(20e6, 0.010, _QUEUE_BYTES)
+_FAR = Shape(100e6, 0.075, _QUEUE_BYTES)
 
-TICK_S = 0.1
+#: Until windows have opened and the controller knows the link.
+_WARM_UP_S = 2.0
+
+#: A change of the link comes after so much bulk, and is watched for so long.
+_BEFORE_S, _AFTER_S = 4.0, 8.0
+
+#: Rates are judged as means of so many ticks: what comes after a queue has drained comes in lumps.
+_MEAN_TICKS = 5
+
+#: "In the end": the last so many ticks, and echoes sent this long after the change.
+_END_TICKS, _END_S = 30, 3.0
+
+#: Cubic's period on this link is several seconds; a share means something only over a few of them.
+_LEAD_S, _SHARED_S = 3.0, 25.0
+
+#: An address of the server on its link to the client, and a port that nobody else has there.
+_BESIDE = ("192.0.2.2", 5999)
 
 #: Settled: the rate stays above this share of the link, the echo below the path and this much.
 SETTLED_SHARE, SETTLED_S = 0.8, 0.025
@@ -41,7 +76,7 @@ class Stand:
     def __init__(self, stack: ExitStack, shape: Shape, *, verbose: bool) -> None:
         self.lab = stack.enter_context(Lab(up=shape, down=shape))
         self.target: Target = stack.enter_context(serving(self.lab.target))
-        self.peer = stack.enter_context(peers.running(self.lab, "sshunt"))
+        self.peer = stack.enter_context(peers.running(self.lab, "sshunt", verbose=verbose))
         self.stack = stack
         if verbose:
             stack.callback(lambda: print(self.peer.log.read_text(), file=sys.stderr))
@@ -57,64 +92,50 @@ class Stand:
         return Probes(self.lab.client, self.lab.target, self.peer.address_of)
 
 
-def rates(flows: Flows, seconds: float) -> list[float]:
-    """Mbit/s in each tick of so many seconds."""
-    found = []
-    last, moved = time.monotonic(), flows.moved_bytes
-    end = last + seconds
-    while last < end:
-        time.sleep(TICK_S)
-        now, count = time.monotonic(), flows.moved_bytes
-        found.append((count - moved) * 8 / (now - last) / 1e6)
-        last, moved = now, count
-    return found
-
-
-def settled_s(good: list[bool], ticks_s: float) -> float:
+def settled_s(good: list[bool]) -> float:
     """When the last bad tick was over."""
     bad = [number for number, is_good in enumerate(good) if not is_good]
-    return (bad[-1] + 1) * ticks_s if bad else 0.0
+    return (bad[-1] + 1) * TICK_S if bad else 0.0
 
 
 def changed(stand: Stand, shape: Shape, *, down: bool) -> report.Row:
-    """Change the link after 4 s of bulk; what the 8 s after it look like."""
+    """Change the link in the midst of bulk; what it looks like afterwards."""
     flows, probes = stand.flows(down=down), stand.probes()
-    time.sleep(4.0)
+    time.sleep(_BEFORE_S)
     stand.lab.link.change(up=shape, down=shape)
     at_s = time.monotonic() - probes.since
-    after = rates(flows, 8.0)
+    after = [tick.mbit_s for tick in watch({"bulk": flows}, _AFTER_S)["bulk"]]
     probes.stop()
-    link = shape.rate_bit_s / 1e6
-    # Means over half a second: what comes after a queue has drained comes in lumps.
+    enough_mbit_s = SETTLED_SHARE * shape.rate_bit_s / 1e6
     means = [
-        sum(after[max(n - 4, 0) : n + 1]) / len(after[max(n - 4, 0) : n + 1]) for n in range(80)
+        statistics.mean(after[max(end - _MEAN_TICKS, 0) : end]) for end in range(1, len(after) + 1)
     ]
-    rtt_s = 2 * shape.delay_s
-    late = [s.at_s - at_s for s in probes.echoes if s.took_s > rtt_s + SETTLED_S and s.at_s > at_s]
-    tail = [s.took_s * 1e3 for s in probes.echoes if s.at_s > at_s + 3.0]
+    limit_s = 2 * shape.delay_s + SETTLED_S
+    late = [s.at_s - at_s for s in probes.echoes if s.took_s > limit_s and s.at_s > at_s]
+    tail = [s.took_s * 1e3 for s in probes.echoes if s.at_s > at_s + _END_S]
     return {
-        "bulk_settled_s": settled_s([rate > SETTLED_SHARE * link for rate in means], TICK_S),
+        "bulk_settled_s": settled_s([mean > enough_mbit_s for mean in means]),
         "echo_settled_s": max(late, default=0.0),
-        "mbit_s_in_the_end": sum(after[-30:]) / 30,
+        "mbit_s_in_the_end": statistics.mean(after[-_END_TICKS:]),
         "echo_p95_after_3_s_ms": report.percentile(tail, 95),
     }
 
 
 def slower(stand: Stand, *, down: bool) -> report.Row:
     """The rate falls."""
-    return changed(stand, Shape(20e6, 0.010, 1_250_000), down=down)
+    return changed(stand, _SLOW, down=down)
 
 
 def longer(stand: Stand, *, down: bool) -> report.Row:
     """The path grows."""
-    return changed(stand, Shape(100e6, 0.075, 1_250_000), down=down)
+    return changed(stand, _FAR, down=down)
 
 
 def beside(stand: Stand, *, down: bool) -> report.Row:
     """A cubic flow between the same hosts, outside the tunnel."""
     lab = stand.lab
-    listener = lab.server.listen("192.0.2.2", 5999)
-    ours = lab.client.connect("192.0.2.2", 5999)
+    listener = lab.server.listen(*_BESIDE)
+    ours = lab.client.connect(*_BESIDE)
     theirs = listener.accept()[0]
     sender, receiver = (theirs, ours) if down else (ours, theirs)
     for sock in (sender, receiver):
@@ -127,11 +148,11 @@ def beside(stand: Stand, *, down: bool) -> report.Row:
 
     for work in (receive, lambda: stand.target.send_to(sender)):
         threading.Thread(target=work, daemon=True).start()
-    time.sleep(3.0)
+    time.sleep(_LEAD_S)
     flows = stand.flows(down=down)
-    time.sleep(3.0)
+    time.sleep(_LEAD_S)
     before, moved, since = count[0], flows.moved_bytes, time.monotonic()
-    time.sleep(25.0)
+    time.sleep(_SHARED_S)
     elapsed = time.monotonic() - since
     cubic = (count[0] - before) * 8 / elapsed / 1e6
     sshunt = (flows.moved_bytes - moved) * 8 / elapsed / 1e6
@@ -145,9 +166,9 @@ def beside(stand: Stand, *, down: bool) -> report.Row:
 def fair(stand: Stand, *, down: bool) -> report.Row:
     """Twenty streams. Bytes are counted where each arrives, so only down can be told apart here."""
     flows = stand.flows(down=down, count=20)
-    time.sleep(2.0)
+    time.sleep(_WARM_UP_S)
     before = flows.received_bytes()
-    time.sleep(8.0)
+    time.sleep(_AFTER_S)
     shares = [b - a for a, b in zip(before, flows.received_bytes(), strict=True)]
     square = sum(shares) ** 2
     return {"jain": square / (len(shares) * sum(share * share for share in shares))}
@@ -157,36 +178,40 @@ def video(stand: Stand, *, down: bool) -> report.Row:
     """A paced stream beside bulk. "p" asks the target for it; up, it is sent by the client."""
     stand.flows(down=down)
     sock = stand.peer.connect(BULK_PORT)
-    piece, every_s = 25_000, 0.04
-    sock.sendall(b"p" if down else b"t")
-    lateness = []
     sock.settimeout(20.0)
     if down:
-        got, begin = 0, 0.0
-        while got < piece * 200:
-            got += len(sock.recv(65536))
-            begin = begin or time.monotonic()
-            lateness.append(time.monotonic() - begin - (got // piece) * every_s)
+        sock.sendall(b"p")
+        late_s = _received_lateness(sock)
     else:
-        begin = time.monotonic()
-        for number in range(200):
-            time.sleep(max(begin + number * every_s - time.monotonic(), 0))
-            sock.sendall(bytes(piece))
-        lateness = stand.target.lateness(piece, every_s)
+        sock.sendall(b"t")
+        send_paced(sock)
+        late_s = stand.target.lateness()
     sock.close()
-    return {"latest_ms": max(lateness) * 1e3}
+    return {"latest_ms": max(late_s) * 1e3}
 
 
-def requests(stand: Stand, *, down: bool) -> report.Row:
-    """Requests of 16 bytes on new connections, one after the other."""
-    idle = Echoes(stand.lab.client, stand.lab.target, stand.peer.address_of)
-    alone = [s * 1e3 for s in idle.load(at_once=4, seconds=4.0).latencies_s]
+def _received_lateness(sock: socket.socket) -> list[float]:
+    late_s = []
+    got, begin = 0, 0.0
+    while got < PIECE_BYTES * PIECES:
+        got += len(sock.recv(65536))
+        begin = begin or time.monotonic()
+        late_s.append(lateness(time.monotonic() - begin, got))
+    return late_s
+
+
+def requests(
+    stand: Stand, *, down: bool, count: int = 1000, alone_s: float = 4.0, turn_s: float = 2.0
+) -> report.Row:
+    """Requests of 16 bytes on new connections: first alone, then ``count`` beside bulk."""
+    echoes = Echoes(stand.lab.client, stand.lab.target, stand.peer.address_of)
+    alone = [s * 1e3 for s in echoes.load(at_once=4, seconds=alone_s).latencies_s]
     stand.flows(down=down)
-    time.sleep(2.0)
+    time.sleep(_WARM_UP_S)
     loaded: list[float] = []
-    while len(loaded) < 1000:
-        loaded += [s * 1e3 for s in idle.load(at_once=10, seconds=2.0).latencies_s]
-    idle.close()
+    while len(loaded) < count:
+        loaded += [s * 1e3 for s in echoes.load(at_once=10, seconds=turn_s).latencies_s]
+    echoes.close()
     return {
         "idle_p50_ms": report.percentile(alone, 50),
         "p50_ms": report.percentile(loaded, 50),
@@ -195,36 +220,60 @@ def requests(stand: Stand, *, down: bool) -> report.Row:
     }
 
 
-CASES: dict[str, tuple[Callable[..., report.Row], Shape, tuple[str, ...]]] = {
-    "slower": (slower, _NEAR, ("down", "up")),
-    "longer": (longer, _NEAR, ("down", "up")),
-    "beside": (beside, _FIBRE, ("down", "up")),
-    "fair": (fair, _FIBRE, ("down",)),
-    "video": (video, _FIBRE, ("down", "up")),
-    "requests": (requests, _FIBRE, ("down", "up")),
+class Case(NamedTuple):
+    """What is done, on which link, with bulk in which directions."""
+
+    run: Callable[..., report.Row]
+    shape: Shape
+    ways: tuple[str, ...] = ("down", "up")
+
+
+CASES = {
+    "slower": Case(slower, _NEAR),
+    "longer": Case(longer, _NEAR),
+    "beside": Case(beside, _FIBRE),
+    "fair": Case(fair, _FIBRE, ("down",)),
+    "video": Case(video, _FIBRE),
+    "requests": Case(requests, _FIBRE),
 }
+
+SMOKE = {"requests": Case(partial(requests, count=5, alone_s=0.3, turn_s=0.5), _FIBRE)}
+
+
+def run_round(case: Case, way: str, *, verbose: bool) -> report.Row:
+    """One case in one direction, on a fresh network."""
+    with ExitStack() as stack:
+        stand = Stand(stack, case.shape, verbose=verbose)
+        return case.run(stand, down=way == "down")
+
+
+def _shown(row: report.Row) -> str:
+    return "  ".join(f"{key} {value:.2f}" for key, value in row.items() if value is not None)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="./dev bench behaviour", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="./dev bench behaviour",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="print what sshunt said")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
+    known = CASES
+    if options.smoke:
+        known, options.rounds, options.cases = SMOKE, 1, ",".join(SMOKE)
+    cases = {name: known[name] for name in options.cases.split(",")}
     rounds: dict[str, list[report.Row]] = {}
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        for name in options.cases.split(","):
-            case, shape, ways = CASES[name]
-            for way in ways:
-                with ExitStack() as stack:
-                    stand = Stand(stack, shape, verbose=options.verbose)
-                    row = case(stand, down=way == "down")
-                shown = "  ".join(
-                    f"{key} {value:.2f}" for key, value in row.items() if value is not None
-                )
-                print(f"  {name} {way}: {shown}", file=sys.stderr)
+        for name, case in cases.items():
+            for way in case.ways:
+                row = run_round(case, way, verbose=options.verbose)
+                print(f"  {name} {way}: {_shown(row)}", file=sys.stderr)
                 rounds.setdefault(f"{name} {way}", []).append(row)
     summary = {name: report.medians(rows) for name, rows in rounds.items()}
     for name, row in summary.items():

@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -31,6 +31,14 @@ BULK_PORT = 5001
 ECHO_PORT = 5002
 
 CONNECT_DEADLINE_S = 20.0
+
+#: Throughput over time is told in pieces of this length: a few round trips, and what the eye sees.
+TICK_S = 0.1
+
+#: The paced stream, 5 Mbit/s for 8 s: what a video call or a film sends.
+PIECE_BYTES = 25_000
+PIECE_EVERY_S = 0.04
+PIECES = 200
 
 
 class Target:
@@ -56,11 +64,11 @@ class Target:
         self._thread.join()
         self._bulk.close()
 
-    def lateness(self, piece_bytes: int, every_s: float) -> list[float]:
+    def lateness(self) -> list[float]:
         """How late each read of the last paced stream was, in seconds."""
         time.sleep(1.0)
         begin = self._arrivals[0][0]
-        return [at - begin - (total // piece_bytes) * every_s for at, total in self._arrivals]
+        return [lateness(at - begin, total) for at, total in self._arrivals]
 
     def send_to(self, sock: socket.socket) -> None:
         """Send without end, until the connection breaks."""
@@ -85,11 +93,8 @@ class Target:
             elif wanted == b"u":
                 for size in discard(sock):
                     self.taken_bytes += size
-            elif wanted == b"p":  # a paced stream: 5 Mbit/s
-                begin = time.monotonic()
-                for number in range(200):
-                    time.sleep(max(begin + number * 0.04 - time.monotonic(), 0))
-                    sock.sendall(bytes(25_000))
+            elif wanted == b"p":
+                send_paced(sock)
             elif wanted == b"t":  # one that is sent here
                 self._arrivals = []
                 total = 0
@@ -99,6 +104,19 @@ class Target:
             elif wanted == b"s":  # stopped reader: takes nothing until the other side gives up
                 select.select([], [], [], 3600)
         self._open.discard(sock)
+
+
+def send_paced(sock: socket.socket) -> None:
+    """Send the paced stream."""
+    begin = time.monotonic()
+    for number in range(PIECES):
+        time.sleep(max(begin + number * PIECE_EVERY_S - time.monotonic(), 0))
+        sock.sendall(bytes(PIECE_BYTES))
+
+
+def lateness(after_s: float, total_bytes: int) -> float:
+    """How late byte ``total_bytes`` of the paced stream is when it comes ``after_s`` the first."""
+    return after_s - (total_bytes // PIECE_BYTES) * PIECE_EVERY_S
 
 
 def discard(sock: socket.socket) -> Iterator[int]:
@@ -156,6 +174,29 @@ class Flows:
 
     def _send(self, number: int) -> None:
         self._target.send_to(self._socks[number])
+
+
+class Tick(NamedTuple):
+    """What arrived in the ``TICK_S`` that ended at ``at_s`` of the monotonic clock."""
+
+    at_s: float
+    mbit_s: float
+
+
+def watch(flows: Mapping[str, Flows], seconds: float) -> dict[str, list[Tick]]:
+    """Wait for so long; return the throughput of each entry in every tick."""
+    ticks: dict[str, list[Tick]] = {name: [] for name in flows}
+    last_s = time.monotonic()
+    moved = {name: flow.moved_bytes for name, flow in flows.items()}
+    for _ in range(round(seconds / TICK_S)):
+        time.sleep(TICK_S)
+        now_s = time.monotonic()
+        for name, flow in flows.items():
+            count = flow.moved_bytes
+            ticks[name].append(Tick(now_s, (count - moved[name]) * 8 / (now_s - last_s) / 1e6))
+            moved[name] = count
+        last_s = now_s
+    return ticks
 
 
 class EchoResult(NamedTuple):

@@ -32,12 +32,14 @@ class Peer(NamedTuple):
     """A way to reach the target from the client host.
 
     ``connected`` is what it prints when it is up; None if it says nothing and only a try can tell.
+    ``verbose`` is what makes it tell about itself, if that is of use here.
     """
 
     name: str
     argv: Callable[[Lab], list[str]]
     address_of: Callable[[Lab, int], tuple[str, int]]
     connected: str | None = None
+    verbose: tuple[str, ...] = ()
 
 
 class Running:
@@ -107,7 +109,7 @@ def _by_real_address(lab: Lab, port: int) -> tuple[str, int]:
 
 
 def _sshunt_argv(lab: Lab) -> list[str]:
-    return [sys.executable, "-m", "sshunt", "-v", "-r", "server", OFFICE_V4]
+    return [sys.executable, "-m", "sshunt", "-r", "server", OFFICE_V4]
 
 
 def _sshuttle_argv(lab: Lab) -> list[str]:
@@ -118,7 +120,7 @@ def _sshuttle_argv(lab: Lab) -> list[str]:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("sshunt", _sshunt_argv, _by_real_address, "sshunt: connected"),
+        Peer("sshunt", _sshunt_argv, _by_real_address, "sshunt: connected", ("-v",)),
         Peer("ssh", _forward_argv(), _by_forward),
         Peer("ssh-aes", _forward_argv("-c", "aes128-gcm@openssh.com"), _by_forward),
         Peer("sshuttle", _sshuttle_argv, _by_real_address, "Connected to server"),
@@ -137,12 +139,13 @@ def prepare(names: list[str]) -> None:
 
 
 @contextmanager
-def started(lab: Lab, name: str) -> Iterator[Running]:
+def started(lab: Lab, name: str, *, verbose: bool = False) -> Iterator[Running]:
     """Start a peer and stop it afterwards."""
     peer = PEERS[name]
+    argv = [*peer.argv(lab), *(peer.verbose if verbose else ())]
     log = lab.folder / f"{name}.log"
     with log.open("wb") as output:
-        process = lab.client.popen(peer.argv(lab), stdout=output, stderr=output)
+        process = lab.client.popen(argv, stdout=output, stderr=output)
     try:
         yield Running(lab, peer, process, log)
     finally:
@@ -150,9 +153,9 @@ def started(lab: Lab, name: str) -> Iterator[Running]:
 
 
 @contextmanager
-def running(lab: Lab, name: str) -> Iterator[Running]:
+def running(lab: Lab, name: str, *, verbose: bool = False) -> Iterator[Running]:
     """Start a peer, wait until the target can be reached through it, and stop it afterwards."""
-    with started(lab, name) as peer:
+    with started(lab, name, verbose=verbose) as peer:
         peer.wait_until_reachable()
         yield peer
 

@@ -5,7 +5,8 @@ Each round starts every peer anew on a fresh network, measures the echo on the i
 the link in one or both directions and measures beside the load: 16 bytes every 50 ms, and a new
 connection with 16 bytes there and back every 250 ms. The load's first second is not counted.
 
-Figures are medians over the rounds. Peers and links side by side, in one run.
+Figures are medians over the rounds. Peers and links side by side, in one run. The timelines of the
+last round go into the JSON file and, with --plot, into docs/wan-CASE.svg.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from bench import peers, processes, report
-from bench.load import Flows, Target, serving
+from bench import peers, plot, processes, report
+from bench.load import Flows, Target, Tick, serving, watch
 from bench.probe import Probes, Sample
 from sshunt.lab.link import DEFAULT_MTU, Shape
 from sshunt.lab.world import Lab
@@ -24,7 +25,8 @@ WARM_UP_S = 1.0
 
 IDLE_S = 2.0
 
-TICK_S = 0.1
+#: The timeline begins so long before the load.
+LEAD_S = 1.0
 
 
 class Case(NamedTuple):
@@ -72,20 +74,21 @@ CASES = {
 
 def measure(
     lab: Lab, target: Target, peer: peers.Running, case: Case, seconds: float
-) -> report.Row:
-    """Run one case through a running peer."""
+) -> tuple[report.Row, plot.Timeline]:
+    """Run one case through a running peer: its figures and its timeline."""
     idle = Probes(lab.client, lab.target, peer.address_of)
-    time.sleep(IDLE_S)
+    time.sleep(min(IDLE_S, seconds))
     idle.stop()
     row = _latencies("idle", idle.echoes, idle.connects, since_s=0.2)
     probes = Probes(lab.client, lab.target, peer.address_of)
+    time.sleep(LEAD_S)
     flows = {way: Flows(target, peer.connect, down=way == "down", count=1) for way in case.loads}
     begin_s = time.monotonic() - probes.since
-    time.sleep(WARM_UP_S)
+    warming = watch(flows, WARM_UP_S)
     pids = processes.roles(lab)
     cpu_before = processes.cpu_seconds(pids)
     before = {way: (time.monotonic(), flow.moved_bytes) for way, flow in flows.items()}
-    time.sleep(seconds)
+    counted = watch(flows, seconds)
     for way, flow in flows.items():
         since, count = before[way]
         rate = (flow.moved_bytes - count) * 8 / (time.monotonic() - since)
@@ -104,7 +107,24 @@ def measure(
             [s for s in probes.connects if begin_s + WARM_UP_S <= s.at_s <= end_s],
         )
     )
-    return row
+    ticks = {way: warming[way] + counted[way] for way in flows}
+    echoes = [s for s in probes.echoes if s.at_s <= end_s]
+    return row, _timeline(ticks, echoes, begin_s=begin_s, probes_since_s=probes.since)
+
+
+def _timeline(
+    ticks: dict[str, list[Tick]], echoes: list[Sample], *, begin_s: float, probes_since_s: float
+) -> plot.Timeline:
+    """Both as seconds since the load's beginning, in the units of the table."""
+    lines = {
+        f"{way}_mbit_s": [
+            (round(tick.at_s - probes_since_s - begin_s, 3), round(tick.mbit_s, 2))
+            for tick in ticks[way]
+        ]
+        for way in ticks
+    }
+    lines[plot.ECHO] = [(round(s.at_s - begin_s, 3), round(s.took_s * 1e3, 2)) for s in echoes]
+    return lines
 
 
 def _latencies(
@@ -120,22 +140,21 @@ def _latencies(
     }
 
 
-def run_round(case: Case, name: str, seconds: float) -> report.Row:
+def run_round(
+    case: Case, name: str, seconds: float, *, verbose: bool
+) -> tuple[report.Row, plot.Timeline]:
     """One peer on one link."""
     with (
         Lab(up=case.up, down=case.down, mtu=case.mtu) as lab,
         serving(lab.target) as target,
-        peers.running(lab, name) as peer,
+        peers.running(lab, name, verbose=verbose) as peer,
     ):
-        row = measure(lab, target, peer, case, seconds)
-        if name == "sshunt":
-            import os
-
-            if os.environ.get("BELIEFS"):
-                print(peer.log.read_text()[-60000:], file=sys.stderr)
+        row, timeline = measure(lab, target, peer, case, seconds)
+        if verbose:
+            print(peer.log.read_text(errors="replace"), file=sys.stderr)
     shown = "  ".join(f"{key} {value:.1f}" for key, value in row.items() if value is not None)
     print(f"  {case.name} {name}: {shown}", file=sys.stderr)
-    return row
+    return row, timeline
 
 
 _COLUMNS = {
@@ -156,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="counted time of each case")
     parser.add_argument("--peers", default="sshunt,ssh", help="default: %(default)s")
     parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--plot", action="store_true", help="draw docs/wan-CASE.svg")
+    parser.add_argument("--verbose", action="store_true", help="print what sshunt said")
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
@@ -164,12 +185,14 @@ def main(argv: list[str] | None = None) -> int:
     cases = [CASES[name] for name in options.cases.split(",")]
     peers.prepare(names)
     rounds: dict[str, dict[str, list[report.Row]]] = {}
+    timelines: dict[str, dict[str, plot.Timeline]] = {}
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
         for case in cases:
             for name in names:
                 chosen = case.cipher if name == "ssh" else name
-                row = run_round(case, chosen, options.seconds)
+                row, timeline = run_round(case, chosen, options.seconds, verbose=options.verbose)
+                timelines.setdefault(case.name, {})[chosen] = timeline
                 rounds.setdefault(case.name, {}).setdefault(chosen, []).append(row)
     summary = {
         case: {name: report.medians(rows) for name, rows in by_name.items()}
@@ -181,7 +204,10 @@ def main(argv: list[str] | None = None) -> int:
             ["", *_COLUMNS.values()],
             [[name, *map(row.get, _COLUMNS)] for name, row in summary[case.name].items()],
         )
-    report.write("wan", vars(options), {"medians": summary, "rounds": rounds})
+        if options.plot:
+            plot.draw(case.name, f"{case.name}: {case.about}", timelines[case.name])
+    results = {"medians": summary, "rounds": rounds, "timelines": timelines}
+    report.write("wan", vars(options), results)
     return 0
 
 
