@@ -55,6 +55,9 @@ CONTENDED_LANES = 2
 #: Without bulk for so long, one lane is enough.
 IDLE_S = 60.0
 
+#: Why an idle lane ends.
+IDLE = "idle"
+
 #: A further lane must come up within this time.
 CONNECT_DEADLINE_S = 30.0
 
@@ -144,13 +147,15 @@ class FurtherLanes:
         for number in list(self._lanes):
             lane = self._tunnel.lanes.get(number)
             if lane is not None:
-                self._tunnel.lane_ended(lane, "idle")
+                self._tunnel.lane_ended(lane, IDLE)
 
     def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         """A lane of the tunnel is over; if it is one of ours, so is its ssh."""
         ssh = self._lanes.pop(lane.lane_id, None)
         if ssh is None:
             return
+        if reason != IDLE:  # whatever it was, it may happen to the next one, too
+            self._not_before = self._tunnel.loop.time() + RETRY_S
         self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
         ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
         self._ending.add(ending)

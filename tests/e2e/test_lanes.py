@@ -7,8 +7,9 @@ One ssh channel carries 2 MiB per round trip: about 200 Mbit/s of this link.
 """
 
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -16,13 +17,21 @@ import pytest
 from sshunt.lab.link import Shape
 from sshunt.lab.servers import payload, payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
-from tests.e2e.tunnels import Remains, Tunnel, kill
+from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill
 
 LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
 
 SIZE = 100_000_000
 
 DEADLINE_S = 60
+
+#: sshunt itself, with less patience for idle lanes than a minute.
+IMPATIENT = """\
+import sys
+from sshunt import cli, lanes
+lanes.IDLE_S = 2.0
+sys.exit(cli.main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +42,9 @@ def lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def up(lab: Lab, *words: str, user: str = "root") -> Iterator[Tunnel]:
+def up(lab: Lab, *words: str, program: Sequence[str] = SSHUNT) -> Iterator[Tunnel]:
     remains = Remains(lab)
-    tunnel = Tunnel(lab, ["-v", "-r", "server", *words, OFFICE_V4], user=user)
+    tunnel = Tunnel(lab, ["-v", "-r", "server", *words, OFFICE_V4], program=program)
     try:
         tunnel.wait_until_connected()
         yield tunnel
@@ -102,6 +111,16 @@ def test_further_lanes_may_die_in_mid_transfer_and_nothing_is_lost_or_doubled(la
                 time.sleep(0.2)
         assert download.sha256() == payload_sha256(SIZE)
         assert tunnel.said.count("ended: ") == 3
+
+
+def test_lanes_that_carry_no_bulk_are_closed_and_the_tunnel_goes_on(lab: Lab) -> None:
+    with up(lab, program=(sys.executable, "-c", IMPATIENT)) as tunnel:
+        assert Download(lab).sha256() == payload_sha256(SIZE)
+        assert "lane 1 is up" in tunnel.said
+        tunnel.wait_until(lambda: tunnel.said.count("ended: idle") == 3)
+        tunnel.wait_until(lambda: len(tunnel.pids("ssh")) == 1)
+        assert len(tunnel.pids("stub")) == 1
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
 def test_lanes_1_means_one(lab: Lab) -> None:

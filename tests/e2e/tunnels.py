@@ -45,12 +45,13 @@ class Tunnel:
         env: Mapping[str, str] | None = None,
         nofile: int | None = None,
         before: Sequence[str] = (),
+        program: Sequence[str] = SSHUNT,
     ) -> None:
         self.lab = lab
         self.log = lab.folder / f"tunnel-{time.monotonic_ns()}.log"
         with self.log.open("wb") as stderr:
             self.process = lab.client.popen(
-                [*before, *SSHUNT, *words],
+                [*before, *program, *words],
                 user=user,
                 env=env,
                 nofile=nofile,

@@ -128,19 +128,18 @@ BURST_S = 0.003
 
 #: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than
 #: two full segments, ssh's and our own headers included, would leave a slow link to headers.
-FRAME_S = 0.0015
+FRAME_S = 0.001
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
 
 #: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
 #: That is what it means when the next byte is processed so much later than the one before it,
 #: though it was on its way all the time.
-STALL_RTTS, STALL_S = 0.5, 0.02
+STALL_RTTS, STALL_S = 0.8, 0.02
 
-#: How long a stall is remembered, and how many of them mean loss. (Waiting for a second one takes
-#: seconds at 0.5 % of loss; a lane too many costs a login.)
+#: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
 STALLS_S = 5.0
-LOSS_STALLS = 1
+LOSS_STALLS = 2
 
 _CLOCK = 1 << 32
 
@@ -232,6 +231,10 @@ class Pacer:
             limit = self.limit_bytes >> min(halvings, 32)
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
 
+    def leave(self) -> None:
+        """The lane is over."""
+        self._note_best(0.0)
+
     def on_ack(
         self, acked: int, sent: int, sent_at: float, held_s: float, arrived: int, now: float
     ) -> None:
@@ -288,7 +291,7 @@ class Pacer:
         self._growth = rate / max([*self._rates, 1.0])
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
-        self._best_rate = max(rate, self._best_rate * BEST_FADES)
+        self._note_best(max(rate, self._best_rate * BEST_FADES))
         self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
         if self._growth <= GROWTH:
             path.probe_if_due(self.rtt_s, now)
@@ -342,9 +345,13 @@ class Pacer:
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
         come, so the time that it takes itself looks like queueing. It takes that at the link's
-        rate, which is not ours while we give way.
+        rate: that of all lanes together, and not what it is while we give way.
         """
-        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self._best_rate, 1.0)
+        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self._path.best_rate, 1.0)
+
+    def _note_best(self, rate: float) -> None:
+        self._path.best_rate += rate - self._best_rate
+        self._best_rate = rate
 
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))

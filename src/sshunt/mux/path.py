@@ -64,6 +64,7 @@ class Path:
         "_probe_at",
         "_probe_end",
         "_same_probes",
+        "best_rate",
         "contended_rtt_s",
         "delay_s",
         "is_deep",
@@ -76,6 +77,7 @@ class Path:
         self.delay_s = _NEVER  # least one-way delay, but for the constant
         self.rtt_s = _NEVER  # least round-trip time
         self.is_deep = False  # the probe under way must see the path without us for certain
+        self.best_rate = 0.0  # of all lanes together, of late: bytes per second
         self._offset = -1  # between the two clocks, as first seen; -1: not yet
         self._probe_at = -1.0
         self._probe_end = 0.0

@@ -296,6 +296,7 @@ class Session:
         A stream whose payload nobody can send again (``Payload.is_gone``) is reset.
         """
         lane = self.lanes.pop(lane_id)
+        lane.pacer.leave()
         control: List[_Control] = []
         for sent in lane.outstanding:
             if sent.stream and sent.payload is not None and sent.payload.is_gone:

@@ -64,8 +64,8 @@ class Line:
             self.step(queue_s, held_back=held_back)
 
     def stall(self) -> None:
-        """A segment is lost: the next byte is processed nearly a round trip late."""
-        self.step(after_s=0.09)
+        """A segment is lost: the next byte is processed a round trip and more late."""
+        self.step(after_s=0.12, queue_s=0.12)
 
 
 def grown_line() -> Line:
@@ -325,13 +325,13 @@ def test_what_stops_while_the_rate_grows_is_no_stall() -> None:
 def test_where_there_is_nothing_to_send_silence_is_no_stall() -> None:
     line = grown_line()
     line.run(0.3, RIGHT_S, held_back=False)
-    line.step(held_back=False, after_s=0.09)
+    line.step(held_back=False, after_s=0.12, queue_s=0.12)
     assert line.pacer.stalls(line.now) == 0
 
 
 def test_a_frame_that_was_sent_after_the_silence_began_does_not_tell_of_a_stall() -> None:
     line = grown_line()
-    line.step(after_s=0.09, queue_s=-0.09)
+    line.step(after_s=0.12, queue_s=-0.09)
     assert line.pacer.stalls(line.now) == 0
 
 
