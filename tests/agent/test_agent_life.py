@@ -17,13 +17,15 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES
 from sshunt.mux.payload import Payload
-from sshunt.relay.lane import PIPE_BYTES
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle
 from tests.agent.far_side import DEADLINE_S, Lane, eventually, lane_hello, marked
 
 #: More than a lane's pipe takes, so that something must wait in the agent.
-STREAMS = 2 * PIPE_BYTES // INITIAL_WINDOW_BYTES
+STREAMS = 8
+
+F_SETPIPE_SZ = 1031  # linux/fcntl.h; in fcntl since Python 3.10
+SMALL_PIPE_BYTES = 16 * 1024
 
 
 @pytest.fixture
@@ -90,6 +92,10 @@ def test_a_refused_lane_is_told_its_own_number(token: bytes) -> None:
 def test_a_goodbye_behind_a_full_pipe_is_acknowledged(token: bytes, office: socket.socket) -> None:
     lane = Lane(lane_hello(token))
     lane.greet()
+    assert lane.process.stdout is not None
+    pipe = lane.process.stdout.fileno()
+    # Less than an agent sends before it has heard anything of how fast the lane is.
+    fcntl.fcntl(pipe, F_SETPIPE_SZ, SMALL_PIPE_BYTES)
     for _ in range(STREAMS):
         lane.session.open(Destination(frames.TCP, "127.0.0.1", office.getsockname()[1]))
     lane.write(lane.outgoing())
@@ -98,10 +104,9 @@ def test_a_goodbye_behind_a_full_pipe_is_acknowledged(token: bytes, office: sock
         host.setblocking(False)
         # Whatever the kernel takes: nobody reads at the other end of the lane.
         host.send(bytes(INITIAL_WINDOW_BYTES))
-    assert lane.process.stdout is not None
-    assert when_settled(lane.process.stdout.fileno()) > PIPE_BYTES * 3 // 4
+    assert when_settled(pipe) > SMALL_PIPE_BYTES * 3 // 4
     lane.write(lane.goodbye())
-    when_settled(lane.process.stdout.fileno())  # it hears of it while its pipe is full
+    when_settled(pipe)  # it hears of it while its pipe is full
     read_to_the_end(lane)
     assert not lane.session.lanes[lane.hello.lane].outstanding
     assert lane.wait() == (0, "")
