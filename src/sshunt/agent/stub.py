@@ -72,7 +72,10 @@ def hand_over(peer: socket.socket, hello: Hello) -> None:
     message = hello.encode()
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]).tobytes())
     sent = peer.sendmsg([message], [rights])
-    peer.sendall(message[sent:])
+    if sent < len(message):
+        # Not with nothing left: even that is a send, and fails where the agent has refused the lane
+        # and hung up already. The client would be told twice.
+        peer.sendall(message[sent:])
 
 
 def wait(control: socket.socket, token: bytes) -> int:
