@@ -10,8 +10,7 @@ nothing, so none is opened there.
             its channel's window    delivers half a window or more per round trip of the empty path
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
-        others fill the link        -> two: a TCP that joins late gets a sixth of it for half a
-        minute
+        others fill the link        -> two: one that joins late gets a sixth of it for half a minute
     no bulk for IDLE_S              -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
@@ -157,9 +156,7 @@ class FurtherLanes:
         if reason != IDLE:  # whatever it was, it may happen to the next one, too
             self._not_before = self._tunnel.loop.time() + RETRY_S
         self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
-        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        self._end(ssh)
 
     async def close(self) -> None:
         """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
@@ -169,10 +166,15 @@ class FurtherLanes:
         if self._opening:
             await asyncio.wait(self._opening)
         for ssh in self._lanes.values():
-            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
+            self._end(ssh)
         self._lanes.clear()
         if self._ending:
             await asyncio.wait(self._ending)
+
+    def _end(self, ssh: SshLane) -> None:
+        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _open(self, number: int) -> None:
         try:

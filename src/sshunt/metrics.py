@@ -1,8 +1,9 @@
 """What the pacers at both ends believe, as values and as lines for -v.
 
 The sender of a direction decides how much is in flight, so for downloads it is the agent that
-believes something, and it is asked (DATAGRAM of kind BELIEFS). What it answers is shown and nothing
-else; it is decoded as strictly as anything from there.
+believes something, and it is asked (DATAGRAM of kind BELIEFS). What it answers is shown, and
+decides whether further lanes are opened (``lanes``); it is decoded as strictly as anything from
+there.
 """
 
 import json

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sshunt.lab.world import Lab
-from tests.e2e.tunnels import OFFICE, Remains, Tunnel, cgroups_of
+from tests.e2e.tunnels import OFFICE, Remains, Tunnel, cgroups_of, running
 
 Start = Callable[..., Tunnel]
 
@@ -17,19 +17,8 @@ Start = Callable[..., Tunnel]
 @pytest.fixture(scope="module")
 def tunnel(lab: Lab) -> Iterator[Tunnel]:
     """One tunnel to the office for all tests of a module."""
-    remains = Remains(lab)
-    tunnel = Tunnel(lab, ["-r", "server", *OFFICE])
-    try:
-        tunnel.wait_until_connected()
-        cgroups = cgroups_of(tunnel)
+    with running(lab, "-r", "server", *OFFICE) as tunnel:
         yield tunnel
-        assert tunnel.process.poll() is None, f"it ended on its own: {tunnel.said}"
-    finally:
-        code = tunnel.stop()
-    assert "Traceback" not in tunnel.said
-    assert code == 0
-    assert remains.left() == []
-    assert not [path for path in cgroups if path.exists()]
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
 from sshunt.lab.link import Shape
 from sshunt.lab.servers import payload, payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
-from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill
+from tests.e2e.tunnels import SSHUNT, Tunnel, fetch, kill, running
 
 LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
 
@@ -41,19 +41,8 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@contextmanager
-def up(lab: Lab, *words: str, program: Sequence[str] = SSHUNT) -> Iterator[Tunnel]:
-    remains = Remains(lab)
-    tunnel = Tunnel(lab, ["-v", "-r", "server", *words, OFFICE_V4], program=program)
-    try:
-        tunnel.wait_until_connected()
-        yield tunnel
-        assert tunnel.process.poll() is None, f"it ended on its own: {tunnel.said}"
-    finally:
-        code = tunnel.stop()
-    assert "Traceback" not in tunnel.said
-    assert code == 0
-    assert remains.left() == []
+def up(lab: Lab, *words: str, program: Sequence[str] = SSHUNT) -> AbstractContextManager[Tunnel]:
+    return running(lab, "-v", "-r", "server", *words, OFFICE_V4, program=program)
 
 
 class Download:

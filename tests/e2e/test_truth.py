@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from sshunt.lab.world import UNREACHABLE_V4, Lab
-from tests.e2e.tunnels import OFFICE, Remains, Tunnel
+from tests.e2e.tunnels import OFFICE, Tunnel, running
 
 BIG_BYTES = 20_000_000
 
@@ -32,17 +32,8 @@ class Ends(NamedTuple):
 @pytest.fixture(scope="module")
 def tunnel(lab: Lab) -> Iterator[Tunnel]:
     """A tunnel that also routes a network which the server can't reach."""
-    remains = Remains(lab)
-    tunnel = Tunnel(lab, ["-r", "server", *OFFICE, "10.66.0.0/24"])
-    try:
-        tunnel.wait_until_connected()
+    with running(lab, "-r", "server", *OFFICE, "10.66.0.0/24") as tunnel:
         yield tunnel
-        assert tunnel.process.poll() is None, f"it ended on its own: {tunnel.said}"
-    finally:
-        code = tunnel.stop()
-    assert "Traceback" not in tunnel.said
-    assert code == 0
-    assert remains.left() == []
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import processes
@@ -140,6 +141,24 @@ def cgroups_of(tunnel: Tunnel) -> list[Path]:
             if "sshunt" in path:
                 found |= {p for p in Path("/sys/fs/cgroup").rglob(Path(path).name) if p.is_dir()}
     return sorted(found)
+
+
+@contextmanager
+def running(lab: Lab, *words: str, program: Sequence[str] = SSHUNT) -> Iterator[Tunnel]:
+    """A tunnel that is up, must stay up, ends in good order and leaves nothing behind."""
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, words, program=program)
+    try:
+        tunnel.wait_until_connected()
+        cgroups = cgroups_of(tunnel)
+        yield tunnel
+        assert tunnel.process.poll() is None, f"it ended on its own: {tunnel.said}"
+    finally:
+        code = tunnel.stop()
+    assert "Traceback" not in tunnel.said
+    assert code == 0
+    assert remains.left() == []
+    assert not [path for path in cgroups if path.exists()]
 
 
 def fetch(host: Host, url: str, *options: str, user: str = "root") -> str:

@@ -143,9 +143,6 @@ class _Life:
 
     def _drop(self, lane: AttachedLane) -> None:
         """Let go of a lane that the tunnel does not have."""
-        number = lane.hello.lane
-        if number in self._tunnel.session.lanes and number not in self._tunnel.lanes:
-            self._tunnel.session.lose_lane(number, self._loop.time())  # adding it failed half-way
         os.close(lane.read_fd)
         os.close(lane.write_fd)
         if lane.control is not None:

@@ -132,6 +132,8 @@ class Lane:
 
         An empty lane always takes one, or a limit below a frame would stop it for ever.
         """
+        if self.is_spared:
+            return False
         pacer = self.pacer
         in_flight = self.in_flight_bytes
         if in_flight and in_flight + pacer.frame_bytes > pacer.limit_bytes:

@@ -330,7 +330,7 @@ class Pacer:
             limit = max(limit, gain * min(rate * path_s, self.limit_bytes))
         self._set_limit(limit)
         if contended:
-            if queue_s <= self._aim_s():
+            if queue_s <= aim_s:
                 path.be_steady(now)
         elif queue_s <= 1.5 * aim_s or growing:
             self._excess_rounds = 0

@@ -428,7 +428,7 @@ class Session:
         pacer = lane.pacer
         self._scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            bulk = lane.takes_bulk(now) and not lane.is_spared
+            bulk = lane.takes_bulk(now)
             if not bulk:
                 if self._scheduler.has_bulk and not lane.is_spared:
                     pacer.note_held_back()

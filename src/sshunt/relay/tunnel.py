@@ -76,9 +76,15 @@ class Tunnel:
     # --- lanes --------------------------------------------------------------------------------
 
     def add_lane(self, lane_id: int, read_fd: int, write_fd: int) -> LaneIO:
-        """A lane is up; its descriptors now belong to the tunnel."""
+        """A lane is up; its descriptors now belong to the tunnel. Raises OSError if they are dead
+        already: then they are still the caller's, and nothing has changed.
+        """
         self.session.add_lane(lane_id, self.loop.time())
-        lane = LaneIO(self, lane_id, read_fd, write_fd)
+        try:
+            lane = LaneIO(self, lane_id, read_fd, write_fd)
+        except OSError:
+            self.session.lose_lane(lane_id, self.loop.time())
+            raise
         self.lanes[lane_id] = lane
         # With another lane to go on with, a lane's death need not end anything: keep copies.
         self.moves_payload = self._can_move and len(self.lanes) == 1
