@@ -3,7 +3,9 @@
     slower     the link falls from 100 to 20 Mbit/s in mid-transfer (20 ms): how long until bulk and
                the echo have settled
     longer     the path grows from 20 to 150 ms in mid-transfer (100 Mbit/s): the same
+    worse      both at once: 100 Mbit/s at 20 ms become 20 Mbit/s at 150 ms
     beside     an ordinary cubic flow outside the tunnel on the same 100 Mbit/s link: our share
+    joined     the same, but our bulk was there first
     fair       20 bulk streams: Jain's index of their shares
     video      5 Mbit/s in pieces of 40 ms beside bulk: the longest time a piece was late
     requests   1,000 small requests on new connections, ten at once, beside bulk: p50 and p99
@@ -47,6 +49,7 @@ _FIBRE = Shape(100e6, 0.025, _QUEUE_BYTES)
 _NEAR = Shape(100e6, 0.010, _QUEUE_BYTES)
 _SLOW = Shape(20e6, 0.010, _QUEUE_BYTES)
 _FAR = Shape(100e6, 0.075, _QUEUE_BYTES)
+_SLOW_AND_FAR = Shape(20e6, 0.075, _QUEUE_BYTES)
 
 #: Until windows have opened and the controller knows the link.
 _WARM_UP_S = 2.0
@@ -131,9 +134,17 @@ def longer(stand: Stand, *, down: bool) -> report.Row:
     return changed(stand, _FAR, down=down)
 
 
-def beside(stand: Stand, *, down: bool) -> report.Row:
-    """A cubic flow between the same hosts, outside the tunnel."""
+def worse(stand: Stand, *, down: bool) -> report.Row:
+    """The rate falls and the path grows."""
+    return changed(stand, _SLOW_AND_FAR, down=down)
+
+
+def beside(stand: Stand, *, down: bool, first: bool = False) -> report.Row:
+    """A cubic flow between the same hosts, outside the tunnel; ``first``: ours is there before."""
     lab = stand.lab
+    flows = stand.flows(down=down) if first else None
+    if flows is not None:
+        time.sleep(_BEFORE_S)
     listener = lab.server.listen(*_BESIDE)
     ours = lab.client.connect(*_BESIDE)
     theirs = listener.accept()[0]
@@ -149,8 +160,9 @@ def beside(stand: Stand, *, down: bool) -> report.Row:
     for work in (receive, lambda: stand.target.send_to(sender)):
         threading.Thread(target=work, daemon=True).start()
     time.sleep(_LEAD_S)
-    flows = stand.flows(down=down)
-    time.sleep(_LEAD_S)
+    if flows is None:
+        flows = stand.flows(down=down)
+        time.sleep(_LEAD_S)
     before, moved, since = count[0], flows.moved_bytes, time.monotonic()
     time.sleep(_SHARED_S)
     elapsed = time.monotonic() - since
@@ -231,7 +243,9 @@ class Case(NamedTuple):
 CASES = {
     "slower": Case(slower, _NEAR),
     "longer": Case(longer, _NEAR),
+    "worse": Case(worse, _NEAR),
     "beside": Case(beside, _FIBRE),
+    "joined": Case(partial(beside, first=True), _FIBRE),
     "fair": Case(fair, _FIBRE, ("down",)),
     "video": Case(video, _FIBRE),
     "requests": Case(requests, _FIBRE),

@@ -93,11 +93,27 @@ def test_a_path_that_becomes_longer_is_not_taken_for_a_queue_for_long() -> None:
     net.upload()
     net.run(3.0)
     net.up.delay_s = net.down.delay_s = 0.075
-    net.run(4.0)
+    net.run(3.0)
     after = net.run(3.0)
     assert phase(net.client) == STEADY
     assert after.up_mbit_s > 95
-    assert after.echo_ms(95) < 150 + 15
+    assert after.echo_ms(95) < 150 + 25
+    assert net.run(3.0).echo_ms(95) < 150 + 8
+
+
+def test_a_path_that_becomes_slower_and_longer_at_once_is_followed_within_seconds() -> None:
+    net = Bottleneck(up_mbit_s=100, down_mbit_s=100, rtt_ms=20)
+    net.run(0.5)
+    net.upload()
+    net.run(3.0)
+    net.up.rate_bytes_s = net.down.rate_bytes_s = 20e6 / 8
+    net.up.delay_s = net.down.delay_s = 0.075
+    change = net.run(3.0)
+    assert max(change.queues_s) < 0.15
+    after = net.run(3.0)
+    assert phase(net.client) == STEADY
+    assert after.up_mbit_s > 19
+    assert after.echo_ms(95) < 150 + 8
 
 
 def test_a_path_that_becomes_shorter_is_seen_at_once() -> None:

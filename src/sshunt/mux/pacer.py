@@ -169,6 +169,7 @@ class Pacer:
         "_rates",
         "_resume_bytes",
         "_round_end",
+        "_round_trip_s",
         "_rtt_count",
         "_rtt_sum_s",
         "_stalls",
@@ -198,6 +199,7 @@ class Pacer:
         self._delay_s = self._least_rtt_s = float("inf")
         self._rtt_sum_s = 0.0
         self._rtt_count = 0
+        self._round_trip_s = 0.0  # least of the last round
         self._held_back = self._was_held_back = False
         # The rules.
         self._rates: List[float] = []  # of the last rounds that counted
@@ -247,7 +249,7 @@ class Pacer:
             self._begin_round(acked, sent, arrived, now)
         elif self._held_back and self._growth <= GROWTH:
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
-            if STALL_S + STALL_RTTS * self._path.rtt_s < silence_s < rtt_s:
+            if STALL_S + STALL_RTTS * self._round_trip_s < silence_s < rtt_s:
                 self._stalls.append(now)
         self._last_arrived = arrived
         if delay_s < self._delay_s:
@@ -279,12 +281,18 @@ class Pacer:
         last_queue_s = self.queue_s
         self.queue_s = path.queue_above(self._delay_s, self._least_rtt_s, now)
         self.rtt_s = max(self._rtt_sum_s / self._rtt_count, LEAST_RTT_S)
+        self._round_trip_s = self._least_rtt_s
         if not (self._held_back or self._was_held_back):
             return
         elapsed_s = max((arrived - self._first_arrived) % _CLOCK / 1e6, 1e-4)
         rate = (acked - self._acked) / elapsed_s
         if self._probing:
-            path.end_probe_if_over(self._aim_s(), now)
+            if path.end_probe_if_over(self._aim_s(), now):
+                # What filled the shorter path fits into this one; grow from there.
+                fits = int(self.rate_bytes_s * path.rtt_s)
+                self._resume_bytes = max(fits, self._queued_since_bytes)
+                self._rates = []
+                self._stalls.clear()  # that was the change
             if path.phase is not PROBING:
                 self._resume()
             return

@@ -21,8 +21,10 @@ Phases, of the path and not of a lane:
                 TCP beside us fills any queue. Delay can't be kept low then; what can be had is our
                 share. Their delay is taken as given, and the contest left to ssh's own TCP.
 
-A path that has become longer looks like others' queue at first. But a queue changes, and a path
-does not: when probes find the same again and again, that is the path.
+A path that has become longer looks like others' queue at first. But a queue is mostly in one
+direction and a longer path in both, alike: where the round-trip time has grown by twice as much as
+the one-way delay, it is the path. And a queue changes while a path does not: when probes find the
+same again and again, that is the path, too.
 
 Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
 that drift or jump nor a peer that lies about its own can make it so.
@@ -39,11 +41,16 @@ EMPTY_S = 0.0002
 #: How long a probe lasts: one round trip until what was in flight has gone, nearly one to look.
 PROBE_RTTS = 1.8
 
-#: Two probes that differ by less have seen the same; so often in a row, and it is the path. Sooner
-#: if the round-trip time has grown by so much more than the one-way delay that it can't be a queue.
+#: Two probes that differ by less have seen the same; so often in a row, and it is the path.
 SAME_S, SAME = 0.0015, 0.03
-SAME_ONE_WAY, SAME_BOTH_WAYS = 3, 1
-BOTH_WAYS = 1.6
+SAME_PROBES = 3
+
+#: The round-trip time has grown by so much more than the one-way delay: the same in both directions,
+#: give or take the reaction time of processes.
+BOTH_WAYS_LEAST, BOTH_WAYS_MOST = 1.7, 2.4
+
+#: A path that has grown by less than this of itself has hardly changed.
+HARDLY = 1 / 4
 
 STEADY = "STEADY"
 PROBING = "PROBING"
@@ -125,12 +132,12 @@ class Path:
         self._floor_delay_s = self._floor_rtt_s = _NEVER
         self._probe_end = now + PROBE_RTTS * rtt_s
 
-    def end_probe_if_over(self, aim_s: float, now: float) -> None:
+    def end_probe_if_over(self, aim_s: float, now: float) -> bool:
         """Judge the probe if it has lasted long enough; ``aim_s`` is the queue of a lane's own that
-        may be in it.
+        may be in it. True if the path has turned out to be much longer than it was.
         """
         if self.phase is not PROBING or now < self._probe_end or self._floor_delay_s == _NEVER:
-            return
+            return False
         delay_s = self._floor_delay_s - self.delay_s
         rtt_s = self._floor_rtt_s - self.rtt_s
         floor_s = min(delay_s, rtt_s)
@@ -139,17 +146,22 @@ class Path:
             self._same_probes += 1
         else:
             self._same_probes = 0
-        # A queue is in one direction; a longer path mostly is so in both.
-        needed = SAME_BOTH_WAYS if rtt_s > BOTH_WAYS * delay_s else SAME_ONE_WAY
-        if floor_s <= aim_s + self.rtt_s / 16 or self._same_probes >= needed:
+        both_ways = BOTH_WAYS_LEAST * delay_s < rtt_s < BOTH_WAYS_MOST * delay_s
+        if (
+            floor_s <= aim_s + self.rtt_s / 16
+            or both_ways
+            or self._same_probes >= SAME_PROBES
+        ):
+            is_longer = rtt_s > HARDLY * self.rtt_s
             self.delay_s = self._floor_delay_s
             self.rtt_s = self._floor_rtt_s
             self.be_steady(now)
-            return
+            return is_longer
         self._contended_floor_s = floor_s
         self.contended_rtt_s = self._floor_rtt_s
         self.phase = CONTENDED
         self._probe_at = now + (FIRST_CONTENDED_PROBE_S if first else CONTENDED_PROBE_S)
+        return False
 
     def be_steady(self, now: float) -> None:
         """The queue is gone, or ours again."""
