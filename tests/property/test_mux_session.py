@@ -165,8 +165,7 @@ class TwoSessions(RuleBasedStateMachine):
 
     def _transmit(self, peer: Peer, lane: int, size: int) -> bool:
         pieces = peer.session.transmit(lane, self.now, size)
-        data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)
-        peer.observer.saw_sent(lane, data)
+        data = peer.observer.saw_sent(lane, pieces)
         if lane in self.other(peer).wires:
             self.other(peer).wires[lane] += data
         self._dispatch(peer)

@@ -105,7 +105,8 @@ class End:
     def pump(self) -> None:
         now = self._clock.now
         self._dispatch()
-        for number, link in self._out.items():
+        for number in self.session.swiftest_first(now):
+            link = self._out[number]
             while pieces := self.session.transmit(number, now):
                 data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)
                 link.carry(data, _Receiver(self.other, number))

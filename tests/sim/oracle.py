@@ -7,8 +7,14 @@ still hold. Rules are those of docs/protocol.md.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
-from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
+from sshunt.mux.limits import (
+    INITIAL_WINDOW_BYTES,
+    LANE_IN_FLIGHT_BYTES,
+    TRANSMIT_BYTES,
+    TWIN_BYTES,
+)
 from sshunt.mux.payload import Payload
 from tests.sim import wire
 from tests.sim.wire import WireFrame
@@ -37,9 +43,18 @@ class CountedPayload(Payload):
         self._ledger.live_bytes -= len(head)  # moved, not made
         return head
 
+    def twin(self) -> Payload:
+        return TwinPayload(self.view)
+
     def release(self) -> None:
         self._ledger.live_bytes -= len(self.view)
         super().release()
+
+
+class TwinPayload(Payload):
+    """A second copy: nobody waits for it, nobody sends it again."""
+
+    __slots__ = ()
 
 
 class StreamBook:
@@ -88,15 +103,38 @@ class Observer:
 
     # --- what leaves --------------------------------------------------------------------------
 
-    def saw_sent(self, lane_id: int, data: bytes) -> None:
+    def saw_sent(self, lane_id: int, pieces: Sequence[bytes | Payload]) -> bytes:
+        """What the session hands out for the lane; the same as bytes."""
         lane = self.lanes[lane_id]
+        data = b""
+        twins = set()  # where they end
+        for piece in pieces:
+            data += piece if isinstance(piece, bytes) else bytes(piece.view)
+            if isinstance(piece, TwinPayload):
+                twins.add(lane.sent + len(data))
         for frame in wire.read_sent(data, lane.sent):
+            if frame.end in twins:
+                self._check_twin(lane_id, frame)
+                lane.outstanding.append(frame._replace(kind=wire.PING))
+                continue
             self._check_sent(lane_id, lane, frame)
             if frame.kind != wire.LANE_ACK:
                 lane.outstanding.append(frame)
         lane.sent += len(data)
         unacknowledged = lane.sent - lane.acked if lane.outstanding else 0
         assert unacknowledged <= LANE_IN_FLIGHT_BYTES + TRANSMIT_BYTES, "the lane is overfull"
+        return data
+
+    def _check_twin(self, lane_id: int, frame: WireFrame) -> None:
+        """A second copy of DATA: small, of an open stream, and of nothing but what had left."""
+        assert frame.kind == wire.DATA
+        assert len(frame.payload) <= TWIN_BYTES
+        book = self.streams[frame.stream]
+        end = frame.offset + len(frame.payload)
+        assert book.open_acked, "overtakes its OPEN"
+        assert not book.reset, "data of a stream that was reset"
+        assert frame.payload == book.content[frame.offset : end], "other bytes than were written"
+        assert end <= book.next_new, "the copy before the original"
 
     def _check_sent(self, lane_id: int, lane: LaneBook, frame: WireFrame) -> None:
         if frame.kind == wire.LANE_ACK:

@@ -283,8 +283,7 @@ class Side:
                 pieces = self.session.transmit(lane_id, self.clock.now, self._transmit_bytes)
                 if not pieces:
                     break
-                data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)
-                self.observer.saw_sent(lane_id, data)
+                data = self.observer.saw_sent(lane_id, pieces)
                 out.write(data)
             self.session.lanes[lane_id].is_blocked = not out.room_bytes
         self.dispatch()

@@ -29,6 +29,7 @@ from sshunt.mux.limits import (
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
     SPARSE_RESERVE_BYTES,
+    TWINS,
 )
 from sshunt.mux.pacer import Pacer
 from sshunt.mux.path import Path
@@ -55,6 +56,14 @@ class Sent(NamedTuple):
     raw: bytes
 
 
+class Twin(NamedTuple):
+    """A DATA frame that another lane carries, too."""
+
+    stream: Stream
+    head: bytes
+    payload: Payload
+
+
 class Lane:
     """The state of one lane, both directions. ``now`` is in seconds of any monotonic clock, the
     same for all lanes; ``path`` is what it shares with the session's other lanes.
@@ -79,6 +88,7 @@ class Lane:
         "received",
         "rtt_s",
         "sent",
+        "twins",
     )
 
     def __init__(self, lane_id: int, now: float, path: Optional[Path] = None) -> None:
@@ -92,6 +102,7 @@ class Lane:
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
         self.pacer = Pacer(path or Path())
         self.ping_wanted = False
+        self.twins: Deque[Twin] = deque(maxlen=TWINS)  # to send; not to be sent again
         self.is_spared = False  # the session says: no bulk for now
         self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
         self.rtt_s = 0.0  # smoothed; 0 until measured

@@ -135,11 +135,16 @@ START_FRAME_BYTES = 16 * 1024
 #: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
 #: That is what it means when the next byte is processed so much later than the one before it,
 #: though it was on its way all the time.
-STALL_RTTS, STALL_S = 0.8, 0.02
+STALL_RTTS, STALL_S = 0.85, 0.03
 
 #: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
 STALLS_S = 5.0
 LOSS_STALLS = 2
+
+#: No process of ours sleeps for the round trip of such a path, an empty queue loses nothing for
+#: want of room, and the bursts of TCP's start are less than a round trip apart: there a stall of a whole
+#: one counts twice.
+CERTAIN_RTT_S = 0.04
 
 _CLOCK = 1 << 32
 
@@ -247,10 +252,12 @@ class Pacer:
         rtt_s = now - sent_at
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
-        elif self._held_back and self._growth <= GROWTH:
+        elif self._held_back and self._growth <= GROWTH and len(self._rates) > 1:
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
-            if STALL_S + STALL_RTTS * self._round_trip_s < silence_s < rtt_s:
+            if max(STALL_S, STALL_RTTS * self._round_trip_s) < silence_s < rtt_s:
                 self._stalls.append(now)
+                if silence_s > self._round_trip_s >= CERTAIN_RTT_S and self.queue_s < self._aim_s():
+                    self._stalls.append(now)
         self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s
@@ -288,7 +295,7 @@ class Pacer:
         rate = (acked - self._acked) / elapsed_s
         if self._probing:
             if path.end_probe_if_over(self._aim_s(), now):
-                # What filled the shorter path fits into this one; grow from there.
+                # What was right for the shorter path fits into this one; grow from there.
                 fits = int(self.rate_bytes_s * path.rtt_s)
                 self._resume_bytes = max(fits, self._queued_since_bytes)
                 self._rates = []

@@ -45,12 +45,9 @@ PROBE_RTTS = 1.8
 SAME_S, SAME = 0.0015, 0.03
 SAME_PROBES = 3
 
-#: The round-trip time has grown by so much more than the one-way delay: the same in both directions,
-#: give or take the reaction time of processes.
+#: The round-trip time has grown by so much more than the one-way delay: the same both ways, give or
+#: take the reaction time of processes.
 BOTH_WAYS_LEAST, BOTH_WAYS_MOST = 1.7, 2.4
-
-#: A path that has grown by less than this of itself has hardly changed.
-HARDLY = 1 / 4
 
 STEADY = "STEADY"
 PROBING = "PROBING"
@@ -134,7 +131,7 @@ class Path:
 
     def end_probe_if_over(self, aim_s: float, now: float) -> bool:
         """Judge the probe if it has lasted long enough; ``aim_s`` is the queue of a lane's own that
-        may be in it. True if the path has turned out to be much longer than it was.
+        may be in it. True if the path has turned out to be longer than it was.
         """
         if self.phase is not PROBING or now < self._probe_end or self._floor_delay_s == _NEVER:
             return False
@@ -147,16 +144,12 @@ class Path:
         else:
             self._same_probes = 0
         both_ways = BOTH_WAYS_LEAST * delay_s < rtt_s < BOTH_WAYS_MOST * delay_s
-        if (
-            floor_s <= aim_s + self.rtt_s / 16
-            or both_ways
-            or self._same_probes >= SAME_PROBES
-        ):
-            is_longer = rtt_s > HARDLY * self.rtt_s
+        is_empty = floor_s <= aim_s + self.rtt_s / 16
+        if is_empty or both_ways or self._same_probes >= SAME_PROBES:
             self.delay_s = self._floor_delay_s
             self.rtt_s = self._floor_rtt_s
             self.be_steady(now)
-            return is_longer
+            return not is_empty
         self._contended_floor_s = floor_s
         self.contended_rtt_s = self._floor_rtt_s
         self.phase = CONTENDED

@@ -30,6 +30,10 @@ class Payload:
         """True if the bytes can't be had again once they have been sent."""
         return False
 
+    def twin(self) -> "Payload":
+        """The same bytes, to be released on their own. Not of a payload that ``is_gone``."""
+        return Payload(self.view)
+
     def cut(self, size: int) -> "Payload":
         """Split off and return the first ``size`` bytes; this object keeps the rest."""
         head = Payload(self.view[:size])

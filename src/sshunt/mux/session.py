@@ -15,7 +15,9 @@ payload in a DataReceived event lies in the reader's buffer: use it, or ``keep``
 late are ignored (stream numbers are never used again).
 
 Order on a lane: an acknowledgement first if one waits, then control frames, then datagrams, then
-data as the scheduler says. A stream's frames stay on the lane of its OPEN until that is
+data as the scheduler says. With several lanes, a few bytes of a sparse stream go over two of them:
+whichever is not just sending a lost segment again has them there in time, and the receiver ignores
+what it has. A stream's frames stay on the lane of its OPEN until that is
 acknowledged; then any lane may carry them, because offsets are absolute.
 """
 
@@ -26,7 +28,7 @@ from sshunt.mux import frames
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination, Frame
 from sshunt.mux.hello import CLIENT
-from sshunt.mux.lanes import Lane
+from sshunt.mux.lanes import Lane, Twin
 from sshunt.mux.limits import (
     ACK_DELAY_BUSY_S,
     ACK_DELAY_S,
@@ -40,11 +42,12 @@ from sshunt.mux.limits import (
     STREAM_GAP,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
+    TWIN_BYTES,
 )
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
-from sshunt.mux.scheduler import Scheduler
+from sshunt.mux.scheduler import SPARSE_BYTES, Scheduler
 from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
 from sshunt.mux.windows import GrowthBudget
 
@@ -344,7 +347,7 @@ class Session:
             return True
         data = len(self._scheduler) > 0
         for lane in self.lanes.values():
-            if lane.ping_wanted or (lane.ack_due is not None and lane.ack_due <= now):
+            if lane.ping_wanted or lane.twins or (lane.ack_due is not None and lane.ack_due <= now):
                 return True
             if data and (
                 lane.takes_bulk(now) or (self._scheduler.has_sparse and lane.sparse_room_bytes > 0)
@@ -368,6 +371,8 @@ class Session:
             self._transmit_control(lane, pieces, now)
         if swift and self._datagrams:
             self._transmit_datagrams(lane, pieces, now, stop)
+        if lane.twins:
+            self._transmit_twins(lane, pieces, now, stop)
         if len(self._scheduler):
             self._transmit_data(lane, pieces, now, stop, swift)
         if lane.ping_wanted:
@@ -397,6 +402,15 @@ class Session:
             pieces.append(head)
             pieces.append(datagram.data)
 
+    def _transmit_twins(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        while lane.twins and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            stream, head, payload = lane.twins.popleft()
+            if stream.sender.state is CLOSED:  # reset meanwhile
+                continue
+            lane.note_sent(len(head) + len(payload), now, frames.PING)  # lost is lost
+            pieces.append(head)
+            pieces.append(payload)
+
     def _is_swiftest(self, lane: Lane, now: float) -> bool:
         """True if what is urgent should take this lane: the one whose answers come soonest.
 
@@ -417,8 +431,9 @@ class Session:
             lane.is_spared = False
             return
         others = [each for each in self.lanes.values() if each is not lane]
-        lane.is_spared = lane.id > max(each.id for each in others) and all(
-            each.pacer.stalls(now) >= LOSS_STALLS for each in others
+        stalls = sum(each.pacer.stalls(now) for each in others)
+        lane.is_spared = lane.id > max(each.id for each in others) and (
+            stalls >= LOSS_STALLS * (1 if lane.is_spared else len(others))
         )
 
     def _transmit_data(
@@ -451,7 +466,26 @@ class Session:
                 pacer.note_bulk(len(payload), now)
             pieces.append(head)
             pieces.append(payload)
+            if swift and len(payload) <= TWIN_BYTES and stream.home == ANY_LANE:
+                self._send_twin(lane, stream, head, payload, now)
             self._wake(stream.sender, stream)
+
+    def _send_twin(
+        self, lane: Lane, stream: Stream, head: bytes, payload: Payload, now: float
+    ) -> None:
+        """Send what ``lane`` carries over the next best one as well, if its stream is sparse."""
+        others = [each for each in self.lanes.values() if each is not lane and not each.is_blocked]
+        if others and stream.recent_bytes <= SPARSE_BYTES and not payload.is_gone:
+            second = min(others, key=lambda each: each.expected_s(now))
+            second.twins.append(Twin(stream, head, payload.twin()))
+
+    def swiftest_first(self, now: float) -> List[int]:
+        """The lanes in the order in which they should be filled: what the first has no room for,
+        and what is to go over two, is then found by those behind it.
+        """
+        if len(self.lanes) == 1:
+            return list(self.lanes)
+        return sorted(self.lanes, key=lambda number: self.lanes[number].expected_s(now))
 
     def _drop_datagram(self) -> None:
         self._datagram_bytes -= len(self._datagrams.popleft().data)

@@ -168,8 +168,9 @@ class Tunnel:
         # Twice: what the first round made room for is read and written at once. Not for ever: the
         # other descriptors of this process want their turn.
         for _ in range(2):
-            for lane in list(self.lanes.values()):
-                if not lane.has_backlog:
+            for number in self.session.swiftest_first(self.loop.time()):
+                lane = self.lanes.get(number)  # gone, if one before it ended the session
+                if lane is not None and not lane.has_backlog:
                     lane.flush()
             if not self.dispatch():
                 break

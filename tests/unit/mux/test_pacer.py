@@ -63,9 +63,9 @@ class Line:
         for _ in range(round(seconds / STEP_S)):
             self.step(queue_s, held_back=held_back)
 
-    def stall(self) -> None:
-        """A segment is lost: the next byte is processed a round trip and more late."""
-        self.step(after_s=0.12, queue_s=0.12)
+    def stall(self, seconds: float = 0.12) -> None:
+        """A segment is lost: the next byte is processed a round trip, mostly more, late."""
+        self.step(after_s=seconds, queue_s=seconds)
 
 
 def grown_line() -> Line:
@@ -296,18 +296,31 @@ def test_a_lane_that_joins_late_knows_the_empty_path_from_the_others() -> None:
 # --- losses ---------------------------------------------------------------------------------------
 
 
-def test_delivery_that_stops_for_a_round_trip_is_a_stall_and_two_are_loss() -> None:
+def test_delivery_that_stops_for_nearly_a_round_trip_is_a_stall_and_two_are_loss() -> None:
     line = grown_line()
     assert line.pacer.stalls(line.now) == 0
     for _ in range(LOSS_STALLS):
-        line.stall()
+        line.stall(0.095)
         line.run(0.3, RIGHT_S)
     assert line.pacer.stalls(line.now) == LOSS_STALLS
 
 
-def test_a_stall_is_forgotten_after_a_while() -> None:
+def test_one_stall_of_a_whole_round_trip_is_loss_where_no_queue_can_have_overflowed() -> None:
     line = grown_line()
     line.stall()
+    assert line.pacer.stalls(line.now) == LOSS_STALLS
+
+
+def test_a_silence_before_the_first_rounds_are_over_is_no_stall() -> None:
+    line = Line()
+    line.run(0.1)
+    line.stall()
+    assert line.pacer.stalls(line.now) == 0
+
+
+def test_a_stall_is_forgotten_after_a_while() -> None:
+    line = grown_line()
+    line.stall(0.095)
     stalled_at = line.now
     assert line.pacer.stalls(stalled_at + STALLS_S) == 1
     assert line.pacer.stalls(stalled_at + STALLS_S + 0.001) == 0
@@ -350,7 +363,7 @@ def test_beliefs_are_the_figures_that_the_rules_use() -> None:
         "min_rtt_s": pytest.approx(RTT_S, abs=1e-4),
         "queue_s": line.pacer.queue_s,
         "frame_bytes": line.pacer.frame_bytes,
-        "stalls": 1,
+        "stalls": LOSS_STALLS,
     }
 
 

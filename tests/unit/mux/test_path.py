@@ -10,7 +10,7 @@ from sshunt.mux.path import (
     PROBE_EVERY_S,
     PROBE_RTTS,
     PROBING,
-    SAME_ONE_WAY,
+    SAME_PROBES,
     STEADY,
     Path,
 )
@@ -187,18 +187,25 @@ def test_others_that_have_gone_are_forgotten() -> None:
     assert path.phase == STEADY
 
 
-def test_two_probes_that_find_the_same_both_ways_have_found_a_longer_path() -> None:
+def test_a_probe_that_finds_the_same_both_ways_has_found_a_longer_path() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.10, 1.0)
-    assert path.phase == CONTENDED
-    probe(path, 0.0505, RTT_S + 0.101, now, deep=True)
     assert (path.phase, path.is_contended) == (STEADY, False)
-    assert path.queue_above(0.0505, RTT_S + 0.101, 3.0) == 0.0
+    assert path.queue_above(0.05, RTT_S + 0.10, now) == 0.0
+
+
+@pytest.mark.parametrize("rtt_s", [0.05, 0.075, 0.15])
+def test_what_has_grown_in_one_direction_more_than_in_the_other_may_be_a_queue(
+    rtt_s: float,
+) -> None:
+    path = seen_path()
+    probe(path, 0.05, RTT_S + rtt_s, 1.0)
+    assert path.phase == CONTENDED
 
 
 def test_what_is_the_same_in_one_direction_only_is_believed_later() -> None:
     path, now = seen_path(), 1.0
-    for _ in range(SAME_ONE_WAY):
+    for _ in range(SAME_PROBES):
         now = probe(path, 0.05, RTT_S + 0.05, now)
         assert path.phase == CONTENDED
     now = probe(path, 0.05, RTT_S + 0.05, now)

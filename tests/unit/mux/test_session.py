@@ -741,6 +741,30 @@ def test_a_few_bytes_of_a_stream_take_it_too() -> None:
     assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
 
 
+def test_a_few_bytes_go_over_the_second_best_lane_as_well_and_arrive_once() -> None:
+    ends = with_lanes(0.2, 0.05, 0.1)
+    near, far = ends.connect(lane=2)
+    ends.client.write(near, Payload(b"a key"), ends.now)
+    for lane, sent in ((1, []), (2, [frames.DATA]), (3, [frames.DATA])):
+        assert kinds(ends.transmit(ends.client, lane)) == sent
+    events = [*ends.deliver(ends.agent, 3), *ends.deliver(ends.agent, 2)]
+    arrived = [e for e in events if isinstance(e, DataReceived)]
+    assert [(e.stream, bytes(e.payload.view)) for e in arrived] == [(far, b"a key")]
+
+
+def test_the_copy_of_a_stream_that_is_reset_meanwhile_stays_here() -> None:
+    ends = with_lanes(0.05, 0.1)
+    near, _ = ends.connect(lane=1)
+    ends.client.write(near, Payload(b"a key"), ends.now)
+    ends.transmit(ends.client, lane=1)
+    ends.client.reset(near, frames.RESET_ABORTED)
+    assert frames.DATA not in kinds(ends.transmit(ends.client, lane=2))
+
+
+def test_the_lanes_are_filled_in_the_order_of_their_answers() -> None:
+    assert with_lanes(0.2, 0.05, 0.1).client.swiftest_first(1.0) == [2, 3, 1]
+
+
 def test_bulk_takes_every_lane() -> None:
     ends = with_lanes(0.2, 0.05)
     near, _ = ends.connect(lane=2)
