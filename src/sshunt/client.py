@@ -49,7 +49,8 @@ from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.ssh import SshLane, cipher_option, connect
+from sshunt.transport.choices import Choices, Sharing, choose
+from sshunt.transport.ssh import SshLane, connect
 
 #: How long the far side may take to answer our goodbye before we just hang up.
 GOODBYE_DEADLINE_S = 1.0
@@ -143,8 +144,8 @@ async def _start(
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
     # Asked while the helper starts: it is other programs' time.
-    cipher = asyncio.ensure_future(cipher_option(options.remote))
-    undo.push_async_callback(_give_up, cipher)
+    choosing = asyncio.ensure_future(choose(options.remote))
+    undo.push_async_callback(_give_up, choosing)
     helper = await start_helper(session=session_id, starter=starter)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
@@ -153,15 +154,31 @@ async def _start(
 
     token = secrets.token_bytes(TOKEN_BYTES)
     hello = make_hello(CLIENT, token, features=FEATURE_CREATE)
-    ssh = await connect(options.remote, hello, ssh_options=await cipher, on_stderr=console.raw)
+    cipher, sharing = await choosing
+    ssh = await connect(
+        options.remote,
+        hello,
+        ssh_options=cipher,
+        on_stderr=console.raw,
+        share=sharing is Sharing.OURS and options.lanes > 1,
+    )
     undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
 
     size = len(agent_bundle().data)  # connect has made it
-    ours = " ".join(await cipher) or "none of ours"
+    ours = " ".join(cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
     up = _Up(options, console, helper, ssh)
+    channel_options: list[str] | None = [] if sharing is Sharing.THEIRS else None
+    if ssh.control is not None:
+        channel_options = ssh.control.channel_options
     up.further = FurtherLanes(
-        up.tunnel, options.remote, token, await cipher, console, most=options.lanes
+        up.tunnel,
+        options.remote,
+        token,
+        cipher,
+        channel_options,
+        console,
+        most=options.lanes,
     )
     undo.push_async_callback(up.further.close)
     undo.push_async_callback(up.say_goodbye)
@@ -274,7 +291,7 @@ def _route_text(route: Route) -> str:
     return f"{network}:{ports}"
 
 
-async def _give_up(task: "asyncio.Future[list[str]]") -> None:
+async def _give_up(task: "asyncio.Future[Choices]") -> None:
     """Cancel, and wait until it has cleaned up after itself."""
     task.cancel()
     await asyncio.wait({task})

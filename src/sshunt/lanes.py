@@ -1,4 +1,4 @@
-"""The session's further ssh connections: opened when one is what limits it, closed when idle.
+"""The session's further lanes: opened when one is what limits it, closed when idle.
 
 One ssh channel has a window of 2 MiB: that is 168 Mbit/s at 100 ms, whatever the link. One TCP
 connection on a path that loses segments collapses to a fraction of it. Several together don't, and
@@ -16,9 +16,10 @@ nothing, so none is opened there.
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
 waited for those once.
 
-A further connection never asks anybody anything (BatchMode). Where authentication needs a person it
-can't be had; that is said once and not tried again. (More channels over the one connection would
-help against the channel's window. Not built yet.)
+A further lane never asks anybody anything (BatchMode). First it is an ssh connection of its own.
+Where that would need a person, further channels are opened over the connection that is there: each
+has a window of its own, which is all they help against. Where that is not possible either, the
+session stays with one lane, says so once and does not try again.
 
 Not here: how bytes are spread over lanes (mux), what happens when the last lane dies (client).
 """
@@ -66,32 +67,37 @@ RETRY_S = 60.0
 #: How long ssh may take to end once its pipes are closed.
 END_DEADLINE_S = 1.0
 
-_QUIET = (
-    *("-o", "BatchMode=yes"),  # fail rather than ask
-    *("-o", "ControlPath=none"),  # a TCP connection of its own is the point
-)
+_QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
+_OWN_CONNECTION = ("-o", "ControlPath=none")
 
 
-def lanes_wanted(beliefs: Beliefs, most: int) -> int:
-    """How many lanes what this side sends could use; 1 if its first is no limit."""
+def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:
+    """How many lanes what this side sends could use; 1 if its first is no limit. ``channels``: all
+    would be on one connection.
+    """
     if not beliefs.bulk_bytes or not beliefs.lanes:
         return 1
     lanes = beliefs.lanes.values()
-    if all(map(_is_limited, lanes)):
+    if all(map(_is_limited_by_window, lanes)):
+        return most
+    if channels:
+        return 1
+    if all(_is_limited_by_window(lane) or _is_limited_by_loss(lane) for lane in lanes):
         return most
     if any(lane.phase == CONTENDED for lane in lanes):
         return min(CONTENDED_LANES, most)
     return 1
 
 
-def _is_limited(lane: LaneBeliefs) -> bool:
-    if lane.min_rtt_s < LEAST_RTT_S:
-        return False
-    by_window = lane.rate_bytes_s * lane.min_rtt_s >= WINDOW_SHARE * CHANNEL_WINDOW_BYTES
+def _is_limited_by_window(lane: LaneBeliefs) -> bool:
+    most_in_flight = WINDOW_SHARE * CHANNEL_WINDOW_BYTES
+    return lane.min_rtt_s >= LEAST_RTT_S and lane.rate_bytes_s * lane.min_rtt_s >= most_in_flight
+
+
+def _is_limited_by_loss(lane: LaneBeliefs) -> bool:
     # Where somebody else fills the link there is loss, too; more lanes would be an unfair answer.
     is_free = lane.phase != CONTENDED and lane.queue_s < FREE_S + FREE_RTTS * lane.min_rtt_s
-    by_loss = lane.stalls >= LOSS_STALLS and is_free
-    return by_window or by_loss
+    return lane.min_rtt_s >= LEAST_RTT_S and lane.stalls >= LOSS_STALLS and is_free
 
 
 class FurtherLanes:
@@ -103,6 +109,7 @@ class FurtherLanes:
         remote: Remote,
         token: bytes,
         ssh_options: Sequence[str],
+        channel_options: Sequence[str] | None,
         console: Console,
         *,
         most: int,
@@ -110,7 +117,9 @@ class FurtherLanes:
         self._tunnel = tunnel
         self._remote = remote
         self._token = token
-        self._ssh_options = [*_QUIET, *ssh_options]
+        self._ssh_options = [*_QUIET, *_OWN_CONNECTION, *ssh_options]
+        self._channel_options = channel_options  # None: there can't be more channels
+        self._by_channel = False
         self._console = console
         self._most = most
         self._lanes: dict[int, SshLane] = {}
@@ -132,7 +141,9 @@ class FurtherLanes:
             self._bulk_at = now
         if self._opening or now < self._not_before:
             return
-        missing = lanes_wanted(beliefs, self._most) - len(self._tunnel.lanes)
+        missing = lanes_wanted(beliefs, self._most, channels=self._by_channel) - len(
+            self._tunnel.lanes
+        )
         for number in range(self._next, self._next + missing):
             opening = asyncio.ensure_future(self._open(number))
             self._opening.add(opening)
@@ -177,6 +188,7 @@ class FurtherLanes:
         ending.add_done_callback(self._ending.discard)
 
     async def _open(self, number: int) -> None:
+        by_channel = self._by_channel
         try:
             hello = make_hello(CLIENT, self._token, lane=number)
             ssh = await connect(
@@ -194,21 +206,34 @@ class FurtherLanes:
                     os.close(fd)
                 raise
             self._tunnel.session.ping(number)
-            self._console.detail(1, f"lane {number} is up: one connection was the limit")
+            self._console.detail(1, f"lane {number} is up: one was the limit")
             lane.receive(ssh.rest)
         except (UserError, OSError) as error:
-            self._give_up_for_now(error)
+            if not isinstance(error, UserError) or error.exit_code is not ExitCode.AUTH:
+                self._try_later(error)
+            elif not by_channel and self._channel_options is not None:
+                self._take_channels(self._channel_options)
+            else:
+                self._stay_with_one()
 
-    def _give_up_for_now(self, error: UserError | OSError) -> None:
+    def _take_channels(self, options: Sequence[str]) -> None:
+        if not self._by_channel:
+            self._by_channel = True
+            self._ssh_options = [*_QUIET, *options]
+            self._console.detail(
+                1, "a second login would ask you: more channels over the one connection instead"
+            )
+
+    def _stay_with_one(self) -> None:
+        if self._most > 1:
+            self._most = 1
+            self._console.line(
+                "one ssh connection limits the speed here, and a second one can't log in"
+                " without asking you: staying with one ssh connection"
+            )
+
+    def _try_later(self, error: UserError | OSError) -> None:
         self._not_before = self._tunnel.loop.time() + RETRY_S
-        if isinstance(error, UserError) and error.exit_code is ExitCode.AUTH:
-            if self._most > 1:
-                self._most = 1
-                self._console.line(
-                    "one ssh connection limits the speed here, and a second one can't log in"
-                    " without asking you: staying with one ssh connection"
-                )
-            return
         message = error.message if isinstance(error, UserError) else error.strerror
         self._console.detail(1, f"no further ssh connection: {message}")
 

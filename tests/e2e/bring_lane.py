@@ -19,7 +19,8 @@ import time
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
-from sshunt.transport.ssh import Remote, SshLane, cipher_option, connect, parse_remote
+from sshunt.transport.choices import choose
+from sshunt.transport.ssh import Remote, SshLane, connect, parse_remote
 
 TOKEN = os.urandom(32)
 
@@ -31,7 +32,7 @@ def hello(lane: int, *, create: bool) -> Hello:
 
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
-    options = await cipher_option(remote)
+    options = (await choose(remote)).cipher
     lane = await connect(remote, hello(1, create=True), ssh_options=options)
     result: dict[str, object] = {"features": lane.hello.features, "cipher": options}
     if arguments.resume:

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from sshunt.lab.link import Shape
 from sshunt.lab.servers import payload, payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
-from tests.e2e.tunnels import SSHUNT, Tunnel, fetch, kill, running
+from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
 
 LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
 
@@ -118,17 +119,51 @@ def test_lanes_1_means_one(lab: Lab) -> None:
         assert len(tunnel.pids("ssh")) == 1
 
 
-def test_who_can_not_log_in_again_without_being_asked_stays_with_one_connection(lab: Lab) -> None:
-    """As behind a password: the key is gone once the first connection is up."""
-    with up(lab, "--lanes", "2") as tunnel:
-        key = lab.account("root").home / ".ssh" / "id_ed25519"
-        hidden = key.rename(key.with_suffix(".hidden"))
-        try:
-            assert Download(lab).sha256() == payload_sha256(SIZE)
-        finally:
-            hidden.rename(key)
+@contextmanager
+def without_the_key(lab: Lab) -> Iterator[None]:
+    """As behind a password: there is no second login without asking somebody."""
+    key = lab.account("root").home / ".ssh" / "id_ed25519"
+    hidden = key.rename(key.with_suffix(".hidden"))
+    try:
+        yield
+    finally:
+        hidden.rename(key)
+
+
+def test_who_can_not_log_in_again_gets_more_channels_over_the_one_connection(lab: Lab) -> None:
+    with up(lab) as tunnel, without_the_key(lab):
+        (first,) = tunnel.pids("ssh")
+        download = Download(lab)
+        tunnel.wait_until(lambda: "lane 6 is up" in tunnel.said)
+        assert len(tcp_connections_of(lab, tunnel)) == 1
+        kill([pid for pid in tunnel.pids("ssh") if pid != first][:1])
+        assert download.sha256() == payload_sha256(SIZE)
+        assert "staying with one" not in tunnel.said
+
+
+def test_who_can_have_neither_a_login_nor_a_channel_stays_with_one_and_is_told_once(
+    lab: Lab,
+) -> None:
+    with up(lab, "-e", "ssh -o ControlMaster=no", "--lanes", "3") as tunnel, without_the_key(lab):
+        assert Download(lab).sha256() == payload_sha256(SIZE)
         assert len(tunnel.pids("ssh")) == 1
         assert tunnel.said.count("staying with one ssh connection") == 1
+
+
+def test_no_file_is_left_while_the_tunnel_runs_nor_when_all_of_it_is_killed(lab: Lab) -> None:
+    remains = Remains(lab)
+    sockets = set(Path("/tmp").glob("sshunt-*"))
+    with suppress(AssertionError), up(lab) as tunnel:
+        assert set(Path("/tmp").glob("sshunt-*")) - sockets <= {Path("/tmp/sshunt-0")}
+        kill([tunnel.process.pid, *tunnel.pids("ssh"), *tunnel.pids("helper")])
+    assert remains.left() == []
+    assert set(Path("/tmp").glob("sshunt-*")) == sockets
+
+
+def tcp_connections_of(lab: Lab, tunnel: Tunnel) -> list[str]:
+    """TCP connections from the client to the ssh server."""
+    found = lab.client.run(["ss", "-Htn", "state", "established", "dport", "=", ":22"])
+    return found.stdout.splitlines()
 
 
 def test_what_the_pacers_believe_can_be_read_with_v(lab: Lab) -> None:

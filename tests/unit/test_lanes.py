@@ -29,7 +29,9 @@ WINDOW = replace(EASY, rate_bytes_s=2 * MIB / 0.1, min_rtt_s=0.1, rtt_s=0.102)
 LOSING = replace(EASY, rate_bytes_s=500_000, stalls=LOSS_STALLS)
 
 
-def wanted(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST) -> int:
+def wanted(
+    *lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST, channels: bool = False
+) -> int:
     beliefs = Beliefs(
         lanes=dict(enumerate(lanes)),
         control_frames=0,
@@ -37,7 +39,7 @@ def wanted(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST)
         sparse_bytes=0,
         bulk_bytes=bulk_bytes,
     )
-    return lanes_wanted(beliefs, most)
+    return lanes_wanted(beliefs, most, channels=channels)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,9 @@ def test_where_nothing_waits_one_lane_is_enough(lane: LaneBeliefs) -> None:
 @pytest.mark.parametrize("most", [1, 2, 16])
 def test_never_more_are_wanted_than_allowed(lane: LaneBeliefs, most: int) -> None:
     assert wanted(lane, most=most) == (min(most, 2) if lane.phase == CONTENDED else most)
+
+
+def test_more_channels_on_one_connection_help_against_its_window_only() -> None:
+    assert wanted(WINDOW, channels=True) == MOST
+    assert wanted(LOSING, channels=True) == 1
+    assert wanted(replace(EASY, phase=CONTENDED), channels=True) == 1

@@ -142,8 +142,8 @@ STALLS_S = 5.0
 LOSS_STALLS = 2
 
 #: No process of ours sleeps for the round trip of such a path, an empty queue loses nothing for
-#: want of room, and the bursts of TCP's start are less than a round trip apart: there a stall of a whole
-#: one counts twice.
+#: want of room, and the bursts of TCP's start are less than a round trip apart: there a stall of a
+#: whole one counts twice.
 CERTAIN_RTT_S = 0.04
 
 _CLOCK = 1 << 32

@@ -4,6 +4,8 @@ bundle      the agent and all it imports as one deflated blob
 loader      stage two: what turns that blob into modules on the far side (shipped as text)
 bootstrap   stage one: the shell command that finds a Python and reads the blob
 ssh         a lane through the ssh program
+choices     what we choose for ssh where the user did not
+sharing     more channels over a connection that is up
 stderr      what ssh says while it lives
 diagnosis   what that meant, when there is no lane
 """

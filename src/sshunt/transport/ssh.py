@@ -24,17 +24,14 @@ Not here: what the sentences of ssh mean (diagnosis), more lanes and reconnects 
 import asyncio
 import ctypes
 import os
-import platform
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sshunt.errors import ExitCode, UserError
@@ -50,6 +47,7 @@ from sshunt.mux.hello import (
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.sharing import ControlSocket
 from sshunt.transport.stderr import StderrLines
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
@@ -58,14 +56,9 @@ HELLO_DEADLINE_S = 600.0
 #: From the first byte of the far side (a login script's chatter) to its HELLO.
 NOISE_DEADLINE_S = 60.0
 
-#: How long ``ssh -G`` may take; without an answer the cipher stays what it is.
-ASK_DEADLINE_S = 2.0
-
 #: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL.
 CLOSE_DEADLINE_S = 2.0
 KILL_DEADLINE_S = 1.0
-
-FAST_CIPHER = "aes128-gcm@openssh.com"
 
 _OPTIONS = (
     "-T",  # no terminal: the lane is binary
@@ -77,7 +70,8 @@ _OPTIONS = (
     *("-o", "Tunnel=no"),
     *("-o", "EscapeChar=none"),
     # An existing shared connection (ControlPath) is used: its owner wants no second login. But we
-    # never become the one that other logins share: they would end with us.
+    # never become the one that other logins share: they would end with us. (``sharing`` is for our
+    # own lanes.)
     *("-o", "ControlMaster=no"),
 )
 
@@ -190,10 +184,10 @@ def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[s
     program, *arguments = remote.ssh_command
     port = ["-p", str(remote.port)] if remote.port is not None else []
     return [
-        _find_program(program),
+        find_program(program),
         *arguments,
-        *_OPTIONS,
         *ssh_options,
+        *_OPTIONS,
         *port,
         remote.destination,
         *(["--"] if remote.delimiter else []),
@@ -201,61 +195,13 @@ def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[s
     ]
 
 
-def _find_program(program: str) -> str:
+def find_program(program: str) -> str:
+    """The path of an ssh program; raises UserError."""
     usual = os.pathsep.join(_USUAL_PLACES)
     found = shutil.which(program) or shutil.which(program, path=usual)
     if found is None:
         raise diagnosis.no_ssh(program, "there is no such program")
     return found
-
-
-async def cipher_option(remote: Remote) -> list[str]:
-    """ssh options that put the fastest cipher first, if this machine has AES instructions and the
-    user did not choose ciphers; else, or in any doubt, nothing. Never raises.
-    """
-    program, *arguments = remote.ssh_command
-    if Path(program).name != "ssh" or not _has_aes_instructions():
-        return []
-    try:
-        ssh = _find_program(program)
-    except UserError:
-        return []
-    port = ["-p", str(remote.port)] if remote.port is not None else []
-    configured, default = await asyncio.gather(
-        _ask_ciphers([ssh, *arguments, *port, "-G", remote.destination]),
-        _ask_ciphers([ssh, "-F", "none", "-G", remote.destination]),
-    )
-    if configured is None or configured != default or FAST_CIPHER not in configured.split(","):
-        return []
-    return ["-o", f"Ciphers=^{FAST_CIPHER}"]
-
-
-async def _ask_ciphers(argv: Sequence[str]) -> str | None:
-    """The value of ``ciphers`` that ``ssh -G`` prints. In a thread: no trace of it is left in the
-    event loop, which may be about to end.
-    """
-    try:
-        answer = await asyncio.to_thread(
-            subprocess.run,
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=ASK_DEADLINE_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: no thread
-        return None
-    found = re.search(rb"^ciphers (\S+)$", answer.stdout, re.MULTILINE)
-    return found.group(1).decode("ascii", "replace") if found else None
-
-
-def _has_aes_instructions() -> bool:
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return platform.system() == "Darwin"  # every Mac that runs a supported Python has them
-    return re.search(r"^(?:flags|Features)\s*:.*\baes\b", cpuinfo, re.MULTILINE) is not None
 
 
 # --- the lane -------------------------------------------------------------------------------------
@@ -280,6 +226,7 @@ class SshLane:
         self.stderr = pipes.stderr
         self.hello = hello
         self.rest = b""
+        self.control: ControlSocket | None = None
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
 
     def last_words(self) -> str:
@@ -303,6 +250,8 @@ class SshLane:
             self.process.kill()
             await self.ended
         self.stderr.close()
+        if self.control is not None:
+            self.control.close()
 
 
 async def connect(
@@ -312,19 +261,26 @@ async def connect(
     ssh_options: Sequence[str] = (),
     on_stderr: Callable[[str], None] = _echo,
     deadline_s: float = HELLO_DEADLINE_S,
+    share: bool = False,
 ) -> SshLane:
     """Start ssh, bring the agent there, and wait until it has answered ``hello``.
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
-    will say. Raises UserError (LaneRefusedError if it was the agent that said no).
+    will say. ``share``: others may open channels through this connection later (the lane's
+    ``control``). Raises UserError (LaneRefusedError if it was the agent that said no).
     """
-    argv = ssh_argv(remote, ssh_options, remote_command(remote.python))
+    control = ControlSocket() if share and sys.platform == "linux" else None
+    options = [*ssh_options, *control.options] if control is not None else ssh_options
+    argv = ssh_argv(remote, options, remote_command(remote.python))
     process, pipes = await _spawn(argv, on_stderr)
     lane = SshLane(process, pipes, hello)
+    lane.control = control
     up = False
     try:
         await _write_all(lane.write_fd, upload(agent_bundle(), hello))
         await _greet(lane, hello, deadline_s)
+        if control is not None:
+            control.hold()
         up = True
     finally:
         if not up:

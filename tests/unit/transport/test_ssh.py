@@ -8,8 +8,9 @@ import pytest
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.transport import ssh
-from sshunt.transport.ssh import Remote, cipher_option, connect, parse_remote, ssh_argv
+from sshunt.transport import choices
+from sshunt.transport.choices import Sharing, choose
+from sshunt.transport.ssh import Remote, connect, parse_remote, ssh_argv
 from sshunt.transport.stderr import STDERR_LINE_CHARACTERS
 
 FAST = ["-o", "Ciphers=^aes128-gcm@openssh.com"]
@@ -97,7 +98,8 @@ def test_the_users_own_arguments_come_before_ours(tmp_path: Path) -> None:
     argv = ssh_argv(remote, ["-o", "Extra=1"], "command")
     assert argv[:3] == [path, "-o", "ControlMaster=yes"]
     assert argv.index("ControlMaster=yes") < argv.index("ControlMaster=no")
-    assert argv[-7:] == ["-o", "Extra=1", "-p", "2222", "alice@gate", "--", "command"]
+    assert argv[3:5] == ["-o", "Extra=1"]
+    assert argv[-5:] == ["-p", "2222", "alice@gate", "--", "command"]
 
 
 def test_the_delimiter_before_the_command_can_be_left_out() -> None:
@@ -121,12 +123,12 @@ def test_an_ssh_that_is_not_there_is_said_so() -> None:
 
 
 def asked(remote: Remote) -> list[str]:
-    return asyncio.run(cipher_option(remote))
+    return asyncio.run(choose(remote)).cipher
 
 
 @pytest.fixture
 def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "_has_aes_instructions", lambda: True)
+    monkeypatch.setattr(choices, "_has_aes_instructions", lambda: True)
 
 
 @pytest.mark.usefixtures("fast_machine")
@@ -140,10 +142,23 @@ def test_the_fast_cipher_comes_first_unless_the_user_chose(tmp_path: Path) -> No
     assert asked(Remote("gate", ssh_command=("ssh", "-c", "aes256-ctr", "-F", "none"))) == []
 
 
+def test_a_connection_is_shared_our_way_unless_the_user_has_one(tmp_path: Path) -> None:
+    nothing, chosen = tmp_path / "nothing", tmp_path / "chosen"
+    nothing.write_text("Host *\n  Compression no\n")
+    chosen.write_text("Host gate\n  ControlPath ~/.ssh/%C\n")
+
+    def shared(file: Path, host: str) -> Sharing:
+        return asyncio.run(choose(Remote(host, ssh_command=("ssh", "-F", str(file))))).sharing
+
+    assert shared(nothing, "gate") is Sharing.OURS
+    assert shared(chosen, "gate") is Sharing.THEIRS
+    assert shared(chosen, "other") is Sharing.OURS
+
+
 def test_a_machine_without_aes_instructions_keeps_its_cipher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ssh, "_has_aes_instructions", lambda: False)
+    monkeypatch.setattr(choices, "_has_aes_instructions", lambda: False)
     assert asked(Remote("gate", ssh_command=("ssh", "-F", "none"))) == []
 
 
@@ -168,7 +183,7 @@ def test_an_ssh_that_does_not_answer_as_expected_is_left_alone(
 def test_an_ssh_that_does_not_answer_at_all_has_a_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "ASK_DEADLINE_S", 0.1)
+    monkeypatch.setattr(choices, "ASK_DEADLINE_S", 0.1)
     assert asked(Remote("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))) == []
 
 
