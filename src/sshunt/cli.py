@@ -17,7 +17,15 @@ from ipaddress import ip_address
 from typing import NoReturn
 
 from sshunt import __version__
-from sshunt.config import DEFAULT_LANES, DEFAULT_LISTEN4, DEFAULT_LISTEN6, MAX_LANES, Options
+from sshunt.config import (
+    DEFAULT_GRACE_S,
+    DEFAULT_LANES,
+    DEFAULT_LISTEN4,
+    DEFAULT_LISTEN6,
+    MAX_GRACE_S,
+    MAX_LANES,
+    Options,
+)
 from sshunt.console import Console
 from sshunt.elevate import Starter, is_free
 from sshunt.errors import ExitCode, UserError
@@ -45,6 +53,7 @@ examples:
   sshunt -r alice@gate.corp.example 10.0.0.0/8
   sshunt -r gate 0/0 -x 192.168.1.0/24          everything but the network at home
   sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
+  sshunt reconnect                              connect again now, not at the next attempt
   sshunt demo                                   see it work on a throw-away network
 
 exit status:
@@ -64,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sshunt import demo
 
             return demo.main(words[1:])
+        if words[:1] == ["reconnect"]:
+            from sshunt import control
+
+            return control.reconnect(words[1:], console)
         if words[:1] == ["up"]:
             del words[0]
         options = parse(words)
@@ -159,13 +172,17 @@ def parse(words: Sequence[str]) -> Options:
         verbosity=args.verbose,
         dry_run=args.dry_run,
         lanes=args.lanes,
+        grace_s=args.grace,
+        max_retries=args.max_retries,
+        fail_open=args.fail == "open",
     )
 
 
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sshunt",
-        usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n       sshunt demo",
+        usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n"
+        "       sshunt reconnect\n       sshunt demo",
         description="Reach a remote network from unmodified programs over a plain ssh login.\n"
         "Nothing is installed on the server, no root is needed there.",
         epilog=_EPILOG,
@@ -211,6 +228,28 @@ def _parser() -> _Parser:
         help="ssh connections at most; further ones are opened when one is what limits the speed, "
         f"and never ask for a password; default: {DEFAULT_LANES}",
     )
+    add(
+        "--grace",
+        type=_duration,
+        default=DEFAULT_GRACE_S,
+        metavar="TIME",
+        help="how long the far side keeps open connections while there is no ssh connection: "
+        "seconds, or 90m, 12h, 2d; 0: they end with the ssh connection; default: 1h",
+    )
+    add(
+        "--max-retries",
+        type=_count,
+        metavar="N",
+        help="give up after so many failed attempts to connect again; default: never",
+    )
+    add(
+        "--fail",
+        choices=("closed", "open"),
+        default="closed",
+        help="while the connection is lost, connections to the targets wait (closed), or go the "
+        "way they would without sshunt (open: unprotected, by whatever network there is); "
+        "default: closed",
+    )
     add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
     add(
@@ -233,6 +272,23 @@ def _parser() -> _Parser:
 def _lanes(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LANES):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_LANES}")
+    return int(text)
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+
+
+def _duration(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else -1
+    if not 0 <= seconds <= MAX_GRACE_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time up to 7d, such as 3600, 90m, 1h")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of attempts")
     return int(text)
 
 

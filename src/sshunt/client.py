@@ -6,13 +6,14 @@
     4 the helper guards us by a cgroup       ssh, started from here on, is never captured
     5 ssh connects, the agent answers        may prompt as ssh does
     6 the rules are applied                  last: nothing is captured that could not be forwarded
-    7 ... until a signal, or the end of ssh, helper or agent ...
+    7 ... until a signal, or the end of the helper; a lost ssh connection is made again (keeper) ...
     8 all of it is undone in reverse         the programs' connections first, then the rules
 
 Each step puts its undoing on one stack; whatever ends the session, a signal while starting
 included, unwinds it. Every undoing has a deadline.
 
-Invariants: rules exist only while the tunnel is up; the client itself needs no privilege.
+Invariants: the rules exist from step 6 to step 8, also while the connection is lost (unless --fail
+open says otherwise): nothing leaks out another way; the client itself needs no privilege.
 """
 
 import asyncio
@@ -31,17 +32,20 @@ from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
 from sshunt.console import Console
+from sshunt.control import ControlServer
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
-from sshunt.lanes import FurtherLanes
+from sshunt.keeper import Keeper
+from sshunt.lanes import Lanes
 from sshunt.listener import CannotListen, Listener, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import CLIENT, FEATURE_CREATE, TOKEN_BYTES, make_hello
+from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import DatagramReceived, Session
 from sshunt.mux.streams import Stream
+from sshunt.network import NetworkEvents
 from sshunt.peers import ssh_peers
 from sshunt.privilege import Helper, start_helper
 from sshunt.relay.lane import LaneIO
@@ -49,8 +53,7 @@ from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.choices import Choices, Sharing, choose
-from sshunt.transport.ssh import SshLane, connect
+from sshunt.transport.choices import Choices, choose
 
 #: How long the far side may take to answer our goodbye before we just hang up.
 GOODBYE_DEADLINE_S = 1.0
@@ -152,44 +155,22 @@ async def _start(
     how = "a cgroup" if guarded else "the addresses of its peers"
     console.detail(1, f"the helper is up; own traffic is told by {how}")
 
-    token = secrets.token_bytes(TOKEN_BYTES)
-    hello = make_hello(CLIENT, token, features=FEATURE_CREATE)
-    cipher, sharing = await choosing
-    ssh = await connect(
-        options.remote,
-        hello,
-        ssh_options=cipher,
-        on_stderr=console.raw,
-        share=sharing is Sharing.OURS and options.lanes > 1,
-    )
-    undo.push_async_callback(ssh.close, SSH_END_DEADLINE_S)
-
-    size = len(agent_bundle().data)  # connect has made it
-    ours = " ".join(cipher) or "none of ours"
-    console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
-    up = _Up(options, console, helper, ssh)
-    channel_options: list[str] | None = [] if sharing is Sharing.THEIRS else None
-    if ssh.control is not None:
-        channel_options = ssh.control.channel_options
-    up.further = FurtherLanes(
-        up.tunnel,
-        options.remote,
-        token,
-        cipher,
-        channel_options,
-        console,
-        most=options.lanes,
-    )
-    undo.push_async_callback(up.further.close)
+    choices = await choosing
+    up = _Up(options, console, helper, choices)
+    undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
-    up.listeners = [Listener(sock, up.tunnel, console) for sock in listeners]
+    await up.lanes.connect(on_stderr=console.raw)
+    size = len(agent_bundle().data)  # connect has made it
+    ours = " ".join(choices.cipher) or "none of ours"
+    console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
+    up.listeners = [Listener(sock, up.tunnel, console, lambda: up.is_down) for sock in listeners]
     for listener in up.listeners:
         listener.start()
 
     await up.check()
-    plan = _plan(session_id, listeners, routes, ssh_peers(ssh.pid))
-    await helper.apply(plan)
+    up.plan = _plan(session_id, listeners, routes, up.peers())
+    await helper.apply(up.plan)
     owner = "kernel" if helper.owner else "helper"
     console.detail(1, f"the rules are in place; the {owner} removes them")
     undo.push_async_callback(_quietly, helper.undo)
@@ -199,6 +180,8 @@ async def _start(
     gc.enable()
     rtt_s = await up.first_rtt()
     await up.check()
+    up.listen_to_others(session_id)
+    undo.callback(up.listen_no_more)
     console.line(_connected_line(options, routes, rtt_s))
     return up
 
@@ -315,37 +298,90 @@ class _Traffic:
 
 
 class _Up:
-    """The running session: its tunnel, and everything whose end ends it."""
+    """The running session: its tunnel, its lanes, and everything whose end ends it."""
 
-    def __init__(self, options: Options, console: Console, helper: Helper, ssh: SshLane) -> None:
+    def __init__(
+        self, options: Options, console: Console, helper: Helper, choices: Choices
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._options = options
         self._console = console
         self._helper = helper
-        self._ssh = ssh
         self.listeners: list[Listener] = []
-        self.further: FurtherLanes | None = None
-        self._lost: asyncio.Future[str] = loop.create_future()
+        self.plan: Plan | None = None
+        self._fate_of_rules: asyncio.Task[None] | None = None
+        self._emptied = asyncio.Event()  # the last lane has ended
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
-        session = Session(CLIENT, ssh.hello.initial_window_bytes, ssh.hello.max_streams)
-        self.tunnel = Tunnel(loop, session, outlives_lanes=False)
+        # What the far side grants is known when it has answered; ours grants what is taken here.
+        self.tunnel = Tunnel(loop, Session(CLIENT), outlives_lanes=options.grace_s > 0)
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
         self.tunnel.on_forgotten = self._on_forgotten
         if console.verbosity:
             self.tunnel.on_reset = self._on_reset
         self.tunnel.on_datagram = self._on_datagram
-        lane = self.tunnel.add_lane(0, ssh.read_fd, ssh.write_fd)
-        session.ping(0)
-        lane.receive(ssh.rest)
+        self.lanes = Lanes(
+            self.tunnel,
+            options.remote,
+            console,
+            choices,
+            most=options.lanes,
+            grace_s=options.grace_s,
+        )
+        self._keeper = Keeper(
+            self.tunnel,
+            self.lanes,
+            console,
+            options.remote.host,
+            grace_s=options.grace_s,
+            max_retries=options.max_retries,
+        )
+        self._keeper.on_down = self._on_down
+        self._keeper.on_up = self._on_up
+        self._is_kept = False  # the keeper is at work
+        self._events: NetworkEvents | None = None
+        self._control: ControlServer | None = None
+
+    @property
+    def is_down(self) -> bool:
+        """True while the connection is lost."""
+        return self._keeper.is_down
+
+    def peers(self) -> tuple[Endpoint, ...]:
+        """Whom ssh is connected to."""
+        self._keeper.note_peers()
+        return ssh_peers(self.lanes.last.pid) if self.lanes.last is not None else ()
+
+    def listen_to_others(self, session_id: str) -> None:
+        """From now on: news of the network, and other commands of this user."""
+        loop = self.tunnel.loop
+        self._events = NetworkEvents(loop, self._keeper.check)
+        self._control = ControlServer(loop, session_id, self._answer)
+
+    def listen_no_more(self) -> None:
+        """The opposite."""
+        if self._events is not None:
+            self._events.close()
+        if self._control is not None:
+            self._control.close()
+
+    def _answer(self, verb: str) -> dict[str, object]:
+        """What another command of this user asks; raises KeyError."""
+        if verb != "reconnect":
+            raise KeyError(verb)
+        self._keeper.check("asked to by sshunt reconnect")
+        return {"says": f"{self._options.remote.host}: {self._state()}"}
+
+    def _state(self) -> str:
+        return "connecting again" if self.is_down else "looking at the connection"
 
     async def first_rtt(self) -> float:
         """The first measured round-trip time in seconds, 0 if it takes too long."""
         deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
         while (
             not self.tunnel.session.rtt_s
-            and not self._lost.done()
+            and self.tunnel.lanes
             and self.tunnel.loop.time() < deadline
         ):
             await asyncio.sleep(0.002)
@@ -353,21 +389,33 @@ class _Up:
 
     async def check(self) -> None:
         """Raise UserError if the session has been lost while we were still starting."""
-        if self._lost.done():
-            raise await self._why_lost(self._lost.result())
+        last = self.lanes.last
+        if self.tunnel.lanes or last is None:
+            return
+        await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
+        raise UserError(
+            f"the connection to {self._options.remote.host} was lost while starting:"
+            f" {last.last_words() or 'the far side closed it'}",
+            "check the network and the ssh server, then start sshunt again",
+            ExitCode.LOST,
+        )
 
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
+        self._is_kept = True
         status = asyncio.ensure_future(self._show_status())
         pacers = asyncio.ensure_future(self._watch_pacers())
+        keeping = asyncio.ensure_future(self._keeper.run())
         helper_gone = asyncio.ensure_future(self._helper.gone.wait())
-        ends: set[asyncio.Future[Any]] = {stop, self._lost, helper_gone, self._bug}
+        works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
+        ends: list[asyncio.Future[Any]] = [stop, self._bug, *works]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            status.cancel()
-            pacers.cancel()
-            helper_gone.cancel()
+            self._is_kept = False
+            for work in works:
+                work.cancel()
+            await asyncio.wait(works)
         if self._bug.done():
             raise self._bug.result()
         if stop.done():
@@ -380,7 +428,9 @@ class _Up:
                 "start sshunt again (it removes what is left of such sessions)",
                 ExitCode.LOST,
             )
-        raise await self._why_lost(self._lost.result())
+        for work in works:
+            if not work.cancelled():
+                work.result()
 
     def end_local(self) -> None:
         """Accept no more, and reset the programs' connections. May be called twice.
@@ -393,32 +443,57 @@ class _Up:
         self.tunnel.reset_all()
 
     async def say_goodbye(self) -> None:
-        """End the session in order: the agent then leaves at once, not after a grace time."""
+        """End the session in order: the agent then leaves at once, not after its grace time."""
         if self.tunnel.lanes:
             self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
             self.tunnel.pump()
-            await asyncio.wait({self._lost}, timeout=GOODBYE_DEADLINE_S)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
+        elif self.tunnel.outlives_lanes and self.lanes.are_resumable:
+            self._console.line(
+                "the connection is lost, so the far side could not be told: it keeps the session"
+                f" for the grace time of {self._options.grace_s} s"
+            )
         self.tunnel.close()
 
-    async def _why_lost(self, reason: str) -> UserError:
-        """Ask ssh, if it ended, what it was; else say what the lane said."""
-        await asyncio.wait({self._ssh.ended}, timeout=SSH_END_DEADLINE_S)
-        why = reason or self._ssh.last_words() or "the far side closed it"
-        return UserError(
-            f"the connection to {self._options.remote.host} was lost: {why}",
-            "check the network and the ssh server, then start sshunt again",
-            ExitCode.LOST,
-        )
-
     def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        if self.further is not None:
-            self.further.on_lane_ended(lane, reason)
+        self.lanes.on_lane_ended(lane, reason)
         if not self.tunnel.lanes:
-            _settle(self._lost, reason)
+            self._emptied.set()
+        if self._is_kept:
+            self._keeper.on_lane_ended(reason)
 
     def _on_goodbye(self, code: int, sentence: str) -> None:
-        if code != frames.GOODBYE_DONE:
-            _settle(self._lost, f"the agent ended: {sentence or 'no reason given'}")
+        if code != frames.GOODBYE_DONE and self._is_kept:
+            self._keeper.lose_session(sentence or "its agent ended")
+
+    def _on_down(self) -> None:
+        if self._options.fail_open:
+            self._change_rules(self._helper.undo)
+
+    def _on_up(self) -> None:
+        for listener in self.listeners:
+            listener.note_up()
+        if self._options.fail_open and self.plan is not None:
+            plan = self.plan
+            self._change_rules(lambda: self._helper.apply(plan))
+        elif not self._helper.guarded:
+            self._change_rules(lambda: self._helper.bypass(self.peers()))
+
+    def _change_rules(self, step: Callable[[], Awaitable[None]]) -> None:
+        """After the change before it; what fails ends the session."""
+        before = self._fate_of_rules
+
+        async def change() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            try:
+                await step()
+            except UserError as error:
+                if not self._bug.done():
+                    self._bug.set_result(error)
+
+        self._fate_of_rules = asyncio.ensure_future(change())
 
     def _on_reset(self, stream: Stream, code: int) -> None:
         self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
@@ -434,11 +509,16 @@ class _Up:
             self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
 
     async def _show_status(self) -> None:
-        if not self._console.is_terminal:
-            return
         before = self._traffic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
+            if self._events is not None:
+                self._events.check_clock()
+            if not self._console.is_terminal:
+                continue
+            if self.is_down:
+                self._console.status(self._keeper.status())
+                continue
             after = self._traffic()
             down = (after.received - before.received) * 8 / STATUS_EVERY_S
             up = (after.sent - before.sent) * 8 / STATUS_EVERY_S
@@ -452,8 +532,8 @@ class _Up:
 
     async def _watch_pacers(self) -> None:
         """Now and then, while there is traffic: what the pacers of both ends believe."""
-        if self.further is None or not (self.further.are_possible or self._console.verbosity):
-            return
+        if not (self.lanes.may_be_several or self._console.verbosity):
+            await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
         session, loop = self.tunnel.session, self.tunnel.loop
         before = self._traffic()
         while True:
@@ -461,7 +541,7 @@ class _Up:
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after
-            self.further.close_idle()
+            self.lanes.close_idle()
             if moved >= BELIEFS_FROM_BYTES:
                 self._on_beliefs("up", metrics.beliefs_untrusted(session.beliefs(loop.time())))
                 session.send_datagram(0, frames.BELIEFS, b"", loop.time())
@@ -478,8 +558,7 @@ class _Up:
         self._on_beliefs("down", beliefs)
 
     def _on_beliefs(self, direction: str, beliefs: metrics.Beliefs) -> None:
-        if self.further is not None:
-            self.further.look(beliefs)
+        self.lanes.look(beliefs)
         if self._console.verbosity:
             for line in metrics.lines(direction, beliefs):
                 self._console.detail(1, line)

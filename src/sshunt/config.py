@@ -18,6 +18,12 @@ DEFAULT_LANES = 4
 MAX_LANES = 16
 
 
+#: How long the far side keeps a session whose connection is lost: a meeting, a flight of stairs, a
+#: train's tunnels. MAX_GRACE_S is the agent's own limit.
+DEFAULT_GRACE_S = 3600
+MAX_GRACE_S = 7 * 24 * 3600
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of ``sshunt up``."""
@@ -30,3 +36,6 @@ class Options:
     verbosity: int
     dry_run: bool
     lanes: int = DEFAULT_LANES
+    grace_s: int = DEFAULT_GRACE_S
+    max_retries: int | None = None  # None: for ever
+    fail_open: bool = False

@@ -12,6 +12,7 @@ behind is looked for at the end as well. The exit code is 0 only if every proof 
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,9 @@ END_DEADLINE_S = 5.0
 
 #: The promise: a second after kill -9 nothing is left.
 CLEAN_DEADLINE_S = 1.0
+
+#: In the demo the far side keeps a session for so long without a connection; an hour by default.
+GRACE_S = 2
 
 #: Where an ordinary user of the server can leave files.
 WRITABLE_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] = ()) -> int:
 
 def _proofs(lab: Lab) -> Iterator[Proof]:
     yield _try("without the tunnel, the office is out of reach", lambda: _out_of_reach(lab))
-    argv = ["-r", "server", OFFICE_V4, OFFICE_V6]
+    argv = ["-r", "server", "--grace", str(GRACE_S), OFFICE_V4, OFFICE_V6]
     _say(f"starting:  sshunt {' '.join(argv)}")
     before = _files_on_server(lab)
     begin = time.monotonic()
@@ -102,13 +106,18 @@ def _proofs(lab: Lab) -> Iterator[Proof]:
             yield _try("download speed, one connection", lambda: _speed(lab))
             yield _try("time of a new connection and its first byte", lambda: _new_connections(lab))
         yield _try("a closed port of the office does not look open", lambda: _closed_port(lab))
+        _say("killing its ssh in the middle of a download")
+        yield _try("... and the download goes on, byte for byte", lambda: _outlived(lab, tunnel))
         _say("killing sshunt with kill -9")
         tunnel.kill()
         killed = time.monotonic()
         yield _try(
             "after kill -9 no rule and no process is left here", lambda: _nothing_left(lab, killed)
         )
-        yield _try("... and none on the server, nor a file", lambda: _server_clean(lab, before))
+        yield _try(
+            f"... and none on the server, nor a file, after {GRACE_S} s of grace",
+            lambda: _server_clean(lab, before),
+        )
         yield _try("... and the network is as before", lambda: _out_of_reach(lab))
 
 
@@ -197,6 +206,23 @@ def _closed_port(lab: Lab) -> str:
     raise ProofError("it looked open")
 
 
+def _outlived(lab: Lab, tunnel: "subprocess.Popen[bytes]") -> str:
+    """A download during which the client's ssh is killed."""
+    limit = "--limit-rate 50M"  # so that it is not over too soon
+    command = f"curl -sS -m 20 {limit} http://{lab.target.v4}/bytes/{CHECKED_BYTES} | sha256sum"
+    download = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
+    time.sleep(0.3)
+    found = lab.client.run(["pgrep", "-P", str(tunnel.pid), "-x", "ssh"], check=False).stdout
+    for pid in found.split():
+        os.kill(int(pid), signal.SIGKILL)
+    if not found or download.poll() is not None:
+        raise ProofError("it was over before ssh could be killed")
+    digest = download.communicate(timeout=30)[0].decode().split()[0]
+    if digest != payload_sha256(CHECKED_BYTES):
+        raise ProofError("other bytes arrived")
+    return "another ssh took over"
+
+
 def _nothing_left(lab: Lab, killed: float) -> str:
     while True:
         rules = lab.client.run(["nft", "list", "ruleset"]).stdout.strip()
@@ -236,7 +262,7 @@ def _server_clean(lab: Lab, before: set[str]) -> str:
         agents = [pid for pid in lab.server.pids() if _owner(pid) == lab.account("ada").uid]
         if not new and not agents:
             return "gone"
-        if time.monotonic() - begin > CLEAN_DEADLINE_S:
+        if time.monotonic() - begin > GRACE_S + CLEAN_DEADLINE_S:
             raise ProofError(f"still there: {len(new)} files, {len(agents)} processes")
         time.sleep(0.02)
 

@@ -1,4 +1,6 @@
-"""The session's further lanes: opened when one is what limits it, closed when idle.
+"""The session's ssh connections: the first of a session, one to resume it, and further lanes.
+
+Further lanes are opened when one is what limits the session, and closed when idle.
 
 One ssh channel has a window of 2 MiB: that is 168 Mbit/s at 100 ms, whatever the link. One TCP
 connection on a path that loses segments collapses to a fraction of it. Several together don't, and
@@ -10,7 +12,7 @@ nothing, so none is opened there.
             its channel's window    delivers half a window or more per round trip of the empty path
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
-        others fill the link        -> two: one that joins late gets a sixth of it for half a minute
+        others fill the link        -> three: one that joins late gets a sixth of it for long
     no bulk for IDLE_S              -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
@@ -21,22 +23,33 @@ Where that would need a person, further channels are opened over the connection 
 has a window of its own, which is all they help against. Where that is not possible either, the
 session stays with one lane, says so once and does not try again.
 
-Not here: how bytes are spread over lanes (mux), what happens when the last lane dies (client).
+Not here: how bytes are spread over lanes (mux); when a lane counts as dead, and when another
+attempt is made after the last one (keeper).
 """
 
 import asyncio
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.metrics import Beliefs, LaneBeliefs
-from sshunt.mux.hello import CLIENT, make_hello
+from sshunt.mux.hello import (
+    CLIENT,
+    FEATURE_CREATE,
+    FEATURE_DETACHED,
+    TOKEN_BYTES,
+    Hello,
+    make_hello,
+)
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
+from sshunt.mux.session import Session
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.tunnel import Tunnel
-from sshunt.transport.ssh import Remote, SshLane, connect
+from sshunt.transport.choices import Choices, Sharing
+from sshunt.transport.ssh import HELLO_DEADLINE_S, Remote, SshLane, connect
 
 #: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB), less
 #: what is not granted again at once.
@@ -49,8 +62,9 @@ LEAST_RTT_S = 0.005
 #: A standing queue above this, and the path is full rather than lossy.
 FREE_S, FREE_RTTS = 0.005, 0.1
 
-#: Beside one other flow of TCP two lanes come to between a third and two thirds of the link.
-CONTENDED_LANES = 2
+#: Beside one other flow of TCP so many lanes come to between a quarter and a half of the link in
+#: half a minute, to three quarters in the end. (Two: a sixth to a half.)
+CONTENDED_LANES = 3
 
 #: Without bulk for so long, one lane is enough.
 IDLE_S = 60.0
@@ -66,6 +80,9 @@ RETRY_S = 60.0
 
 #: How long ssh may take to end once its pipes are closed.
 END_DEADLINE_S = 1.0
+
+#: A HELLO has 16 bits for a lane's number.
+LANE_NUMBERS = 1 << 16
 
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 _OWN_CONNECTION = ("-o", "ControlPath=none")
@@ -100,37 +117,115 @@ def _is_limited_by_loss(lane: LaneBeliefs) -> bool:
     return lane.min_rtt_s >= LEAST_RTT_S and lane.stalls >= LOSS_STALLS and is_free
 
 
-class FurtherLanes:
-    """Opens and closes every lane but the first. Owns their ssh processes."""
+class Lanes:
+    """Every lane of the tunnel and the ssh process behind it. Owns the processes."""
 
     def __init__(
         self,
         tunnel: Tunnel,
         remote: Remote,
-        token: bytes,
-        ssh_options: Sequence[str],
-        channel_options: Sequence[str] | None,
         console: Console,
+        choices: Choices,
         *,
         most: int,
+        grace_s: int,
     ) -> None:
         self._tunnel = tunnel
         self._remote = remote
-        self._token = token
-        self._ssh_options = [*_QUIET, *_OWN_CONNECTION, *ssh_options]
-        self._channel_options = channel_options  # None: there can't be more channels
-        self._by_channel = False
         self._console = console
+        self._cipher = choices.cipher
+        self._sharing = choices.sharing
         self._most = most
-        self._lanes: dict[int, SshLane] = {}
-        self._next = 1
+        self._grace_s = grace_s
+        self._ssh: dict[int, SshLane] = {}
+        self._token = b""  # of the session that may be resumed; b"": none
+        self._next = 0
         self._opening: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._bulk_at = tunnel.loop.time()
         self._not_before = 0.0
+        self._own_connection_refused = False
+        self._channel_options: Sequence[str] | None = None  # None: there can't be more channels
+        self.last: SshLane | None = None  # the one that came up last
+
+    # --- the session's connection -------------------------------------------------------------
 
     @property
-    def are_possible(self) -> bool:
+    def are_resumable(self) -> bool:
+        """True if the far side may still hold the session."""
+        return bool(self._token)
+
+    async def connect(
+        self,
+        *,
+        ssh_options: Sequence[str] = (),
+        on_stderr: Callable[[str], None],
+        on_started: Callable[[int], None] | None = None,
+        deadline_s: float = HELLO_DEADLINE_S,
+    ) -> None:
+        """Bring up a lane: the first of a new session, or one more of the present one. May prompt.
+
+        Raises UserError; LaneRefusedError if the far side does not hold the session any more.
+        """
+        token = self._token or secrets.token_bytes(TOKEN_BYTES)
+        features = 0 if self._token else FEATURE_CREATE
+        number = self._take_number()
+        hello = make_hello(CLIENT, token, lane=number, features=features, grace_s=self._grace_s)
+        ssh = await connect(
+            self._remote,
+            hello,
+            ssh_options=[*self._cipher, *ssh_options],
+            on_stderr=on_stderr,
+            deadline_s=deadline_s,
+            share=self._sharing is Sharing.OURS and self._most > 1,
+            on_started=on_started,
+        )
+        if features:
+            self._begin(token, ssh.hello)
+        self.last = ssh
+        self._channel_options = [] if self._sharing is Sharing.THEIRS else None
+        if ssh.control is not None:
+            self._channel_options = ssh.control.channel_options
+        self._own_connection_refused = False
+        try:
+            self._add(number, ssh)
+        except OSError as error:
+            raise UserError(
+                f"the connection to {self._remote.host} ended at once: {error.strerror}",
+                "try again",
+                ExitCode.LOST,
+            )
+
+    def _begin(self, token: bytes, theirs: Hello) -> None:
+        """The far side has made a session: this is how it will be."""
+        self._token = token
+        session, detached = self._tunnel.session, bool(theirs.features & FEATURE_DETACHED)
+        terms = (theirs.initial_window_bytes, theirs.max_streams)
+        if session.peer_terms != terms:  # another version's: no stream can have been opened yet
+            session = Session(CLIENT, *terms)
+        self._tunnel.begin(session, outlives_lanes=detached and theirs.grace_s > 0)
+        if self._grace_s and not detached:
+            self._console.line(
+                "the far side has no private directory for the session: connections will not"
+                " outlive the ssh connection"
+            )
+
+    def abandon_session(self) -> int:
+        """The session is over at the far side: reset its connections, and be ready for a new one.
+        How many connections there were.
+        """
+        count = len(self._tunnel.relays)
+        self._token = b""
+        for lane in list(self._tunnel.lanes.values()):
+            self._tunnel.lane_ended(lane, "the session is over")
+        self._tunnel.reset_all()
+        self._tunnel.begin(Session(CLIENT), outlives_lanes=self._tunnel.outlives_lanes)
+        return count
+
+    # --- further lanes ------------------------------------------------------------------------
+
+    @property
+    def may_be_several(self) -> bool:
         """False if there may never be more than one."""
         return self._most > 1
 
@@ -139,87 +234,53 @@ class FurtherLanes:
         now = self._tunnel.loop.time()
         if beliefs.bulk_bytes:
             self._bulk_at = now
-        if self._opening or now < self._not_before:
+        if self._opening or now < self._not_before or not self._tunnel.lanes:
             return
-        missing = lanes_wanted(beliefs, self._most, channels=self._by_channel) - len(
-            self._tunnel.lanes
-        )
-        for number in range(self._next, self._next + missing):
-            opening = asyncio.ensure_future(self._open(number))
+        wanted = lanes_wanted(beliefs, self._most, channels=self._own_connection_refused)
+        for _ in range(wanted - len(self._tunnel.lanes)):
+            opening = asyncio.ensure_future(self._open())
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-            self._next = number + 1
 
     def close_idle(self) -> None:
-        """Close the further lanes if there was no bulk for long. To be called now and then."""
-        if not self._lanes or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
+        """Close all lanes but the oldest if there was no bulk for long. To be called often."""
+        if len(self._ssh) < 2 or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
             return
-        for number in list(self._lanes):
+        for number in sorted(self._ssh)[1:]:
             lane = self._tunnel.lanes.get(number)
             if lane is not None:
                 self._tunnel.lane_ended(lane, IDLE)
 
-    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        """A lane of the tunnel is over; if it is one of ours, so is its ssh."""
-        ssh = self._lanes.pop(lane.lane_id, None)
-        if ssh is None:
-            return
-        if reason != IDLE:  # whatever it was, it may happen to the next one, too
-            self._not_before = self._tunnel.loop.time() + RETRY_S
-        self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
-        self._end(ssh)
-
-    async def close(self) -> None:
-        """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
-        self._most = 1
-        for opening in self._opening:
-            opening.cancel()
-        if self._opening:
-            await asyncio.wait(self._opening)
-        for ssh in self._lanes.values():
-            self._end(ssh)
-        self._lanes.clear()
-        if self._ending:
-            await asyncio.wait(self._ending)
-
-    def _end(self, ssh: SshLane) -> None:
-        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
-
-    async def _open(self, number: int) -> None:
-        by_channel = self._by_channel
+    async def _open(self) -> None:
+        by_channel = self._own_connection_refused
+        options = self._channel_options or () if by_channel else (*_OWN_CONNECTION, *self._cipher)
+        number, token = self._take_number(), self._token
         try:
-            hello = make_hello(CLIENT, self._token, lane=number)
+            hello = make_hello(CLIENT, token, lane=number)
             ssh = await connect(
                 self._remote,
                 hello,
-                ssh_options=self._ssh_options,
+                ssh_options=[*_QUIET, *options],
                 on_stderr=self._ignore,
                 deadline_s=CONNECT_DEADLINE_S,
             )
-            self._lanes[number] = ssh
-            try:
-                lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
-            except OSError:
-                for fd in (ssh.read_fd, ssh.write_fd):
-                    os.close(fd)
-                raise
-            self._tunnel.session.ping(number)
+            if token != self._token:  # meanwhile that session has ended
+                _close_pipes(ssh)
+                await ssh.close(END_DEADLINE_S)
+                return
             self._console.detail(1, f"lane {number} is up: one was the limit")
-            lane.receive(ssh.rest)
+            self._add(number, ssh)
         except (UserError, OSError) as error:
             if not isinstance(error, UserError) or error.exit_code is not ExitCode.AUTH:
                 self._try_later(error)
             elif not by_channel and self._channel_options is not None:
-                self._take_channels(self._channel_options)
+                self._take_channels()
             else:
                 self._stay_with_one()
 
-    def _take_channels(self, options: Sequence[str]) -> None:
-        if not self._by_channel:
-            self._by_channel = True
-            self._ssh_options = [*_QUIET, *options]
+    def _take_channels(self) -> None:
+        if not self._own_connection_refused:
+            self._own_connection_refused = True
             self._console.detail(
                 1, "a second login would ask you: more channels over the one connection instead"
             )
@@ -240,3 +301,50 @@ class FurtherLanes:
     def _ignore(self, line: str) -> None:
         """The banner and the greetings have been shown by the first connection."""
         self._console.detail(2, line)
+
+    # --- all of them --------------------------------------------------------------------------
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """A lane of the tunnel is over, and so is its ssh."""
+        ssh = self._ssh.pop(lane.lane_id, None)
+        if ssh is None:
+            return
+        if reason != IDLE:  # whatever it was, it may happen to the next one, too
+            self._not_before = self._tunnel.loop.time() + RETRY_S
+        self._tunnel.session.tell_lane_gone(lane.lane_id)
+        self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
+        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
+        self._most = 1
+        for opening in self._opening:
+            opening.cancel()
+        for ssh in self._ssh.values():
+            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
+        self._ssh.clear()
+        if self._opening | self._ending:
+            await asyncio.wait(self._opening | self._ending)
+
+    def _take_number(self) -> int:
+        number = self._next
+        self._next = (self._next + 1) % LANE_NUMBERS
+        return number
+
+    def _add(self, number: int, ssh: SshLane) -> None:
+        """``ssh`` is up: its lane is the tunnel's. Raises OSError if it is dead already."""
+        self._ssh[number] = ssh
+        try:
+            lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
+        except OSError:
+            _close_pipes(ssh)
+            raise
+        self._tunnel.session.ping(number)
+        lane.receive(ssh.rest)
+
+
+def _close_pipes(ssh: SshLane) -> None:
+    os.close(ssh.read_fd)
+    os.close(ssh.write_fd)

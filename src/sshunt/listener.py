@@ -9,11 +9,13 @@ Not here: what is redirected (capture, helper), how bytes move (relay).
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 
 from sshunt.capture.original import NotRedirected, original_destination
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
+from sshunt.mux import frames
 from sshunt.mux.frames import TCP, Destination
 from sshunt.relay.sockets import OUT_OF_RESOURCES, close_with_reset, prepare
 from sshunt.relay.tcp import TcpRelay
@@ -27,6 +29,10 @@ ACCEPTS_PER_ROUND = 64
 
 #: How long accepting pauses when descriptors have run out, unless one is freed earlier.
 PAUSE_S = 0.5
+
+#: While the connection is lost, so many new connections wait for it, so long.
+MOST_WAITING = 1024
+LONGEST_WAIT_S = 30.0
 
 #: The same complaint is not repeated more often than this.
 COMPLAIN_EVERY_S = 10.0
@@ -77,12 +83,20 @@ def _cannot_listen(address: str, port: int, error: OSError) -> CannotListen:
 class Listener:
     """Accepts from ``sock`` while it is started. Owns it."""
 
-    def __init__(self, sock: socket.socket, tunnel: Tunnel, console: Console) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        tunnel: Tunnel,
+        console: Console,
+        is_down: Callable[[], bool],
+    ) -> None:
         self._sock = sock
         self._tunnel = tunnel
         self._console = console
         self._accepting = False
         self._pause: asyncio.TimerHandle | None = None
+        self._is_down = is_down
+        self._waiting: set[TcpRelay] = set()  # accepted while the connection was lost
         self._complained_at = float("-inf")
 
     def start(self) -> None:
@@ -102,6 +116,10 @@ class Listener:
             self._pause.cancel()
             self._pause = None
         self._sock.close()
+
+    def note_up(self) -> None:
+        """The connection is there again: what waited for it has left."""
+        self._waiting.clear()
 
     def _accept_later(self) -> None:
         self._pause = None
@@ -141,10 +159,24 @@ class Listener:
         except OSError:  # the peer was faster and is gone
             close_with_reset(sock)
             return
+        down = self._is_down()
+        if down and len(self._waiting) >= MOST_WAITING:
+            close_with_reset(sock)
+            return
         stream = self._tunnel.open(Destination(TCP, address, port))
         if self._console.verbosity:
             self._console.detail(1, f"stream {stream.id}: to {address} port {port}")
-        TcpRelay(self._tunnel, stream).start(sock)
+        relay = TcpRelay(self._tunnel, stream)
+        relay.start(sock)
+        if down:
+            self._waiting.add(relay)
+            self._tunnel.loop.call_later(LONGEST_WAIT_S, self._wait_no_more, relay)
+
+    def _wait_no_more(self, relay: TcpRelay) -> None:
+        """A program that connected while the connection was lost has waited long enough."""
+        self._waiting.discard(relay)
+        if self._is_down() and relay.stream.owner is relay and not relay.stream.opened:
+            relay.abort(frames.RESET_TIMED_OUT)
 
     def _wait(self, why: str) -> None:
         self._accept_no_more()

@@ -19,20 +19,28 @@ _LIVE = frozenset({psutil.CONN_ESTABLISHED, psutil.CONN_SYN_SENT})
 
 def ssh_peers(pid: int) -> tuple[Endpoint, ...]:
     """The remote (address, port) of every TCP connection of a process and its descendants."""
-    try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return ()
     peers: dict[Endpoint, None] = {}
-    for process in family:
+    for process in _family(pid):
         for address, port in _peers_of(process):
             # A dual-stack socket's IPv4 peer: on the wire, and in a rule, it is IPv4.
             peers[address.removeprefix("::ffff:"), port] = None
     return tuple(peers)
 
 
-def _peers_of(process: psutil.Process) -> list[Endpoint]:
+def has_connection(pid: int) -> bool:
+    """True if a process or one of its descendants has reached somebody by TCP."""
+    return any(_peers_of(process, frozenset({psutil.CONN_ESTABLISHED})) for process in _family(pid))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _peers_of(process: psutil.Process, statuses: frozenset[str] = _LIVE) -> list[Endpoint]:
     try:
         # Renamed in psutil 6.
         list_connections = getattr(process, "net_connections", None) or process.connections
@@ -42,5 +50,5 @@ def _peers_of(process: psutil.Process) -> list[Endpoint]:
     return [
         (connection.raddr.ip, connection.raddr.port)
         for connection in connections
-        if connection.status in _LIVE and connection.raddr
+        if connection.status in statuses and connection.raddr
     ]

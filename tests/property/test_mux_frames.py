@@ -59,6 +59,10 @@ encoded = st.one_of(
         st.integers(0, 0xFFFFFFFE),
         st.integers(0, 0xFFFFFFFF),
     ),
+    st.builds(
+        lambda n: (frames.encode_lane_gone(n), (frames.LANE_GONE, n, 0, None)),
+        st.integers(0, 65535),
+    ),
     st.just((frames.encode_ping(), (frames.PING, 0, 0, None))),
     st.builds(datagram, streams, st.integers(0, 255), st.binary(max_size=300)),
     st.builds(

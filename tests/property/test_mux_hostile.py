@@ -57,6 +57,7 @@ hostile_frames = st.one_of(
         st.integers(0, (1 << 32) - 1),
     ),
     st.builds(lambda s: frame(frames.PING, s, b""), stream_numbers),
+    st.builds(lambda s: frame(frames.LANE_GONE, s, b""), stream_numbers),
     st.builds(lambda s, b: frame(frames.DATAGRAM, s, b), stream_numbers, st.binary(min_size=1)),
     st.builds(lambda b: frame(frames.GOODBYE, 0, b), st.binary(min_size=2)),
     st.binary(max_size=30),

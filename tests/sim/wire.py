@@ -7,7 +7,7 @@ ends share (encoder and decoder wrong in the same way, a rule that neither keeps
 
 from typing import NamedTuple
 
-DATA, FIN, WINDOW, OPEN, OPENED, RESET, LANE_ACK, PING, DATAGRAM, GOODBYE = range(1, 11)
+DATA, FIN, WINDOW, OPEN, OPENED, RESET, LANE_ACK, PING, DATAGRAM, GOODBYE, LANE_GONE = range(1, 12)
 
 
 class WireFrame(NamedTuple):
@@ -53,7 +53,7 @@ def read_sent(data: bytes, position: int) -> list[WireFrame]:
 def check_shape(frame: WireFrame) -> None:
     """The rules that need no memory."""
     size = len(frame.body)
-    assert DATA <= frame.kind <= GOODBYE, f"type {frame.kind}"
+    assert DATA <= frame.kind <= LANE_GONE, f"type {frame.kind}"
     assert {
         DATA: 9 <= size <= 8 + 262144,
         FIN: size == 8,
@@ -65,9 +65,10 @@ def check_shape(frame: WireFrame) -> None:
         PING: size == 0,
         DATAGRAM: 1 <= size <= 1 + 65535,
         GOODBYE: 2 <= size <= 2 + 400,
+        LANE_GONE: size == 0,
     }[frame.kind], f"type {frame.kind} with {size} bytes"
     of_session = frame.kind in (LANE_ACK, PING, GOODBYE)
-    if frame.kind != DATAGRAM:
+    if frame.kind not in (DATAGRAM, LANE_GONE):
         assert (frame.stream == 0) == of_session, f"type {frame.kind} of stream {frame.stream}"
     if frame.kind in (DATA, FIN, WINDOW):
         assert frame.offset < 1 << 63

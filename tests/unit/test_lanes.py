@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from sshunt.lanes import LEAST_RTT_S, lanes_wanted
+from sshunt.lanes import CONTENDED_LANES, LEAST_RTT_S, lanes_wanted
 from sshunt.metrics import Beliefs, LaneBeliefs
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
 
 MIB = 1024 * 1024
 MOST = 4
+FEW = CONTENDED_LANES
 
 #: 40 Mbit/s at 50 ms: 240 KiB in a round trip, nothing lost, no queue to speak of.
 EASY = LaneBeliefs(
@@ -62,9 +63,9 @@ def wanted(
         pytest.param([replace(LOSING, queue_s=0.0099)], MOST, id="losing, hardly a queue"),
         pytest.param([replace(LOSING, queue_s=0.0101)], 1, id="losing, the path is full"),
         pytest.param([replace(LOSING, queue_s=0.2)], 1, id="losing, the path is very full"),
-        pytest.param([replace(LOSING, phase=CONTENDED)], 2, id="losing beside others"),
-        pytest.param([replace(EASY, phase=CONTENDED)], 2, id="contended"),
-        pytest.param([EASY, replace(EASY, phase=CONTENDED)], 2, id="contended, two lanes"),
+        pytest.param([replace(LOSING, phase=CONTENDED)], FEW, id="losing beside others"),
+        pytest.param([replace(EASY, phase=CONTENDED)], FEW, id="contended"),
+        pytest.param([EASY, replace(EASY, phase=CONTENDED)], FEW, id="contended, two lanes"),
         pytest.param([WINDOW, EASY], 1, id="one of two is limited"),
         pytest.param([WINDOW, LOSING], MOST, id="both are limited"),
     ],
@@ -83,7 +84,7 @@ def test_where_nothing_waits_one_lane_is_enough(lane: LaneBeliefs) -> None:
 @pytest.mark.parametrize("lane", [WINDOW, LOSING, replace(EASY, phase=CONTENDED)])
 @pytest.mark.parametrize("most", [1, 2, 16])
 def test_never_more_are_wanted_than_allowed(lane: LaneBeliefs, most: int) -> None:
-    assert wanted(lane, most=most) == (min(most, 2) if lane.phase == CONTENDED else most)
+    assert wanted(lane, most=most) == (min(most, FEW) if lane.phase == CONTENDED else most)
 
 
 def test_more_channels_on_one_connection_help_against_its_window_only() -> None:

@@ -11,6 +11,7 @@
     PING         -                                                stream is 0
     DATAGRAM     u8 kind, payload                                 stream is the flow's number
     GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
+    LANE_GONE    -                                                stream is the lane's number
 
 Every number is absolute (an offset, a limit, a position), so that a frame may arrive twice or by
 another lane and mean the same. A reader does not wait for a whole large DATA frame: what has
@@ -40,6 +41,7 @@ LANE_ACK = 7
 PING = 8
 DATAGRAM = 9
 GOODBYE = 10
+LANE_GONE = 11
 
 #: Frame type -> (shortest, longest) body in bytes.
 _BODY_BYTES = {
@@ -53,6 +55,7 @@ _BODY_BYTES = {
     PING: (0, 0),
     DATAGRAM: (1, 1 + DATAGRAM_BYTES),
     GOODBYE: (2, CONTROL_BYTES),
+    LANE_GONE: (0, 0),
 }
 
 # Stream kinds (OPEN) and datagram kinds (DATAGRAM).
@@ -191,6 +194,11 @@ def encode_lane_ack(position: int, held_s: float, arrived_at: float) -> bytes:
 def encode_ping() -> bytes:
     """A PING frame."""
     return _HEADER.pack(PING << 24, 0)
+
+
+def encode_lane_gone(lane: int) -> bytes:
+    """A LANE_GONE frame."""
+    return _HEADER.pack(LANE_GONE << 24, lane)
 
 
 def encode_datagram_head(flow: int, kind: int, payload_bytes: int) -> bytes:

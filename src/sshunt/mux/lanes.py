@@ -7,7 +7,7 @@ acknowledgement releases those up to its position; that frees the sender's copy 
 measures the round-trip time and feeds the pacer. When the lane dies, what is left goes back to the
 session.
 
-    RELIABLE     DATA FIN WINDOW OPEN OPENED RESET GOODBYE   goes back when the lane dies
+    RELIABLE     all others: DATA WINDOW OPEN RESET ...       goes back when the lane dies
     UNRELIABLE   PING DATAGRAM                               asks for an ack, is not sent again
     SILENT       LANE_ACK                                    asks for nothing: acks are never acked
 
@@ -71,6 +71,7 @@ class Lane:
 
     __slots__ = (
         "_ack_due",
+        "_acked_at",
         "_eliciting_end",
         "_last_at",
         "_newest_at",
@@ -99,6 +100,7 @@ class Lane:
         self.acked = 0  # position that the peer has processed
         self.outstanding: Deque[Sent] = deque()
         self._eliciting_end = 0  # end of the last frame that asked for an ack
+        self._acked_at = now
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
         self.pacer = Pacer(path or Path())
         self.ping_wanted = False
@@ -137,6 +139,12 @@ class Lane:
         """How long an answer to what is sent now will take, as far as can be known."""
         waited_s = now - self.outstanding[0].sent_at if self.outstanding else 0.0
         return max(self.rtt_s, waited_s)
+
+    def unanswered_s(self, now: float) -> float:
+        """For how long an acknowledgement has been due and none has come; 0 if none is."""
+        if not self.outstanding:
+            return 0.0
+        return now - max(self.outstanding[0].sent_at, self._acked_at)
 
     def takes_bulk(self, now: float) -> bool:
         """True if a frame of bulk may leave now; ``pacer.next_at`` says when if only time is short.
@@ -185,7 +193,7 @@ class Lane:
         self.acked = max(self.acked, position)
         if released:
             sent_at = released[-1].sent_at
-            self._last_at = now
+            self._last_at = self._acked_at = now
             self._measure(now - sent_at - held_s)
             self.pacer.on_ack(self.acked, self.sent, sent_at, held_s, arrived_us, now)
         return released

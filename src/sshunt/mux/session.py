@@ -106,6 +106,12 @@ class GoodbyeReceived(NamedTuple):
     sentence: str
 
 
+class LaneGone(NamedTuple):
+    """The peer has given up a lane, which may be unknown here: it is to be lost here, too."""
+
+    lane: int
+
+
 Event = Union[
     StreamRequested,
     StreamOpened,
@@ -115,6 +121,7 @@ Event = Union[
     StreamWritable,
     DatagramReceived,
     GoodbyeReceived,
+    LaneGone,
 ]
 
 #: What ``transmit`` hands out, in order: encoded bytes and payloads.
@@ -195,6 +202,11 @@ class Session:
         self._growth = GrowthBudget()
         self.dropped_datagrams = 0
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
+
+    @property
+    def peer_terms(self) -> Tuple[int, int]:
+        """The peer's initial window in bytes, and how many streams we may have open."""
+        return self._peer_window_bytes, self._max_own_streams
 
     # --- what the relay wants -----------------------------------------------------------------
 
@@ -286,6 +298,11 @@ class Session:
         self._control.append(_Control(frames.GOODBYE, None, raw))
 
     # --- lanes --------------------------------------------------------------------------------
+
+    def tell_lane_gone(self, lane_id: int) -> None:
+        """Tell the peer, over another lane, that this one is over: it may not be able to see it."""
+        raw = frames.encode_lane_gone(lane_id)
+        self._control.append(_Control(frames.LANE_GONE, None, raw))
 
     def add_lane(self, lane_id: int, now: float) -> None:
         """A new lane is up: both sides' HELLOs are through."""
@@ -596,6 +613,8 @@ class Session:
             self._events.append(DatagramReceived(number, body[0], body[1:]))
         elif kind == frames.GOODBYE and isinstance(body, bytes):
             self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
+        elif kind == frames.LANE_GONE:
+            self._events.append(LaneGone(number))
 
     def _on_ack(self, lane: Lane, body: bytes, now: float) -> None:
         position, held_s, arrived_us = frames.decode_ack_untrusted(body)

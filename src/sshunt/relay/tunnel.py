@@ -26,6 +26,7 @@ from sshunt.mux.session import (
     DataReceived,
     FinReceived,
     GoodbyeReceived,
+    LaneGone,
     Session,
     StreamOpened,
     StreamRequested,
@@ -45,10 +46,10 @@ class Tunnel:
         self, loop: asyncio.AbstractEventLoop, session: Session, *, outlives_lanes: bool
     ) -> None:
         self.loop = loop
-        self._can_move = not outlives_lanes and hasattr(os, "splice")
-        #: Bulk payload goes from the sockets to the lane without a copy that could be sent again.
-        self.moves_payload = self._can_move
         self.session = session
+        self.outlives_lanes = outlives_lanes
+        #: Bulk payload goes from the sockets to the lane without a copy that could be sent again.
+        self.moves_payload = False
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
         self.paused = PausedSockets(loop)
@@ -68,12 +69,26 @@ class Tunnel:
             StreamOpened: self._on_opened,
             DatagramReceived: self._on_datagram,
             GoodbyeReceived: self._on_goodbye,
+            LaneGone: self._on_lane_gone,
         }
         self._pump_scheduled = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._closed = False
 
-    # --- lanes --------------------------------------------------------------------------------
+    # --- the session and its lanes ------------------------------------------------------------
+
+    def begin(self, session: Session, *, outlives_lanes: bool) -> None:
+        """Another session in the place of the one before it, which has neither lanes nor relays; or
+        the same one, now that it is known whether it can outlive its lanes.
+        """
+        self.session = session
+        self.outlives_lanes = outlives_lanes
+        self._choose_way()
+
+    def _choose_way(self) -> None:
+        """With another lane to go on with, a lane's death need not end anything: keep copies."""
+        alone = len(self.lanes) == 1 and not self.outlives_lanes
+        self.moves_payload = alone and hasattr(os, "splice")
 
     def add_lane(self, lane_id: int, read_fd: int, write_fd: int) -> LaneIO:
         """A lane is up; its descriptors now belong to the tunnel. Raises OSError if they are dead
@@ -86,8 +101,7 @@ class Tunnel:
             self.session.lose_lane(lane_id, self.loop.time())
             raise
         self.lanes[lane_id] = lane
-        # With another lane to go on with, a lane's death need not end anything: keep copies.
-        self.moves_payload = self._can_move and len(self.lanes) == 1
+        self._choose_way()
         self.wake()
         return lane
 
@@ -96,11 +110,11 @@ class Tunnel:
         if self.lanes.pop(lane.lane_id, None) is None:
             return
         lane.close()
-        if self._can_move and not self.lanes:
+        if not self.outlives_lanes and not self.lanes:
             # What was moved can't be sent again: its streams are over, and so is the session.
             self.reset_all()
         self.session.lose_lane(lane.lane_id, self.loop.time())
-        self.moves_payload = self._can_move and len(self.lanes) == 1
+        self._choose_way()
         self.dispatch()
         self.wake()
         if self.on_lane_ended:
@@ -217,6 +231,11 @@ class Tunnel:
     def _on_goodbye(self, event: GoodbyeReceived) -> None:
         if self.on_goodbye:
             self.on_goodbye(event.code, event.sentence)
+
+    def _on_lane_gone(self, event: LaneGone) -> None:
+        lane = self.lanes.get(event.lane)
+        if lane is not None:
+            self.lane_ended(lane, "the other side gave it up")
 
     def _set_timer(self, deadline: Optional[float]) -> None:
         if self._timer is not None:

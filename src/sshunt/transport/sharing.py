@@ -1,6 +1,6 @@
 """A control socket of our own: further channels over a connection that is up, without a login.
 
-    ssh binds the socket     a name nobody can guess, mode 0600, in a directory of the user's or /tmp
+    ssh binds the socket     a name nobody can guess, mode 0600, in the user's directory or /tmp
     we open it and unlink it as soon as the lane is up
     later ssh processes      reach it as /proc/PID/fd/N, which needs no name in any directory
 
@@ -24,9 +24,9 @@ class ControlSocket:
         name = f"sshunt-{secrets.token_hex(12)}"
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         usable = runtime.startswith("/") and os.access(runtime, os.W_OK | os.X_OK)
-        self._path = f"{runtime}/{name}" if usable else f"/tmp/{name}"  # noqa: S108 (unguessable)
+        self._path = f"{runtime}/{name}" if usable else f"/tmp/{name}"
         if len(os.fsencode(self._path)) > _LONGEST_PATH:
-            self._path = f"/tmp/{name}"  # noqa: S108
+            self._path = f"/tmp/{name}"
         self._fd = -1
 
     @property

@@ -262,12 +262,14 @@ async def connect(
     on_stderr: Callable[[str], None] = _echo,
     deadline_s: float = HELLO_DEADLINE_S,
     share: bool = False,
+    on_started: Callable[[int], None] | None = None,
 ) -> SshLane:
     """Start ssh, bring the agent there, and wait until it has answered ``hello``.
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
     will say. ``share``: others may open channels through this connection later (the lane's
-    ``control``). Raises UserError (LaneRefusedError if it was the agent that said no).
+    ``control``). ``on_started`` gets the pid of ssh. Raises UserError (LaneRefusedError if it was
+    the agent that said no).
     """
     control = ControlSocket() if share and sys.platform == "linux" else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
@@ -275,6 +277,8 @@ async def connect(
     process, pipes = await _spawn(argv, on_stderr)
     lane = SshLane(process, pipes, hello)
     lane.control = control
+    if on_started is not None:
+        on_started(lane.pid)
     up = False
     try:
         await _write_all(lane.write_fd, upload(agent_bundle(), hello))

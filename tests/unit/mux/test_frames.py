@@ -219,6 +219,7 @@ LENGTHS = {
     frames.PING: (0, 0),
     frames.DATAGRAM: (1, 1 + DATAGRAM_BYTES),
     frames.GOODBYE: (2, CONTROL_BYTES),
+    frames.LANE_GONE: (0, 0),
 }
 
 
@@ -243,7 +244,7 @@ def test_a_length_that_its_type_cannot_have_is_refused_before_the_body_is_awaite
             read_in_pieces(header(kind, length), size)
 
 
-@pytest.mark.parametrize("kind", [0, 11, 255])
+@pytest.mark.parametrize("kind", [0, 12, 255])
 @pytest.mark.parametrize("size", [1, 8])
 def test_a_type_that_nobody_knows_is_refused(kind: int, size: int) -> None:
     with pytest.raises(RemoteProtocolError):

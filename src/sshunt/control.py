@@ -1,0 +1,350 @@
+"""How another ``sshunt`` command of the same user speaks with one that is running.
+
+    the command   {"do": "reconnect"}             one line of JSON
+    the session   {"ok": true, "says": "..."}     one line, or {"error": "a sentence"}; then the end
+
+They meet at an abstract socket (unix(7)) named ``\\0sshunt/<uid>/<session>``. The kernel forgets it
+together with its process: whatever is killed, no file is left behind. But such a name has no owner
+and no mode, anybody may bind it or connect to it. So both ends ask the kernel who the other is
+(SO_PEERCRED), and say nothing to anybody but this user and root.
+
+The name belongs to a network namespace: a command finds the sessions of its own. Where there are
+no abstract sockets (not Linux), a session does without; it works, it can't be spoken with.
+
+Invariants: whoever calls, what is held is bounded (CALLERS, REQUEST_BYTES) and so is the time
+(DEADLINE_S); a bad caller harms only itself; when accepting fails it pauses and never spins.
+
+Not here: what the verbs do (keeper, client).
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from sshunt.console import Console
+from sshunt.errors import ExitCode, UserError
+from sshunt.mux.errors import RemoteProtocolError
+
+#: A request is a verb. An answer is a few figures, and one send to a fresh socket takes it whole.
+REQUEST_BYTES = 1024
+ANSWER_BYTES = 64 * 1024
+
+#: For the whole of a conversation, at either end. Both are on one machine; seconds are for a
+#: machine that swaps.
+DEADLINE_S = 5.0
+
+#: Callers that have not yet said what they want. Commands say it at once and are answered at once.
+CALLERS = 8
+
+#: Those that wait to be accepted. With other users' commands among them, until they are hung up on.
+BACKLOG = 64
+
+#: How long accepting pauses when it fails: out of descriptors, mostly.
+ACCEPT_PAUSE_S = 1.0
+
+#: More than this of a sentence from the other side is not shown.
+SENTENCE_CHARS = 500
+
+_SESSION = re.compile(r"[0-9a-f]{8}")
+
+#: Its line in /proc/net/unix: number, references, protocol, flags (__SO_ACCEPTCON: it listens; the
+#: sockets it has accepted bear the same name), type, state, inode, name with @ for NUL. A name may
+#: be any bytes, line ends too: what looks like a line of this form may be another user's invention.
+_TABLE_LINE = r"^\S+ \S+ \S+ 00010000 \S+ \S+ +\d+ @sshunt/{uid}/([0-9a-f]{{8}})$"
+
+_HELP = """\
+Makes a running sshunt that has lost its server try to connect again now, instead of at its next
+attempt: when you know that the network is back. One that thinks it is connected makes sure of it.
+Connections in the tunnel live on.
+
+Without SESSION, all sessions of yours are asked. One line each says what it does about it.
+"""
+
+Answer = Callable[[str], Mapping[str, object]]
+
+
+class ControlServer:
+    """Answers other commands of this user, until closed.
+
+    ``answer`` gets a verb and returns what can be written as JSON, with a sentence for the person
+    in "says"; it raises KeyError for a verb it does not know. Any other exception is a bug: the
+    caller is told that there was one, the loop's exception handler gets it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: str, answer: Answer) -> None:
+        self._loop = loop
+        self._answer = answer
+        self._deadlines: dict[socket.socket, asyncio.TimerHandle] = {}  # one for each caller
+        self._pause: asyncio.TimerHandle | None = None
+        self._listener = _listen(session)
+        if self._listener is not None:
+            loop.add_reader(self._listener, self._accept, self._listener)
+
+    def close(self) -> None:
+        """Stop listening and hang up on whoever has not been answered. May be called twice."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        for peer in list(self._deadlines):
+            self._hang_up(peer)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            peer, _address = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:
+            self._loop.remove_reader(listener)
+            again = (listener, self._accept, listener)
+            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._loop.add_reader, *again)
+            return
+        if len(self._deadlines) >= CALLERS or not _is_trusted(peer):
+            peer.close()
+            return
+        peer.setblocking(False)
+        self._deadlines[peer] = self._loop.call_later(DEADLINE_S, self._hang_up, peer)
+        self._loop.add_reader(peer, self._readable, peer, bytearray())
+
+    def _readable(self, peer: socket.socket, said: bytearray) -> None:
+        try:
+            data = peer.recv(REQUEST_BYTES + 1 - len(said))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        said += data
+        if not data:
+            self._hang_up(peer)
+        elif b"\n" in said or len(said) > REQUEST_BYTES:
+            self._reply(peer, bytes(said))
+
+    def _reply(self, peer: socket.socket, said: bytes) -> None:
+        """Answer, and hang up. What ``answer`` raises goes on to the loop, as from any callback."""
+        self._forget(peer)  # first: ``answer`` may close this server, and still is heard
+        line = _line({"error": "that was a bug of sshunt; the session says more of it"})
+        try:
+            line = self._answer_line(said)
+        finally:
+            with suppress(OSError):  # it did not wait for the answer
+                peer.send(line)
+            peer.close()
+
+    def _answer_line(self, said: bytes) -> bytes:
+        try:
+            verb = decode_request_untrusted(said)
+        except RemoteProtocolError as error:
+            return _line({"error": str(error)})
+        try:
+            answer = self._answer(verb)
+        except KeyError:
+            return _line({"error": f"it does not know {verb!r}"})
+        line = _line({"ok": True, **answer})
+        if len(line) > ANSWER_BYTES:
+            raise ValueError(f"an answer to {verb!r} of {len(line)} bytes")
+        return line
+
+    def _hang_up(self, peer: socket.socket) -> None:
+        self._forget(peer)
+        peer.close()
+
+    def _forget(self, peer: socket.socket) -> None:
+        self._loop.remove_reader(peer)
+        self._deadlines.pop(peer).cancel()
+
+
+def sessions() -> list[str]:
+    """The sessions of this user that run here, sorted. Their names only: who is behind a name is
+    for ``ask`` to find out.
+    """
+    try:
+        table = Path("/proc/net/unix").read_bytes()
+    except OSError:
+        return []
+    pattern = _TABLE_LINE.format(uid=os.geteuid()).encode()
+    return sorted({name.decode() for name in re.findall(pattern, table, re.MULTILINE)})
+
+
+def ask(session: str, verb: str) -> dict[str, object]:
+    """What ``session`` answers to ``verb``. Waits for it, DEADLINE_S at most; raises UserError."""
+    if not _SESSION.fullmatch(session):
+        raise _no_such(session)
+    try:
+        answer = _decode_untrusted(_converse(session, _line({"do": verb})), ANSWER_BYTES)
+    except ConnectionRefusedError:
+        raise _no_such(session)
+    except TimeoutError:
+        raise UserError(
+            f"session {session} does not answer",
+            "if it was stopped (Ctrl-Z), let it go on: fg; otherwise end it and start it anew",
+            ExitCode.LOST,
+        )
+    except (OSError, RemoteProtocolError) as error:
+        raise UserError(
+            f"session {session} gave no answer: {error}",
+            "try again; if that does not help, end it and start it anew",
+            ExitCode.LOST,
+        )
+    if answer.get("ok") is not True:
+        raise UserError(
+            f"session {session} refused: {_sentence_untrusted(answer.get('error'))}",
+            "if it is an sshunt of another version, end it and start it anew",
+            ExitCode.LOST,
+        )
+    return answer
+
+
+def reconnect(argv: Sequence[str], console: Console) -> int:
+    """The verb ``sshunt reconnect [SESSION]``; raises UserError. When several sessions are asked,
+    one that fails does not keep the others from being asked.
+    """
+    named = _parser().parse_args(argv).session
+    wanted = sessions() if named is None else [named]
+    if not wanted:
+        raise UserError("no sshunt of yours is running", _START_ONE, ExitCode.USAGE)
+    failure: UserError | None = None
+    for session in wanted:
+        try:
+            answer = ask(session, "reconnect")
+        except UserError as error:
+            if failure is not None:
+                console.error(failure)
+            failure = error
+        else:
+            print(f"session {session}: {_sentence_untrusted(answer.get('says', 'reconnecting'))}")
+    if failure is not None:
+        raise failure
+    return ExitCode.OK
+
+
+def decode_request_untrusted(said: bytes) -> str:
+    """The verb of a request; raises RemoteProtocolError."""
+    verb = _decode_untrusted(said, REQUEST_BYTES).get("do")
+    if not isinstance(verb, str):
+        raise RemoteProtocolError("nothing to do")
+    return verb
+
+
+# --- the socket -------------------------------------------------------------------------------
+
+
+def _name(session: str) -> str:
+    return f"\0sshunt/{os.geteuid()}/{session}"
+
+
+def _listen(session: str) -> socket.socket | None:
+    if sys.platform != "linux":
+        return None
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(_name(session))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        return None
+    listener.setblocking(False)
+    return listener
+
+
+def _is_trusted(peer: socket.socket) -> bool:
+    """True if the other end is this user or root: as of its connect(2), or its listen(2)."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", credentials)
+    return uid in (0, os.geteuid())
+
+
+def _converse(session: str, request: bytes) -> bytes:
+    """What comes back for ``request``. Raises UserError if somebody else has the name, TimeoutError
+    after DEADLINE_S, another OSError or RemoteProtocolError if there is no answer.
+    """
+    deadline_s = time.monotonic() + DEADLINE_S
+    said = b""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(DEADLINE_S)
+        peer.connect(_name(session))
+        if not _is_trusted(peer):
+            raise UserError(
+                f"the name of session {session} is held by another user, who was told nothing",
+                "end your sshunt and start it anew: it will have another name",
+                ExitCode.LOST,
+            )
+        peer.sendall(request)
+        while b"\n" not in said and len(said) <= ANSWER_BYTES:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            peer.settimeout(left_s)
+            data = peer.recv(ANSWER_BYTES + 1 - len(said))
+            if not data:
+                raise RemoteProtocolError("it hung up")
+            said += data
+    return said
+
+
+# --- what is said -----------------------------------------------------------------------------
+
+
+def _line(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _decode_untrusted(said: bytes, limit_bytes: int) -> dict[str, object]:
+    """The JSON object that ``said`` is, one line of it; raises RemoteProtocolError."""
+    if len(said) > limit_bytes or said.find(b"\n") != len(said) - 1:
+        raise RemoteProtocolError("not one short line")
+    try:
+        message = json.loads(said.decode())
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or a thousand brackets
+        raise RemoteProtocolError("not a line of JSON")
+    if not isinstance(message, dict):
+        raise RemoteProtocolError("not a JSON object")
+    return message
+
+
+def _sentence_untrusted(text: object) -> str:
+    """``text`` as it may be shown on a terminal."""
+    if not isinstance(text, str):
+        return "(it does not say why)"
+    return "".join(c if c.isprintable() else " " for c in text[:SENTENCE_CHARS])
+
+
+# --- what is typed ----------------------------------------------------------------------------
+
+_START_ONE = "start one: sshunt -r HOST TARGET..."
+
+
+def _no_such(session: str) -> UserError:
+    running = sessions()
+    hint = f"running: {', '.join(running)}" if running else f"none is running; {_START_ONE}"
+    return UserError(f"no session {session!r} of yours is running", hint, ExitCode.USAGE)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors as everybody else's: two lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, "see: sshunt reconnect --help", ExitCode.USAGE)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sshunt reconnect",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "session", nargs="?", metavar="SESSION", help="its eight digits, as sshunt -v shows them"
+    )
+    return parser

@@ -1,0 +1,370 @@
+"""Keeps the session connected: notices that a lane is dead, and brings up another one.
+
+    a lane's pipe ended                       at once: ssh says so
+    no acknowledgement although one is due    after SUSPECT_RTTS round trips, at least SUSPECT_S;
+                                              only QUIET_S when there is reason to doubt (``check``:
+                                              the network changed, the machine slept, somebody asks)
+    nothing to acknowledge                    asked with a PING every PING_EVERY_S
+
+While another lane works, a suspect one is dropped and the session goes on. If none does:
+
+    UP --lost--> DOWN   connect again, in parallel to a suspect lane that may yet answer
+                        first at once, then after 0.5 s, doubled up to 30 s, less some jitter;
+                        before each further attempt wait until the ssh server's address answers (a
+                        bare TCP connection, tried every PROBE_EVERY_S: where a cable was unplugged
+                        ssh itself would find out much later); at once when ``check`` is called
+    DOWN --a lane is up, or answers again--> UP
+
+What needs a person (a password nobody can be asked for, a changed host key) is said once and tried
+again only every NEED_S, or when asked: a server must not be hammered with refused logins.
+
+The far side says if it holds the session no more; then its connections are over and a new one
+begins. The same when the grace time is over, or if the far side never could keep it.
+
+Not here: ssh and its lanes (lanes), what is new in the network (network), rules (client).
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sshunt.console import Console
+from sshunt.errors import ExitCode, UserError
+from sshunt.lanes import Lanes
+from sshunt.model import Endpoint
+from sshunt.mux.hello import REFUSED_SESSION_GONE
+from sshunt.mux.lanes import Lane
+from sshunt.peers import has_connection, ssh_peers
+from sshunt.relay.tunnel import Tunnel
+from sshunt.transport.ssh import HELLO_DEADLINE_S, LaneRefusedError
+
+#: Lanes are looked at so often; more often for HURRY_S after ``check``.
+TICK_S = 1.0
+HURRY_TICK_S = 0.1
+HURRY_S = 5.0
+
+#: A lane that owes an acknowledgement for so long is suspect. TCP below it may be sending a segment
+#: again for the third time.
+SUSPECT_RTTS, SUSPECT_S = 3.0, 4.0
+QUIET_S = 1.0
+
+#: An idle lane is asked so often. Home routers forget an idle connection after minutes.
+PING_EVERY_S = 15.0
+
+#: Between attempts; each is shortened by up to JITTER of itself, so that a hundred clients of one
+#: server do not come back in step.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+JITTER = 0.25
+
+#: A failure that a person has to mend.
+NEED_S = 300.0
+_NEEDS_A_PERSON = (ExitCode.AUTH, ExitCode.HOST_KEY)
+
+#: Whether the server can be reached is tried so often, for so many of its addresses.
+PROBE_EVERY_S = 1.5
+PROBED_PEERS = 4
+
+#: ssh gives up what does not answer at all; what comes then is probed. A login without a terminal
+#: waits for nobody.
+CONNECT_TIMEOUT_S = 8
+ATTEMPT_DEADLINE_S = 30.0
+
+#: The far side's ssh command ends with this when it sees its agent die (agent.stub).
+AGENT_DIED = 99
+
+#: When the pipe ends before ssh, wait so long for what ssh's end will say.
+LAST_WORDS_S = 0.6
+
+
+class Keeper:
+    """Watches the tunnel's lanes until cancelled; calls ``on_down`` and ``on_up`` at changes."""
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        lanes: Lanes,
+        console: Console,
+        host: str,
+        *,
+        grace_s: int,
+        max_retries: int | None,
+    ) -> None:
+        self.down_since: float | None = None  # loop time of the last sign of life
+        self.on_down: Callable[[], None] | None = None
+        self.on_up: Callable[[], None] | None = None
+        self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
+        self._tunnel = tunnel
+        self._lanes = lanes
+        self._console = console
+        self._host = host
+        self._grace_s = grace_s
+        self._max_retries = max_retries
+        self._loop = tunnel.loop
+        self._look = asyncio.Event()  # something happened: look now
+        self._retry = asyncio.Event()  # do not wait for the next attempt
+        self._hurry_until = 0.0
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._peers: tuple[Endpoint, ...] = ()
+        self._said: ExitCode | None = None  # the last failure that was told on a line
+
+    @property
+    def is_down(self) -> bool:
+        """True while no lane works, as far as is known."""
+        return self.down_since is not None
+
+    def status(self) -> str:
+        """While down: one line for people."""
+        now = self._loop.time()
+        waiting = _connections(len(self._tunnel.relays))
+        text = f"no connection for {now - (self.down_since or now):.0f} s, {waiting} waiting"
+        if self.next_attempt_at is None:
+            return text + ", connecting"
+        return text + f", next attempt in {max(self.next_attempt_at - now, 0):.0f} s"
+
+    def note_peers(self) -> None:
+        """Remember where the lane that came up last leads."""
+        if self._lanes.last is not None:
+            self._peers = ssh_peers(self._lanes.last.pid) or self._peers
+
+    def check(self, why: str) -> None:
+        """There is reason to doubt the lanes, or to hope: look at them, try again at once."""
+        self._console.detail(1, f"looking at the connection: {why}")
+        session, now = self._tunnel.session, self._loop.time()
+        self._hurry_until = now + HURRY_S
+        for number in self._tunnel.lanes:
+            session.ping(number)
+        self._tunnel.wake()
+        self._retry.set()
+        self._look.set()
+
+    def on_lane_ended(self, why: str) -> None:
+        """A lane is over, and ``lanes`` knows."""
+        if not self._tunnel.lanes:
+            self._go_down(why, 0.0)
+        self._look.set()
+
+    def lose_session(self, why: str) -> None:
+        """The far side does not hold the session any more: begin a new one."""
+        count = self._lanes.abandon_session()
+        self._console.line(
+            f"{self._host} has lost the session ({why}): {_connections(count)} reset,"
+            " beginning a new one"
+        )
+        self._look.set()
+
+    async def run(self) -> None:
+        """Watch, and bring up what is missing. Raises UserError when --max-retries is reached."""
+        try:
+            while True:
+                hurry = self._loop.time() < self._hurry_until
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._look.wait(), HURRY_TICK_S if hurry else TICK_S)
+                self._look.clear()
+                self._look_at_lanes()
+                self._reconnect_if_needed()
+        finally:
+            if self._reconnecting is not None:
+                self._reconnecting.cancel()
+                await asyncio.wait([self._reconnecting])
+
+    # --- the lanes ----------------------------------------------------------------------------
+
+    def _look_at_lanes(self) -> None:
+        session, now = self._tunnel.session, self._loop.time()
+        suspects = [lane for lane in session.lanes.values() if self._is_suspect(lane, now)]
+        if len(suspects) < len(session.lanes):
+            for lane in suspects:
+                self._drop(lane, now)
+            if self.is_down:
+                self._go_up()
+        elif suspects and not self.is_down:
+            silent_s = min(lane.unanswered_s(now) for lane in suspects)
+            self._go_down(f"no answer for {silent_s:.1f} s", silent_s)
+        for lane in session.lanes.values():
+            if not lane.outstanding and now - lane.last_heard_at > PING_EVERY_S:
+                session.ping(lane.id)
+                self._tunnel.wake()
+
+    def _is_suspect(self, lane: Lane, now: float) -> bool:
+        least_s = QUIET_S if now < self._hurry_until else SUSPECT_S
+        return lane.unanswered_s(now) > max(SUSPECT_RTTS * lane.rtt_s, least_s)
+
+    def _drop(self, lane: Lane, now: float) -> None:
+        io = self._tunnel.lanes.get(lane.id)
+        if io is not None:
+            self._tunnel.lane_ended(io, f"no answer for {lane.unanswered_s(now):.1f} s")
+
+    def _go_down(self, why: str, silent_s: float) -> None:
+        if self.is_down:
+            return
+        self.down_since = self._loop.time() - silent_s
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
+        count = len(self._tunnel.relays)
+        wait = "wait" if count != 1 else "waits"
+        fate = f"{_connections(count)} {wait}, " if self._tunnel.outlives_lanes else ""
+        self._console.line(
+            f"the connection to {self._host} is lost since {since}"
+            f"{f' ({why})' if why else ''}: {fate}connecting again"
+        )
+        if self.on_down is not None:
+            self.on_down()
+
+    def _go_up(self) -> None:
+        if self.down_since is None:
+            return
+        took_s = self._loop.time() - self.down_since
+        self.down_since = self.next_attempt_at = self._said = None
+        count = len(self._tunnel.relays)
+        kept = f": {_connections(count)} kept" if count else ""
+        self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
+        if self.on_up is not None:
+            self.on_up()
+
+    # --- another one --------------------------------------------------------------------------
+
+    def _reconnect_if_needed(self) -> None:
+        task = self._reconnecting
+        if task is not None and task.done():
+            self._reconnecting = None
+            task.result()  # raises what ended it
+        if self.is_down and self._reconnecting is None:
+            self._reconnecting = asyncio.ensure_future(self._reconnect())
+            self._reconnecting.add_done_callback(lambda _: self._look.set())
+        elif not self.is_down and self._reconnecting is not None:
+            self._reconnecting.cancel()  # the old lane answers again
+
+    async def _reconnect(self) -> None:
+        """Attempts, until a lane is up. Raises UserError."""
+        await self._judge_session()
+        failures = 0
+        pause_s = 0.0
+        while self.is_down:
+            if failures:
+                await self._pause(pause_s)
+                await self._until_reachable()
+            self._end_overdue_session()
+            before = list(self._tunnel.lanes.values())
+            try:
+                if not await self._attempt():
+                    continue
+            except UserError as error:
+                if isinstance(error, LaneRefusedError) and error.status == REFUSED_SESSION_GONE:
+                    self.lose_session(error.message)
+                    continue
+                failures += 1
+                pause_s = self._note_failure(error, failures)
+                continue
+            self.note_peers()
+            for lane in before:
+                self._tunnel.lane_ended(lane, "replaced")
+            self._go_up()
+
+    async def _judge_session(self) -> None:
+        """What the end of the last ssh says about the agent behind it."""
+        last = self._lanes.last
+        if self._tunnel.lanes or last is None:
+            return
+        await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
+        if last.ended.done() and last.ended.result() == AGENT_DIED:
+            self.lose_session("its agent died")
+        elif not self._tunnel.outlives_lanes and self._lanes.are_resumable:
+            self._lanes.abandon_session()
+
+    def _end_overdue_session(self) -> None:
+        down_s = self._loop.time() - (self.down_since or 0.0)
+        if self._lanes.are_resumable and self._tunnel.outlives_lanes and down_s > self._grace_s:
+            self.lose_session(f"the grace time of {self._grace_s} s is over")
+
+    async def _attempt(self) -> bool:
+        """One. False if ``check`` was called before ssh had reached anybody: try again at once."""
+        self.next_attempt_at = None
+        self._retry.clear()
+        pids: list[int] = []
+        deadline_s = HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S
+        connecting = asyncio.ensure_future(
+            self._lanes.connect(
+                ssh_options=("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}"),
+                on_stderr=lambda line: self._console.detail(1, line),
+                on_started=pids.append,
+                deadline_s=deadline_s,
+            )
+        )
+        try:
+            while not connecting.done():
+                asked = asyncio.ensure_future(self._retry.wait())
+                either: list[asyncio.Future[Any]] = [connecting, asked]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                asked.cancel()
+                self._retry.clear()
+                if not connecting.done() and pids and not has_connection(pids[0]):
+                    return False
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.wait([connecting])
+        connecting.result()
+        return True
+
+    def _note_failure(self, error: UserError, failures: int) -> float:
+        """Say what is worth saying, once; how long to wait."""
+        self._console.detail(1, f"attempt {failures} failed: {error.message}")
+        if self._max_retries is not None and failures > self._max_retries:
+            raise UserError(
+                f"the connection to {self._host} was lost, and {failures} attempts failed:"
+                f" {error.message}",
+                error.hint,
+                ExitCode.LOST,
+            )
+        if error.exit_code in _NEEDS_A_PERSON:
+            if self._said is not error.exit_code:
+                self._said = error.exit_code
+                self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
+            return NEED_S
+        pause_s = min(FIRST_PAUSE_S * 2.0 ** (failures - 1), LONGEST_PAUSE_S)
+        return pause_s * (1.0 - JITTER * random.random())
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, unless ``check`` is called."""
+        self.next_attempt_at = self._loop.time() + seconds
+        self._retry.clear()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._retry.wait(), seconds)
+
+    async def _until_reachable(self) -> None:
+        """Wait until one of the addresses that ssh was connected to answers, if any is known."""
+        while self._peers:
+            begin = self._loop.time()
+            probes = [
+                asyncio.ensure_future(_answers(address, port))
+                for address, port in self._peers[:PROBED_PEERS]
+            ]
+            try:
+                for probe in asyncio.as_completed(probes, timeout=PROBE_EVERY_S):
+                    if await probe:
+                        return
+            except asyncio.TimeoutError:
+                pass
+            finally:
+                for task in probes:
+                    task.cancel()
+                await asyncio.wait(probes)
+            await self._pause(max(begin + PROBE_EVERY_S - self._loop.time(), 0.0))
+
+
+async def _answers(address: str, port: int) -> bool:
+    """True if something at (address, port) answers a TCP connection, be it with a refusal."""
+    try:
+        _, writer = await asyncio.open_connection(address, port)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+def _connections(count: int) -> str:
+    return f"{count} connection{'' if count == 1 else 's'}"

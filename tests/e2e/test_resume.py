@@ -1,0 +1,311 @@
+"""Connections outlive the ssh connection: killed, cut, moved, lost for good.
+
+neighbour ------------- client ===== 200 Mbit/s, 4 ms ====== server ------------- target
+                        sshunt, ssh                          sshd, stub, agent   web server
+
+The link can be cut without anybody being told (no RST, no FIN), and mended.
+"""
+
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from sshunt.errors import ExitCode
+from sshunt.lab.link import Shape
+from sshunt.lab.servers import payload, payload_sha256
+from sshunt.lab.world import OFFICE_V4, Lab
+from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
+
+LINK = Shape(rate_bit_s=200e6, delay_s=0.002, queue_bytes=1_000_000)
+
+SEED = int(os.environ.get("SSHUNT_KILL_SEED", "1"))
+
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(up=LINK, down=LINK) as lab:
+        lab.web(lab.target)
+        yield lab
+
+
+@contextmanager
+def cut(lab: Lab) -> Iterator[None]:
+    """Nothing gets through, and nobody is told."""
+    lab.link.cut()
+    try:
+        yield
+    finally:
+        lab.link.mend()
+
+
+@contextmanager
+def up(lab: Lab, *words: str) -> Iterator[Tunnel]:
+    with running(lab, "-v", "-r", "server", *words, OFFICE_V4) as tunnel:
+        yield tunnel
+
+
+class Talk:
+    """An open connection to a server that sends back what it gets."""
+
+    def __init__(self, lab: Lab, stack: ExitStack) -> None:
+        listener = stack.enter_context(lab.target.listen(lab.target.v4))
+        port = listener.getsockname()[1]
+        self.near = stack.enter_context(lab.client.connect(lab.target.v4, port, timeout_s=10))
+        self.far = stack.enter_context(listener.accept()[0])
+        self.near.settimeout(30)
+        self.far.settimeout(30)
+
+    def says(self, words: bytes) -> bool:
+        """Both ways, and back."""
+        self.near.sendall(words)
+        there = self.far.recv(len(words), socket.MSG_WAITALL)
+        self.far.sendall(there)
+        return self.near.recv(len(words), socket.MSG_WAITALL) == words
+
+
+class Transfer:
+    """curl moving ``size`` bytes in the background; ``is_whole`` waits for it."""
+
+    def __init__(self, lab: Lab, size: int, *, down: bool) -> None:
+        host = lab.target.v4
+        self._size = size
+        if down:
+            command = f"curl -sS -m {DEADLINE_S} http://{host}/bytes/{size} | sha256sum"
+        else:
+            body = lab.folder / f"body-{size}"
+            if not body.exists():
+                with body.open("wb") as file:
+                    for block in payload(size):
+                        file.write(block)
+            command = f"curl -sS -m {DEADLINE_S} -T {body} -X POST http://{host}/sha256"
+        self._process = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def is_whole(self) -> bool:
+        said = self._process.communicate(timeout=DEADLINE_S)[0].decode().split()
+        return said[:1] == [payload_sha256(self._size)]
+
+
+def sshds_of(lab: Lab) -> list[int]:
+    """The sshd processes of logged-in sessions."""
+    found = lab.server.run(["pgrep", "-f", "^sshd: .*(@notty|\\[priv\\])"], check=False)
+    ours = set(lab.server.pids())
+    return [int(pid) for pid in found.stdout.split() if int(pid) in ours]
+
+
+def test_a_killed_ssh_is_a_pause_for_open_connections(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        for number in range(3):
+            assert talk.says(b"before %d" % number)
+            kill(tunnel.pids("ssh"))
+            assert talk.says(b"after %d" % number)
+        assert tunnel.said.count("is lost since") == 3
+        assert tunnel.said.count("1 connection kept") == 3
+        assert len(tunnel.pids("agent")) == 1
+
+
+def test_an_sshd_that_is_killed_on_the_server_is_the_same(lab: Lab) -> None:
+    with up(lab), ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        kill(sshds_of(lab))
+        assert talk.says(b"after")
+
+
+def test_transfers_both_ways_survive_kill_after_kill_byte_for_byte(lab: Lab) -> None:
+    rng = random.Random(SEED)
+    print(f"to run just this one: SSHUNT_KILL_SEED={SEED}")
+    with up(lab) as tunnel:
+        transfers = [Transfer(lab, 60_000_000, down=down) for down in (True, True, False, False)]
+        kills = 0
+        while any(transfer.runs for transfer in transfers) and kills < 12:
+            time.sleep(rng.uniform(0.05, 1.2))
+            kill(tunnel.pids("ssh") if rng.random() < 0.7 else sshds_of(lab))
+            kills += 1
+        assert kills > 3
+        assert [transfer.is_whole() for transfer in transfers] == [True] * 4
+
+
+def test_a_cut_without_a_word_is_noticed_and_what_waits_goes_on(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with cut(lab):
+            talk.near.sendall(b"in the cut")
+            tunnel.wait_until(lambda: "is lost since" in tunnel.said)
+            time.sleep(6)
+        assert talk.far.recv(10, socket.MSG_WAITALL) == b"in the cut"
+        assert talk.says(b"after")
+        assert "1 connection kept" in tunnel.said
+        tunnel.wait_until(lambda: len(tunnel.pids("stub")) == 1)
+
+
+def test_a_client_whose_address_changes_goes_on(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with another_address(lab):
+            assert talk.says(b"from elsewhere")
+            assert "an address changed" in tunnel.said
+        assert talk.says(b"and back")
+
+
+@contextmanager
+def another_address(lab: Lab) -> Iterator[None]:
+    """The client's address towards the server is another one meanwhile."""
+
+    def move(old: str, new: str) -> None:
+        lab.client.run(["ip", "addr", "del", old, "dev", "to-server"])
+        lab.client.run(["ip", "addr", "add", new, "dev", "to-server"])
+        lab.client.run(["ip", "route", "replace", "default", "via", "192.0.2.2"])
+
+    move("192.0.2.1/24", "192.0.2.77/24")
+    try:
+        yield
+    finally:
+        move("192.0.2.77/24", "192.0.2.1/24")
+
+
+def test_new_connections_wait_while_it_is_down_and_then_work(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        with cut(lab):
+            url = f"http://{lab.target.v4}/"
+            curl = lab.client.popen(["curl", "-sS", "-m", "30", url], stdout=subprocess.PIPE)
+            tunnel.wait_until(lambda: "is lost since" in tunnel.said)
+            time.sleep(1)
+            assert curl.poll() is None
+        assert b"Hello" in curl.communicate(timeout=30)[0]
+
+
+def test_a_dead_agent_resets_its_connections_and_a_new_session_begins(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        kill(tunnel.pids("agent"))
+        with pytest.raises(ConnectionResetError):
+            talk.near.recv(1)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+        assert "lost the session" in tunnel.said
+
+
+def test_without_grace_connections_end_with_ssh_and_the_tunnel_goes_on(lab: Lab) -> None:
+    with up(lab, "--grace", "0") as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        kill(tunnel.pids("ssh"))
+        with pytest.raises(ConnectionResetError):
+            talk.near.recv(1)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_a_session_that_is_down_for_longer_than_its_grace_begins_anew(lab: Lab) -> None:
+    with up(lab, "--grace", "2") as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with no_sshd(lab):
+            kill(sshds_of(lab))
+            tunnel.wait_until(lambda: "lost the session" in tunnel.said)
+        with pytest.raises(ConnectionResetError):
+            talk.near.recv(1)
+        tunnel.wait_until(lambda: "connected to server again" in tunnel.said)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_it_gives_up_after_so_many_attempts_as_it_was_told(lab: Lab) -> None:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-r", "server", "--max-retries", "2", "--grace", "1", OFFICE_V4])
+    tunnel.wait_until_connected()
+    with no_sshd(lab):
+        kill(sshds_of(lab))
+        assert tunnel.process.wait(20) == ExitCode.LOST
+    assert "3 attempts failed" in tunnel.said
+    assert remains.left() == []
+
+
+@contextmanager
+def no_sshd(lab: Lab) -> Iterator[None]:
+    """Nobody listens on the server's port 22 meanwhile."""
+    rule = "tcp dport 22 tcp flags & (syn | ack) == syn reject with tcp reset"
+    lines = [
+        "table inet closed {",
+        "chain in {",
+        "type filter hook input priority 0",
+        rule,
+        "}",
+        "}",
+    ]
+    lab.server.run(["nft", "-f", "-"], stdin="\n".join([*lines, ""]))
+    try:
+        yield
+    finally:
+        lab.server.run(["nft", "delete", "table", "inet", "closed"])
+
+
+@pytest.mark.parametrize(("words", "leaks"), [((), False), (("--fail", "open"), True)])
+def test_closed_means_closed_and_open_means_open_while_it_is_down(
+    lab: Lab, words: tuple[str, ...], leaks: bool
+) -> None:
+    def captures() -> bool:
+        return "redirect" in lab.client.run(["nft", "list", "ruleset"]).stdout
+
+    with up(lab, *words) as tunnel:
+        with no_sshd(lab):
+            kill(tunnel.pids("ssh"))
+            tunnel.wait_until(lambda: "is lost since" in tunnel.said)
+            tunnel.wait_until(lambda: captures() is not leaks)
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        tunnel.wait_until(captures)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_reconnect_can_be_asked_for(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        assert "server" in lab.client.run([*SSHUNT, "reconnect"]).stdout
+        tunnel.wait_until(lambda: "asked to by sshunt reconnect" in tunnel.said)
+
+
+def test_a_client_that_is_killed_leaves_its_agent_for_the_grace_time_only(lab: Lab) -> None:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-r", "server", "--grace", "2", OFFICE_V4])
+    tunnel.wait_until_connected()
+    agent = tunnel.pids("agent")
+    kill([tunnel.process.pid])
+    time.sleep(1.0)
+    assert tunnel.pids("agent") == agent
+    assert remains.left(within_s=5) == []
+
+
+def test_an_idle_client_and_a_lost_one_hardly_use_the_processor(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        pid = tunnel.process.pid
+        assert cpu_share(pid, 4.0) < 0.02
+        with cut(lab):
+            lab.client.run([*SSHUNT, "reconnect"])
+            tunnel.wait_until(lambda: "is lost since" in tunnel.said)
+            assert cpu_share(pid, 6.0) < 0.05
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+
+
+def cpu_share(pid: int, seconds: float) -> float:
+    """Of one processor."""
+
+    def used_s() -> float:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = used_s()
+    time.sleep(seconds)
+    return (used_s() - before) / seconds
