@@ -26,6 +26,7 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Keep,
     Refusal,
     Refused,
     Reply,
@@ -56,6 +57,7 @@ _HINTS = {
     Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
     Refusal.TOO_COMPLEX: "use fewer port ranges, or wider networks",
     Refusal.LISTENER: "give --listen an address of this host",
+    Refusal.NOT_KEPT: "a TUN device is needed: modprobe tun, or docker run --device /dev/net/tun",
     Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
 }
 
@@ -119,6 +121,14 @@ class Helper:
     async def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Never capture connections to these, instead of those named before."""
         await self._ask(Bypass(tuple(endpoints)))
+
+    async def keep(self, addresses: Iterable[str]) -> None:
+        """Let these addresses, and no others, stay this host's own, until ``undo`` or our end.
+
+        Only while a plan is applied. Raises UserError, and then those that were kept are kept
+        still; ValueError for what Keep does not take: see ``can_be_kept`` and MAX_KEPT.
+        """
+        await self._ask(Keep(tuple(addresses)))
 
     async def undo(self) -> None:
         """Leave the kernel as it was; the helper stays."""
@@ -238,6 +248,12 @@ def _refusal(reply: Refused) -> UserError:
             f"the kernel does not permit rules here: {reply.message}",
             _HINTS[reply.kind],
             ExitCode.PRIVILEGE,
+        )
+    if reply.kind is Refusal.NOT_KEPT:
+        return UserError(
+            f"can't keep this host's former addresses: {reply.message}",
+            _HINTS[reply.kind],
+            ExitCode.CAPTURE,
         )
     hint = _HINTS.get(reply.kind)
     if hint is None:

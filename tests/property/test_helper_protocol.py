@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from sshunt.capture.nft import render
 from sshunt.capture.plan import Plan
 from sshunt.helper.protocol import (
+    MAX_KEPT,
     Apply,
     Bypass,
     Guard,
     Hello,
+    Keep,
     Request,
     RequestError,
     Undo,
+    can_be_kept,
     decode_request_untrusted,
     encode_request,
 )
@@ -46,6 +49,9 @@ def _routes(draw: st.DrawFn) -> Route:
 _endpoints4: st.SearchStrategy[Endpoint] = st.tuples(st.ip_addresses(v=4).map(str), _ports)
 _endpoints6: st.SearchStrategy[Endpoint] = st.tuples(st.ip_addresses(v=6).map(str), _ports)
 _bypasses = st.lists(_endpoints4 | _endpoints6, max_size=5).map(tuple)
+_kept = st.lists(
+    st.ip_addresses().map(str).filter(can_be_kept), max_size=MAX_KEPT, unique=True
+).map(tuple)
 _plans = st.builds(
     Plan,
     _sessions,
@@ -59,6 +65,7 @@ _requests = st.one_of(
     st.builds(Guard),
     st.builds(Apply, _plans),
     st.builds(Bypass, _bypasses),
+    st.builds(Keep, _kept),
     st.builds(Undo),
 )
 

@@ -4,7 +4,8 @@ mux        nothing of ours, and nothing that could do I/O or tell the time
 relay      mux
 agent      relay, mux
 capture    renders rule text; never runs a program
-helper     never the client's side; only helper/apply.py touches the kernel
+helper     never the client's side; only helper/apply.py, and helper/addresses.py for it, touch the
+           kernel
 packages   an __init__ is a docstring: it maps its folder and imports nothing
 """
 
@@ -32,6 +33,8 @@ IMPURE = {
     "threading",
 }
 RUNS_PROGRAMS = {"subprocess", "pty", "ctypes", "multiprocessing"}
+TOUCHES_THE_KERNEL = {"apply.py": {"ctypes"}, "addresses.py": {"fcntl"}}
+ADDRESSES = "sshunt.helper.addresses"
 SHIPPED = ("mux", "relay", "agent")
 
 
@@ -89,8 +92,13 @@ def test_capture_renders_and_runs_nothing(path: Path) -> None:
 def test_the_privileged_helper_knows_nothing_of_the_client(path: Path) -> None:
     assert not our_layers(path) & {"mux", "relay", "transport", "agent", "client", "cli"}
     assert their_packages(path) <= set(sys.stdlib_module_names)
-    if path.name != "apply.py":
-        assert not their_packages(path) & RUNS_PROGRAMS
+    touching = their_packages(path) & {*RUNS_PROGRAMS, "fcntl"}
+    assert touching <= TOUCHES_THE_KERNEL.get(path.name, set())
+
+
+def test_only_apply_keeps_addresses() -> None:
+    knowing = {path.name for path in ROOT.rglob("*.py") if ADDRESSES in imports(path)}
+    assert knowing == {"apply.py"}
 
 
 def test_a_package_is_a_docstring_and_imports_nothing() -> None:

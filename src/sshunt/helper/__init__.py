@@ -2,6 +2,7 @@
 
 * ``protocol``  requests and replies, and their strict decoding; pure
 * ``server``    one session's conversation: order, deadlines, undo at the end
-* ``apply``     the only module that touches the kernel: nftables, cgroup, privileges
+* ``apply``     touches the kernel: nftables, cgroup, privileges
+* ``addresses`` its other half: addresses that stay local; nothing else touches the kernel
 * ``__main__``  what sudo runs
 """

@@ -1,4 +1,6 @@
-"""The only module that touches the kernel: nftables, the guard cgroup, our own privileges.
+"""What root does to the kernel: nftables, the guard cgroup, kept addresses, our own privileges.
+
+With ``addresses``, which serves it alone, the only module that touches the kernel.
 
 ``Kernel`` holds what one session has made there and can undo it. It is made once, right after HELLO
 and in this order:
@@ -32,9 +34,9 @@ in its arguments has our name.
 **The client.** SO_PEERCRED of the socketpair is the process that made it, so a client can only have
 itself moved. A recycled process id is told by its start time, which is later than ours.
 
-Undo runs backwards: table, cgroup. Both steps are idempotent.
+Undo runs backwards: kept addresses, table, cgroup. All steps are idempotent.
 
-Not here: rule text (capture.nft), the order of requests (server).
+Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests (server).
 """
 
 import ctypes
@@ -50,6 +52,7 @@ from functools import partial
 
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan
+from sshunt.helper.addresses import KeptAddresses
 from sshunt.helper.protocol import Refusal
 from sshunt.model import Endpoint
 
@@ -85,6 +88,7 @@ class Kernel:
         _drop_capabilities()
         self._plan: Plan | None = None
         self._guard: _Guard | None = None
+        self._kept = KeptAddresses()
         _remove_leftover_tables(self._nft)
         if self._parent is not None:
             _remove_leftover_cgroups(self._parent)
@@ -131,8 +135,16 @@ class Kernel:
         if text.strip():
             self._nft.run(text)
 
+    def keep(self, addresses: Iterable[str]) -> None:
+        """Let these addresses and no others stay local; raises KernelError, and changes nothing."""
+        try:
+            self._kept.keep(addresses)
+        except OSError as error:
+            raise KernelError(Refusal.NOT_KEPT, str(error))
+
     def undo(self) -> None:
-        """Remove the rules, then the cgroup; raises KernelError."""
+        """Keep no address, remove the rules, then the cgroup; raises KernelError."""
+        self._kept.close()
         if self._plan is not None:
             name = nft.table_name(self._session)
             if name in _our_tables(self._nft):  # somebody's "flush ruleset" removes plain ones
@@ -441,7 +453,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE = 1  # cgroups that were delegated to a user belong to him
-_CAP_NET_ADMIN = 12  # nftables
+_CAP_NET_ADMIN = 12  # nftables, kept addresses
 _KEPT = (_CAP_DAC_OVERRIDE, _CAP_NET_ADMIN)
 
 

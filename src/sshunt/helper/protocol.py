@@ -14,7 +14,8 @@ nothing is lost.)
     GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it
     APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
-    UNDO                     ->  Done                 removes the rules, then the cgroup
+    KEEP(addresses)          ->  Done                 these, and no others, stay this host's own
+    UNDO                     ->  Done                 keeps none, removes the rules, then the cgroup
     any                      ->  Refused(kind, message)
 
 The end of the stream, from either side, means UNDO. Descriptors may ride on replies by SCM_RIGHTS
@@ -36,7 +37,7 @@ from typing import Any, TypeAlias
 from sshunt.capture.plan import Plan, check_endpoint, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
 
-VERSION = 1
+VERSION = 2
 
 #: The helper's only exit status beside 0: its standard input is not the socketpair.
 EXIT_NO_SOCKET = 3
@@ -46,6 +47,20 @@ MAX_ROUTES = 20_000
 
 #: One per lane would do; a name behind a ProxyCommand may have several.
 MAX_BYPASS = 256
+
+#: One per network that the host has been in while the oldest connection lives, and family.
+MAX_KEPT = 16
+
+#: What no network gives a host, or what means nothing beyond the link.
+_NEVER_KEPT = (
+    ip_network("0.0.0.0/8"),  # "this network" (RFC 1122)
+    ip_network("127.0.0.0/8"),  # loopback
+    ip_network("224.0.0.0/4"),  # multicast
+    ip_network("255.255.255.255/32"),  # broadcast
+    ip_network("::/8"),  # unspecified, loopback, IPv4-mapped and -translated (RFC 4291, RFC 6052)
+    ip_network("fe80::/10"),  # link-local
+    ip_network("ff00::/8"),  # multicast
+)
 
 #: MAX_ROUTES of the longest kind (an IPv6 network with a port range: 80 bytes), and some.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
@@ -76,6 +91,7 @@ class Refusal(str, Enum):
     KERNEL = "kernel"  # the kernel or the library refused the rules
     TOO_COMPLEX = "too-complex"  # the routes overlap in too many pieces
     LISTENER = "listener"  # the listener's address is not one of this host
+    NOT_KEPT = "not-kept"  # addresses can't be kept here: no TUN device, or the kernel refused
     INTERNAL = "internal"  # a bug; the message is the traceback
 
 
@@ -107,6 +123,24 @@ class Bypass:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Let these addresses, and no others, stay this host's own if no interface has them.
+
+    Raises ValueError for more than MAX_KEPT, for one twice, and unless ``can_be_kept``.
+    """
+
+    addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.addresses) > MAX_KEPT:
+            raise ValueError(f"more than {MAX_KEPT} addresses")
+        if len(set(self.addresses)) != len(self.addresses):
+            raise ValueError("an address twice")
+        if not all(can_be_kept(address) for address in self.addresses):
+            raise ValueError("not an address that can be kept")
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """Leave the kernel as it was."""
 
@@ -134,7 +168,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Answers Bypass and Undo."""
+    """Answers Bypass, Keep and Undo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +179,19 @@ class Refused:
     message: str
 
 
-Request: TypeAlias = Hello | Guard | Apply | Bypass | Undo
+Request: TypeAlias = Hello | Guard | Apply | Bypass | Keep | Undo
 Reply: TypeAlias = Welcome | Guarded | Applied | Done | Refused
+
+
+def can_be_kept(address: str) -> bool:
+    """True for a unicast address, in its usual spelling, that means the same on every link."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    if str(parsed) != address or "%" in address:
+        return False
+    return not any(parsed in network for network in _NEVER_KEPT)
 
 
 def encode_request(request: Request) -> bytes:
@@ -161,6 +206,8 @@ def encode_request(request: Request) -> bytes:
             fields = {"request": "apply", "plan": _plan_to_json(request.plan)}
         case Bypass():
             fields = {"request": "bypass", "endpoints": request.endpoints}
+        case Keep():
+            fields = {"request": "keep", "addresses": request.addresses}
         case Undo():
             fields = {"request": "undo"}
     line = _to_line(fields)
@@ -235,6 +282,9 @@ def _request_from_json(fields: dict[str, Any]) -> Request:
         request = Apply(_plan_from_json(_typed(fields.pop("plan"), dict)))
     elif name == "bypass":
         request = Bypass(_endpoints_from_json(fields.pop("endpoints")))
+    elif name == "keep":
+        addresses = _typed(fields.pop("addresses"), list)
+        request = Keep(tuple(_typed(address, str) for address in addresses))
     elif name == "undo":
         request = Undo()
     else:

@@ -6,10 +6,10 @@ signal interrupts a request half-way.
 
 Which request is allowed when::
 
-    state     HELLO      GUARD    APPLY      BYPASS    UNDO      end of stream, SIGTERM
-    NEW       -> IDLE    -        -          -         -         exit
-    IDLE      -          IDLE     -> ACTIVE  -         IDLE      undo, exit
-    ACTIVE    -          ACTIVE   -          ACTIVE    -> IDLE   undo, exit
+    state     HELLO      GUARD    APPLY      BYPASS, KEEP    UNDO      end of stream, SIGTERM
+    NEW       -> IDLE    -        -          -               -         exit
+    IDLE      -          IDLE     -> ACTIVE  -               IDLE      undo, exit
+    ACTIVE    -          ACTIVE   -          ACTIVE          -> IDLE   undo, exit
 
 What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
 refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
@@ -40,6 +40,7 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Keep,
     Refusal,
     Refused,
     Reply,
@@ -68,7 +69,7 @@ class State(Enum):
 _ALLOWED = {
     State.NEW: (Hello,),
     State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Bypass, Undo),
+    State.ACTIVE: (Guard, Bypass, Keep, Undo),
 }
 
 
@@ -138,6 +139,8 @@ class _Service:
                 return Applied(owner)
             case Bypass():
                 self._kernel.bypass(request.endpoints)
+            case Keep():
+                self._kernel.keep(request.addresses)
             case Undo():
                 self._kernel.undo()
                 self._state = State.IDLE

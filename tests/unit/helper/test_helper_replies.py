@@ -8,6 +8,7 @@ import pytest
 from sshunt.capture.plan import Plan
 from sshunt.helper.protocol import (
     MAX_BYPASS,
+    MAX_KEPT,
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
     MAX_ROUTES,
@@ -15,6 +16,7 @@ from sshunt.helper.protocol import (
     Apply,
     Done,
     Guarded,
+    Keep,
     Refusal,
     Refused,
     Reply,
@@ -40,6 +42,10 @@ _PLAN = {
 
 def _apply(**changes: object) -> bytes:
     return json.dumps({"request": "apply", "plan": {**_PLAN, **changes}}).encode()
+
+
+def _keep(*addresses: object) -> bytes:
+    return json.dumps({"request": "keep", "addresses": addresses}).encode()
 
 
 def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
@@ -71,6 +77,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         b'{"request":"bypass","endpoints":[["127.0.0.1",22,0]]}',
         b'{"request":"bypass","endpoints":[[2130706433,22]]}',
         b'{"request":"bypass","endpoints":[["fe80::1%eth0",22]]}',
+        b'{"request":"keep"}',
+        b'{"request":"keep","addresses":"192.0.2.1"}',
         b"[" * 100_000,
         b'{"request":' + b'{"a":' * 50_000,
         b'{"request":"hello","session":"01234567","version":' + b"9" * 10_000 + b"}",
@@ -100,6 +108,32 @@ def test_what_is_not_exactly_a_request_is_an_error(line: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         decode_request_untrusted(line)
     assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "224.0.0.1", "239.1.2.3"),
+        *("255.255.255.255", "::", "::1", "::ffff:192.0.2.1", "::192.0.2.1", "64:ff9b::1"),
+        *("fe80::1", "fe80::1%eth0", "febf::1", "ff02::1", "2001:db8::1%eth0"),
+        *("", "localhost", "192.0.2.1/32", "192.0.2", "192.0.2.01", " 192.0.2.1", "192.0.2.1\n"),
+        *("2001:DB8::1", "2001:db8:0::1", "[2001:db8::1]", None, True, 3221225985, ["192.0.2.1"]),
+    ],
+)
+def test_what_is_not_a_host_s_own_address_can_not_be_kept(address: object) -> None:
+    with pytest.raises(RequestError):
+        decode_request_untrusted(_keep("192.0.2.1", address))
+
+
+def test_as_many_addresses_as_allowed_are_kept_and_none_of_them_twice() -> None:
+    addresses = tuple(f"192.0.2.{number}" for number in range(MAX_KEPT))
+    assert decode_request_untrusted(_keep()) == Keep(())
+    assert decode_request_untrusted(_keep(*addresses)) == Keep(addresses)
+    for one_more in (addresses[0], "2001:db8::1"):
+        with pytest.raises(RequestError):
+            decode_request_untrusted(_keep(*addresses, one_more))
+    with pytest.raises(RequestError, match="twice"):
+        decode_request_untrusted(_keep("192.0.2.1", "192.0.2.1"))
 
 
 def test_the_longest_plan_that_is_allowed_fits_into_a_request() -> None:
