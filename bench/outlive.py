@@ -10,8 +10,6 @@ import hashlib
 import os
 import random
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -127,7 +125,7 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
     while kills < options.kills:
         downloads = [Download(lab, options.size) for _ in range(2)]
         uploads = [Upload(lab, body, options.size) for _ in range(2)]
-        transfers = [*downloads, *uploads]
+        transfers: list[Download | Upload] = [*downloads, *uploads]
         for transfer in transfers:
             transfer.start()
         while any(transfer.is_alive() for transfer in transfers):

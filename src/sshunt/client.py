@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sshunt import metrics
+from sshunt.addresses import FormerAddresses
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
@@ -342,6 +343,8 @@ class _Up:
         self._is_kept = False  # the keeper is at work
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
+        self._former = FormerAddresses()
+        self._kept: tuple[str, ...] = ()
 
     @property
     def is_down(self) -> bool:
@@ -356,7 +359,7 @@ class _Up:
     def listen_to_others(self, session_id: str) -> None:
         """From now on: news of the network, and other commands of this user."""
         loop = self.tunnel.loop
-        self._events = NetworkEvents(loop, self._keeper.check)
+        self._events = NetworkEvents(loop, self._on_network)
         self._control = ControlServer(loop, session_id, self._answer)
 
     def listen_no_more(self) -> None:
@@ -370,7 +373,7 @@ class _Up:
         """What another command of this user asks; raises KeyError."""
         if verb != "reconnect":
             raise KeyError(verb)
-        self._keeper.check("asked to by sshunt reconnect")
+        self._keeper.check("asked to by sshunt reconnect", asked=True)
         return {"says": f"{self._options.remote.host}: {self._state()}"}
 
     def _state(self) -> str:
@@ -480,8 +483,20 @@ class _Up:
         elif not self._helper.guarded:
             self._change_rules(lambda: self._helper.bypass(self.peers()))
 
-    def _change_rules(self, step: Callable[[], Awaitable[None]]) -> None:
-        """After the change before it; what fails ends the session."""
+    def _on_network(self, why: str) -> None:
+        self._keeper.check(why)
+        self._keep_addresses()
+
+    def _keep_addresses(self) -> None:
+        """Let the addresses that open connections bear stay this host's own."""
+        needed = self._former.needed(_other_ends(self.tunnel))
+        if needed != self._kept:
+            self._kept = needed
+            self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
+            self._change_rules(lambda: self._helper.keep(needed), optional=True)
+
+    def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
+        """After the change before it; what fails ends the session, unless it is ``optional``."""
         before = self._fate_of_rules
 
         async def change() -> None:
@@ -490,7 +505,9 @@ class _Up:
             try:
                 await step()
             except UserError as error:
-                if not self._bug.done():
+                if optional:
+                    self._console.detail(1, error.message)
+                elif not self._bug.done():
                     self._bug.set_result(error)
 
         self._fate_of_rules = asyncio.ensure_future(change())
@@ -514,6 +531,8 @@ class _Up:
             await asyncio.sleep(STATUS_EVERY_S)
             if self._events is not None:
                 self._events.check_clock()
+            if self._kept:
+                self._keep_addresses()
             if not self._console.is_terminal:
                 continue
             if self.is_down:
@@ -566,6 +585,15 @@ class _Up:
     def _traffic(self) -> _Traffic:
         lanes = self.tunnel.session.lanes.values()
         return _Traffic(sum(lane.sent for lane in lanes), sum(lane.received for lane in lanes))
+
+
+def _other_ends(tunnel: Tunnel) -> set[str]:
+    """The addresses of the programs' ends of all connections."""
+    found = set()
+    for relay in tunnel.relays:
+        with suppress(OSError, ValueError):  # it is just being closed
+            found.add(str(relay.sock.getpeername()[0]).partition("%")[0])
+    return found
 
 
 def _bit_rate(bits_per_s: float) -> str:

@@ -46,10 +46,13 @@ TICK_S = 1.0
 HURRY_TICK_S = 0.1
 HURRY_S = 5.0
 
+#: A network that never comes to rest is not looked at more often.
+CHECK_EVERY_S = 1.0
+
 #: A lane that owes an acknowledgement for so long is suspect. TCP below it may be sending a segment
 #: again for the third time.
 SUSPECT_RTTS, SUSPECT_S = 3.0, 4.0
-QUIET_S = 1.0
+QUIET_S = 1.5
 
 #: An idle lane is asked so often. Home routers forget an idle connection after minutes.
 PING_EVERY_S = 15.0
@@ -106,9 +109,10 @@ class Keeper:
         self._look = asyncio.Event()  # something happened: look now
         self._retry = asyncio.Event()  # do not wait for the next attempt
         self._hurry_until = 0.0
+        self._checked_at = float("-inf")
         self._reconnecting: asyncio.Task[None] | None = None
         self._peers: tuple[Endpoint, ...] = ()
-        self._said: ExitCode | None = None  # the last failure that was told on a line
+        self._needs_a_person = False  # the last attempt failed for want of one, and that was said
 
     @property
     def is_down(self) -> bool:
@@ -129,15 +133,20 @@ class Keeper:
         if self._lanes.last is not None:
             self._peers = ssh_peers(self._lanes.last.pid) or self._peers
 
-    def check(self, why: str) -> None:
-        """There is reason to doubt the lanes, or to hope: look at them, try again at once."""
-        self._console.detail(1, f"looking at the connection: {why}")
+    def check(self, why: str, *, asked: bool = False) -> None:
+        """There is reason to doubt the lanes, or to hope: look at them, try again at once. Where a
+        person was needed, only if it is a person who ``asked``.
+        """
         session, now = self._tunnel.session, self._loop.time()
+        if now > self._checked_at + CHECK_EVERY_S:
+            self._checked_at = now
+            self._console.detail(1, f"looking at the connection: {why}")
+            for number in self._tunnel.lanes:
+                session.ping(number)
+            self._tunnel.wake()
         self._hurry_until = now + HURRY_S
-        for number in self._tunnel.lanes:
-            session.ping(number)
-        self._tunnel.wake()
-        self._retry.set()
+        if asked or not self._needs_a_person:
+            self._retry.set()
         self._look.set()
 
     def on_lane_ended(self, why: str) -> None:
@@ -216,7 +225,8 @@ class Keeper:
         if self.down_since is None:
             return
         took_s = self._loop.time() - self.down_since
-        self.down_since = self.next_attempt_at = self._said = None
+        self.down_since = self.next_attempt_at = None
+        self._needs_a_person = False
         count = len(self._tunnel.relays)
         kept = f": {_connections(count)} kept" if count else ""
         self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
@@ -319,10 +329,11 @@ class Keeper:
                 ExitCode.LOST,
             )
         if error.exit_code in _NEEDS_A_PERSON:
-            if self._said is not error.exit_code:
-                self._said = error.exit_code
+            if not self._needs_a_person:
+                self._needs_a_person = True
                 self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
             return NEED_S
+        self._needs_a_person = False
         pause_s = min(FIRST_PAUSE_S * 2.0 ** (failures - 1), LONGEST_PAUSE_S)
         return pause_s * (1.0 - JITTER * random.random())
 

@@ -6,8 +6,10 @@ Every accepted connection is answered with "captured ADDRESS PORT" (the original
 closed. Commands come as JSON lines on the control socket, each is answered by one line:
 
     ["guard"]                                       true or false
-    ["apply", routes, listen4, listen6, bypass]     [port4, port6, owner]; listen*: address or null
+    ["apply", routes, listen4, listen6, bypass]     [port4, port6, owner]; listen*: address or null,
+                                                    or [address, port] of somebody else's listener
     ["bypass", endpoints]                           null
+    ["keep", addresses]                             null
     ["undo"]                                        null
     ["connect", address, port]                      what the other side says
     ["peers", address, port]                        ssh_peers of ourselves, connected to there
@@ -59,9 +61,11 @@ async def start_plain_helper(session: str) -> Helper:
     return helper
 
 
-def listen(address: str | None) -> Endpoint | None:
+def listen(address: str | list[Any] | None) -> Endpoint | None:
     if address is None:
         return None
+    if isinstance(address, list):
+        return address[0], address[1]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.create_server((address, 0), family=family)
     sock.setblocking(False)
@@ -111,6 +115,8 @@ async def obey(helper: Helper, session: str, command: list[Any]) -> Any:
             ]
         case ["bypass", endpoints]:
             return await helper.bypass([(address, port) for address, port in endpoints])
+        case ["keep", addresses]:
+            return await helper.keep(addresses)
         case ["undo"]:
             return await helper.undo()
         case ["connect", address, port]:

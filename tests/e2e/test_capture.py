@@ -11,7 +11,6 @@ original destination. What is not captured goes on to the server, which answers 
 import json
 import os
 import pty
-import secrets
 import select
 import signal
 import socket
@@ -19,8 +18,7 @@ import subprocess
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,98 +27,14 @@ import pytest
 
 import sshunt.helper
 from sshunt.errors import ExitCode
-from sshunt.helper.protocol import EXIT_NO_SOCKET, MAX_REQUEST_BYTES
+from sshunt.helper.protocol import EXIT_NO_SOCKET, MAX_REQUEST_BYTES, VERSION
 from sshunt.lab.accounts import PASSWORD
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
-from tests.e2e.tunnels import CLEAN_DEADLINE_S
+from tests.e2e.captures import Capture, Start, captures, cgroups, helpers, soon, tables
 
 _HELPER = Path(sshunt.helper.__path__[0], "__main__.py")
-_PROGRAM = Path(__file__).with_name("capturing.py")
 _EVERY = [["0.0.0.0/0", "remote", 0, 65535], ["::/0", "remote", 0, 65535]]
-
-#: The promise is that nothing of ours is left within a second. Two more are for a busy machine, as
-#: in ``tunnels``: a test must not fail for want of processors.
-_GONE_S = CLEAN_DEADLINE_S
-
-
-class Capture:
-    """``capturing.py`` on the client host."""
-
-    def __init__(
-        self,
-        host: Host,
-        *options: str,
-        user: str = "root",
-        env: dict[str, str] | None = None,
-        terminal: int | None = None,
-    ) -> None:
-        self.host = host
-        self.session = secrets.token_hex(6)
-        self._control, theirs = socket.socketpair()
-        self._control.settimeout(20)
-        descriptor = theirs.fileno()
-        with theirs:
-            program = [sys.executable, str(_PROGRAM), *options, str(descriptor), self.session]
-            if terminal is not None:
-                program = ["setsid", "--ctty", "--wait", *program]
-            self.process = host.popen(
-                program,
-                user=user,
-                env=env,
-                pass_fds=[descriptor],
-                stdin=subprocess.DEVNULL if terminal is None else terminal,
-                stdout=terminal,
-                stderr=terminal,
-            )
-        self._answers = self._control.makefile("r")
-
-    def answer(self) -> Any:
-        return json.loads(self._answers.readline())
-
-    def ask(self, *command: Any) -> Any:
-        self._control.sendall(json.dumps(command).encode() + b"\n")
-        return self.answer()
-
-    def apply(
-        self,
-        routes: list[Any],
-        *,
-        listen4: str | None = "127.0.0.1",
-        listen6: str | None = "::1",
-        bypass: tuple[tuple[str, int], ...] = (),
-    ) -> Any:
-        return self.ask("apply", routes, listen4, listen6, bypass)
-
-    def end(self) -> None:
-        """The client's death: its helper has to undo everything."""
-        self._answers.close()
-        self._control.close()
-        self.process.kill()
-        self.process.wait()
-
-    def helper_pid(self) -> int:
-        """Of the helper that stands by itself; there must be only one."""
-        (pid,) = helpers(self.host)
-        return pid
-
-    def child_pid(self) -> int:
-        """Of the helper that ``--plain`` has started."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child.pid
-
-
-def helpers(host: Host) -> list[int]:
-    """The processes on this host that run the helper."""
-    found = []
-    for pid in host.pids():
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if any(argument.endswith(b"/helper/__main__.py") for argument in arguments[1:]):
-            found.append(pid)
-    return found
 
 
 def converse(host: Host, *lines: bytes, under: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -171,49 +85,16 @@ def direct(lab: Lab) -> Iterator[None]:
         thread.join()
 
 
-@pytest.fixture
-def start(lab: Lab) -> Iterator[Callable[..., Capture]]:
-    """Starts captures on the client; nothing of them may be left at the end."""
-    started: list[Capture] = []
-
-    def start_one(*options: str, **keywords: Any) -> Capture:
-        started.append(Capture(lab.client, *options, **keywords))
-        assert started[-1].answer() == "ready"
-        return started[-1]
-
-    yield start_one
-    for capture in started:
-        capture.end()
-    sessions = [capture.session for capture in started]
-    soon(lambda: not tables(lab) and not cgroups(*sessions) and not helpers(lab.client))
-
-
 def reached(host: Host, address: str, port: int = 80) -> str:
     with host.connect(address, port, timeout_s=3) as sock:
         return sock.makefile().readline().strip()
 
 
-def tables(lab: Lab) -> str:
-    return lab.client.run(["nft", "list", "tables"]).stdout
-
-
-def cgroups(*sessions: str) -> list[str]:
-    """The control groups of these sessions, wherever the host has mounted them."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    root = next(mount[1] for mount in mounts if mount[2] == "cgroup2")
-    names = {f"sshunt-{session}" for session in sessions}
-    return [path for path, _, _ in os.walk(root) if os.path.basename(path) in names]
-
-
-def soon(condition: Callable[[], bool]) -> None:
-    begin = time.monotonic()
-    while not condition():
-        waited_s = time.monotonic() - begin
-        assert waited_s < _GONE_S, f"something is left after {waited_s:.2f} s"
-        time.sleep(0.02)
-
-
-Start = Callable[..., Capture]
+@pytest.fixture
+def start(lab: Lab) -> Iterator[Start]:
+    """Starts captures on the client; nothing of them may be left at the end."""
+    with captures(lab) as start:
+        yield start
 
 
 def test_connections_to_routed_addresses_arrive_with_their_original_destination(
@@ -580,7 +461,8 @@ def test_who_may_not_become_root_is_told_so(
 
 # --- what the helper does not do ------------------------------------------------------------------
 
-_HELLO = b'{"request":"hello","version":1,"session":"feedfacefeed"}\n'
+_HELLO = b'{"request":"hello","version":%d,"session":"feedfacefeed"}\n' % VERSION
+_KEEP = b'{"request":"keep","addresses":["192.0.2.9"]}\n'
 _FOREIGN_LISTENER = {
     "session": "feedfacefeed",
     "listen4": [ELSEWHERE_V4, 1],
@@ -596,8 +478,24 @@ def test_the_helper_answers_nothing_before_hello(lab: Lab) -> None:
 
 
 def test_the_helper_speaks_its_own_version_only(lab: Lab) -> None:
-    (reply,) = converse(lab.client, _HELLO.replace(b":1,", b":2,"))
+    (reply,) = converse(lab.client, _HELLO.replace(b":%d," % VERSION, b":%d," % (VERSION - 1)))
     assert (reply["reply"], reply["kind"]) == ("refused", "version")
+
+
+def test_the_helper_keeps_addresses_only_while_something_is_captured(lab: Lab) -> None:
+    _, reply = converse(lab.client, _HELLO, _KEEP)
+    assert (reply["reply"], reply["kind"]) == ("refused", "wrong-order")
+
+
+def test_where_there_is_no_tun_device_no_address_is_kept_and_all_else_goes_on(lab: Lab) -> None:
+    without = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$0" "$@"']
+    plan = {**_FOREIGN_LISTENER, "listen4": ["127.0.0.1", 1]}
+    apply = json.dumps({"request": "apply", "plan": plan}).encode() + b"\n"
+    bypass = b'{"request":"bypass","endpoints":[]}\n'
+    _, _, refused, done = converse(lab.client, _HELLO, apply, _KEEP, bypass, under=without)
+    assert (refused["reply"], refused["kind"]) == ("refused", "not-kept")
+    assert "/dev/net/tun" in refused["message"]
+    assert done["reply"] == "done"
 
 
 @pytest.mark.parametrize("line", [b"flush ruleset\n", b"\n", b"x" * (MAX_REQUEST_BYTES + 1)])

@@ -8,11 +8,13 @@ The link can be cut without anybody being told (no RST, no FIN), and mended.
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -143,13 +145,15 @@ def test_a_cut_without_a_word_is_noticed_and_what_waits_goes_on(lab: Lab) -> Non
         talk = Talk(lab, stack)
         assert talk.says(b"before")
         with cut(lab):
+            sshds = len(sshds_of(lab))
             talk.near.sendall(b"in the cut")
             tunnel.wait_until(lambda: "is lost since" in tunnel.said)
             time.sleep(6)
         assert talk.far.recv(10, socket.MSG_WAITALL) == b"in the cut"
         assert talk.says(b"after")
         assert "1 connection kept" in tunnel.said
-        tunnel.wait_until(lambda: len(tunnel.pids("stub")) == 1)
+        # The sshd of the lost connection finds out when its TCP tries again.
+        tunnel.wait_until(lambda: len(sshds_of(lab)) == sshds)
 
 
 def test_a_client_whose_address_changes_goes_on(lab: Lab) -> None:
@@ -270,6 +274,70 @@ def test_closed_means_closed_and_open_means_open_while_it_is_down(
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
+@contextmanager
+def without_the_key(lab: Lab) -> Iterator[None]:
+    """A login needs a person meanwhile, and there is none."""
+    key = lab.account("root").home / ".ssh" / "id_ed25519"
+    hidden = key.rename(key.with_suffix(".hidden"))
+    try:
+        yield
+    finally:
+        hidden.rename(key)
+
+
+def test_a_login_that_needs_a_person_is_told_once_and_not_tried_again_and_again(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with without_the_key(lab):
+            kill(tunnel.pids("ssh"))
+            tunnel.wait_until(lambda: "then: sshunt reconnect" in tunnel.said)
+            time.sleep(3)
+            assert tunnel.said.count("attempt ") == 1
+        lab.client.run([*SSHUNT, "reconnect"])
+        assert talk.says(b"after")
+        assert tunnel.said.count("then: sshunt reconnect") == 1
+
+
+def test_where_the_agent_has_no_place_the_tunnel_works_and_says_what_it_can_not(lab: Lab) -> None:
+    """Somebody else's directory is where the agent's would be."""
+    uid = lab.account("ada").uid
+    taken = Path(f"/tmp/sshunt-{uid}")
+    taken.mkdir()
+    try:
+        # What the check for leftovers would find is ours.
+        with ExitStack() as stack:
+            tunnel = Tunnel(lab, ["-v", "-r", "ada@server", OFFICE_V4])
+            stack.callback(tunnel.stop)
+            tunnel.wait_until_connected()
+            assert tunnel.said.count("will not outlive") == 1
+            talk = Talk(lab, stack)
+            assert talk.says(b"before")
+            kill(tunnel.pids("ssh"))
+            with pytest.raises(ConnectionResetError):
+                talk.near.recv(1)
+            assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+            assert tunnel.stop() == 0
+            assert "Traceback" not in tunnel.said
+    finally:
+        taken.rmdir()
+
+
+def test_a_lane_among_several_that_falls_silent_is_dropped_and_the_others_go_on(lab: Lab) -> None:
+    far = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
+    lab.link.change(up=far, down=far)
+    try:
+        with up(lab) as tunnel:
+            transfer = Transfer(lab, 400_000_000, down=True)
+            tunnel.wait_until(lambda: "lane 3 is up" in tunnel.said)
+            os.kill(tunnel.pids("ssh")[-1], signal.SIGSTOP)
+            tunnel.wait_until(lambda: "ended: no answer for" in tunnel.said)
+            assert transfer.is_whole()
+            assert "is lost since" not in tunnel.said
+    finally:
+        lab.link.change(up=LINK, down=LINK)
+
+
 def test_reconnect_can_be_asked_for(lab: Lab) -> None:
     with up(lab) as tunnel:
         assert "server" in lab.client.run([*SSHUNT, "reconnect"]).stdout
@@ -289,13 +357,14 @@ def test_a_client_that_is_killed_leaves_its_agent_for_the_grace_time_only(lab: L
 
 def test_an_idle_client_and_a_lost_one_hardly_use_the_processor(lab: Lab) -> None:
     with up(lab) as tunnel:
-        pid = tunnel.process.pid
+        pid, sshds = tunnel.process.pid, len(sshds_of(lab))
         assert cpu_share(pid, 4.0) < 0.02
         with cut(lab):
             lab.client.run([*SSHUNT, "reconnect"])
             tunnel.wait_until(lambda: "is lost since" in tunnel.said)
             assert cpu_share(pid, 6.0) < 0.05
         tunnel.wait_until(lambda: "again after" in tunnel.said)
+        tunnel.wait_until(lambda: len(sshds_of(lab)) == sshds)
 
 
 def cpu_share(pid: int, seconds: float) -> float:

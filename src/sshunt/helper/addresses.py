@@ -19,11 +19,17 @@ addresses, on a TUN device of our own::
   never a kept one; and no program that lists addresses sees it or takes it for a network.
 * *Behind the real one.* The kernel's own local route has metric 0. While the address is on an
   interface, too, that one is used and ours makes no difference, whichever came first.
+* *For IPv6 a second time, in the table "main".* Sockets remember routes. IPv4's forget them with
+  any change; IPv6's only when something is added below the remembered route in the same table
+  (fib6_update_sernum_upto_root), and that was the default route in "main". Otherwise they ask again
+  after their third retransmission (tcp_retries1): 6.7 s were seen, instead of 0.8 s. The one in
+  "local" is for hosts whose rules look elsewhere before "main".
 
 Established connections then go on by themselves, at TCP's next retransmission: after a gap of t
-seconds that is up to t seconds later, since the timer doubles. Where the address is kept before it
-goes there is no gap. They still need some route to where they were made to, because the kernel
-looks for one before it redirects.
+seconds that is up to t seconds later, since the timer doubles; or after 3 s, where IPv6 was looking
+for a neighbour of that address. Where the address is kept before it goes there is no gap. They
+still need some route to where they were made to, because the kernel looks for one before it
+redirects.
 
 What it costs while an address is kept: it means this host, even where the network that we are in
 now has given it to another one. IPv4 also answers ARP for all of the host's addresses on every link
@@ -42,7 +48,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
 # linux/if_tun.h
@@ -66,10 +72,13 @@ _IFF_UP = 0x1
 _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 26, 8
 _IN6_ADDR_GEN_MODE_NONE = 1
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
-_RT_TABLE_LOCAL = 255
+_RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
 _RTPROT_STATIC = 4  # by an administrator: routing daemons leave it alone
 _RT_SCOPE_HOST = 254
 _RTN_LOCAL = 2
+
+#: See above.
+_TABLES = {socket.AF_INET: (_RT_TABLE_LOCAL,), socket.AF_INET6: (_RT_TABLE_LOCAL, _RT_TABLE_MAIN)}
 
 #: Any but 0, the kernel's own. It is what IPv6 takes if none is named (IP6_RT_PRIO_USER).
 _METRIC = 1024
@@ -94,8 +103,8 @@ class KeptAddresses:
         added = []
         try:
             for address in wanted - self._addresses:
-                device.add(address)
                 added.append(address)
+                device.add(address)
         except OSError:
             for address in added:
                 device.remove(address)
@@ -137,15 +146,17 @@ class _Device:
     def add(self, address: str) -> None:
         """Make the address local; raises OSError."""
         # Appended, neither exclusive nor a replacement: another session may keep the same one.
-        self._ask(_RTM_NEWROUTE, self._local_route(address), _NLM_F_CREATE | _NLM_F_APPEND)
+        for route in self._local_routes(address):
+            self._ask(_RTM_NEWROUTE, route, _NLM_F_CREATE | _NLM_F_APPEND)
 
     def remove(self, address: str) -> None:
-        """Undo ``add``; raises OSError, but not if somebody else has removed it."""
-        try:
-            self._ask(_RTM_DELROUTE, self._local_route(address))
-        except OSError as error:
-            if error.errno != errno.ESRCH:
-                raise
+        """Undo ``add``, whole or in part, or by somebody else already; raises OSError."""
+        for route in self._local_routes(address):
+            try:
+                self._ask(_RTM_DELROUTE, route)
+            except OSError as error:
+                if error.errno != errno.ESRCH:
+                    raise
 
     def close(self) -> None:
         self._netlink.close()
@@ -164,17 +175,18 @@ class _Device:
         link = _LINK.pack(socket.AF_UNSPEC, 0, self._index, flags, flags)
         self._ask(_RTM_NEWLINK, link + attributes)
 
-    def _local_route(self, address: str) -> bytes:
+    def _local_routes(self, address: str) -> Iterator[bytes]:
         packed = ip_address(address).packed
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         lengths = (len(packed) * 8, 0)  # of destination and source, in bits
-        kind = (_RT_TABLE_LOCAL, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL)
-        return (
-            _ROUTE.pack(family, *lengths, 0, *kind, 0)
-            + _attribute(_RTA_DST, packed)
+        attributes = (
+            _attribute(_RTA_DST, packed)
             + _attribute(_RTA_OIF, struct.pack("=I", self._index))
             + _attribute(_RTA_PRIORITY, struct.pack("=I", _METRIC))
         )
+        for table in _TABLES[family]:
+            kind = (table, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL)
+            yield _ROUTE.pack(family, *lengths, 0, *kind, 0) + attributes
 
     def _ask(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Send one message and wait for its acknowledgement; raises OSError if it is an error."""

@@ -36,7 +36,8 @@ itself moved. A recycled process id is told by its start time, which is later th
 
 Undo runs backwards: kept addresses, table, cgroup. All steps are idempotent.
 
-Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests (server).
+Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests
+(server).
 """
 
 import ctypes

@@ -1,0 +1,36 @@
+"""Which addresses this host has lost though connections of its programs still bear them.
+
+A connection that we accepted has as its other end an address that the host had when the program
+connected. When the host moves to another network that address goes, and the connection would stand
+still; the helper can keep it (helper.addresses). The addresses of other hosts, whose connections we
+accept as a router, are not ours to keep: only what was once seen on an interface here is.
+"""
+
+import socket
+from collections.abc import Iterable
+
+import psutil
+
+from sshunt.helper.protocol import MAX_KEPT, can_be_kept
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class FormerAddresses:
+    """Remembers the addresses of this host; begin it while they are all there."""
+
+    def __init__(self) -> None:
+        self._own = _present()
+
+    def needed(self, used: Iterable[str]) -> tuple[str, ...]:
+        """Those of the ``used`` addresses that were this host's and are not any more, sorted; no
+        more than can be kept.
+        """
+        used, present = set(used), _present()
+        self._own = present | (self._own & used)
+        return tuple(sorted(a for a in self._own - present if can_be_kept(a)))[:MAX_KEPT]
+
+
+def _present() -> set[str]:
+    found = psutil.net_if_addrs().values()
+    return {a.address.partition("%")[0] for each in found for a in each if a.family in _FAMILIES}

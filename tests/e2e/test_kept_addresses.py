@@ -1,0 +1,254 @@
+"""A captured connection lives on when this host loses the address that the connection has.
+
+    client ------------------------------------------------------- server
+     to-server: 192.0.2.1, 2001:db8:1::1, then ...:77               203.0.113.7, 2001:db8:3::7
+     a program's connection, our listener, rules and helper
+
+Both ends of the captured connection are in the test's hands.
+"""
+
+import os
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from sshunt.lab.hosts import Host, family_of
+from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
+from tests.e2e.captures import Capture, Start, captures, devices, soon
+
+#: Long enough to see that nothing comes. TCP sends again after 0.2, 0.6, 1.4 ... seconds.
+FROZEN_S = 0.5
+
+#: So the next try comes within a second; the rest is for a busy machine.
+RESUMED_S = 3.0
+
+
+class Family(NamedTuple):
+    """Where a laptop is before and after it has moved, and what it talks to."""
+
+    before: str
+    bits: int
+    after: str
+    router: str
+    loopback: str
+    captured: str
+    elsewhere: str
+
+    @property
+    def route(self) -> list[object]:
+        return [self.captured, "remote", 0, 65535]
+
+
+FAMILIES = {
+    4: Family("192.0.2.1", 24, "192.0.2.77", "192.0.2.2", "127.0.0.1", "10.9.8.7", ELSEWHERE_V4),
+    6: Family(
+        *("2001:db8:1::1", 64, "2001:db8:1::77", "2001:db8:1::2", "::1", "fd00::9", ELSEWHERE_V6)
+    ),
+}
+
+
+class Captured(NamedTuple):
+    """A captured connection, seen from both of its ends."""
+
+    program: socket.socket
+    ours: socket.socket
+
+    def send(self) -> None:
+        self.program.sendall(b"question")
+        self.ours.sendall(b"answer")
+
+    def arrives(self, within_s: float) -> bool:
+        """Whether what was sent from both ends comes."""
+        deadline = time.monotonic() + within_s
+        for end, expected in ((self.ours, b"question"), (self.program, b"answer")):
+            if not select.select([end], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+            assert end.recv(100) == expected
+        return True
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def start(lab: Lab) -> Iterator[Start]:
+    with captures(lab) as start:
+        yield start
+
+
+@pytest.fixture
+def capture(start: Start) -> Capture:
+    return start()
+
+
+@pytest.fixture
+def connection(lab: Lab, capture: Capture, family: Family) -> Iterator[Captured]:
+    """A captured connection from the address before the move."""
+    with lab.client.listen(family.loopback) as listener:
+        endpoint = listener.getsockname()[:2]
+        listen4, listen6 = (endpoint, None) if "." in family.loopback else (None, endpoint)
+        capture.apply([family.route], listen4=listen4, listen6=listen6)
+        with lab.client.connect(family.captured, 7) as program, listener.accept()[0] as ours:
+            assert program.getsockname()[0] == family.before
+            yield Captured(program, ours)
+
+
+@pytest.fixture
+def move(lab: Lab, family: Family) -> Iterator[Callable[[str, str], None]]:
+    """Gives the client another address; it has that of before again at the end.
+
+    The new one is all of its network, so the old one is not of the same network.
+    """
+    before = f"{family.before}/{family.bits}"
+
+    def move(old: str, new: str) -> None:
+        old, new = (before if address == family.before else address for address in (old, new))
+        ip(
+            lab.client,
+            f"address delete {old} dev to-server",
+            f"address add {new} dev to-server nodad",
+            f"route replace default via {family.router} dev to-server onlink",
+        )
+
+    yield move
+    if before not in lab.client.run(["ip", "address"]).stdout:
+        move(family.after, family.before)
+
+
+def ip(host: Host, *commands: str) -> None:
+    host.run(["ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
+
+
+def kept(lab: Lab) -> list[str]:
+    """The addresses that are local by routes of helpers, sorted."""
+    commands = [["ip", family, "route", "show", "table", "local"] for family in ("-4", "-6")]
+    lines = "".join(lab.client.run(command).stdout for command in commands).splitlines()
+    return sorted(line.split()[1] for line in lines if re.match("local .* dev sshunt", line))
+
+
+def source(host: Host, destination: str) -> str:
+    """Which address a new connection of this host would have."""
+    with host.make_socket(family_of(destination), socket.SOCK_DGRAM) as probe:
+        probe.connect((destination, 9))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+Move = Callable[[str, str], None]
+
+
+def test_a_connection_stands_still_without_its_address_and_goes_on_when_it_is_kept(
+    capture: Capture, connection: Captured, family: Family, move: Move
+) -> None:
+    move(family.before, family.after)
+    connection.send()
+    assert not connection.arrives(FROZEN_S)
+    capture.ask("keep", [family.before])
+    if family is FAMILIES[6]:  # only the way back stood still
+        assert connection.program.recv(100) == b"answer"
+    else:
+        assert connection.arrives(RESUMED_S)
+    connection.send()
+    assert connection.arrives(RESUMED_S)
+
+
+def test_an_address_that_is_kept_before_it_goes_is_not_missed(
+    lab: Lab, capture: Capture, connection: Captured, family: Family, move: Move
+) -> None:
+    capture.ask("keep", [family.before])
+    assert source(lab.client, family.elsewhere) == family.before
+    with lab.server.listen(family.elsewhere) as listener:
+        port = listener.getsockname()[1]
+        with lab.client.connect(family.elsewhere, port), listener.accept()[0] as accepted:
+            assert accepted.getpeername()[0] == family.before
+    for old, new in ((family.before, family.after), (family.after, family.before)):
+        move(old, new)
+        connection.send()
+        assert connection.arrives(RESUMED_S)
+        assert source(lab.client, family.elsewhere) == new
+
+
+@pytest.mark.usefixtures("connection")
+def test_no_new_connection_has_a_kept_address_and_no_interface_shows_it(
+    lab: Lab, capture: Capture, family: Family, move: Move
+) -> None:
+    move(family.before, family.after)
+    capture.ask("keep", [family.before])
+    assert source(lab.client, family.elsewhere) == family.after
+    assert f"{family.before}/" not in lab.client.run(["ip", "address"]).stdout
+    (device,) = devices(lab)
+    assert lab.client.run(["ip", "address", "show", "dev", device]).stdout.count("inet") == 0
+
+
+@pytest.mark.usefixtures("connection")
+def test_when_the_helper_is_killed_its_device_and_its_addresses_are_gone(
+    lab: Lab, capture: Capture, family: Family
+) -> None:
+    capture.ask("guard")  # with a sweeper, which outlives it
+    capture.ask("keep", [family.before, "192.0.2.200", "2001:db8:1::200"])
+    assert len(kept(lab)) == 3
+    os.kill(capture.helper_pid(), signal.SIGKILL)
+    soon(lambda: not devices(lab) and not kept(lab))
+    assert source(lab.client, family.elsewhere) == family.before
+
+
+def test_only_the_addresses_that_were_asked_for_last_are_kept(lab: Lab, capture: Capture) -> None:
+    capture.apply([FAMILIES[4].route])
+    for addresses in (
+        ["192.0.2.200"],
+        ["192.0.2.200", "2001:db8:1::200"],
+        ["192.0.2.201", "2001:db8:1::200"],
+        ["192.0.2.201", "2001:db8:1::200"],
+        ["2001:db8:1::201"],
+    ):
+        assert capture.ask("keep", addresses) is None
+        assert kept(lab) == addresses
+        assert len(devices(lab)) == 1
+    capture.ask("keep", [])
+    assert not devices(lab)
+
+
+def test_undo_keeps_nothing_and_one_can_start_over(lab: Lab, capture: Capture) -> None:
+    for _ in range(2):
+        capture.apply([FAMILIES[4].route])
+        capture.ask("keep", ["192.0.2.200"])
+        assert kept(lab) == ["192.0.2.200"]
+        capture.ask("undo")
+        assert not devices(lab)
+
+
+def test_two_sessions_may_keep_the_same_address_and_end_one_by_one(lab: Lab, start: Start) -> None:
+    addresses = ["192.0.2.200", "2001:db8:1::200"]
+    sessions = [start(), start()]
+    for capture in sessions:
+        capture.apply([FAMILIES[4].route])
+        assert capture.ask("keep", addresses) is None
+    assert kept(lab) == sorted(addresses * 2)
+    sessions[0].ask("keep", [])
+    assert kept(lab) == addresses
+    sessions[1].ask("close")
+    assert not devices(lab)
+
+
+def test_a_refusal_changes_nothing_and_what_others_have_removed_is_no_error(
+    lab: Lab, capture: Capture
+) -> None:
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", ["192.0.2.200"])
+    (device,) = devices(lab)
+    ip(lab.client, f"link set {device} down")  # it takes no new route of IPv6
+    message, hint, _ = capture.ask("keep", ["192.0.2.201", "192.0.2.202", "2001:db8:1::201"])
+    assert "can't keep" in message
+    assert hint
+    assert kept(lab) == ["192.0.2.200"]
+    ip(lab.client, f"route delete local 192.0.2.200 dev {device} table local")
+    capture.ask("keep", ["192.0.2.201"])
+    assert kept(lab) == ["192.0.2.201"]
