@@ -112,6 +112,7 @@ class Keeper:
         self._checked_at = float("-inf")
         self._reconnecting: asyncio.Task[None] | None = None
         self._peers: tuple[Endpoint, ...] = ()
+        self._lost_session = False  # since the connection was lost
         self._needs_a_person = False  # the last attempt failed for want of one, and that was said
 
     @property
@@ -158,6 +159,7 @@ class Keeper:
     def lose_session(self, why: str) -> None:
         """The far side does not hold the session any more: begin a new one."""
         count = self._lanes.abandon_session()
+        self._lost_session = True
         self._console.line(
             f"{self._host} has lost the session ({why}): {_connections(count)} reset,"
             " beginning a new one"
@@ -228,7 +230,8 @@ class Keeper:
         self.down_since = self.next_attempt_at = None
         self._needs_a_person = False
         count = len(self._tunnel.relays)
-        kept = f": {_connections(count)} kept" if count else ""
+        kept = f": {_connections(count)} kept" if count and not self._lost_session else ""
+        self._lost_session = False
         self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
         if self.on_up is not None:
             self.on_up()
@@ -239,7 +242,8 @@ class Keeper:
         task = self._reconnecting
         if task is not None and task.done():
             self._reconnecting = None
-            task.result()  # raises what ended it
+            if not task.cancelled():
+                task.result()  # raises what ended it
         if self.is_down and self._reconnecting is None:
             self._reconnecting = asyncio.ensure_future(self._reconnect())
             self._reconnecting.add_done_callback(lambda _: self._look.set())
@@ -278,9 +282,12 @@ class Keeper:
         if self._tunnel.lanes or last is None:
             return
         await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
+        if not self._lanes.are_resumable:
+            return
         if last.ended.done() and last.ended.result() == AGENT_DIED:
             self.lose_session("its agent died")
-        elif not self._tunnel.outlives_lanes and self._lanes.are_resumable:
+        elif not self._tunnel.outlives_lanes:
+            self._lost_session = True
             self._lanes.abandon_session()
 
     def _end_overdue_session(self) -> None:
