@@ -1,8 +1,13 @@
 """Connections outlive the ssh connection, at length: ./dev bench outlive
 
-Four transfers, two each way, each checked by SHA-256, while what carries them is killed at random
-moments (seeded): the client's ssh, the server's sshd. Transfers are repeated until there were so
-many kills. A pause is the time from a kill to the next byte of a download.
+Four transfers, two each way, each checked by SHA-256, while what carries them fails at random
+moments (seeded). Transfers are repeated until there were so many failures.
+
+    kill    kill -9 of the client's ssh, or of the server's sshd
+    cut     the link carries nothing for --cut seconds: no RST, no FIN
+    move    the client's address is another one from now on
+
+A pause is the longest time without a byte of a download after a kill, a move or a link's return.
 """
 
 import argparse
@@ -19,13 +24,18 @@ from pathlib import Path
 
 from bench import processes, report
 from sshunt.lab.hosts import Host
+from sshunt.lab.link import Shape
 from sshunt.lab.servers import payload, payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
 
-DEADLINE_S = 120.0
+#: A transfer that takes longer, pauses included, is given up.
+DEADLINE_S = 900.0
 
 #: No byte for so long, and a transfer hangs.
 HANGS_S = 60.0
+
+#: Bytes that came for so long after a failure: they flow again, or still.
+FLOWS_S = 2.0
 
 
 class Download(threading.Thread):
@@ -100,15 +110,42 @@ def kill_once(lab: Lab, rng: random.Random) -> bool:
     return bool(victims)
 
 
+def cut(lab: Lab, seconds: float) -> None:
+    """Nothing gets through for a while."""
+    lab.link.cut()
+    time.sleep(seconds)
+    lab.link.mend()
+
+
+class Mover:
+    """Gives the client another address towards the server, each time."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._host = lab.client
+        self._number = 1
+
+    def move(self) -> None:
+        """Now."""
+        old, self._number = self._number, self._number + 10
+        for verb, number in (("del", old), ("add", self._number)):
+            self._host.run(["ip", "addr", verb, f"192.0.2.{number}/24", "dev", "to-server"])
+        self._host.run(["ip", "route", "replace", "default", "via", "192.0.2.2"])
+
+
 def pause_s(downloads: list[Download]) -> float | None:
-    """How long it takes until a download goes on; None if all are over by then."""
-    begin, before = time.monotonic(), sum(d.moved for d in downloads)
-    time.sleep(0.05)  # what is in the pipes still comes
-    before = sum(d.moved for d in downloads)
-    while any(d.is_alive() for d in downloads) and time.monotonic() < begin + HANGS_S:
-        if sum(d.moved for d in downloads) > before:
-            return time.monotonic() - begin
+    """The longest time without a byte from now until they flow again; None if they are over."""
+    begin = changed_at = time.monotonic()
+    count, longest_s = -1, 0.0
+    while any(d.is_alive() for d in downloads):
         time.sleep(0.005)
+        now, moved = time.monotonic(), sum(d.moved for d in downloads)
+        if moved != count:
+            longest_s = max(longest_s, now - changed_at)
+            count, changed_at = moved, now
+        if now > changed_at + HANGS_S:
+            return now - changed_at
+        if now > begin + FLOWS_S and now < changed_at + FLOWS_S / 10:
+            return longest_s
     return None
 
 
@@ -119,6 +156,17 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
     with body.open("wb") as file:
         for block in payload(options.size):
             file.write(block)
+    mover = Mover(lab)
+
+    def fail() -> bool:
+        if options.how == "kill":
+            return kill_once(lab, rng)
+        if options.how == "cut":
+            cut(lab, options.cut)
+        else:
+            mover.move()
+        return True
+
     kills, rounds = 0, 0
     pauses: list[float] = []
     problems: list[str] = []
@@ -130,7 +178,7 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
             transfer.start()
         while any(transfer.is_alive() for transfer in transfers):
             time.sleep(rng.uniform(0.0, 0.6))
-            if any(d.is_alive() for d in downloads) and kill_once(lab, rng):
+            if any(d.is_alive() for d in downloads) and kills < 2 * options.kills and fail():
                 kills += 1
                 paused = pause_s(downloads)
                 if paused is not None:
@@ -152,16 +200,24 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
 
 def main(argv: list[str] | None = None) -> int:
     """Run it; 1 if a transfer did not arrive whole."""
-    parser = argparse.ArgumentParser(prog="./dev bench outlive", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
+    parser = argparse.ArgumentParser(
+        prog="./dev bench outlive",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--how", choices=("kill", "cut", "move"), default="kill")
+    parser.add_argument("--kills", type=int, default=50, help="failures, of whatever kind")
+    parser.add_argument("--cut", type=float, default=30.0, help="seconds; default: %(default)s")
     parser.add_argument("--size", type=int, default=500_000_000, help="bytes of each transfer")
     parser.add_argument("--seed", type=int, default=int(time.time()) % 10_000)
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
-        options.kills, options.size = 2, 30_000_000
+        options.kills, options.size = 1, 200_000_000
     print(f"seed {options.seed}", file=sys.stderr)
-    with Lab() as lab:
+    # Only an emulated link can be cut; a real one between namespaces is a LAN.
+    shape = None if options.how == "kill" else Shape(1e9, 0.001, 2_000_000)
+    with Lab(up=shape, down=shape) as lab:
         lab.web(lab.target)
         log = lab.folder / "sshunt.log"
         with log.open("wb") as stderr:

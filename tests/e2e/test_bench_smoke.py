@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import behaviour, conns, lan, plot, report, wan
+from bench import behaviour, conns, lan, outlive, plot, report, wan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -64,3 +64,10 @@ def test_the_behaviour_benchmark_runs(tmp_path: Path) -> None:
     medians = written(tmp_path)["medians"]
     for case in ("requests down", "requests up"):
         assert medians[case]["p99_ms"] >= medians[case]["p50_ms"] > 0
+
+
+def test_the_soak_of_kills_runs(tmp_path: Path) -> None:
+    assert outlive.main(["--smoke"]) == 0
+    row = written(tmp_path)["medians"]
+    assert row["kills"] >= 1
+    assert row["failed"] == 0

@@ -158,3 +158,25 @@ def test_version_and_help_need_no_host(capfd: pytest.CaptureFixture[str]) -> Non
     assert __version__ in said
     assert "examples:" in said
     assert "exit status:" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("45s", 45), ("90m", 5400), ("12h", 43200), ("7d", 604800)],
+)
+def test_a_grace_time_is_seconds_or_has_a_unit(text: str, seconds: int) -> None:
+    assert parse(["-r", "gate", "--grace", text, "10.0.0.0/8"]).grace_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5h", "8d", "1w", "h", "\u0661"])
+def test_what_is_no_grace_time_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no time up to 7d"):
+        parse(["-r", "gate", f"--grace={text}", "10.0.0.0/8"])
+
+
+def test_attempts_are_made_for_ever_and_the_rules_stay_unless_it_is_said_otherwise() -> None:
+    options = parse(["-r", "gate", "10.0.0.0/8"])
+    assert (options.max_retries, options.fail_open, options.grace_s) == (None, False, 3600)
+    words = ["--max-retries", "0", "--fail", "open"]
+    options = parse(["-r", "gate", *words, "10.0.0.0/8"])
+    assert (options.max_retries, options.fail_open) == (0, True)

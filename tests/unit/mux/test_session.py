@@ -29,6 +29,7 @@ from sshunt.mux.session import (
     DataReceived,
     FinReceived,
     GoodbyeReceived,
+    LaneGone,
     Session,
     StreamOpened,
     StreamRequested,
@@ -739,6 +740,30 @@ def test_a_few_bytes_of_a_stream_take_it_too() -> None:
     ends.client.write(near, Payload(b"a key"), ends.now)
     assert not ends.transmit(ends.client, lane=1)
     assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
+
+
+def test_a_lane_owes_an_answer_since_the_oldest_question_that_is_still_open() -> None:
+    ends = Ends(lanes=1)
+    lane = ends.client.lanes[1]
+    assert lane.unanswered_s(ends.now + 100) == 0.0
+    ends.client.ping(1)
+    ends.transmit(ends.client)
+    ends.now += 3.0
+    ends.client.ping(1)
+    ends.transmit(ends.client)
+    assert lane.unanswered_s(ends.now) == 3.0
+    ends.deliver(ends.agent)
+    ends.send(ends.agent)
+    assert lane.unanswered_s(ends.now + 100) == 0.0
+
+
+def test_the_other_side_is_told_of_a_lane_that_is_gone_over_the_next_one() -> None:
+    ends = Ends(lanes=1)
+    ends.client.lose_lane(1, ends.now)
+    ends.client.tell_lane_gone(1)
+    ends.client.add_lane(2, ends.now)
+    ends.agent.add_lane(2, ends.now)
+    assert LaneGone(1) in ends.send(ends.client, lane=2)
 
 
 def test_a_few_bytes_go_over_the_second_best_lane_as_well_and_arrive_once() -> None:

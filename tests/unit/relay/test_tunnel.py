@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from sshunt.mux import frames
-from sshunt.mux.session import DatagramReceived
+from sshunt.mux.hello import CLIENT
+from sshunt.mux.session import DatagramReceived, Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.promise import PromisedPayload
 from tests.unit.relay.ends import Ends, accept, listen, read_all, run, threaded
@@ -212,3 +213,36 @@ def test_with_two_lanes_a_copy_is_kept_and_a_dead_lane_resets_nobody() -> None:
             program.close()
 
     run(conversation, outlives_lanes=False)
+
+
+# --- lanes that the other side can't see dying, sessions that end ---------------------------------
+
+
+def test_a_lane_that_the_other_side_gave_up_is_given_up_here_too() -> None:
+    async def conversation(ends: Ends) -> None:
+        ends.join(1)
+        ends.client.session.tell_lane_gone(0)
+        ends.client.session.tell_lane_gone(7)  # never heard of
+        ends.client.wake()
+        gone: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        ends.agent.on_lane_ended = lambda _, why: gone.set_result(why)
+        assert await until(gone) == "the other side gave it up"
+        assert list(ends.agent.lanes) == [1]
+
+    run(conversation)
+
+
+def test_another_session_begins_where_one_was_lost() -> None:
+    async def conversation(ends: Ends) -> None:
+        program = ends.connect("127.0.0.1", 1)
+        ends.client.reset_all()
+        ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
+        before = ends.client.session
+        ends.client.begin(Session(CLIENT), outlives_lanes=False)
+        assert ends.client.session is not before
+        assert not ends.client.session.streams
+        assert not ends.client.moves_payload  # there is no lane yet
+        with program:
+            assert await threaded(lambda: program.recv(1)) == b""
+
+    run(conversation)
