@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
             report.OUT.mkdir(exist_ok=True)
             (report.OUT / "outlive.log").write_bytes(log.read_bytes())
     report.show("outlive", ["", "seen"], [[key, value] for key, value in row.items()])
-    report.write("outlive", vars(options), {"medians": row})
+    report.write("outlive", vars(options), {"medians": row, "rounds": [row]})
     return 1 if row["failed"] else 0
 
 
