@@ -36,6 +36,9 @@ from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 
+#: Frames that leave so soon after each other are a burst.
+BURST_S = 0.0003
+
 #: Weight of a new round-trip sample in the smoothed one (RFC 6298).
 RTT_WEIGHT = 1 / 8
 
@@ -45,7 +48,7 @@ class Sent(NamedTuple):
 
     ``kind`` is its type. DATA has ``stream``, ``offset`` and ``payload``; FIN and OPEN have
     ``stream``; the other reliable ones have their encoded bytes in ``raw``; unreliable ones
-    neither."""
+    neither. ``ahead_bytes`` left just before it, so that it had to wait for them."""
 
     end: int
     sent_at: float
@@ -54,6 +57,7 @@ class Sent(NamedTuple):
     offset: int
     payload: Optional[Payload]
     raw: bytes
+    ahead_bytes: int  # of the same burst
 
 
 class Twin(NamedTuple):
@@ -72,6 +76,8 @@ class Lane:
     __slots__ = (
         "_ack_due",
         "_acked_at",
+        "_burst_at",
+        "_burst_bytes",
         "_eliciting_end",
         "_last_at",
         "_newest_at",
@@ -101,6 +107,8 @@ class Lane:
         self.outstanding: Deque[Sent] = deque()
         self._eliciting_end = 0  # end of the last frame that asked for an ack
         self._acked_at = now
+        self._burst_at = now  # when its newest frame left
+        self._burst_bytes = 0
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
         self.pacer = Pacer(path or Path())
         self.ping_wanted = False
@@ -177,8 +185,15 @@ class Lane:
         if not self.outstanding:
             self.pacer.note_idle(now - self._last_at)
         self._last_at = now
+        if now - self._burst_at > BURST_S:
+            self._burst_bytes = 0
+        ahead_bytes = self._burst_bytes
+        self._burst_at = now
+        self._burst_bytes += size
         self.sent = self._eliciting_end = self.sent + size
-        self.outstanding.append(Sent(self.sent, now, kind, stream, offset, payload, raw))
+        self.outstanding.append(
+            Sent(self.sent, now, kind, stream, offset, payload, raw, ahead_bytes)
+        )
 
     def acknowledge(self, position: int, held_s: float, arrived_us: int, now: float) -> List[Sent]:
         """The peer has processed everything up to ``position``, the newest of it when its own clock
@@ -192,10 +207,13 @@ class Lane:
             released.append(outstanding.popleft())
         self.acked = max(self.acked, position)
         if released:
-            sent_at = released[-1].sent_at
+            newest = released[-1]
+            sent_at = newest.sent_at
             self._last_at = self._acked_at = now
             self._measure(now - sent_at - held_s)
-            self.pacer.on_ack(self.acked, self.sent, sent_at, held_s, arrived_us, now)
+            self.pacer.on_ack(
+                self.acked, self.sent, sent_at, held_s, arrived_us, now, newest.ahead_bytes
+            )
         return released
 
     def _measure(self, sample_s: float) -> None:

@@ -162,6 +162,7 @@ class Pacer:
         "_excess_rounds",
         "_first_arrived",
         "_first_at",
+        "_free_delay_s",
         "_growth",
         "_held_back",
         "_hungry_rounds",
@@ -202,6 +203,7 @@ class Pacer:
         self._first_at = 0.0
         self._first_arrived = 0
         self._delay_s = self._least_rtt_s = float("inf")
+        self._free_delay_s = float("inf")  # least, but for what left together with it
         self._rtt_sum_s = 0.0
         self._rtt_count = 0
         self._round_trip_s = 0.0  # least of the last round
@@ -243,10 +245,17 @@ class Pacer:
         self._note_best(0.0)
 
     def on_ack(
-        self, acked: int, sent: int, sent_at: float, held_s: float, arrived: int, now: float
+        self,
+        acked: int,
+        sent: int,
+        sent_at: float,
+        held_s: float,
+        arrived: int,
+        now: float,
+        ahead_bytes: int = 0,
     ) -> None:
-        """The peer had processed what we sent at ``sent_at`` when its clock said ``arrived``, and
-        held the acknowledgement for ``held_s``.
+        """The peer had processed what we sent at ``sent_at``, behind ``ahead_bytes`` of the same
+        moment, when its clock said ``arrived``, and held the acknowledgement for ``held_s``.
         """
         delay_s = self._path.one_way_s(sent_at, arrived)
         rtt_s = now - sent_at
@@ -261,6 +270,12 @@ class Pacer:
         self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s
+        if ahead_bytes and self._growth <= GROWTH and self._path.best_rate:
+            burst_s = min(ahead_bytes / self._path.best_rate, BURST_S)
+            if delay_s - burst_s < self._free_delay_s:
+                self._free_delay_s = delay_s - burst_s
+        elif delay_s < self._free_delay_s:
+            self._free_delay_s = delay_s
         least_s = max(rtt_s - held_s, LEAST_RTT_S)  # it may say that it held it for an hour
         if least_s < self._least_rtt_s:
             self._least_rtt_s = least_s
@@ -277,7 +292,7 @@ class Pacer:
         self._acked = acked
         self._first_at = now
         self._first_arrived = arrived
-        self._delay_s = self._least_rtt_s = float("inf")
+        self._delay_s = self._free_delay_s = self._least_rtt_s = float("inf")
         self._rtt_sum_s = 0.0
         self._rtt_count = 0
         self._was_held_back = self._held_back
@@ -286,7 +301,8 @@ class Pacer:
     def _end_round(self, acked: int, arrived: int, now: float) -> None:
         path = self._path
         last_queue_s = self.queue_s
-        self.queue_s = path.queue_above(self._delay_s, self._least_rtt_s, now)
+        queue_s = path.queue_above(self._delay_s, self._least_rtt_s, now)
+        self.queue_s = max(queue_s - (self._delay_s - self._free_delay_s), 0.0)
         self.rtt_s = max(self._rtt_sum_s / self._rtt_count, LEAST_RTT_S)
         self._round_trip_s = self._least_rtt_s
         if not (self._held_back or self._was_held_back):
