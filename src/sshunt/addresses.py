@@ -26,7 +26,10 @@ class FormerAddresses:
         """Those of the ``used`` addresses that were this host's and are not any more, sorted; no
         more than can be kept.
         """
-        used, present = set(used), _present()
+        try:
+            used, present = set(used), _present()
+        except OSError:  # out of descriptors: nothing is known to be gone
+            return ()
         self._own = present | (self._own & used)
         return tuple(sorted(a for a in self._own - present if can_be_kept(a)))[:MAX_KEPT]
 

@@ -416,9 +416,11 @@ class _Up:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_kept = False
-            for work in works:
-                work.cancel()
-            await asyncio.wait(works)
+            left = set(works)
+            while left:
+                for work in left:
+                    work.cancel()
+                _, left = await asyncio.wait(left, timeout=1.0)
         if self._bug.done():
             raise self._bug.result()
         if stop.done():
@@ -448,6 +450,7 @@ class _Up:
     async def say_goodbye(self) -> None:
         """End the session in order: the agent then leaves at once, not after its grace time."""
         if self.tunnel.lanes:
+            self._emptied.clear()
             self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
             self.tunnel.pump()
             with suppress(asyncio.TimeoutError):
@@ -472,6 +475,7 @@ class _Up:
 
     def _on_down(self) -> None:
         if self._options.fail_open:
+            self._kept = ()  # they go with the rules
             self._change_rules(self._helper.undo)
 
     def _on_up(self) -> None:
@@ -480,6 +484,7 @@ class _Up:
         if self._options.fail_open and self.plan is not None:
             plan = self.plan
             self._change_rules(lambda: self._helper.apply(plan))
+            self._keep_addresses()
         elif not self._helper.guarded:
             self._change_rules(lambda: self._helper.bypass(self.peers()))
 
@@ -489,6 +494,8 @@ class _Up:
 
     def _keep_addresses(self) -> None:
         """Let the addresses that open connections bear stay this host's own."""
+        if self._options.fail_open and self.is_down:
+            return  # there are no rules just now
         needed = self._former.needed(_other_ends(self.tunnel))
         if needed != self._kept:
             self._kept = needed
@@ -506,6 +513,7 @@ class _Up:
                 await step()
             except UserError as error:
                 if optional:
+                    self._kept = ()  # to be tried again when there is news
                     self._console.detail(1, error.message)
                 elif not self._bug.done():
                     self._bug.set_result(error)
@@ -553,10 +561,11 @@ class _Up:
         """Now and then, while there is traffic: what the pacers of both ends believe."""
         if not (self.lanes.may_be_several or self._console.verbosity):
             await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
-        session, loop = self.tunnel.session, self.tunnel.loop
+        loop = self.tunnel.loop
         before = self._traffic()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            session = self.tunnel.session
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after

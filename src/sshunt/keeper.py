@@ -28,7 +28,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from sshunt.console import Console
@@ -74,6 +73,9 @@ PROBED_PEERS = 4
 #: waits for nobody.
 CONNECT_TIMEOUT_S = 8
 ATTEMPT_DEADLINE_S = 30.0
+
+#: News of the network don't end an attempt that is younger: there may be news all the time.
+LEAST_ATTEMPT_S = 3.0
 
 #: The far side's ssh command ends with this when it sees its agent die (agent.stub).
 AGENT_DIED = 99
@@ -171,8 +173,7 @@ class Keeper:
         try:
             while True:
                 hurry = self._loop.time() < self._hurry_until
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), HURRY_TICK_S if hurry else TICK_S)
+                await _happens(self._look, HURRY_TICK_S if hurry else TICK_S)
                 self._look.clear()
                 self._look_at_lanes()
                 self._reconnect_if_needed()
@@ -186,7 +187,9 @@ class Keeper:
     def _look_at_lanes(self) -> None:
         session, now = self._tunnel.session, self._loop.time()
         suspects = [lane for lane in session.lanes.values() if self._is_suspect(lane, now)]
-        if len(suspects) < len(session.lanes):
+        if not session.lanes:
+            self._go_down("", 0.0)
+        elif len(suspects) < len(session.lanes):
             for lane in suspects:
                 self._drop(lane, now)
             if self.is_down:
@@ -256,8 +259,7 @@ class Keeper:
         failures = 0
         pause_s = 0.0
         while self.is_down:
-            if failures:
-                await self._pause(pause_s)
+            if failures and not await self._pause(pause_s):
                 await self._until_reachable()
             self._end_overdue_session()
             before = list(self._tunnel.lanes.values())
@@ -274,7 +276,8 @@ class Keeper:
             self.note_peers()
             for lane in before:
                 self._tunnel.lane_ended(lane, "replaced")
-            self._go_up()
+            if self._tunnel.lanes:
+                self._go_up()
 
     async def _judge_session(self) -> None:
         """What the end of the last ssh says about the agent behind it."""
@@ -300,6 +303,7 @@ class Keeper:
         self.next_attempt_at = None
         self._retry.clear()
         pids: list[int] = []
+        began = self._loop.time()
         deadline_s = HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S
         connecting = asyncio.ensure_future(
             self._lanes.connect(
@@ -309,6 +313,7 @@ class Keeper:
                 deadline_s=deadline_s,
             )
         )
+        asked: asyncio.Future[Any] = self._loop.create_future()
         try:
             while not connecting.done():
                 asked = asyncio.ensure_future(self._retry.wait())
@@ -316,12 +321,16 @@ class Keeper:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 asked.cancel()
                 self._retry.clear()
-                if not connecting.done() and pids and not has_connection(pids[0]):
+                overdue = self._loop.time() > began + LEAST_ATTEMPT_S
+                if not connecting.done() and overdue and pids and not has_connection(pids[0]):
                     return False
         finally:
-            if not connecting.done():
+            asked.cancel()
+            while not connecting.done():
                 connecting.cancel()
-                await asyncio.wait([connecting])
+                await asyncio.wait([connecting], timeout=0.1)
+            if not connecting.cancelled():
+                connecting.exception()  # told below, or of no interest any more
         connecting.result()
         return True
 
@@ -344,16 +353,18 @@ class Keeper:
         pause_s = min(FIRST_PAUSE_S * 2.0 ** (failures - 1), LONGEST_PAUSE_S)
         return pause_s * (1.0 - JITTER * random.random())
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, unless ``check`` is called."""
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; True as soon as ``check`` is called."""
         self.next_attempt_at = self._loop.time() + seconds
         self._retry.clear()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._retry.wait(), seconds)
+        return await _happens(self._retry, seconds)
 
     async def _until_reachable(self) -> None:
-        """Wait until one of the addresses that ssh was connected to answers, if any is known."""
-        while self._peers:
+        """Wait until one of the addresses that ssh was connected to answers, if any is known; not
+        for ever, because the server may have got another one, and not after ``check``.
+        """
+        end = self._loop.time() + LONGEST_PAUSE_S
+        while self._peers and self._loop.time() < end:
             begin = self._loop.time()
             probes = [
                 asyncio.ensure_future(_answers(address, port))
@@ -369,7 +380,20 @@ class Keeper:
                 for task in probes:
                     task.cancel()
                 await asyncio.wait(probes)
-            await self._pause(max(begin + PROBE_EVERY_S - self._loop.time(), 0.0))
+            if await self._pause(max(begin + PROBE_EVERY_S - self._loop.time(), 0.0)):
+                return
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    """True as soon as ``event`` is set, False after so long. (``wait_for`` of Python 3.11 and older
+    swallows a cancellation that comes together with the event.)
+    """
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
+    return event.is_set()
 
 
 async def _answers(address: str, port: int) -> bool:

@@ -84,6 +84,9 @@ END_DEADLINE_S = 1.0
 #: A HELLO has 16 bits for a lane's number.
 LANE_NUMBERS = 1 << 16
 
+#: Lanes that were lost while there was none to say so, and attempts in vain: the newest of them.
+MOST_GONE = 256
+
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 _OWN_CONNECTION = ("-o", "ControlPath=none")
 
@@ -140,6 +143,7 @@ class Lanes:
         self._ssh: dict[int, SshLane] = {}
         self._token = b""  # of the session that may be resumed; b"": none
         self._next = 0
+        self._gone: set[int] = set()  # lanes that the far side may still think it has
         self._opening: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._bulk_at = tunnel.loop.time()
@@ -171,15 +175,23 @@ class Lanes:
         features = 0 if self._token else FEATURE_CREATE
         number = self._take_number()
         hello = make_hello(CLIENT, token, lane=number, features=features, grace_s=self._grace_s)
-        ssh = await connect(
-            self._remote,
-            hello,
-            ssh_options=[*self._cipher, *ssh_options],
-            on_stderr=on_stderr,
-            deadline_s=deadline_s,
-            share=self._sharing is Sharing.OURS and self._most > 1,
-            on_started=on_started,
-        )
+        try:
+            ssh = await connect(
+                self._remote,
+                hello,
+                ssh_options=[*self._cipher, *ssh_options],
+                on_stderr=on_stderr,
+                deadline_s=deadline_s,
+                share=self._sharing is Sharing.OURS and self._most > 1,
+                on_started=on_started,
+            )
+        except BaseException:
+            self._note_gone(number)  # it may be up over there, and its answer be lost
+            raise
+        if not features and token != self._token:  # meanwhile that session has ended
+            _close_pipes(ssh)
+            await ssh.close(END_DEADLINE_S)
+            raise UserError("the session ended meanwhile", "try again", ExitCode.LOST)
         if features:
             self._begin(token, ssh.hello)
         self.last = ssh
@@ -216,6 +228,7 @@ class Lanes:
         """
         count = len(self._tunnel.relays)
         self._token = b""
+        self._gone.clear()
         for lane in list(self._tunnel.lanes.values()):
             self._tunnel.lane_ended(lane, "the session is over")
         self._tunnel.reset_all()
@@ -271,6 +284,7 @@ class Lanes:
             self._console.detail(1, f"lane {number} is up: one was the limit")
             self._add(number, ssh)
         except (UserError, OSError) as error:
+            self._note_gone(number)
             if not isinstance(error, UserError) or error.exit_code is not ExitCode.AUTH:
                 self._try_later(error)
             elif not by_channel and self._channel_options is not None:
@@ -311,7 +325,8 @@ class Lanes:
             return
         if reason != IDLE:  # whatever it was, it may happen to the next one, too
             self._not_before = self._tunnel.loop.time() + RETRY_S
-        self._tunnel.session.tell_lane_gone(lane.lane_id)
+        self._note_gone(lane.lane_id)
+        self._tell_gone()
         self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
         ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
         self._ending.add(ending)
@@ -329,9 +344,23 @@ class Lanes:
             await asyncio.wait(self._opening | self._ending)
 
     def _take_number(self) -> int:
+        while self._next in self._ssh:
+            self._next = (self._next + 1) % LANE_NUMBERS
         number = self._next
         self._next = (self._next + 1) % LANE_NUMBERS
         return number
+
+    def _note_gone(self, number: int) -> None:
+        self._gone.add(number)
+        if len(self._gone) > MOST_GONE:
+            self._gone.discard(min(self._gone))
+
+    def _tell_gone(self) -> None:
+        """As soon as there is a lane for it."""
+        if self._tunnel.lanes:
+            for number in sorted(self._gone):
+                self._tunnel.session.tell_lane_gone(number)
+            self._gone.clear()
 
     def _add(self, number: int, ssh: SshLane) -> None:
         """``ssh`` is up: its lane is the tunnel's. Raises OSError if it is dead already."""
@@ -339,8 +368,12 @@ class Lanes:
         try:
             lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
         except OSError:
+            del self._ssh[number]
             _close_pipes(ssh)
+            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
             raise
+        self._gone.discard(number)
+        self._tell_gone()
         self._tunnel.session.ping(number)
         lane.receive(ssh.rest)
 

@@ -36,7 +36,7 @@ def _family(pid: int) -> list[psutil.Process]:
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
+    except (psutil.Error, OSError, RuntimeError):  # gone; out of descriptors; it changed meanwhile
         return []
 
 
@@ -45,7 +45,7 @@ def _peers_of(process: psutil.Process, statuses: frozenset[str] = _LIVE) -> list
         # Renamed in psutil 6.
         list_connections = getattr(process, "net_connections", None) or process.connections
         connections = list_connections(kind="tcp")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+    except (psutil.Error, OSError, RuntimeError):
         return []
     return [
         (connection.raddr.ip, connection.raddr.port)

@@ -30,7 +30,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,12 +242,14 @@ class SshLane:
         """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first."""
         for end, patience_s in ((None, deadline_s), (signal.SIGTERM, KILL_DEADLINE_S)):
             if end is not None and not self.ended.done():
-                self.process.send_signal(end)
+                with suppress(ProcessLookupError):
+                    self.process.send_signal(end)
             await asyncio.wait([self.ended], timeout=patience_s)
             if self.ended.done():
                 break
         else:
-            self.process.kill()
+            with suppress(ProcessLookupError):
+                self.process.kill()
             await self.ended
         self.stderr.close()
         if self.control is not None:
@@ -363,8 +365,9 @@ async def _greet(lane: SshLane, ours: Hello, deadline_s: float) -> None:
         if not listening.done():  # ssh is gone; what it wrote is in the pipe
             await asyncio.wait([listening], timeout=0.2)
     finally:
-        listening.cancel()
-        await asyncio.wait([listening])
+        while not listening.done():  # wait_for may swallow a cancellation
+            listening.cancel()
+            await asyncio.wait([listening], timeout=0.1)
     if listening.cancelled() or not listening.result():
         await asyncio.wait([lane.ended], timeout=CLOSE_DEADLINE_S)
         lane.stderr.drain()
