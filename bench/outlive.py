@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import processes, report
 from sshunt.lab.hosts import Host
 from sshunt.lab.link import Shape
-from sshunt.lab.servers import payload, payload_sha256
+from sshunt.lab.servers import payload_sha256, write_payload
 from sshunt.lab.world import OFFICE_V4, Lab
 
 #: A transfer that takes longer, pauses included, is given up.
@@ -153,9 +153,7 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
     """Transfers and kills until there were enough; what was seen."""
     rng = random.Random(options.seed)
     body = lab.folder / "body"
-    with body.open("wb") as file:
-        for block in payload(options.size):
-            file.write(block)
+    write_payload(body, options.size)
     mover = Mover(lab)
 
     def fail() -> bool:

@@ -32,7 +32,7 @@ from sshunt.addresses import FormerAddresses
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
-from sshunt.console import Console
+from sshunt.console import Console, counted
 from sshunt.control import ControlServer
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
@@ -47,7 +47,6 @@ from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import DatagramReceived, Session
 from sshunt.mux.streams import Stream
 from sshunt.network import NetworkEvents
-from sshunt.peers import ssh_peers
 from sshunt.privilege import Helper, start_helper
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
@@ -310,7 +309,7 @@ class _Up:
         self._helper = helper
         self.listeners: list[Listener] = []
         self.plan: Plan | None = None
-        self._fate_of_rules: asyncio.Task[None] | None = None
+        self._changing_rules: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()  # the last lane has ended
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
@@ -353,8 +352,7 @@ class _Up:
 
     def peers(self) -> tuple[Endpoint, ...]:
         """Whom ssh is connected to."""
-        self._keeper.note_peers()
-        return ssh_peers(self.lanes.last.pid) if self.lanes.last is not None else ()
+        return self._keeper.note_peers()
 
     def listen_to_others(self, session_id: str) -> None:
         """From now on: news of the network, and other commands of this user."""
@@ -504,7 +502,7 @@ class _Up:
 
     def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
         """After the change before it; what fails ends the session, unless it is ``optional``."""
-        before = self._fate_of_rules
+        before = self._changing_rules
 
         async def change() -> None:
             if before is not None:
@@ -518,7 +516,7 @@ class _Up:
                 elif not self._bug.done():
                     self._bug.set_result(error)
 
-        self._fate_of_rules = asyncio.ensure_future(change())
+        self._changing_rules = asyncio.ensure_future(change())
 
     def _on_reset(self, stream: Stream, code: int) -> None:
         self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
@@ -552,7 +550,7 @@ class _Up:
             count = len(self.tunnel.session.streams)
             rtt_ms = self.tunnel.session.rtt_s * 1000
             self._console.status(
-                f"{count} connection{'' if count == 1 else 's'}, "
+                f"{counted(count, 'connection')}, "
                 f"down {_bit_rate(down)}, up {_bit_rate(up)}, RTT {rtt_ms:.1f} ms"
             )
             before = after

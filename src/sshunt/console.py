@@ -106,6 +106,11 @@ class Console:
         return bool(flags & termios.TOSTOP)
 
 
+def counted(count: int, noun: str) -> str:
+    """``count`` and what is counted: "1 connection", "2 connections"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _descriptor(stream: TextIO | None) -> int:
     """The descriptor behind ``stream``, or -1 if stderr was closed when we were started."""
     try:

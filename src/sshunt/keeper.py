@@ -30,7 +30,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sshunt.console import Console
+from sshunt.agent.stub import EXIT_AGENT_DIED
+from sshunt.console import Console, counted
 from sshunt.errors import ExitCode, UserError
 from sshunt.lanes import Lanes
 from sshunt.model import Endpoint
@@ -77,9 +78,6 @@ ATTEMPT_DEADLINE_S = 30.0
 #: News of the network don't end an attempt that is younger: there may be news all the time.
 LEAST_ATTEMPT_S = 3.0
 
-#: The far side's ssh command ends with this when it sees its agent die (agent.stub).
-AGENT_DIED = 99
-
 #: When the pipe ends before ssh, wait so long for what ssh's end will say.
 LAST_WORDS_S = 0.6
 
@@ -125,16 +123,18 @@ class Keeper:
     def status(self) -> str:
         """While down: one line for people."""
         now = self._loop.time()
-        waiting = _connections(len(self._tunnel.relays))
+        waiting = counted(len(self._tunnel.relays), "connection")
         text = f"no connection for {now - (self.down_since or now):.0f} s, {waiting} waiting"
         if self.next_attempt_at is None:
             return text + ", connecting"
         return text + f", next attempt in {max(self.next_attempt_at - now, 0):.0f} s"
 
-    def note_peers(self) -> None:
-        """Remember where the lane that came up last leads."""
-        if self._lanes.last is not None:
-            self._peers = ssh_peers(self._lanes.last.pid) or self._peers
+    def note_peers(self) -> tuple[Endpoint, ...]:
+        """Where the lane that came up last leads, if that can be seen; it is remembered."""
+        last = self._lanes.last
+        found = ssh_peers(last.pid) if last is not None else ()
+        self._peers = found or self._peers
+        return found
 
     def check(self, why: str, *, asked: bool = False) -> None:
         """There is reason to doubt the lanes, or to hope: look at them, try again at once. Where a
@@ -163,7 +163,7 @@ class Keeper:
         count = self._lanes.abandon_session()
         self._lost_session = True
         self._console.line(
-            f"{self._host} has lost the session ({why}): {_connections(count)} reset,"
+            f"{self._host} has lost the session ({why}): {counted(count, 'connection')} reset,"
             " beginning a new one"
         )
         self._look.set()
@@ -194,7 +194,7 @@ class Keeper:
                 self._drop(lane, now)
             if self.is_down:
                 self._go_up()
-        elif suspects and not self.is_down:
+        elif not self.is_down:
             silent_s = min(lane.unanswered_s(now) for lane in suspects)
             self._go_down(f"no answer for {silent_s:.1f} s", silent_s)
         for lane in session.lanes.values():
@@ -218,7 +218,7 @@ class Keeper:
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
         count = len(self._tunnel.relays)
         wait = "wait" if count != 1 else "waits"
-        fate = f"{_connections(count)} {wait}, " if self._tunnel.outlives_lanes else ""
+        fate = f"{counted(count, 'connection')} {wait}, " if self._tunnel.outlives_lanes else ""
         self._console.line(
             f"the connection to {self._host} is lost since {since}"
             f"{f' ({why})' if why else ''}: {fate}connecting again"
@@ -233,7 +233,7 @@ class Keeper:
         self.down_since = self.next_attempt_at = None
         self._needs_a_person = False
         count = len(self._tunnel.relays)
-        kept = f": {_connections(count)} kept" if count and not self._lost_session else ""
+        kept = f": {counted(count, 'connection')} kept" if count and not self._lost_session else ""
         self._lost_session = False
         self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
         if self.on_up is not None:
@@ -287,7 +287,7 @@ class Keeper:
         await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
         if not self._lanes.are_resumable:
             return
-        if last.ended.done() and last.ended.result() == AGENT_DIED:
+        if last.ended.done() and last.ended.result() == EXIT_AGENT_DIED:
             self.lose_session("its agent died")
         elif not self._tunnel.outlives_lanes:
             self._lost_session = True
@@ -406,7 +406,3 @@ async def _answers(address: str, port: int) -> bool:
         return False
     writer.transport.abort()
     return True
-
-
-def _connections(count: int) -> str:
-    return f"{count} connection{'' if count == 1 else 's'}"

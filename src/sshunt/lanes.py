@@ -189,8 +189,7 @@ class Lanes:
             self._note_gone(number)  # it may be up over there, and its answer be lost
             raise
         if not features and token != self._token:  # meanwhile that session has ended
-            _close_pipes(ssh)
-            await ssh.close(END_DEADLINE_S)
+            self._discard(ssh)
             raise UserError("the session ended meanwhile", "try again", ExitCode.LOST)
         if features:
             self._begin(token, ssh.hello)
@@ -278,8 +277,7 @@ class Lanes:
                 deadline_s=CONNECT_DEADLINE_S,
             )
             if token != self._token:  # meanwhile that session has ended
-                _close_pipes(ssh)
-                await ssh.close(END_DEADLINE_S)
+                self._discard(ssh)
                 return
             self._console.detail(1, f"lane {number} is up: one was the limit")
             self._add(number, ssh)
@@ -328,9 +326,7 @@ class Lanes:
         self._note_gone(lane.lane_id)
         self._tell_gone()
         self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
-        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        self._end(ssh)
 
     async def close(self) -> None:
         """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
@@ -338,7 +334,7 @@ class Lanes:
         for opening in self._opening:
             opening.cancel()
         for ssh in self._ssh.values():
-            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
+            self._end(ssh)
         self._ssh.clear()
         if self._opening | self._ending:
             await asyncio.wait(self._opening | self._ending)
@@ -369,15 +365,21 @@ class Lanes:
             lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
         except OSError:
             del self._ssh[number]
-            _close_pipes(ssh)
-            self._ending.add(asyncio.ensure_future(ssh.close(END_DEADLINE_S)))
+            self._discard(ssh)
             raise
         self._gone.discard(number)
         self._tell_gone()
         self._tunnel.session.ping(number)
         lane.receive(ssh.rest)
 
+    def _discard(self, ssh: SshLane) -> None:
+        """Let go of a connection that the tunnel does not have."""
+        os.close(ssh.read_fd)
+        os.close(ssh.write_fd)
+        self._end(ssh)
 
-def _close_pipes(ssh: SshLane) -> None:
-    os.close(ssh.read_fd)
-    os.close(ssh.write_fd)
+    def _end(self, ssh: SshLane) -> None:
+        """See to it that it ends, its pipes being closed."""
+        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)

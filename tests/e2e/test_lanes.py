@@ -6,18 +6,18 @@ neighbour ------------- client ===== 300 Mbit/s, 80 ms ===== server ------------
 One ssh channel carries 2 MiB per round trip: about 200 Mbit/s of this link.
 """
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
 from sshunt.lab.link import Shape
-from sshunt.lab.servers import payload, payload_sha256
+from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
+from tests.e2e.transfers import Transfer, without_the_key
 from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
 
 LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
@@ -46,66 +46,45 @@ def up(lab: Lab, *words: str, program: Sequence[str] = SSHUNT) -> AbstractContex
     return running(lab, "-v", "-r", "server", *words, OFFICE_V4, program=program)
 
 
-class Download:
-    """curl fetching SIZE bytes into a digest."""
-
-    def __init__(self, lab: Lab) -> None:
-        url = f"http://{lab.target.v4}/bytes/{SIZE}"
-        command = f"curl -sS -m {DEADLINE_S} {url} | sha256sum"
-        self._process = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
-
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
-
-    def sha256(self) -> str:
-        return self._process.communicate(timeout=DEADLINE_S)[0].decode().split()[0]
-
-
-def upload_sha256(lab: Lab) -> str:
-    """What the web server says of SIZE bytes that curl sends it."""
-    body = lab.folder / "body"
-    with body.open("wb") as file:
-        for block in payload(SIZE):
-            file.write(block)
-    url = f"http://{lab.target.v4}/sha256"
-    words = ["curl", "-sS", "-m", str(DEADLINE_S), "-T", str(body), "-X", "POST", url]
-    return lab.client.run(words).stdout.strip()
+def download(lab: Lab) -> Transfer:
+    return Transfer(lab, SIZE, down=True, deadline_s=DEADLINE_S)
 
 
 def test_a_long_fat_download_is_given_more_lanes_and_arrives_whole(lab: Lab) -> None:
     with up(lab) as tunnel:
         assert len(tunnel.pids("ssh")) == 1
-        download = Download(lab)
+        transfer = download(lab)
         tunnel.wait_until(lambda: "lane 3 is up" in tunnel.said)
         assert len(tunnel.pids("ssh")) == 4
-        assert download.sha256() == payload_sha256(SIZE)
+        assert transfer.sha256() == payload_sha256(SIZE)
 
 
 def test_a_long_fat_upload_is_given_more_lanes_and_arrives_whole(lab: Lab) -> None:
     with up(lab) as tunnel:
-        assert upload_sha256(lab) == payload_sha256(SIZE)
+        assert Transfer(lab, SIZE, down=False, deadline_s=DEADLINE_S).sha256() == payload_sha256(
+            SIZE
+        )
         assert "lane 1 is up" in tunnel.said
 
 
 def test_further_lanes_may_die_in_mid_transfer_and_nothing_is_lost_or_doubled(lab: Lab) -> None:
     with up(lab) as tunnel:
         (first,) = tunnel.pids("ssh")
-        download = Download(lab)
+        transfer = download(lab)
         tunnel.wait_until(lambda: tunnel.said.count("is up: ") >= 3)
         time.sleep(0.5)  # all of them carry bulk by now
-        assert download.runs
+        assert transfer.runs
         for pid in tunnel.pids("ssh"):
             if pid != first:
                 kill([pid])
                 time.sleep(0.2)
-        assert download.sha256() == payload_sha256(SIZE)
+        assert transfer.sha256() == payload_sha256(SIZE)
         assert tunnel.said.count("ended: ") == 3
 
 
 def test_lanes_that_carry_no_bulk_are_closed_and_the_tunnel_goes_on(lab: Lab) -> None:
     with up(lab, program=(sys.executable, "-c", IMPATIENT)) as tunnel:
-        assert Download(lab).sha256() == payload_sha256(SIZE)
+        assert download(lab).sha256() == payload_sha256(SIZE)
         assert "lane 1 is up" in tunnel.said
         tunnel.wait_until(lambda: tunnel.said.count("ended: idle") == 3)
         tunnel.wait_until(lambda: len(tunnel.pids("ssh")) == 1)
@@ -115,29 +94,18 @@ def test_lanes_that_carry_no_bulk_are_closed_and_the_tunnel_goes_on(lab: Lab) ->
 
 def test_lanes_1_means_one(lab: Lab) -> None:
     with up(lab, "--lanes", "1") as tunnel:
-        assert Download(lab).sha256() == payload_sha256(SIZE)
+        assert download(lab).sha256() == payload_sha256(SIZE)
         assert len(tunnel.pids("ssh")) == 1
-
-
-@contextmanager
-def without_the_key(lab: Lab) -> Iterator[None]:
-    """As behind a password: there is no second login without asking somebody."""
-    key = lab.account("root").home / ".ssh" / "id_ed25519"
-    hidden = key.rename(key.with_suffix(".hidden"))
-    try:
-        yield
-    finally:
-        hidden.rename(key)
 
 
 def test_who_can_not_log_in_again_gets_more_channels_over_the_one_connection(lab: Lab) -> None:
     with up(lab) as tunnel, without_the_key(lab):
         (first,) = tunnel.pids("ssh")
-        download = Download(lab)
+        transfer = download(lab)
         tunnel.wait_until(lambda: "lane 6 is up" in tunnel.said)
         assert len(tcp_connections_of(lab, tunnel)) == 1
         kill([pid for pid in tunnel.pids("ssh") if pid != first][:1])
-        assert download.sha256() == payload_sha256(SIZE)
+        assert transfer.sha256() == payload_sha256(SIZE)
         assert "staying with one" not in tunnel.said
 
 
@@ -145,7 +113,7 @@ def test_who_can_have_neither_a_login_nor_a_channel_stays_with_one_and_is_told_o
     lab: Lab,
 ) -> None:
     with up(lab, "-e", "ssh -o ControlMaster=no", "--lanes", "3") as tunnel, without_the_key(lab):
-        assert Download(lab).sha256() == payload_sha256(SIZE)
+        assert download(lab).sha256() == payload_sha256(SIZE)
         assert len(tunnel.pids("ssh")) == 1
         assert tunnel.said.count("staying with one ssh connection") == 1
 
@@ -168,7 +136,7 @@ def tcp_connections_of(lab: Lab, tunnel: Tunnel) -> list[str]:
 
 def test_what_the_pacers_believe_can_be_read_with_v(lab: Lab) -> None:
     with up(lab, "--lanes", "1") as tunnel:
-        Download(lab).sha256()
+        download(lab).sha256()
         line = next(line for line in tunnel.said.splitlines() if "lane 0 down: " in line)
     for word in ("Mbit/s", "RTT", "least", "queue", "in flight", "of", "sparse", "bulk", "control"):
         assert word in line

@@ -20,15 +20,13 @@ import pytest
 
 from sshunt.errors import ExitCode
 from sshunt.lab.link import Shape
-from sshunt.lab.servers import payload, payload_sha256
 from sshunt.lab.world import OFFICE_V4, Lab
+from tests.e2e.transfers import Transfer, without_the_key
 from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
 
 LINK = Shape(rate_bit_s=200e6, delay_s=0.002, queue_bytes=1_000_000)
 
 SEED = int(os.environ.get("SSHUNT_KILL_SEED", "1"))
-
-DEADLINE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +69,6 @@ class Talk:
         there = self.far.recv(len(words), socket.MSG_WAITALL)
         self.far.sendall(there)
         return self.near.recv(len(words), socket.MSG_WAITALL) == words
-
-
-class Transfer:
-    """curl moving ``size`` bytes in the background; ``is_whole`` waits for it."""
-
-    def __init__(self, lab: Lab, size: int, *, down: bool) -> None:
-        host = lab.target.v4
-        self._size = size
-        if down:
-            command = f"curl -sS -m {DEADLINE_S} http://{host}/bytes/{size} | sha256sum"
-        else:
-            body = lab.folder / f"body-{size}"
-            if not body.exists():
-                with body.open("wb") as file:
-                    for block in payload(size):
-                        file.write(block)
-            command = f"curl -sS -m {DEADLINE_S} -T {body} -X POST http://{host}/sha256"
-        self._process = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
-
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
-
-    def is_whole(self) -> bool:
-        said = self._process.communicate(timeout=DEADLINE_S)[0].decode().split()
-        return said[:1] == [payload_sha256(self._size)]
 
 
 def sshds_of(lab: Lab) -> list[int]:
@@ -272,17 +244,6 @@ def test_closed_means_closed_and_open_means_open_while_it_is_down(
         tunnel.wait_until(lambda: "again after" in tunnel.said)
         tunnel.wait_until(captures)
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
-
-
-@contextmanager
-def without_the_key(lab: Lab) -> Iterator[None]:
-    """A login needs a person meanwhile, and there is none."""
-    key = lab.account("root").home / ".ssh" / "id_ed25519"
-    hidden = key.rename(key.with_suffix(".hidden"))
-    try:
-        yield
-    finally:
-        hidden.rename(key)
 
 
 def test_a_login_that_needs_a_person_is_told_once_and_not_tried_again_and_again(lab: Lab) -> None:

@@ -14,6 +14,7 @@ import random
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 WEB_PORT = 80
 
@@ -31,6 +32,12 @@ def payload(size: int) -> Iterator[bytes]:
     while left > 0:
         yield block[:left]
         left -= len(block)
+
+
+def write_payload(path: Path, size: int) -> None:
+    """Make a file of ``payload(size)``."""
+    with path.open("wb") as file:
+        file.writelines(payload(size))
 
 
 def payload_sha256(size: int) -> str:
