@@ -22,7 +22,7 @@ import gc
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.keeper import Keeper
 from sshunt.lanes import Lanes
-from sshunt.listener import CannotListen, Listener, bind
+from sshunt.listener import CannotListen, Listener, begin, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
@@ -54,6 +54,7 @@ from sshunt.relay.tunnel import Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.choices import Choices, choose
+from sshunt.waiting import WaitingRoom
 
 #: How long the far side may take to answer our goodbye before we just hang up.
 GOODBYE_DEADLINE_S = 1.0
@@ -164,7 +165,9 @@ async def _start(
     size = len(agent_bundle().data)  # connect has made it
     ours = " ".join(choices.cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
-    up.listeners = [Listener(sock, up.tunnel, console, lambda: up.is_down) for sock in listeners]
+    up.listeners = [
+        Listener(sock, up.tunnel, console, up.waiting, lambda: up.is_down) for sock in listeners
+    ]
     for listener in up.listeners:
         listener.start()
 
@@ -315,6 +318,7 @@ class _Up:
         loop.set_exception_handler(self._on_bug)
         # What the far side grants is known when it has answered; ours grants what is taken here.
         self.tunnel = Tunnel(loop, Session(CLIENT), outlives_lanes=options.grace_s > 0)
+        self.waiting = WaitingRoom(self.tunnel)
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
         self.tunnel.on_forgotten = self._on_forgotten
@@ -332,6 +336,7 @@ class _Up:
         self._keeper = Keeper(
             self.tunnel,
             self.lanes,
+            self.waiting,
             console,
             options.remote.host,
             grace_s=options.grace_s,
@@ -443,20 +448,25 @@ class _Up:
         """
         for listener in self.listeners:
             listener.close()
+        self.waiting.empty()
         self.tunnel.reset_all()
 
     async def say_goodbye(self) -> None:
         """End the session in order: the agent then leaves at once, not after its grace time."""
+        answered = False
         if self.tunnel.lanes:
             self._emptied.clear()
             self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
             self.tunnel.pump()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
-        elif self.tunnel.outlives_lanes and self.lanes.are_resumable:
+                answered = True
+        if not answered and self.tunnel.outlives_lanes and self.lanes.are_resumable:
+            lost = self.is_down or not self.tunnel.lanes
             self._console.line(
-                "the connection is lost, so the far side could not be told: it keeps the session"
-                f" for the grace time of {self._options.grace_s} s"
+                f"{'the connection is lost' if lost else 'nothing answers'}, so the far side could"
+                " not be told: it keeps the session for the grace time of"
+                f" {self._options.grace_s} s"
             )
         self.tunnel.close()
 
@@ -477,8 +487,9 @@ class _Up:
             self._change_rules(self._helper.undo)
 
     def _on_up(self) -> None:
-        for listener in self.listeners:
-            listener.note_up()
+        self.waiting.let_in(
+            lambda sock, destination: begin(self.tunnel, self._console, sock, destination)
+        )
         if self._options.fail_open and self.plan is not None:
             plan = self.plan
             self._change_rules(lambda: self._helper.apply(plan))
@@ -494,7 +505,8 @@ class _Up:
         """Let the addresses that open connections bear stay this host's own."""
         if self._options.fail_open and self.is_down:
             return  # there are no rules just now
-        needed = self._former.needed(_other_ends(self.tunnel))
+        relayed = [relay.sock for relay in self.tunnel.relays]
+        needed = self._former.needed(_other_ends([*relayed, *self.waiting.sockets]))
         if needed != self._kept:
             self._kept = needed
             self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
@@ -594,12 +606,12 @@ class _Up:
         return _Traffic(sum(lane.sent for lane in lanes), sum(lane.received for lane in lanes))
 
 
-def _other_ends(tunnel: Tunnel) -> set[str]:
+def _other_ends(socks: Iterable[socket.socket]) -> set[str]:
     """The addresses of the programs' ends of all connections."""
     found = set()
-    for relay in tunnel.relays:
-        with suppress(OSError, ValueError):  # it is just being closed
-            found.add(str(relay.sock.getpeername()[0]).partition("%")[0])
+    for sock in socks:
+        with suppress(OSError):  # it is just being closed
+            found.add(str(sock.getpeername()[0]).partition("%")[0])
     return found
 
 

@@ -40,6 +40,7 @@ from sshunt.mux.lanes import Lane
 from sshunt.peers import has_connection, ssh_peers
 from sshunt.relay.tunnel import Tunnel
 from sshunt.transport.ssh import HELLO_DEADLINE_S, LaneRefusedError
+from sshunt.waiting import WaitingRoom
 
 #: Lanes are looked at so often; more often for HURRY_S after ``check``.
 TICK_S = 1.0
@@ -89,6 +90,7 @@ class Keeper:
         self,
         tunnel: Tunnel,
         lanes: Lanes,
+        waiting: WaitingRoom,
         console: Console,
         host: str,
         *,
@@ -101,6 +103,7 @@ class Keeper:
         self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
         self._tunnel = tunnel
         self._lanes = lanes
+        self._waiting = waiting
         self._console = console
         self._host = host
         self._grace_s = grace_s
@@ -123,7 +126,7 @@ class Keeper:
     def status(self) -> str:
         """While down: one line for people."""
         now = self._loop.time()
-        waiting = counted(len(self._tunnel.relays), "connection")
+        waiting = counted(len(self._tunnel.relays) + len(self._waiting), "connection")
         text = f"no connection for {now - (self.down_since or now):.0f} s, {waiting} waiting"
         if self.next_attempt_at is None:
             return text + ", connecting"

@@ -1,13 +1,16 @@
 """The local end of the capture: accepts what the kernel redirected and makes streams of it.
 
-One listener per address family. Out of descriptors, accepting pauses: the connections wait in the
-kernel's backlog and nothing spins; it goes on when a connection ends or after a moment.
+One listener per address family. Out of descriptors, or with no more left than are kept for our own
+needs (the next ssh), accepting pauses: the connections wait in the kernel's backlog and nothing
+spins; it goes on when a connection ends or after a moment.
 
-Not here: what is redirected (capture, helper), how bytes move (relay).
+Not here: what is redirected (capture, helper), what waits while the connection is lost (waiting),
+how bytes move (relay).
 """
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable
 
@@ -15,11 +18,11 @@ from sshunt.capture.original import NotRedirected, original_destination
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
-from sshunt.mux import frames
 from sshunt.mux.frames import TCP, Destination
-from sshunt.relay.sockets import OUT_OF_RESOURCES, close_with_reset, prepare
+from sshunt.relay.sockets import OUT_OF_RESOURCES, close_with_reset, is_reserved, prepare
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
+from sshunt.waiting import WaitingRoom
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
@@ -29,10 +32,6 @@ ACCEPTS_PER_ROUND = 64
 
 #: How long accepting pauses when descriptors have run out, unless one is freed earlier.
 PAUSE_S = 0.5
-
-#: While the connection is lost, so many new connections wait for it, so long.
-MOST_WAITING = 1024
-LONGEST_WAIT_S = 30.0
 
 #: The same complaint is not repeated more often than this.
 COMPLAIN_EVERY_S = 10.0
@@ -80,6 +79,14 @@ def _cannot_listen(address: str, port: int, error: OSError) -> CannotListen:
     return CannotListen(message, hint, error.errno or 0)
 
 
+def begin(tunnel: Tunnel, console: Console, sock: socket.socket, destination: Destination) -> None:
+    """A stream for ``sock``, a program's connection, which is the relay's from now on."""
+    stream = tunnel.open(destination)
+    if console.verbosity:
+        console.detail(1, f"stream {stream.id}: to {destination.host} port {destination.port}")
+    TcpRelay(tunnel, stream).start(sock)
+
+
 class Listener:
     """Accepts from ``sock`` while it is started. Owns it."""
 
@@ -88,6 +95,7 @@ class Listener:
         sock: socket.socket,
         tunnel: Tunnel,
         console: Console,
+        waiting: WaitingRoom,
         is_down: Callable[[], bool],
     ) -> None:
         self._sock = sock
@@ -95,8 +103,8 @@ class Listener:
         self._console = console
         self._accepting = False
         self._pause: asyncio.TimerHandle | None = None
+        self._waiting = waiting
         self._is_down = is_down
-        self._waiting: set[TcpRelay] = set()  # accepted while the connection was lost
         self._complained_at = float("-inf")
 
     def start(self) -> None:
@@ -117,10 +125,6 @@ class Listener:
             self._pause = None
         self._sock.close()
 
-    def note_up(self) -> None:
-        """The connection is there again: what waited for it has left."""
-        self._waiting.clear()
-
     def _accept_later(self) -> None:
         self._pause = None
         if not self._accepting:
@@ -134,8 +138,11 @@ class Listener:
 
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_PER_ROUND):
-            if not self._tunnel.session.can_open:
+            if not self._is_down() and not self._tunnel.session.can_open:
                 self._wait("as many connections are open as the far side allows")
+                return
+            if _is_spent(self._sock):
+                self._wait(f"can't accept more connections: {os.strerror(errno.EMFILE)}")
                 return
             try:
                 sock, _ = self._sock.accept()
@@ -147,9 +154,9 @@ class Listener:
                 self._wait(f"can't accept more connections: {error.strerror}")
                 return
             sock.setblocking(False)
-            self._begin(sock)
+            self._take(sock)
 
-    def _begin(self, sock: socket.socket) -> None:
+    def _take(self, sock: socket.socket) -> None:
         try:
             address, port = original_destination(sock)
         except NotRedirected as error:
@@ -159,24 +166,11 @@ class Listener:
         except OSError:  # the peer was faster and is gone
             close_with_reset(sock)
             return
-        down = self._is_down()
-        if down and len(self._waiting) >= MOST_WAITING:
-            close_with_reset(sock)
-            return
-        stream = self._tunnel.open(Destination(TCP, address, port))
-        if self._console.verbosity:
-            self._console.detail(1, f"stream {stream.id}: to {address} port {port}")
-        relay = TcpRelay(self._tunnel, stream)
-        relay.start(sock)
-        if down:
-            self._waiting.add(relay)
-            self._tunnel.loop.call_later(LONGEST_WAIT_S, self._wait_no_more, relay)
-
-    def _wait_no_more(self, relay: TcpRelay) -> None:
-        """A program that connected while the connection was lost has waited long enough."""
-        self._waiting.discard(relay)
-        if self._is_down() and relay.stream.owner is relay and not relay.stream.opened:
-            relay.abort(frames.RESET_TIMED_OUT)
+        destination = Destination(TCP, address, port)
+        if self._is_down():
+            self._waiting.enter(sock, destination)
+        else:
+            begin(self._tunnel, self._console, sock, destination)
 
     def _wait(self, why: str) -> None:
         self._accept_no_more()
@@ -185,3 +179,13 @@ class Listener:
         if now - self._complained_at > COMPLAIN_EVERY_S:
             self._complained_at = now
             self._console.line(f"{why}; new ones wait until one of the open ones ends")
+
+
+def _is_spent(sock: socket.socket) -> bool:
+    """True if the next descriptor would be one of those kept for our own needs, or none at all."""
+    try:
+        number = os.dup(sock.fileno())
+    except OSError:
+        return True
+    os.close(number)
+    return is_reserved(number)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sshunt.agent.server import MOST_GONE
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
@@ -86,6 +87,34 @@ def test_a_refused_lane_is_told_its_own_number(token: bytes) -> None:
     answer = again.greet()
     assert (answer.status, answer.lane) == (REFUSED_OTHER, 7)
     assert again.wait()[0] == 0
+    say_goodbye(lane)
+
+
+def test_a_lane_that_was_given_up_before_it_came_is_refused_and_forgotten_in_the_end(
+    token: bytes,
+) -> None:
+    lane = Lane(lane_hello(token, lane=1))
+    lane.greet()
+
+    def give_up(numbers: range) -> None:
+        for number in numbers:
+            lane.session.tell_lane_gone(number)
+        lane.write(lane.outgoing())
+        lane.exchange(until=lambda: not lane.session.lanes[1].outstanding)
+
+    give_up(range(5, 6))
+    late = Lane(lane_hello(token, lane=5, create=False))
+    answer = late.greet()
+    assert (answer.status, answer.sentence) == (REFUSED_OTHER, "lane 5 is over")
+    assert late.wait()[0] == 0
+    other = Lane(lane_hello(token, lane=6, create=False))
+    assert other.greet().status == ACCEPTED
+    assert other.end()[0] == 0
+
+    give_up(range(100, 100 + MOST_GONE))
+    again = Lane(lane_hello(token, lane=5, create=False))
+    assert again.greet().status == ACCEPTED
+    assert again.end()[0] == 0
     say_goodbye(lane)
 
 

@@ -5,6 +5,7 @@ neighbour ------------- client ------------- server ------------- target
 """
 
 import itertools
+import os
 import signal
 import socket
 import time
@@ -15,8 +16,10 @@ import pytest
 from bench import processes
 from sshunt.errors import ExitCode
 from sshunt.lab.world import OFFICE_V4, Lab
+from sshunt.relay.sockets import RESERVED_DESCRIPTORS
 from tests.e2e.conftest import Start
-from tests.e2e.tunnels import OFFICE, Remains, Tunnel, cgroups_of, fetch, kill
+from tests.e2e.interruptions import Talk
+from tests.e2e.tunnels import OFFICE, SSHUNT, Remains, Tunnel, cgroups_of, fetch, kill
 
 VICTIMS = ("client", "helper", "ssh", "agent")
 
@@ -124,10 +127,16 @@ def test_connections_that_end_badly_in_the_middle_of_data_do_not_end_the_tunnel(
 
 # --- things that run out -----------------------------------------------------------------------
 
+#: A limit of descriptors that is soon reached.
+LITTLE = 128
+
 
 def open_many(lab: Lab, port: int, count: int, stack: ExitStack) -> list[socket.socket]:
-    connect = lab.client.connect
-    return [stack.enter_context(connect(lab.target.v4, port)) for _ in range(count)]
+    """Connections of the client host, some of which may be reset a moment later."""
+    socks = [stack.enter_context(lab.client.make_socket()) for _ in range(count)]
+    for sock in socks:
+        sock.connect((lab.target.v4, port))  # blocking: with a timeout it would report the reset
+    return socks
 
 
 def test_out_of_descriptors_accepting_pauses_and_goes_on(lab: Lab, start: Start) -> None:
@@ -159,6 +168,40 @@ def test_out_of_descriptors_on_the_far_side_refuses_and_goes_on(lab: Lab) -> Non
     assert tunnel.stop() == 0
     assert remains.left() == []
     sshd.stop()
+
+
+@pytest.mark.parametrize("limited", ["client", "agent"])
+def test_full_to_its_limit_of_descriptors_a_lost_connection_is_made_again(
+    lab: Lab, limited: str
+) -> None:
+    nofile = LITTLE if limited == "client" else None
+    sshd = lab.sshd(lab.server, port=2222, nofile=LITTLE if limited == "agent" else None)
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-v", "-r", "server:2222", OFFICE_V4], nofile=nofile)
+    tunnel.wait_until_connected()
+    with ExitStack() as stack:
+        talks = [Talk(lab, stack) for _ in range(5)]
+        listener = stack.enter_context(lab.target.listen(lab.target.v4))
+        open_many(lab, listener.getsockname()[1], 2 * LITTLE, stack)
+        pid = tunnel.process.pid if limited == "client" else tunnel.pids("agent")[0]
+        tunnel.wait_until(lambda: descriptors(pid) >= LITTLE - RESERVED_DESCRIPTORS)
+        # Killed, it is away at both ends; stopped, the far side has another lane beside it.
+        for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP):
+            for ssh in tunnel.pids("ssh"):
+                os.kill(ssh, number)
+            lab.client.run([*SSHUNT, "reconnect"])
+            assert [talk.says(b"still there?") for talk in talks] == [True] * len(talks)
+            assert descriptors(pid) <= LITTLE - RESERVED_DESCRIPTORS // 2
+    assert tunnel.said.count("again after") == 3
+    assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+    assert "attempt 1 failed" not in tunnel.said
+    assert tunnel.stop() == 0
+    assert remains.left() == []
+    sshd.stop()
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def was_reset(sock: socket.socket) -> bool:

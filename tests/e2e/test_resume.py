@@ -21,10 +21,9 @@ import pytest
 from sshunt.errors import ExitCode
 from sshunt.lab.link import Shape
 from sshunt.lab.world import OFFICE_V4, Lab
+from tests.e2e.interruptions import LINK, Talk, another_address, cut, sshds_of, up
 from tests.e2e.transfers import Transfer, without_the_key
-from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
-
-LINK = Shape(rate_bit_s=200e6, delay_s=0.002, queue_bytes=1_000_000)
+from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill
 
 SEED = int(os.environ.get("SSHUNT_KILL_SEED", "1"))
 
@@ -34,48 +33,6 @@ def lab() -> Iterator[Lab]:
     with Lab(up=LINK, down=LINK) as lab:
         lab.web(lab.target)
         yield lab
-
-
-@contextmanager
-def cut(lab: Lab) -> Iterator[None]:
-    """Nothing gets through, and nobody is told."""
-    lab.link.cut()
-    try:
-        yield
-    finally:
-        lab.link.mend()
-
-
-@contextmanager
-def up(lab: Lab, *words: str) -> Iterator[Tunnel]:
-    with running(lab, "-v", "-r", "server", *words, OFFICE_V4) as tunnel:
-        yield tunnel
-
-
-class Talk:
-    """An open connection to a server that sends back what it gets."""
-
-    def __init__(self, lab: Lab, stack: ExitStack) -> None:
-        listener = stack.enter_context(lab.target.listen(lab.target.v4))
-        port = listener.getsockname()[1]
-        self.near = stack.enter_context(lab.client.connect(lab.target.v4, port, timeout_s=10))
-        self.far = stack.enter_context(listener.accept()[0])
-        self.near.settimeout(30)
-        self.far.settimeout(30)
-
-    def says(self, words: bytes) -> bool:
-        """Both ways, and back."""
-        self.near.sendall(words)
-        there = self.far.recv(len(words), socket.MSG_WAITALL)
-        self.far.sendall(there)
-        return self.near.recv(len(words), socket.MSG_WAITALL) == words
-
-
-def sshds_of(lab: Lab) -> list[int]:
-    """The sshd processes of logged-in sessions."""
-    found = lab.server.run(["pgrep", "-f", "^sshd: .*(@notty|\\[priv\\])"], check=False)
-    ours = set(lab.server.pids())
-    return [int(pid) for pid in found.stdout.split() if int(pid) in ours]
 
 
 def test_a_killed_ssh_is_a_pause_for_open_connections(lab: Lab) -> None:
@@ -136,22 +93,6 @@ def test_a_client_whose_address_changes_goes_on(lab: Lab) -> None:
             assert talk.says(b"from elsewhere")
             assert "an address changed" in tunnel.said
         assert talk.says(b"and back")
-
-
-@contextmanager
-def another_address(lab: Lab) -> Iterator[None]:
-    """The client's address towards the server is another one meanwhile."""
-
-    def move(old: str, new: str) -> None:
-        lab.client.run(["ip", "addr", "del", old, "dev", "to-server"])
-        lab.client.run(["ip", "addr", "add", new, "dev", "to-server"])
-        lab.client.run(["ip", "route", "replace", "default", "via", "192.0.2.2"])
-
-    move("192.0.2.1/24", "192.0.2.77/24")
-    try:
-        yield
-    finally:
-        move("192.0.2.77/24", "192.0.2.1/24")
 
 
 def test_new_connections_wait_while_it_is_down_and_then_work(lab: Lab) -> None:

@@ -8,7 +8,10 @@ tried in the resolver's order.
 Connects that don't come about are given up after a minute, and sooner where the program has left;
 one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no
 deadline and can't be interrupted, so a look-up that takes too long is given up and its thread left
-to itself; LOOKUP_THREADS bounds those."""
+to itself; LOOKUP_THREADS bounds those.
+
+The last descriptors are not for connections (``is_reserved``): with them the next lane comes.
+"""
 
 import asyncio
 import concurrent.futures
@@ -20,7 +23,7 @@ from typing import Any, Dict, List, Optional, Set
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.sockets import prepare, reset_code
+from sshunt.relay.sockets import is_reserved, prepare, reset_code
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
@@ -232,6 +235,9 @@ def _new_socket(family: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
     if sock.gettimeout() != 0:
         sock.setblocking(False)
+    if is_reserved(sock.fileno()):
+        sock.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     prepare(sock)
     return sock
 

@@ -13,7 +13,8 @@ import gc
 import json
 import os
 import socket
-from typing import List, Optional
+from collections import deque
+from typing import Deque, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.dial import Dialer
@@ -42,6 +43,11 @@ DRAIN_POLL_S = 0.01
 
 #: Lanes a session may have at once. Clients open four.
 MAX_LANES = 64
+
+#: Lanes remembered that the client has given up and that are not here: they may be on their way,
+#: and one that arrives would be a lane that nobody listens to. The client has one or a few on their
+#: way at a time and uses a number again only after 65,535 others, by when it is forgotten.
+MOST_GONE = 256
 
 #: Longest grace time that a client may ask for: a week.
 MAX_GRACE_S = 7 * 24 * 3600
@@ -96,6 +102,8 @@ class _Life:
         self._tunnel.on_datagram = self._on_datagram
         self._tunnel.on_request = self._dialer.on_request
         self._tunnel.on_lane_ended = self._on_lane_ended
+        self._gone: Deque[int] = deque(maxlen=MOST_GONE)
+        self._tunnel.on_lane_gone = self._gone.append
         self._tunnel.on_goodbye = self._on_goodbye
         self._attach = AttachListener(loop, listener, token, self.take_lane) if listener else None
         loop.set_exception_handler(self._on_failure)
@@ -118,6 +126,9 @@ class _Life:
             return
         if lane.hello.lane in self._tunnel.lanes or len(self._tunnel.lanes) >= MAX_LANES:
             self._refuse(lane, REFUSED_OTHER, "lane %d is taken" % lane.hello.lane)
+            return
+        if lane.hello.lane in self._gone:
+            self._refuse(lane, REFUSED_OTHER, "lane %d is over" % lane.hello.lane)
             return
         try:
             # A fresh pipe takes these few bytes at once.

@@ -43,6 +43,11 @@ KEPT_HEAP_BYTES = 8 * 1024 * 1024
 #: Out of something that comes back: wait, don't die.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+#: Of the descriptors that this process may have, so many are kept for its own needs: the client's
+#: next ssh (three pipes, what starting a process takes, four probes: a dozen, and there may be
+#: several lanes), the agent's next lanes (three each) and its look-ups of names.
+RESERVED_DESCRIPTORS = 32
+
 
 def reset_code(error_number: int) -> int:
     """The reset code that tells the other end what ``error_number`` told us."""
@@ -80,6 +85,14 @@ def raise_descriptor_limit() -> int:
         except (ValueError, OSError):
             return soft  # some systems have a lower limit than they say
     return hard
+
+
+def is_reserved(number: int) -> bool:
+    """True if no more than the reserve was left when this descriptor was made: POSIX says that its
+    number is the lowest that was free.
+    """
+    left = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - number
+    return 0 < left <= RESERVED_DESCRIPTORS  # "no limit" is a negative number
 
 
 def keep_heap() -> None:

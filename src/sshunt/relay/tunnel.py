@@ -57,6 +57,7 @@ class Tunnel:
         self.on_request: Optional[Callable[[Stream, Destination], None]] = None
         self.on_reset: Optional[Callable[[Stream, int], None]] = None
         self.on_lane_ended: Optional[Callable[[LaneIO, str], None]] = None
+        self.on_lane_gone: Optional[Callable[[int], None]] = None
         self.on_goodbye: Optional[Callable[[int, str], None]] = None
         self.on_forgotten: Optional[Callable[[], None]] = None
         self.on_datagram: Optional[Callable[[DatagramReceived], None]] = None
@@ -236,6 +237,8 @@ class Tunnel:
         lane = self.lanes.get(event.lane)
         if lane is not None:
             self.lane_ended(lane, "the other side gave it up")
+        elif self.on_lane_gone:
+            self.on_lane_gone(event.lane)
 
     def _set_timer(self, deadline: Optional[float]) -> None:
         if self._timer is not None:

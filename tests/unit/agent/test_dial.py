@@ -6,15 +6,18 @@ The machine's resolver is replaced by one that fails, or waits, to order.
 import asyncio
 import errno
 import os
+import resource
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from sshunt.agent import dial
 from sshunt.mux import frames
+from sshunt.relay.sockets import RESERVED_DESCRIPTORS
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
 
 
@@ -245,3 +248,46 @@ def test_a_connection_that_came_about_is_not_given_up(monkeypatch: pytest.Monkey
             host.close()
 
     run(conversation)
+
+
+# --- the reserve of descriptors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "name.example"])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_connect_that_only_the_reserve_has_a_descriptor_for_is_refused(
+    resolver: Resolver, host: str, more: int
+) -> None:
+    resolver.go.set()
+
+    async def conversation(ends: Ends) -> None:
+        codes = refusals(ends)
+        with listen() as listener:
+            resolver.answer = [listener.getsockname()]
+            await threaded(lambda: None)  # its thread is there now
+            program, free = ends.connect(host, listener.getsockname()[1]), lowest_free()
+            with limited_to(free + RESERVED_DESCRIPTORS + more):
+                if more:
+                    (await threaded(lambda: accept(listener))).close()
+                else:
+                    await until(lambda: codes == [frames.RESET_NO_RESOURCES])
+            program.close()
+
+    run(conversation)
+
+
+def lowest_free() -> int:
+    number = os.dup(0)
+    os.close(number)
+    return number
+
+
+@contextmanager
+def limited_to(count: int) -> Iterator[None]:
+    """This process may have so many descriptors meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

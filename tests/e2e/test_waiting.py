@@ -1,0 +1,132 @@
+"""While the connection is lost: new connections wait, and stopping is possible.
+
+neighbour ------------- client ===== 200 Mbit/s, 4 ms ====== server ------------- target
+                        sshunt, ssh                          sshd, stub, agent   web server, echo
+"""
+
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from sshunt.lab.world import OFFICE_V4, Lab
+from sshunt.waiting import LONGEST_WAIT_S
+from tests.e2e.interruptions import Talk, another_address, lost, office, sshds_of, up
+from tests.e2e.tunnels import Remains, Tunnel, fetch, kill
+
+#: Programs that try while the connection is lost and give up, so many at a time: more in all than
+#: there are places, and each batch fits into the limit of descriptors of this test.
+GIVING_UP, BATCH = 3000, 250
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with office() as lab:
+        yield lab
+
+
+def asks(lab: Lab, *, stack: ExitStack) -> socket.socket:
+    """A program that has connected to the web server and asked for its page."""
+    sock = stack.enter_context(lab.client.connect(lab.target.v4, 80, timeout_s=30))
+    sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    return sock
+
+
+def is_answered(sock: socket.socket) -> bool:
+    said = b""
+    while more := sock.recv(65536):
+        said += more
+    return b"Hello" in said
+
+
+def give_up(sock: socket.socket, how: str) -> None:
+    if how == "resets":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how == "asks and closes":
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    sock.close()
+
+
+@pytest.mark.parametrize("how", ["resets", "closes", "asks and closes"])
+def test_thousands_that_give_up_take_nobodys_place(lab: Lab, how: str) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with lost(lab, tunnel):
+            early = [asks(lab, stack=stack) for _ in range(3)]
+            for _ in range(0, GIVING_UP, BATCH):
+                batch = [lab.client.connect(lab.target.v4, 80) for _ in range(BATCH)]
+                for sock in batch:
+                    give_up(sock, how)
+            late = [asks(lab, stack=stack) for _ in range(3)]
+            half_closed = asks(lab, stack=stack)
+            half_closed.shutdown(socket.SHUT_WR)
+        assert [is_answered(sock) for sock in (*early, *late, half_closed)] == [True] * 7
+        assert talk.says(b"after")
+        assert "1 connection kept" in tunnel.said
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_one_that_has_waited_for_half_a_minute_is_reset(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        with lost(lab, tunnel):
+            sock = asks(lab, stack=stack)
+            sock.settimeout(LONGEST_WAIT_S + 10)
+            begin = time.monotonic()
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            assert LONGEST_WAIT_S - 1 < time.monotonic() - begin < LONGEST_WAIT_S + 3
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_who_waits_is_served_by_the_next_session_if_this_one_is_lost(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        with lost(lab, tunnel):
+            waiting = asks(lab, stack=stack)
+            kill(tunnel.pids("agent"))
+        assert is_answered(waiting)
+        assert "1 connection reset" in tunnel.said
+        with pytest.raises(ConnectionResetError):
+            talk.near.recv(1)
+
+
+def test_who_waits_keeps_the_address_that_this_host_loses_meanwhile(lab: Lab) -> None:
+    with up(lab) as tunnel:
+        sshds = len(sshds_of(lab))
+        with ExitStack() as stack:
+            with lost(lab, tunnel):
+                waiting = asks(lab, stack=stack)
+                stack.enter_context(another_address(lab))
+                tunnel.wait_until(lambda: "addresses: ('192.0.2.1'" in tunnel.said)
+            assert is_answered(waiting)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+        tunnel.wait_until(lambda: len(sshds_of(lab)) == sshds)
+
+
+@pytest.mark.parametrize("lanes", ["a silent lane", "no lane"])
+def test_stopped_while_it_is_lost_it_resets_who_waits_and_says_what_it_could_not_tell(
+    lab: Lab, lanes: str
+) -> None:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-r", "server", "--grace", "5", OFFICE_V4])
+    tunnel.wait_until_connected()
+    with ExitStack() as stack:
+        talk = Talk(lab, stack)
+        with lost(lab, tunnel):
+            if lanes == "no lane":
+                kill(tunnel.pids("ssh"))
+                time.sleep(0.5)
+            waiting = asks(lab, stack=stack)
+            assert tunnel.stop(signal.SIGINT) == 0
+            for sock in (talk.near, waiting):
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+        assert "could not be told: it keeps the session for the grace time of 5 s" in tunnel.said
+    assert remains.left(within_s=15) == []
