@@ -1,6 +1,7 @@
 """The things that are measured, each as something that starts, can be connected through, and stops.
 
 sshunt      this checkout, as a user would start it
+sshunt-copy the same with --zero-copy never: payload comes through the memory of client and agent
 ssh         ssh -L with its default cipher: what one ssh connection can do
 ssh-aes     ssh -L -c aes128-gcm@openssh.com: the cipher that sshunt prefers
 sshuttle    from PyPI, in an environment of its own that is made when first asked for
@@ -108,8 +109,9 @@ def _by_real_address(lab: Lab, port: int) -> tuple[str, int]:
     return lab.target.v4, port
 
 
-def _sshunt_argv(lab: Lab) -> list[str]:
-    return [sys.executable, "-m", "sshunt", "-r", "server", OFFICE_V4]
+def _sshunt_argv(*options: str) -> Callable[[Lab], list[str]]:
+    argv = [sys.executable, "-m", "sshunt", "-r", "server", *options, OFFICE_V4]
+    return lambda _lab: argv
 
 
 def _sshuttle_argv(lab: Lab) -> list[str]:
@@ -120,7 +122,14 @@ def _sshuttle_argv(lab: Lab) -> list[str]:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("sshunt", _sshunt_argv, _by_real_address, "sshunt: connected", ("-v",)),
+        Peer("sshunt", _sshunt_argv(), _by_real_address, "sshunt: connected", ("-v",)),
+        Peer(
+            "sshunt-copy",
+            _sshunt_argv("--zero-copy", "never"),
+            _by_real_address,
+            "sshunt: connected",
+            ("-v",),
+        ),
         Peer("ssh", _forward_argv(), _by_forward),
         Peer("ssh-aes", _forward_argv("-c", "aes128-gcm@openssh.com"), _by_forward),
         Peer("sshuttle", _sshuttle_argv, _by_real_address, "Connected to server"),

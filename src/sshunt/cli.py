@@ -175,6 +175,7 @@ def parse(words: Sequence[str]) -> Options:
         grace_s=args.grace,
         max_retries=args.max_retries,
         fail_open=args.fail == "open",
+        zero_copy=args.zero_copy,
     )
 
 
@@ -249,6 +250,13 @@ def _parser() -> _Parser:
         help="while the connection is lost, connections to the targets wait (closed), or go the "
         "way they would without sshunt (open: unprotected, by whatever network there is); "
         "default: closed",
+    )
+    add(
+        "--zero-copy",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether data stays in the kernel on its way through sshunt, at both ends; auto: "
+        "where the system can and speed makes it matter; default: auto",
     )
     add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")

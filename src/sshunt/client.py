@@ -50,7 +50,7 @@ from sshunt.network import NetworkEvents
 from sshunt.privilege import Helper, start_helper
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.choices import Choices, choose
@@ -78,6 +78,7 @@ GC_THRESHOLD = 100_000
 #: Routes named in the line that says we are connected; the rest are counted.
 ROUTES_SHOWN = 4
 
+_WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
 
 _DRY_RUN_HEAD = """\
 # What sshunt would apply. Three things are known only when it runs: the session's name and the
@@ -317,7 +318,9 @@ class _Up:
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
         # What the far side grants is known when it has answered; ours grants what is taken here.
-        self.tunnel = Tunnel(loop, Session(CLIENT), outlives_lanes=options.grace_s > 0)
+        self.tunnel = Tunnel(
+            loop, Session(CLIENT), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
+        )
         self.waiting = WaitingRoom(self.tunnel)
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
@@ -581,7 +584,7 @@ class _Up:
             before = after
             self.lanes.close_idle()
             if moved >= BELIEFS_FROM_BYTES:
-                self._on_beliefs("up", metrics.beliefs_untrusted(session.beliefs(loop.time())))
+                self._on_beliefs("up", metrics.beliefs_untrusted(self.tunnel.beliefs()))
                 session.send_datagram(0, frames.BELIEFS, b"", loop.time())
                 self.tunnel.wake()
 

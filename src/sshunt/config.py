@@ -39,3 +39,4 @@ class Options:
     grace_s: int = DEFAULT_GRACE_S
     max_retries: int | None = None  # None: for ever
     fail_open: bool = False
+    zero_copy: str = "auto"  # or "always", "never"

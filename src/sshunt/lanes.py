@@ -37,8 +37,10 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.metrics import Beliefs, LaneBeliefs
 from sshunt.mux.hello import (
     CLIENT,
+    FEATURE_COPY,
     FEATURE_CREATE,
     FEATURE_DETACHED,
+    FEATURE_SPLICE,
     TOKEN_BYTES,
     Hello,
     make_hello,
@@ -47,7 +49,7 @@ from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
 from sshunt.mux.session import Session
 from sshunt.relay.lane import LaneIO
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.transport.choices import Choices, Sharing
 from sshunt.transport.ssh import HELLO_DEADLINE_S, Remote, SshLane, connect
 
@@ -86,6 +88,9 @@ LANE_NUMBERS = 1 << 16
 
 #: Lanes that were lost while there was none to say so, and attempts in vain: the newest of them.
 MOST_GONE = 256
+
+#: What the far side is asked for in a new session, by the way of payload here.
+_WISHES = {COPY: FEATURE_COPY, SPLICE: FEATURE_SPLICE}
 
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 _OWN_CONNECTION = ("-o", "ControlPath=none")
@@ -172,7 +177,7 @@ class Lanes:
         Raises UserError; LaneRefusedError if the far side does not hold the session any more.
         """
         token = self._token or secrets.token_bytes(TOKEN_BYTES)
-        features = 0 if self._token else FEATURE_CREATE
+        features = 0 if self._token else FEATURE_CREATE | _WISHES.get(self._tunnel.way, 0)
         number = self._take_number()
         hello = make_hello(CLIENT, token, lane=number, features=features, grace_s=self._grace_s)
         try:

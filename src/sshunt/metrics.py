@@ -39,13 +39,17 @@ class LaneBeliefs:
 
 @dataclass(frozen=True, slots=True)
 class Beliefs:
-    """One side of the session: its lanes by number, and what waits for them, by class."""
+    """One side of the session: its lanes by number, what waits for them, by class, and what it has
+    sent and received so far without copying it.
+    """
 
     lanes: dict[int, LaneBeliefs]
     control_frames: float
     datagram_bytes: float
     sparse_bytes: float
     bulk_bytes: float
+    teed_bytes: float = 0.0
+    spliced_bytes: float = 0.0
 
 
 def parse_beliefs_untrusted(data: bytes) -> Beliefs:
@@ -58,7 +62,7 @@ def parse_beliefs_untrusted(data: bytes) -> Beliefs:
 
 
 def beliefs_untrusted(found: Any) -> Beliefs:
-    """The same, decoded already: what ``Session.beliefs`` returns."""
+    """The same, decoded already: what ``Tunnel.beliefs`` returns."""
     if not isinstance(found, dict) or not isinstance(found.get("lanes"), dict):
         raise RemoteProtocolError("beliefs without lanes")
     lanes: dict[int, LaneBeliefs] = {}
@@ -73,8 +77,8 @@ def beliefs_untrusted(found: Any) -> Beliefs:
             if field.name != "phase"
         }
         lanes[int(number[:6])] = LaneBeliefs(phase=lane["phase"], **numbers)
-    queues = {f.name: _number(found.get(f.name)) for f in fields(Beliefs) if f.name != "lanes"}
-    return Beliefs(lanes=lanes, **queues)
+    rest = [field for field in fields(Beliefs) if field.name != "lanes"]
+    return Beliefs(lanes, **{f.name: _number(found.get(f.name, f.default)) for f in rest})
 
 
 def _number(value: Any) -> float:
@@ -99,5 +103,7 @@ def lines(direction: str, beliefs: Beliefs) -> Iterator[str]:
             f"queue {lane.queue_s * 1e3:.1f} ms, "
             f"in flight {lane.in_flight_bytes / 1024:.0f} of {lane.limit_bytes / 1024:.0f} KiB; "
             f"waiting: {beliefs.control_frames:.0f} control frames, "
-            f"{beliefs.sparse_bytes:.0f} sparse, {beliefs.bulk_bytes:.0f} bulk bytes"
+            f"{beliefs.sparse_bytes:.0f} sparse, {beliefs.bulk_bytes:.0f} bulk bytes; "
+            f"zero-copy: {beliefs.teed_bytes / 1e6:.1f} MB sent, "
+            f"{beliefs.spliced_bytes / 1e6:.1f} MB received"
         )

@@ -135,7 +135,7 @@ def test_minutes_of_bulk_do_not_make_the_queue_creep_upwards() -> None:
     early = net.run(5.0)
     net.run(100.0, echo_every_s=1.0)
     late = net.run(5.0)
-    assert late.echo_ms(50) <= early.echo_ms(50) + 1
+    assert late.echo_ms(50) <= early.echo_ms(50) + 2  # it wanders by one either way
     assert late.up_mbit_s > 0.97 * early.up_mbit_s
 
 

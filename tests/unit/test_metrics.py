@@ -165,7 +165,8 @@ def test_what_is_no_json_is_refused(data: bytes) -> None:
 def test_a_busy_lane_has_a_line_that_says_all() -> None:
     assert list(lines("up", beliefs_untrusted(BELIEFS))) == [
         "lane 0 up: steady, 20.0 Mbit/s, RTT 52.3 ms (least 50.0), queue 2.1 ms, "
-        "in flight 64 of 128 KiB; waiting: 1 control frames, 3 sparse, 4 bulk bytes"
+        "in flight 64 of 128 KiB; waiting: 1 control frames, 3 sparse, 4 bulk bytes; "
+        "zero-copy: 0.0 MB sent, 0.0 MB received"
     ]
 
 

@@ -21,7 +21,9 @@ from sshunt.agent.dial import Dialer
 from sshunt.mux import frames
 from sshunt.mux.hello import (
     AGENT,
+    FEATURE_COPY,
     FEATURE_DETACHED,
+    FEATURE_SPLICE,
     REFUSED_OTHER,
     REFUSED_VERSION,
     VERSION_MAX,
@@ -32,7 +34,7 @@ from sshunt.mux.hello import (
 from sshunt.mux.session import DatagramReceived, Session
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 
 #: How long what is left to say after a goodbye may take to leave: its acknowledgement waits behind
 #: at most one full pipe, and a client that reads empties that in a round trip.
@@ -97,7 +99,10 @@ class _Life:
         self._grace: Optional[asyncio.TimerHandle] = None
         self.failure: Optional[BaseException] = None
         session = Session(AGENT, first.hello.initial_window_bytes, first.hello.max_streams)
-        self._tunnel = Tunnel(loop, session, outlives_lanes=self._grace_s > 0)
+        features = first.hello.features
+        way = SPLICE if features & FEATURE_SPLICE else AUTO
+        way = COPY if features & FEATURE_COPY else way
+        self._tunnel = Tunnel(loop, session, outlives_lanes=self._grace_s > 0, way=way)
         self._dialer = Dialer(self._tunnel)
         self._tunnel.on_datagram = self._on_datagram
         self._tunnel.on_request = self._dialer.on_request
@@ -169,7 +174,7 @@ class _Life:
         if event.kind == frames.ECHO:
             answer = event.data
         elif event.kind == frames.BELIEFS:
-            answer = json.dumps(self._tunnel.session.beliefs(self._loop.time())).encode()
+            answer = json.dumps(self._tunnel.beliefs()).encode()
         else:
             return
         self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())

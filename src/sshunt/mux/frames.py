@@ -255,7 +255,7 @@ class FrameReader:
     views of the bytes given to ``feed`` and no longer valid than those.
     """
 
-    __slots__ = ("_carry", "data_left", "offset", "stream")
+    __slots__ = ("_carry", "data_left", "newest_bytes", "offset", "stream")
 
     def __init__(self) -> None:
         self._carry = bytearray()  # a header or body that is not complete yet
@@ -263,6 +263,7 @@ class FrameReader:
         self.data_left = 0
         self.stream = 0
         self.offset = 0
+        self.newest_bytes = 0  # the whole payload of the last DATA frame that began
 
     def skip(self, size: int) -> None:
         """``size`` of the payload bytes still to come were taken from the lane by somebody else."""
@@ -333,7 +334,7 @@ class FrameReader:
             raise RemoteProtocolError("offset %d" % offset)
         self.stream = stream
         self.offset = offset
-        self.data_left = length - _OFFSET.size
+        self.data_left = self.newest_bytes = length - _OFFSET.size
 
 
 def _carry_bytes(carry: bytearray) -> int:

@@ -46,6 +46,8 @@ REFUSED_OTHER = 3
 # Features, a bit set. Unknown bits are ignored.
 FEATURE_CREATE = 1  # client: start an agent if there is none for this token
 FEATURE_DETACHED = 2  # agent: the session can outlive the ssh connection
+FEATURE_COPY = 4  # client: bring payload through your memory
+FEATURE_SPLICE = 8  # client: leave payload in your kernel, however little it is
 
 _LENGTH = struct.Struct("!H")
 

@@ -17,9 +17,9 @@ SENTENCE_BYTES = 400
 
 # --- frames -----------------------------------------------------------------------------------
 
-#: Largest payload of one DATA frame. Reads below 128 KiB cost a fifth of the throughput on a fast
-#: LAN; above 256 KiB nothing more is won and an urgent frame would wait longer.
-DATA_BYTES = 256 * KIB
+#: Largest payload of one DATA frame. Only lanes of 4 Gbit/s and more get as large ones (the pacer
+#: makes them as long as what passes in 2 ms), and those need them: each frame costs us some 30 us.
+DATA_BYTES = 1 * MIB
 
 #: Largest datagram: what UDP over IPv4 or IPv6 can carry.
 DATAGRAM_BYTES = 65535
@@ -39,9 +39,11 @@ MAX_WINDOW_BYTES = 16 * MIB
 #: What all windows of a session may have grown by, together, above their initial size.
 SESSION_GROWTH_BYTES = 256 * MIB
 
-#: What one stream may have queued unsent. Two frames keep a fast lane busy while the next is read;
-#: more would only hide the backlog from the kernel's own flow control.
-SEND_QUEUE_BYTES = 2 * DATA_BYTES
+#: What one stream may have queued unsent, at least; on a lane of large frames SEND_QUEUE_FRAMES of
+#: them are shared by all that have bulk. That keeps it busy while the next is read; more would only
+#: hide the backlog from the kernel's own flow control.
+SEND_QUEUE_BYTES = 512 * KIB
+SEND_QUEUE_FRAMES = 2
 
 #: Payloads that one stream may have queued unsent. A program that writes single bytes would cost
 #: us some 300 bytes for each of them; here its backlog stays in the kernel, which joins them.

@@ -1,12 +1,12 @@
 """What a DATA frame carries. Opaque: it has a length, can be cut, joined, kept and released.
 
-No code above the relay may look into a payload. Today it is a view of bytes in memory; where the
-kernel can hold the bytes in a pipe instead, another class with these operations takes its
-place and nothing in the protocol changes.
+No code above the relay may look into a payload. Here it is a view of bytes in memory; where the
+kernel can hold the bytes in a pipe instead, another class with these operations takes its place
+(relay/piped) and nothing in the protocol changes.
 
-Ownership: whoever holds a payload may cut it; the last holder releases it. A payload that came in
-with ``Session.receive`` lies in the reader's buffer and is good only until the next read: who wants
-it longer calls ``keep``.
+Ownership: whoever holds a payload may cut it; the last holder releases it, or a pipe is lost. A
+payload that came in with ``Session.receive`` lies in the reader's buffer and is good only until the
+next read: who wants it longer calls ``keep``.
 """
 
 from typing import Union
@@ -25,13 +25,11 @@ class Payload:
     def __len__(self) -> int:
         return len(self.view)
 
-    @property
-    def is_gone(self) -> bool:
-        """True if the bytes can't be had again once they have been sent."""
-        return False
+    def rewind(self) -> None:
+        """What was sent of it is lost: it will be sent again, from its first byte."""
 
     def twin(self) -> "Payload":
-        """The same bytes, to be released on their own. Not of a payload that ``is_gone``."""
+        """The same bytes, to be released on their own."""
         return Payload(self.view)
 
     def cut(self, size: int) -> "Payload":

@@ -2,8 +2,9 @@
 
 Two classes (the idea is fq_codel's, RFC 8290 §4): a *sparse* stream, one that sent little in the
 last round trip, goes before *bulk*, so that a keystroke or a new connection never waits behind a
-download. Bulk streams share by deficit round robin (Shreedhar and Varghese, 1995): each turn adds
-a quantum of bytes, and a stream sends while it has some left.
+download. Bulk streams share by round robin with a deficit (Shreedhar and Varghese, 1995), or rather
+a surplus: each turn adds a quantum of bytes, a stream sends while it has some left, and what its
+last frame was too large by is missing in the next turn. Frames are not cut for it.
 
 Sparse streams are few bytes by definition, but there may be thousands: after SPARSE_RUN_BYTES of
 them in a row one bulk frame is let through. So a stream with data and credit is always served
@@ -15,7 +16,7 @@ Control frames and datagrams don't come here: the session puts them before all d
 from collections import deque
 from typing import Deque, Optional, Tuple
 
-from sshunt.mux.limits import DATA_BYTES
+from sshunt.mux.limits import DATA_BYTES, KIB
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import ANY_LANE, Stream
 
@@ -24,7 +25,7 @@ from sshunt.mux.streams import ANY_LANE, Stream
 SPARSE_BYTES = 16 * 1024
 
 #: Sparse bytes in a row after which bulk gets one frame.
-SPARSE_RUN_BYTES = DATA_BYTES
+SPARSE_RUN_BYTES = 256 * KIB
 
 #: What a bulk stream may send in one turn, at most.
 QUANTUM_BYTES = DATA_BYTES
@@ -63,6 +64,11 @@ class Scheduler:
         else:
             stream.quantum_left = 0
             self._bulk.append(stream)
+
+    @property
+    def bulk_streams(self) -> int:
+        """How many streams have bulk to send."""
+        return len(self._bulk)
 
     @property
     def has_bulk(self) -> bool:
@@ -121,17 +127,15 @@ class Scheduler:
         self, queue: Deque[Stream], stream: Stream, size: int
     ) -> Tuple[Stream, int, Optional[Payload]]:
         """Take from ``stream``, the head of ``queue``, and put it where it belongs now."""
-        if queue is self._bulk:
-            if stream.quantum_left <= 0:
-                stream.quantum_left += self.quantum_bytes
-            size = min(size, stream.quantum_left)
+        if queue is self._bulk and stream.quantum_left <= 0:
+            stream.quantum_left += self.quantum_bytes
         offset, payload = stream.sender.take(size)
         taken = len(payload) if payload is not None else 0
         stream.recent_bytes += taken
         queue.popleft()
         if queue is self._bulk:
             self._sparse_run_bytes = 0
-            stream.quantum_left -= taken
+            stream.quantum_left = max(stream.quantum_left - taken, -self.quantum_bytes)
             if stream.sender.has_work:
                 if stream.quantum_left > 0:
                     queue.appendleft(stream)

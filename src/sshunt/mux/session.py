@@ -39,6 +39,8 @@ from sshunt.mux.limits import (
     INITIAL_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
+    SEND_QUEUE_BYTES,
+    SEND_QUEUE_FRAMES,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
@@ -202,6 +204,8 @@ class Session:
         self._growth = GrowthBudget()
         self.dropped_datagrams = 0
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
+        self.frame_bytes = 0  # of the largest frames that a lane takes now; 0: there is none
+        self._queue_bytes = SEND_QUEUE_BYTES
 
     @property
     def peer_terms(self) -> Tuple[int, int]:
@@ -239,7 +243,7 @@ class Session:
 
     def room_bytes(self, stream: Stream) -> int:
         """How much may be written now; after a 0 comes StreamWritable when there is more."""
-        return stream.sender.room_bytes()
+        return stream.sender.room_bytes(self._queue_bytes)
 
     def write(self, stream: Stream, payload: Payload, now: float) -> None:
         """Send ``payload``; the caller keeps to ``room_bytes``."""
@@ -309,19 +313,15 @@ class Session:
         if lane_id in self.lanes:
             raise LocalProtocolError("lane %d exists" % lane_id)
         self.lanes[lane_id] = Lane(lane_id, now, self._path)
+        self._note_lanes()
 
     def lose_lane(self, lane_id: int, now: float) -> None:
-        """A lane died: what it did not get acknowledged will leave over another one.
-
-        A stream whose payload nobody can send again (``Payload.is_gone``) is reset.
-        """
+        """A lane died: what it did not get acknowledged will leave over another one."""
         lane = self.lanes.pop(lane_id)
         lane.pacer.leave()
         control: List[_Control] = []
         for sent in lane.outstanding:
-            if sent.stream and sent.payload is not None and sent.payload.is_gone:
-                self._give_up(sent.stream)
-            elif sent.kind == frames.DATA and sent.stream and sent.payload is not None:
+            if sent.kind == frames.DATA and sent.stream and sent.payload is not None:
                 sent.stream.sender.give_back(sent.offset, sent.payload)
                 self._scheduler.activate(sent.stream, now, self.rtt_s)
             elif sent.kind == frames.FIN and sent.stream:
@@ -332,20 +332,7 @@ class Session:
                     sent.stream.home = NO_LANE
                 control.append(_Control(sent.kind, sent.stream, sent.raw))
         self._control.extendleft(reversed(control))
-        self._note_rtt()
-
-    def _give_up(self, stream: Stream) -> None:
-        """Reset a stream whose bytes can't be sent again, also one that is over at this end: the
-        other end waits for them.
-        """
-        if stream.sender.state is CLOSED:
-            return
-        raw = frames.encode_reset(stream.id, frames.RESET_ABORTED)
-        self._control.append(_Control(frames.RESET, None, raw))
-        stream.reset()
-        if stream.id in self.streams:
-            self._forget(stream)
-            self._events.append(StreamReset(stream, frames.RESET_ABORTED))
+        self._note_lanes()
 
     def next_deadline(self, after: float = 0.0) -> Optional[float]:
         """When ``transmit`` must be called at the latest though nothing else happened.
@@ -466,7 +453,8 @@ class Session:
                     pacer.note_held_back()
                 if lane.sparse_room_bytes <= 0:
                     break
-            size = min(pacer.frame_bytes, stop - lane.sent)
+            # Not less for the sake of ``stop``: every cut costs another frame.
+            size = min(pacer.frame_bytes, lane.room_bytes)
             item = self._scheduler.take(lane.id, size, bulk, any_sparse=swift)
             if item is None:
                 break
@@ -492,7 +480,7 @@ class Session:
     ) -> None:
         """Send what ``lane`` carries over the next best one as well, if its stream is sparse."""
         others = [each for each in self.lanes.values() if each is not lane and not each.is_blocked]
-        if others and stream.recent_bytes <= SPARSE_BYTES and not payload.is_gone:
+        if others and stream.recent_bytes <= SPARSE_BYTES:
             second = min(others, key=lambda each: each.expected_s(now))
             second.twins.append(Twin(stream, head, payload.twin()))
 
@@ -623,10 +611,14 @@ class Session:
                 sent.payload.release()
             elif sent.kind == frames.OPEN and sent.stream:
                 sent.stream.home = ANY_LANE
-        self._note_rtt()
+        self._note_lanes()
 
-    def _note_rtt(self) -> None:
-        self.rtt_s = min([lane.rtt_s for lane in self.lanes.values() if lane.rtt_s], default=0.0)
+    def _note_lanes(self) -> None:
+        lanes = self.lanes.values()
+        self.rtt_s = min([lane.rtt_s for lane in lanes if lane.rtt_s], default=0.0)
+        self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
+        shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
+        self._queue_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
 
     def _on_window(self, number: int, limit: int, now: float) -> None:
         stream = self._find(number)
@@ -701,7 +693,7 @@ class Session:
     def _wake(self, sender: Sender, stream: Stream) -> None:
         if sender.blocked:
             sender.blocked = False
-            if sender.room_bytes():
+            if sender.room_bytes(self._queue_bytes):
                 self._events.append(StreamWritable(stream))
 
     def _forget_if_over(self, stream: Stream) -> None:

@@ -97,12 +97,14 @@ class Sender:
         self._queue: Optional[Deque[Payload]] = None
         self._lost: Optional[Deque[Tuple[int, Payload]]] = None
 
-    def room_bytes(self) -> int:
-        """How much the writer may write now; 0 (and ``blocked``) if less than a good read."""
+    def room_bytes(self, queue_bytes: int = SEND_QUEUE_BYTES) -> int:
+        """How much the writer may write now, with ``queue_bytes`` queued at most; 0 (and
+        ``blocked``) if less than a good read.
+        """
         if self.state is not OPEN:
             return 0  # reset by the peer perhaps, and the writer has not heard of it yet
         credit = self.limit - self.next_offset
-        room = (credit if credit < SEND_QUEUE_BYTES else SEND_QUEUE_BYTES) - self.queued_bytes
+        room = (credit if credit < queue_bytes else queue_bytes) - self.queued_bytes
         if room < self._wake_room_bytes or (
             self._queue and len(self._queue) >= SEND_QUEUE_PAYLOADS
         ):
@@ -178,6 +180,7 @@ class Sender:
         if self.state is CLOSED:
             payload.release()
             return
+        payload.rewind()
         if self._lost is None:
             self._lost = deque()
         self._lost.append((offset, payload))

@@ -5,26 +5,29 @@ it has been used or copied when the next read begins. The rest of a large payloa
 waits for does not come through the buffer where the system has splice(2): it moves from ssh's pipe
 to the socket as references to pages. When that does not work just now (the socket is full, an
 earlier piece waits), reading goes on the first way. Writing: what the session hands out goes into
-one writev; what the pipe did not take is kept (a backlog of less than one transmit) and nothing
-more is asked of the session until it is gone.
+one writev, but for payloads that are in pipes of their own (piped), which are teed; what the lane's
+pipe did not take is kept (a backlog of less than one transmit) and nothing more is asked of the
+session until it is gone.
+
+Both wait for readiness, or for the next beat while very much moves (beat).
 
 Not here: when a lane is given up (client), what the bytes mean (mux).
 """
 
-import errno
-import fcntl
 import os
+import stat
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple, Union
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import DATA_HEAD_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
-from sshunt.relay.promise import PromisedPayload
+from sshunt.relay.beat import BUSY_BYTES
+from sshunt.relay.linux import can_splice, splice
+from sshunt.relay.piped import REFUSALS, PipedPayload, widen_pipe
 from sshunt.relay.sockets import reset_code
 
 if TYPE_CHECKING:
-    from sshunt.relay.tcp import TcpRelay
     from sshunt.relay.tunnel import Tunnel
 
 #: What one read takes at most: a whole pipe.
@@ -40,30 +43,21 @@ LONG_S = 0.02
 #: ... or less is read the next time, down to this.
 LEAST_READ_BYTES = 4096
 
+#: Between two large payloads there may be so many headers' worth of other frames, before they are
+#: read all at once again.
+BULK_READS = 4
+
 #: Writes in one round: as much as a pipe holds, several times.
 WRITES_PER_ROUND = 8
 
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
 
-#: Payloads of this size are worth a system call of their own to leave them in the kernel.
-SPLICED_BYTES = 32 * 1024
-
-_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK; splice(2)
-
-_F_SETPIPE_SZ = 1031  # Linux; named in fcntl only since Python 3.10
-
+#: What a direction waits for: nothing, that its descriptor is ready, the next beat.
+IDLE, READINESS, BEAT = 0, 1, 2
 
 #: What the session hands out, and what is left of it after a partial write.
 _Piece = Union[bytes, memoryview, Payload]
-
-
-def widen_pipe(fd: int) -> None:
-    """Ask for a larger pipe. Not a pipe, not Linux, over the user's quota: it stays as it is."""
-    try:
-        fcntl.fcntl(fd, _F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        pass
 
 
 class LaneIO:
@@ -71,13 +65,17 @@ class LaneIO:
 
     __slots__ = (
         "_backlog",
+        "_beats",
+        "_bulk_reads",
         "_can_splice",
-        "_in_bulk",
         "_read_bytes",
         "_read_fd",
+        "_reading",
         "_tunnel",
         "_write_fd",
         "_writing",
+        "_written_bytes",
+        "is_pipe",
         "lane_id",
         "tag",
     )
@@ -87,16 +85,19 @@ class LaneIO:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._backlog: List[_Piece] = []
-        self._writing = False  # registered with the loop
-        self._can_splice = hasattr(os, "splice")  # Linux, Python 3.10
+        self._reading = READINESS
+        self._writing = IDLE
+        self._written_bytes = 0  # so far
+        self._can_splice = True  # until the kernel says no
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
-        self._in_bulk = False  # the last payload was large
+        self._bulk_reads = 0  # so many more reads expect the header of a large payload
         self.lane_id = lane_id
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
-        widen_pipe(read_fd)
-        widen_pipe(write_fd)
+        sizes = [widen_pipe(fd, PIPE_BYTES) for fd in (read_fd, write_fd)]
+        self._beats = min(sizes) >= PIPE_BYTES  # a smaller one would run dry between two beats
+        self.is_pipe = stat.S_ISFIFO(os.fstat(write_fd).st_mode)
         tunnel.loop.add_reader(read_fd, self._on_readable)
 
     @property
@@ -107,10 +108,11 @@ class LaneIO:
     def close(self) -> None:
         """Close both descriptors."""
         loop = self._tunnel.loop
-        loop.remove_reader(self._read_fd)
-        if self._writing:
+        if self._reading == READINESS:
+            loop.remove_reader(self._read_fd)
+        if self._writing == READINESS:
             loop.remove_writer(self._write_fd)
-            self._writing = False
+        self._reading = self._writing = IDLE
         self._backlog = []
         os.close(self._read_fd)
         if self._write_fd != self._read_fd:
@@ -138,97 +140,128 @@ class LaneIO:
             else:
                 self._tunnel.wake()
             session.lanes[self.lane_id].is_blocked = bool(self._backlog)
-            if self._backlog and not self._writing:
-                self._writing = True
-                loop.add_writer(self._write_fd, self._on_writable)
+            if self._backlog and self._writing == IDLE:
+                self._wait_for_room(True)
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
 
-    def collect(self, relay: "TcpRelay") -> None:
-        """Read what the backlog still has to move from the relay's socket."""
-        for piece in self._backlog:
-            if isinstance(piece, PromisedPayload) and piece.relay is relay and not piece.is_kept:
-                piece.keep()
-
-    def _write(self, pieces: Sequence[_Piece]) -> bool:
-        """Write as much as the pipe takes; the rest is the backlog. False if it took nothing."""
+    def _write(self, pieces: Sequence[_Piece]) -> None:
+        """Write as much as the pipe takes; the rest is the backlog."""
         self._backlog = []
         views: List[Union[bytes, memoryview]] = []
-        wrote = False
         for index, piece in enumerate(pieces):
-            if isinstance(piece, PromisedPayload) and not piece.is_kept:
-                rest, took = self._write_views(views)
-                wrote = wrote or took
-                views = []
-                if not rest:
-                    moved = self._move(piece)
-                    wrote = wrote or moved > 0
-                    if not len(piece):
-                        continue
-                # The piece at hand is part of it: its socket may have to be read meanwhile.
-                self._backlog = [*rest, *pieces[index:]]
-                return wrote
-            views.append(piece.view if isinstance(piece, Payload) else piece)
-        rest, took = self._write_views(views)
-        self._backlog = rest
-        return wrote or took
+            if isinstance(piece, PipedPayload):
+                if piece.is_piped:
+                    rest = self._write_views(views)
+                    if rest or not self._tee(piece):
+                        self._backlog = [*rest, *pieces[index:]]
+                        return
+                    views = []
+                else:
+                    views.append(piece.unsent)
+            else:
+                views.append(piece.view if isinstance(piece, Payload) else piece)
+        self._backlog = self._write_views(views)
 
-    def _write_views(self, views: List[Union[bytes, memoryview]]) -> Tuple[List[_Piece], bool]:
-        """One writev; what it did not take, and whether it took anything."""
+    def _write_views(self, views: List[Union[bytes, memoryview]]) -> List[_Piece]:
+        """One writev; what it did not take."""
         if not views:
-            return [], False
+            return []
         try:
             written = os.writev(self._write_fd, views)
         except (BlockingIOError, InterruptedError):
-            return list(views), False
+            return list(views)
+        self._written_bytes += written
         if written == sum(map(len, views)):
-            return [], True
+            return []
         for index, view in enumerate(views):
             if written < len(view):
-                return [memoryview(view)[written:], *views[index + 1 :]], True
+                return [memoryview(view)[written:], *views[index + 1 :]]
             written -= len(view)
-        return [], True
+        return []
 
-    def _move(self, piece: PromisedPayload) -> int:
-        """Move promised bytes from their socket to the pipe; how many it took."""
-        moved = 0
-        while len(piece):
-            try:
-                size = os.splice(
-                    piece.relay.sock.fileno(), self._write_fd, len(piece), flags=_SPLICE_FLAGS
-                )
-            except (BlockingIOError, InterruptedError):
-                break
-            if not size:
-                break
-            moved += size
-            piece.moved(size)
-        return moved
+    def _tee(self, piece: PipedPayload) -> bool:
+        """Write a payload that is in a pipe; True if the lane's pipe took all of it."""
+        try:
+            sent = piece.send(self._write_fd)
+            self._written_bytes += sent
+            self._tunnel.teed_bytes += sent
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            self._tunnel.pipes.refuse()
+            piece.keep()
+        return not piece.unsent_bytes
+
+    def _wait_for_room(self, busy: bool) -> None:
+        """The pipe is full."""
+        if busy and self._beats and self._tunnel.beat.next(self._write_at_beat):
+            self._writing = BEAT
+        else:
+            self._writing = READINESS
+            self._tunnel.loop.add_writer(self._write_fd, self._on_writable)
+
+    def _write_at_beat(self) -> None:
+        if self._writing == BEAT:
+            self._writing = IDLE
+            busy = self._write_on()
+            if self._backlog and self._writing == IDLE:
+                self._wait_for_room(busy)
 
     def _on_writable(self) -> None:
-        backlog = self._backlog
+        busy = self._write_on()
+        if self._writing == READINESS and (busy or not self._backlog):
+            self._writing = IDLE
+            self._tunnel.loop.remove_writer(self._write_fd)
+            if self._backlog:
+                self._wait_for_room(busy)
+
+    def _write_on(self) -> bool:
+        """There may be room again; True if there was much."""
+        before = self._written_bytes
         try:
-            if not self._write(backlog) and isinstance(backlog[0], PromisedPayload):
-                # The pipe has room, so it is the socket that gives nothing: read it.
-                backlog[0].keep()
+            self._write(self._backlog)
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
-            return
+            return False
         if not self._backlog:
             self._tunnel.session.lanes[self.lane_id].is_blocked = False
-            # Stay registered while the pipe goes on being full: flush fills it again.
-            self._tunnel.pump()
-            if self._writing and not self._backlog:
-                self._writing = False
-                self._tunnel.loop.remove_writer(self._write_fd)
+            self._tunnel.pump()  # it fills the pipe again
+        return self._written_bytes - before >= BUSY_BYTES
+
+    def _read_at_beat(self) -> None:
+        if self._reading == BEAT:
+            self._reading = IDLE
+            busy = self._read_on()
+            if self._tunnel.lanes.get(self.lane_id) is self:
+                self._wait_for_bytes(busy)
 
     def _on_readable(self) -> None:
+        if self._read_on() and self._reading == READINESS and self._beats:
+            self._reading = IDLE
+            self._tunnel.loop.remove_reader(self._read_fd)
+            self._wait_for_bytes(True)
+
+    def _wait_for_bytes(self, busy: bool) -> None:
+        if busy and self._tunnel.beat.next(self._read_at_beat):
+            self._reading = BEAT
+        else:
+            self._reading = READINESS
+            self._tunnel.loop.add_reader(self._read_fd, self._on_readable)
+
+    def _read_on(self) -> bool:
+        """Read what is there; True if it was much."""
+        lane = self._tunnel.session.lanes[self.lane_id]
+        before = lane.received
         for _ in range(READS_PER_ROUND):
             passage = self._passage()
             more = self._splice(*passage) if passage is not None else self._read()
             if not more:
                 break
         self._tunnel.wake_if_needed()
+        return lane.received - before >= BUSY_BYTES
 
     def _read(self) -> bool:
         """Read and use what is there; False if there is hardly more now."""
@@ -236,7 +269,7 @@ class LaneIO:
         # payload itself can be spliced.
         reader = self._tunnel.session.lanes[self.lane_id].reader
         limit = self._read_bytes
-        if self._in_bulk:
+        if self._bulk_reads:
             limit = min(limit, reader.data_left + DATA_HEAD_BYTES)
         buffer = memoryview(self._tunnel.read_buffer)[:limit]
         try:
@@ -249,13 +282,14 @@ class LaneIO:
         if not size:
             self._tunnel.lane_ended(self, "")
             return False
+        reader.newest_bytes = 0
         begin = self._tunnel.loop.time()
         if not self._process(buffer[:size]):
             return False
-        if reader.data_left >= SPLICED_BYTES:
-            self._in_bulk = True
-        elif size == limit:  # what was to be its header was not one
-            self._in_bulk = False
+        if reader.newest_bytes >= self._tunnel.splice_from_bytes:
+            self._bulk_reads = BULK_READS
+        elif self._bulk_reads and size == limit:  # what was to be a header was not one
+            self._bulk_reads -= 1
         if self._tunnel.loop.time() - begin > LONG_S:
             # Thousands of tiny frames: take fewer at a time, others want their turn.
             self._read_bytes = max(size // 4, LEAST_READ_BYTES)
@@ -269,7 +303,9 @@ class LaneIO:
         if not self._can_splice:
             return None
         passage = self._tunnel.session.passage(self.lane_id)
-        if passage is None or passage[1] < SPLICED_BYTES or passage[0].owner is None:
+        if passage is None or passage[1] < self._tunnel.splice_from_bytes or not can_splice():
+            return None
+        if passage[0].owner is None:
             return None
         return passage if passage[0].owner.passage() >= 0 else None
 
@@ -279,17 +315,18 @@ class LaneIO:
         """
         tunnel = self._tunnel
         try:
-            moved = os.splice(self._read_fd, stream.owner.passage(), size, flags=_SPLICE_FLAGS)
+            moved = splice(self._read_fd, stream.owner.passage(), size)
         except (BlockingIOError, InterruptedError):
             return self._read()  # the pipe is empty or the socket is full: reading tells
         except OSError as error:
-            if error.errno == errno.EINVAL:  # no pipe, or a socket that can't do it
+            if error.errno in REFUSALS:  # no pipe, or a socket that can't do it
                 self._can_splice = False
             else:
                 stream.owner.abort(reset_code(error.errno or 0))
             return self._read()
         if not moved:
             return self._read()  # the end of the pipe
+        tunnel.spliced_bytes += moved
         tunnel.session.passed(self.lane_id, moved, tunnel.loop.time())
         if stream.receiver.final is not None:
             tunnel.dispatch()

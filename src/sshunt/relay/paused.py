@@ -44,8 +44,8 @@ class PausedSockets:
             look()
 
     def watch(self, sock: socket.socket, on_error: Callable[[int], None]) -> None:
-        """Watch ``sock`` until it has an error or is unwatched. Once at a time."""
-        if self._set is not None:
+        """Watch ``sock`` until it has an error or is unwatched, if it is not watched already."""
+        if self._set is not None and sock.fileno() not in self._watched:
             self._watched[sock.fileno()] = (sock, on_error)
             # Nothing but what is always reported, and that once: a socket whose both halves are
             # over hangs up for ever, and what it has received is still to be read.

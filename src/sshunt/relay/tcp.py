@@ -13,16 +13,13 @@ The far side's socket may have data to write before it is connected, even before
 name is looked up): that waits in the same queue.
 """
 
-import fcntl
 import socket
-import struct
-import termios
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Optional
+from typing import TYPE_CHECKING, Deque, Optional, Tuple
 
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
-from sshunt.relay.promise import PromisedPayload
+from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.sockets import close_with_reset, reset_code
 
 if TYPE_CHECKING:
@@ -33,12 +30,6 @@ FIRST_READ_BYTES = 16 * 1024
 
 #: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
 READ_BYTES = 256 * 1024
-
-
-#: From this size on, bytes are worth two system calls of their own to stay in the kernel.
-PROMISED_BYTES = 32 * 1024
-
-_INT = struct.Struct("i")
 
 #: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
 READS_PER_ROUND = 2
@@ -51,15 +42,16 @@ class TcpRelay:
     """Moves bytes between ``sock`` (non-blocking) and ``stream`` until both are over."""
 
     __slots__ = (
+        "_at_beat",
         "_fin_received",
         "_fin_sent",
         "_head_sent",
         "_paused",
         "_pending",
-        "_promised",
         "_read_bytes",
         "_reading",
         "_sock",
+        "_to_be_watched",
         "_tunnel",
         "_writing",
         "connected",
@@ -71,11 +63,12 @@ class TcpRelay:
         self._sock: Optional[socket.socket] = None
         self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
         self._head_sent = 0  # bytes of the first of them that were written
-        self._read_bytes = FIRST_READ_BYTES
+        self._read_bytes = FIRST_READ_BYTES if not tunnel.always_pipes else READ_BYTES
         self._reading = False  # registered with the loop
         self._writing = False  # registered with the loop
-        self._paused = False  # watched for errors only
-        self._promised = 0  # bytes that stay in the socket until a lane moves them
+        self._at_beat = False  # read again at the next beat
+        self._paused = False  # not read, perhaps for long
+        self._to_be_watched = False  # soon, if it is still paused then
         self._fin_received = False
         self._fin_sent = False
         self.connected = False
@@ -131,10 +124,9 @@ class TcpRelay:
         self._tunnel.wake()
         self.start(sock)
 
-    def _on_readable(self) -> None:
-        for _ in range(READS_PER_ROUND):
-            if not self._read():
-                break
+    def _on_readable(self) -> bool:
+        """Read; True if there may be more, and nothing was arranged for it."""
+        return all(self._read() for _ in range(READS_PER_ROUND))
 
     def on_writable(self) -> None:
         """The stream has room again: read until it has none or the socket is empty.
@@ -150,50 +142,41 @@ class TcpRelay:
         if not room:
             self._pause()  # on_writable comes when there is room
             return False
-        if self._promised:
-            return False  # on_moved comes when it is kept
-        if self._read_bytes == READ_BYTES and self._tunnel.moves_payload and self._promise(room):
-            return False
-        size = self._read_bytes
         try:
-            data = self.sock.recv(size if size < room else room)
+            payload, size = self._receive(room)
         except (BlockingIOError, InterruptedError):
             self._read_later()
             return False
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
-        if data:
-            self._tunnel.write(self.stream, Payload(data))
-            if len(data) < size:
-                self._read_later()
+        if len(payload):
+            self._tunnel.write(self.stream, payload)
+            if len(payload) < size:
+                self._read_soon(len(payload))
                 return False  # the socket is empty now
             self._read_bytes = READ_BYTES
             return True
         self._fin_sent = True
-        self._read_no_more()
-        if not self._fin_received:
-            self._tunnel.paused.soon(self._watch_half_closed)
+        if self._fin_received:
+            self._read_no_more()
+        else:
+            self._pause()
         self._tunnel.finish(self.stream)
         self._close_if_over()
         return False
 
-    def _promise(self, room: int) -> bool:
-        """Leave the next bytes in the socket until their turn comes; False if they are few."""
-        waiting: int = _INT.unpack(fcntl.ioctl(self.sock, termios.FIONREAD, _INT.pack(0)))[0]
-        size = min(waiting, room)
-        if size < PROMISED_BYTES:
-            return False
-        self._promised = size
-        self._pause()
-        self._tunnel.write(self.stream, PromisedPayload(self, size))
-        return True
-
-    def on_moved(self, size: int) -> None:
-        """``size`` promised bytes have left the socket."""
-        self._promised -= size
-        if not self._promised:
-            self.on_writable()
+    def _receive(self, room: int) -> Tuple[Payload, int]:
+        """What the socket has, and how much could have come: in a pipe if that is likely to be
+        much. Raises OSError.
+        """
+        if self._read_bytes == READ_BYTES and self._tunnel.wants_pipes:
+            size = min(room, self._tunnel.session.frame_bytes)  # more would only be cut
+            payload = self._tunnel.pipes.receive(self.sock.fileno(), size)
+            if payload is not None:
+                return payload, size
+        size = min(room, self._read_bytes)
+        return Payload(self.sock.recv(size)), size
 
     # --- from the session ---------------------------------------------------------------------
 
@@ -300,38 +283,57 @@ class TcpRelay:
 
     def _drop(self) -> None:
         self.connected = False  # nothing is read any more
-        if self._promised:
-            self._tunnel.collect(self)
         self._unwatch()
         self._pending = None
         if self._sock is not None:
             close_with_reset(self._sock)
         self._tunnel.forget(self)
 
+    def _read_soon(self, size: int) -> None:
+        """There were ``size`` bytes just now."""
+        if size >= BUSY_BYTES and self._tunnel.beat.next(self._read_at_beat):
+            self._read_no_more()
+            self._at_beat = True
+        else:
+            self._read_later()
+
+    def _read_at_beat(self) -> None:
+        if self._at_beat:
+            self._at_beat = False
+            if self._on_readable():
+                self._read_soon(BUSY_BYTES)
+
     def _read_later(self) -> None:
+        self._resume()
         if not self._reading:
-            if self._paused:
-                self._paused = False
-                self._tunnel.paused.unwatch(self.sock)
             self._reading = True
             self._tunnel.loop.add_reader(self.sock.fileno(), self._on_readable)
 
     def _pause(self) -> None:
-        """Read no more; look only whether the socket dies meanwhile."""
+        """Read no more; look only whether the socket dies meanwhile. Mostly it is not for long: a
+        moment until there is room, or until the second half is over, too.
+        """
         self._read_no_more()
-        if not self._paused:
-            self._paused = True
+        self._paused = True
+        if not self._to_be_watched:
+            self._to_be_watched = True
+            self._tunnel.paused.soon(self._watch_paused)
+
+    def _watch_paused(self) -> None:
+        self._to_be_watched = False
+        if self._paused and self.stream.owner is self:
             self._tunnel.paused.watch(self.sock, self._on_error)
 
-    def _watch_half_closed(self) -> None:
-        """Most connections are over a moment after their first half; this one is not."""
-        if self.stream.owner is self:
-            self._pause()
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._tunnel.paused.unwatch(self.sock)
 
     def _on_error(self, error_number: int) -> None:
         self.abort(reset_code(error_number))
 
     def _read_no_more(self) -> None:
+        self._at_beat = False
         if self._reading:
             self._reading = False
             self._tunnel.loop.remove_reader(self.sock.fileno())
@@ -342,8 +344,6 @@ class TcpRelay:
             self._tunnel.loop.remove_writer(self.sock.fileno())
 
     def _unwatch(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._tunnel.paused.unwatch(self.sock)
+        self._resume()
         self._read_no_more()
         self._write_no_more()

@@ -6,7 +6,6 @@ its end (``wake`` schedules ``pump``), so that a hundred small events share one 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
 
-A session that can't outlive its only lane keeps no copy of what it sent (``promise``).
 The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
 ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
 
@@ -15,11 +14,11 @@ no payload of the read buffer is kept past ``dispatch``.
 """
 
 import asyncio
-import os
 from typing import Any, Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
+from sshunt.mux.limits import DATA_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import (
     DatagramReceived,
@@ -34,22 +33,44 @@ from sshunt.mux.session import (
     StreamWritable,
 )
 from sshunt.mux.streams import Stream
+from sshunt.relay.beat import Beat
 from sshunt.relay.lane import READ_BYTES, LaneIO
 from sshunt.relay.paused import PausedSockets
+from sshunt.relay.piped import MOST_PIPES, PIPED_BYTES, Pipes
 from sshunt.relay.tcp import TcpRelay
+
+#: Ways of payload through this process: what fits, always through memory, always by the kernel.
+AUTO, COPY, SPLICE = 0, 1, 2
+
+#: Where the pacer makes smaller frames the link carries less than 260 Mbit/s: copies cost little
+#: there, and a read that makes several frames would be cut into as many pipes.
+PIPED_FRAME_BYTES = 64 * 1024
 
 
 class Tunnel:
-    """Runs ``session`` in ``loop``; see the module's head for the callbacks."""
+    """Runs ``session`` in ``loop``; see the module's head for the callbacks. ``way``: AUTO, COPY or
+    SPLICE.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, session: Session, *, outlives_lanes: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        session: Session,
+        *,
+        outlives_lanes: bool,
+        way: int = AUTO,
     ) -> None:
         self.loop = loop
         self.session = session
         self.outlives_lanes = outlives_lanes
-        #: Bulk payload goes from the sockets to the lane without a copy that could be sent again.
-        self.moves_payload = False
+        self.way = way
+        self.always_pipes = way == SPLICE
+        least_bytes = 1 if way == SPLICE else PIPED_BYTES
+        self.splice_from_bytes = DATA_BYTES + 1 if way == COPY else least_bytes
+        self.beat = Beat(loop)
+        self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes)
+        self.teed_bytes = 0  # sent from pipes
+        self.spliced_bytes = 0  # received without coming through memory
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
         self.paused = PausedSockets(loop)
@@ -84,12 +105,6 @@ class Tunnel:
         """
         self.session = session
         self.outlives_lanes = outlives_lanes
-        self._choose_way()
-
-    def _choose_way(self) -> None:
-        """With another lane to go on with, a lane's death need not end anything: keep copies."""
-        alone = len(self.lanes) == 1 and not self.outlives_lanes
-        self.moves_payload = alone and hasattr(os, "splice")
 
     def add_lane(self, lane_id: int, read_fd: int, write_fd: int) -> LaneIO:
         """A lane is up; its descriptors now belong to the tunnel. Raises OSError if they are dead
@@ -102,7 +117,6 @@ class Tunnel:
             self.session.lose_lane(lane_id, self.loop.time())
             raise
         self.lanes[lane_id] = lane
-        self._choose_way()
         self.wake()
         return lane
 
@@ -112,10 +126,8 @@ class Tunnel:
             return
         lane.close()
         if not self.outlives_lanes and not self.lanes:
-            # What was moved can't be sent again: its streams are over, and so is the session.
             self.reset_all()
         self.session.lose_lane(lane.lane_id, self.loop.time())
-        self._choose_way()
         self.dispatch()
         self.wake()
         if self.on_lane_ended:
@@ -142,10 +154,12 @@ class Tunnel:
         if not self._pump_scheduled:
             self.wake()
 
-    def collect(self, relay: TcpRelay) -> None:
-        """The relay's socket is about to be closed: read what lanes still have to move of it."""
-        for lane in self.lanes.values():
-            lane.collect(relay)
+    @property
+    def wants_pipes(self) -> bool:
+        """True if what is read in bulk should stay in the kernel."""
+        if self.session.frame_bytes < PIPED_FRAME_BYTES and not self.always_pipes:
+            return False
+        return all(lane.is_pipe for lane in self.lanes.values())
 
     def finish(self, stream: Stream) -> None:
         """A socket delivers nothing more."""
@@ -156,6 +170,14 @@ class Tunnel:
         """A socket took ``size`` bytes."""
         self.session.consumed(stream, size, self.loop.time())
         self.wake_if_needed()
+
+    def beliefs(self) -> Dict[str, object]:
+        """What decides about speed and latency just now, for metrics, and which way bulk took."""
+        return dict(
+            self.session.beliefs(self.loop.time()),
+            teed_bytes=self.teed_bytes,
+            spliced_bytes=self.spliced_bytes,
+        )
 
     # --- moving -------------------------------------------------------------------------------
 
@@ -268,3 +290,5 @@ class Tunnel:
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()
+        self.beat.close()
+        self.pipes.close()

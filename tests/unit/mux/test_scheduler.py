@@ -48,7 +48,7 @@ def test_a_stream_is_queued_once() -> None:
 
 def test_a_few_bytes_go_before_a_download_that_waited_longer() -> None:
     scheduler = Scheduler()
-    scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
+    scheduler.activate(stream_with(1, 2 * DATA_BYTES), 0.0, RTT_S)
     scheduler.activate(stream_with(3, 100), 0.0, RTT_S)
     assert served(scheduler) == (3, 100)
     assert served(scheduler) == (1, DATA_BYTES)
@@ -123,8 +123,19 @@ def test_a_turn_that_a_full_lane_cut_short_goes_on_where_it_stopped() -> None:
     for number in (1, 3):
         scheduler.activate(stream_with(number, 2 * QUANTUM_BYTES), 0.0, RTT_S)
     assert served(scheduler, 1000) == (1, 1000)
-    assert served(scheduler) == (1, QUANTUM_BYTES - 1000)
-    assert served(scheduler) == (3, QUANTUM_BYTES)
+    assert served(scheduler)[0] == 1
+    assert served(scheduler)[0] == 3
+
+
+def test_what_a_frame_was_too_large_for_its_turn_is_missing_in_the_next() -> None:
+    scheduler = Scheduler()
+    for number in (1, 3):
+        scheduler.activate(stream_with(number, 10 * QUANTUM_BYTES), 0.0, RTT_S)
+    first, frame = QUANTUM_BYTES // 4, QUANTUM_BYTES // 2
+    turns = [served(scheduler, first)] + [served(scheduler, frame) for _ in range(7)]
+    assert turns == [(1, first)] + [(1, frame)] * 2 + [(3, frame)] * 2 + [(1, frame)] * 2 + [
+        (3, frame)
+    ]
 
 
 def test_a_stream_that_comes_back_begins_with_a_whole_turn() -> None:
@@ -244,7 +255,7 @@ def test_on_a_slow_lane_turns_are_as_small_as_its_frames() -> None:
     scheduler.quantum_bytes = 3000
     for number in (1, 3):
         scheduler.activate(stream_with(number, 1_000_000), 0.0, RTT_S)
-    assert [served(scheduler) for _ in range(4)] == [(1, 3000), (3, 3000)] * 2
+    assert [served(scheduler, 3000) for _ in range(4)] == [(1, 3000), (3, 3000)] * 2
 
 
 def test_what_waits_is_told_by_class() -> None:

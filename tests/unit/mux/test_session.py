@@ -197,8 +197,9 @@ def test_a_large_payload_leaves_in_frames_of_the_largest_size() -> None:
     ends.open_throttle()
     near.sender.grant(10 * DATA_BYTES)
     ends.client.write(near, Payload(bytes(DATA_BYTES + 1)), ends.now)
-    sent = [frame for frame in read_frames(ends.transmit(ends.client)) if frame[0] == frames.DATA]
-    assert [(frame[2], len(frame[3])) for frame in sent] == [(0, DATA_BYTES), (DATA_BYTES, 1)]
+    sent = read_frames(ends.transmit(ends.client)) + read_frames(ends.transmit(ends.client))
+    data = [frame for frame in sent if frame[0] == frames.DATA]
+    assert [(frame[2], len(frame[3])) for frame in data] == [(0, DATA_BYTES), (DATA_BYTES, 1)]
 
 
 def test_an_empty_write_is_our_own_bug() -> None:
@@ -572,8 +573,10 @@ def test_one_call_hands_out_no_more_buffers_than_a_writev_takes() -> None:
 def test_one_call_hands_out_about_as_many_bytes_as_it_was_asked_for() -> None:
     ends = Ends()
     near, _ = ends.connect()
-    ends.client.write(near, Payload(bytes(10_000)), ends.now)
-    assert len(join(ends.client.transmit(1, ends.now, 1000))) == 1000 + frames.DATA_HEAD_BYTES
+    for _ in range(10):
+        ends.client.write(near, Payload(bytes(600)), ends.now)
+    # A frame is not cut for it.
+    assert len(join(ends.client.transmit(1, ends.now, 1000))) == 2 * (600 + frames.DATA_HEAD_BYTES)
 
 
 # --- lanes ----------------------------------------------------------------------------------------
@@ -877,81 +880,6 @@ def test_a_spared_lane_carries_bulk_when_too_few_others_are_left(dead: tuple[int
         ends.lose_lane(lane)
     ends.now += 1.0
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=3))
-
-
-# --- payload that nobody can send again -----------------------------------------------------------
-
-
-class Gone(Payload):
-    """Stands for what the relay moves from its socket: sent once, it is nowhere else."""
-
-    @property
-    def is_gone(self) -> bool:
-        return True
-
-
-def test_a_moved_payload_that_died_with_its_lane_ends_its_stream_and_no_other() -> None:
-    ends = with_lanes(0.05, 0.1)
-    moved, far = ends.connect()
-    copied, _ = ends.connect()
-    ends.client.write(moved, Gone(b"first"), ends.now)
-    ends.client.write(moved, Gone(b"second"), ends.now)
-    ends.client.write(copied, Payload(b"have a copy"), ends.now)
-    assert kinds(ends.transmit(ends.client, lane=1)).count(frames.DATA) == 3
-    ends.lose_lane(1)
-    assert ends.client.take_events() == [StreamReset(moved, frames.RESET_ABORTED)]
-    assert list(ends.client.streams) == [copied.id]
-    events = ends.send(ends.client, lane=2)
-    assert StreamReset(far, frames.RESET_ABORTED) in events
-    assert text(events) == b"have a copy"
-
-
-def test_a_moved_payload_that_was_acknowledged_before_its_lane_died_ends_nothing() -> None:
-    ends = with_lanes(0.05, 0.1)
-    near, far = ends.connect()
-    ends.client.write(near, Gone(b"first"), ends.now)
-    ends.settle(lane=1)
-    ends.lose_lane(1)
-    assert ends.client.take_events() == []
-    ends.client.write(near, Payload(b"second"), ends.now)
-    assert text(ends.send(ends.client, lane=2)) == b"second"
-    assert far.id in ends.agent.streams
-
-
-def test_a_moved_payload_that_had_not_left_when_a_lane_died_leaves_over_another() -> None:
-    ends = with_lanes(0.05, 0.1)
-    near, _ = ends.connect()
-    ends.client.write(near, Gone(b"patience"), ends.now)
-    ends.lose_lane(1)
-    assert text(ends.send(ends.client, lane=2)) == b"patience"
-
-
-def test_a_stream_that_was_reset_already_is_not_reset_again_for_what_died() -> None:
-    ends = with_lanes(0.05, 0.1)
-    near, _ = ends.connect()
-    ends.client.write(near, Gone(b"first"), ends.now)
-    ends.transmit(ends.client, lane=1)
-    ends.client.reset(near, frames.RESET_ABORTED)
-    ends.transmit(ends.client, lane=1)
-    ends.lose_lane(1)
-    assert ends.client.take_events() == []
-    assert kinds(ends.transmit(ends.client, lane=2)) == [frames.RESET]
-
-
-def test_a_stream_that_is_over_here_ends_there_too_though_its_last_bytes_died_with_a_lane() -> None:
-    ends = with_lanes(0.05, 0.1)
-    near, far = ends.connect()
-    ends.client.write(near, Gone(b"last words"), ends.now)
-    ends.client.finish(near, ends.now)
-    ends.transmit(ends.client, lane=1)
-    ends.agent.finish(far, ends.now)
-    ends.now += 0.06  # lane 1 is silent
-    ends.send(ends.agent, lane=2)
-    assert near.id not in ends.client.streams
-    ends.lose_lane(1)
-    events = ends.send(ends.client, lane=2)
-    assert StreamReset(far, frames.RESET_ABORTED) in events
-    assert far.id not in ends.agent.streams
 
 
 # --- time -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.tunnel import AUTO, Tunnel
 
 DEADLINE_S = 20.0
 
@@ -28,10 +28,10 @@ T = TypeVar("T")
 class Ends:
     """A client tunnel and an agent tunnel with one lane between them."""
 
-    def __init__(self, *, outlives_lanes: bool = True) -> None:
+    def __init__(self, *, outlives_lanes: bool = True, way: int = AUTO) -> None:
         loop = asyncio.get_running_loop()
-        self.client = Tunnel(loop, Session(CLIENT), outlives_lanes=outlives_lanes)
-        self.agent = Tunnel(loop, Session(AGENT), outlives_lanes=outlives_lanes)
+        self.client = Tunnel(loop, Session(CLIENT), outlives_lanes=outlives_lanes, way=way)
+        self.agent = Tunnel(loop, Session(AGENT), outlives_lanes=outlives_lanes, way=way)
         self.dialer = Dialer(self.agent)
         self.agent.on_request = self.dialer.on_request
         self.ended: list[str] = []
@@ -82,11 +82,16 @@ async def threaded(call: Callable[[], T]) -> T:
     return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, call), 30)
 
 
-def run(conversation: Callable[[Ends], Awaitable[None]], outlives_lanes: bool = True) -> None:
+def run(
+    conversation: Callable[[Ends], Awaitable[None]],
+    *,
+    outlives_lanes: bool = True,
+    way: int = AUTO,
+) -> None:
     """Run one conversation with fresh ends and close them."""
 
     async def whole() -> None:
-        ends = Ends(outlives_lanes=outlives_lanes)
+        ends = Ends(outlives_lanes=outlives_lanes, way=way)
         try:
             await conversation(ends)
         finally:

@@ -1,0 +1,244 @@
+"""Payloads in pipes: whatever is done to them, in whatever order, the bytes are those of memory."""
+
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from sshunt.mux.payload import Payload
+from sshunt.relay import piped
+from sshunt.relay.piped import PIPED_BYTES, PipedPayload, Pipes, widen_pipe
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tee(2) is Linux")
+
+
+class Sink:
+    """A lane's pipe and the ssh behind it."""
+
+    def __init__(self, size: int = 65536) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK)
+        widen_pipe(self.write_fd, size)
+
+    def read(self, size: int = 1 << 20) -> bytes:
+        try:
+            return os.read(self.read_fd, size)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    pool = Pipes(least_bytes=1)
+    yield pool
+    assert pool.taken == 0, "a pipe was never given back"
+    pool.close()
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    end = Sink()
+    yield end
+    end.close()
+
+
+def received(pipes: Pipes, data: bytes) -> Payload:
+    """``data`` as it comes out of a TCP socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    with far, near:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        far.sendall(data)
+        far.shutdown(socket.SHUT_WR)
+        near.recv(1, socket.MSG_PEEK)
+        while near.recv(len(data), socket.MSG_PEEK | socket.MSG_WAITALL) != data:
+            pass
+        payload = pipes.receive(near.fileno(), len(data))
+    assert payload is not None
+    assert len(payload) == len(data)
+    return payload
+
+
+def sent(payload: Payload, sink: Sink) -> bytes:
+    """Everything of ``payload``, as a lane sends it that is drained now and then."""
+    out = bytearray()
+    while isinstance(payload, PipedPayload) and payload.is_piped and payload.unsent_bytes:
+        try:
+            payload.send(sink.write_fd)
+        except BlockingIOError:
+            out += sink.read(5000)
+    while more := sink.read():
+        out += more
+    if not (isinstance(payload, PipedPayload) and payload.is_piped):
+        out += payload.unsent if isinstance(payload, PipedPayload) else payload.view
+    return bytes(out)
+
+
+DATA = bytes(range(256)) * 400
+
+
+def test_what_came_in_goes_out_and_can_go_out_again(pipes: Pipes, sink: Sink) -> None:
+    payload = received(pipes, DATA)
+    assert sent(payload, sink) == DATA
+    payload.rewind()
+    assert sent(payload, sink) == DATA
+    payload.release()
+    assert len(payload) == 0
+
+
+def test_a_part_goes_on_where_it_stopped_and_begins_anew_when_it_is_lost(pipes: Pipes) -> None:
+    sink = Sink(4096)
+    payload = received(pipes, DATA)
+    assert isinstance(payload, PipedPayload)
+    assert 0 < payload.send(sink.write_fd) < len(DATA)
+    with pytest.raises(BlockingIOError):
+        payload.send(sink.write_fd)
+    while sink.read():
+        pass
+    payload.rewind()
+    assert sent(payload, sink) == DATA
+    payload.release()
+    sink.close()
+
+
+def test_a_payload_that_is_cut_is_two(pipes: Pipes, sink: Sink) -> None:
+    rest = received(pipes, DATA)
+    head = rest.cut(1000)
+    assert (len(head), len(rest)) == (1000, len(DATA) - 1000)
+    assert sent(rest, sink) == DATA[1000:]
+    assert sent(head, sink) == DATA[:1000]
+    head.release()
+    rest.release()
+
+
+def test_small_payloads_are_read_into_memory_and_hold_no_pipe() -> None:
+    pipes = Pipes()
+    for size in (1, PIPED_BYTES - 1):
+        payload = received(pipes, DATA[:size])
+        assert bytes(payload.view) == DATA[:size]
+        assert pipes.taken == 0
+    large = received(pipes, DATA[:PIPED_BYTES])
+    assert pipes.taken == 1
+    head = large.cut(1)  # neither the one byte nor what is left is worth a pipe
+    assert pipes.taken == 0
+    assert bytes(head.view) + bytes(large.view) == DATA[:PIPED_BYTES]
+    pipes.close()
+
+
+def test_the_end_of_a_socket_is_an_empty_payload(pipes: Pipes) -> None:
+    near, far = socket.socketpair()
+    far.close()
+    payload = pipes.receive(near.fileno(), 1000)
+    assert payload is not None
+    assert len(payload) == 0
+    near.close()
+
+
+def test_a_socket_that_has_nothing_and_one_that_was_reset_say_so(pipes: Pipes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        pipes.receive(near.fileno(), 1000)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    far.close()
+    with pytest.raises(ConnectionResetError):
+        pipes.receive(near.fileno(), 1000)
+    near.close()
+
+
+def test_when_all_pipes_are_taken_there_is_none_until_one_comes_back() -> None:
+    pipes = Pipes(most=2, least_bytes=1)
+    first, second = received(pipes, b"one"), received(pipes, b"two")
+    near, far = socket.socketpair()
+    far.send(b"three")
+    assert pipes.receive(near.fileno(), 1000) is None
+    first.release()
+    third = pipes.receive(near.fileno(), 1000)
+    assert third is not None
+    third.keep()
+    assert bytes(third.view) == b"three"
+    second.release()
+    for sock in (near, far):
+        sock.close()
+    pipes.close()
+
+
+def test_what_the_kernel_refuses_is_not_asked_for_again() -> None:
+    pipes = Pipes(least_bytes=1)
+    directory = os.open("/", os.O_RDONLY)
+    assert pipes.receive(directory, 1000) is None
+    near, far = socket.socketpair()
+    far.send(b"x")
+    assert pipes.receive(near.fileno(), 1000) is None
+    os.close(directory)
+    near.close()
+    far.close()
+    pipes.close()
+
+
+def test_a_payload_outlives_the_pool_only_as_nothing() -> None:
+    pipes = Pipes(least_bytes=1)
+    payload = received(pipes, DATA)
+    pipes.close()
+    payload.release()
+    assert len(payload) == 0
+
+
+def test_beyond_the_quota_of_the_user_there_are_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piped, "widen_pipe", lambda fd, size: 0)
+    pipes = Pipes(least_bytes=1)
+    before = len(os.listdir("/proc/self/fd"))
+    assert pipes.take() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    pipes.close()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_sequence_of_operations_leaves_the_bytes_as_they_were(seed: int) -> None:
+    """Against bytes in memory: cuts, partial sends, losses, pipes that run out or hold little."""
+    rng = random.Random(seed)
+    pipes = Pipes(most=rng.choice((1, 2, 3, 20)), least_bytes=rng.choice((1, 500, PIPED_BYTES)))
+    sink = Sink(rng.choice((4096, 65536, 1 << 20)))
+    data = rng.randbytes(rng.randrange(1, 100_000))
+    known = {0: data}
+    parts: dict[int, Payload] = {0: received(pipes, data)}
+    for _ in range(rng.randrange(30)):
+        number = rng.choice(list(parts))
+        part, step = parts[number], rng.random()
+        if step < 0.3 and len(part) > 1 and not getattr(part, "_sent_bytes", 0):
+            size = rng.randrange(1, len(part))
+            new = max(parts) + 1
+            parts[new], known[new] = part.cut(size), known[number][:size]
+            known[number] = known[number][size:]
+        elif step < 0.6 and isinstance(part, PipedPayload) and part.is_piped and part.unsent_bytes:
+            already = len(part) - part.unsent_bytes
+            try:
+                moved = part.send(sink.write_fd)
+            except BlockingIOError:
+                moved = 0
+            out = b""
+            while len(out) < moved:
+                out += sink.read(rng.randrange(1, 70_000))
+            assert out == known[number][already : already + moved]
+        elif step < 0.8:
+            part.rewind()
+        elif step < 0.85:
+            part.keep()
+        elif step < 0.9 and not getattr(part, "_sent_bytes", 0):
+            assert bytes(part.twin().view) == known[number]
+    for number in sorted(parts, key=lambda _: rng.random()):
+        parts[number].rewind()
+        assert sent(parts[number], sink) == known[number]
+        parts[number].release()
+    assert pipes.taken == 0
+    pipes.close()
+    sink.close()
