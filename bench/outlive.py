@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -196,6 +197,15 @@ def run(lab: Lab, options: argparse.Namespace) -> report.Row:
     }
 
 
+def zero_copied(log: str) -> report.Row:
+    """What both ends said last of the bytes that they sent without copying them, in GB."""
+    seen: report.Row = {}
+    for direction in ("up", "down"):
+        said = re.findall(rf"lane \d+ {direction}: .*zero-copy: ([0-9.]+) MB sent", log)
+        seen[f"zero_copied_{direction}_gb"] = float(said[-1]) / 1e3 if said else 0.0
+    return seen
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run it; 1 if a transfer did not arrive whole."""
     parser = argparse.ArgumentParser(
@@ -221,6 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         with log.open("wb") as stderr:
             words = ["-m", "sshunt", "-v", "-r", "server", OFFICE_V4]
             tunnel = lab.client.popen([sys.executable, *words], stderr=stderr)
+        row: report.Row = {}
         try:
             while b"sshunt: connected" not in log.read_bytes():
                 time.sleep(0.05)
@@ -232,6 +243,7 @@ def main(argv: list[str] | None = None) -> int:
             tunnel.wait(10)
             report.OUT.mkdir(exist_ok=True)
             (report.OUT / "outlive.log").write_bytes(log.read_bytes())
+            row.update(zero_copied(log.read_text(errors="replace")))
     report.show("outlive", ["", "seen"], [[key, value] for key, value in row.items()])
     report.write("outlive", vars(options), {"medians": row, "rounds": [row]})
     return 1 if row["failed"] else 0
