@@ -19,7 +19,13 @@ from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux.frames import TCP, Destination
-from sshunt.relay.sockets import OUT_OF_RESOURCES, close_with_reset, is_reserved, prepare
+from sshunt.relay.sockets import (
+    OUT_OF_RESOURCES,
+    close_with_reset,
+    is_reserved,
+    keep_alive,
+    send_at_once,
+)
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 from sshunt.waiting import WaitingRoom
@@ -27,8 +33,9 @@ from sshunt.waiting import WaitingRoom
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
 
-#: Connections accepted in one round of the event loop, so that a flood leaves time for the others.
-ACCEPTS_PER_ROUND = 64
+#: Connections accepted in one round of the event loop: a flood leaves time for the others, and what
+#: was accepted is under way while the next are.
+ACCEPTS_PER_ROUND = 16
 
 #: How long accepting pauses when descriptors have run out, unless one is freed earlier.
 PAUSE_S = 0.5
@@ -50,7 +57,8 @@ def bind(endpoint: Endpoint) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        prepare(sock)  # accepted sockets inherit it
+        send_at_once(sock)
+        keep_alive(sock)
         sock.bind((address, port))
         sock.listen(BACKLOG)
     except OSError as error:
@@ -127,7 +135,9 @@ class Listener:
 
     def _accept_later(self) -> None:
         self._pause = None
-        if not self._accepting:
+        if _are_spent(self._sock):
+            self._wait(_SPENT)
+        elif not self._accepting:
             self._accepting = True
             self._tunnel.loop.add_reader(self._sock.fileno(), self._on_readable)
 
@@ -141,9 +151,6 @@ class Listener:
             if not self._is_down() and not self._tunnel.session.can_open:
                 self._wait("as many connections are open as the far side allows")
                 return
-            if _is_spent(self._sock):
-                self._wait(f"can't accept more connections: {os.strerror(errno.EMFILE)}")
-                return
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -154,7 +161,11 @@ class Listener:
                 self._wait(f"can't accept more connections: {error.strerror}")
                 return
             sock.setblocking(False)
+            spent = is_reserved(sock.fileno())
             self._take(sock)
+            if spent:
+                self._wait(_SPENT)
+                return
 
     def _take(self, sock: socket.socket) -> None:
         try:
@@ -181,7 +192,10 @@ class Listener:
             self._console.line(f"{why}; new ones wait until one of the open ones ends")
 
 
-def _is_spent(sock: socket.socket) -> bool:
+_SPENT = f"can't accept more connections: {os.strerror(errno.EMFILE)}"
+
+
+def _are_spent(sock: socket.socket) -> bool:
     """True if the next descriptor would be one of those kept for our own needs, or none at all."""
     try:
         number = os.dup(sock.fileno())

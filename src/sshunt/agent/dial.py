@@ -18,12 +18,12 @@ import concurrent.futures
 import errno
 import os
 import socket
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.sockets import is_reserved, prepare, reset_code
+from sshunt.relay.sockets import is_reserved, keep_alive, reset_code, send_at_once
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
@@ -103,14 +103,28 @@ class Dialer:
         except OSError as error:
             relay.abort(reset_code(error.errno or 0))
             return
-        error_number = sock.connect_ex((destination.host, destination.port))
+        address = (destination.host, destination.port)
+        error_number = sock.connect_ex(address)
         if error_number in (0, errno.EINPROGRESS):
-            relay.wait_for_connection(sock)
+            relay.begin_connection(sock)
+            self._tunnel.loop.call_soon(self._look_again, relay, address)
             self._fresh.append(relay)
             if self._sweeping is None:
                 self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
         else:
             sock.close()
+            relay.abort(reset_code(error_number))
+
+    def _look_again(self, relay: TcpRelay, address: Tuple[str, int]) -> None:
+        """A near host has answered by now: then its socket need not be waited for."""
+        if not relay.is_connecting:
+            return
+        error_number = relay.sock.connect_ex(address)
+        if error_number in (0, errno.EISCONN):
+            relay.take_connection(relay.sock)
+        elif error_number in (errno.EALREADY, errno.EINPROGRESS):
+            relay.wait_for_connection()
+        else:
             relay.abort(reset_code(error_number))
 
     def _sweep(self) -> None:
@@ -119,6 +133,11 @@ class Dialer:
         for relay in self._fresh:
             if relay.is_connecting:
                 self._slow[relay] = now
+            if relay.stream.owner is relay:  # most connections never live so long
+                try:
+                    keep_alive(relay.sock)
+                except OSError:
+                    pass  # it has just died, and the relay will hear of it
         self._fresh = []
         for relay, since in list(self._slow.items()):
             deadline_s = ABANDONED_DEADLINE_S if relay.is_abandoned else CONNECT_DEADLINE_S
@@ -151,6 +170,7 @@ class Dialer:
                 code = reset_code(error.errno or 0)
                 continue
             if relay.stream.owner is relay:
+                keep_alive(sock)
                 relay.take_connection(sock)
             else:
                 sock.close()
@@ -238,7 +258,7 @@ def _new_socket(family: int) -> socket.socket:
     if is_reserved(sock.fileno()):
         sock.close()
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    prepare(sock)
+    send_at_once(sock)
     return sock
 
 

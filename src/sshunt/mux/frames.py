@@ -145,7 +145,7 @@ def encode_window(stream: int, limit: int) -> bytes:
 def encode_open(stream: int, destination: Destination) -> bytes:
     """An OPEN frame; raises LocalProtocolError for a host that can't be sent."""
     try:
-        address = ipaddress.ip_address(destination.host)
+        address = _parse_address(destination.host)
         address_type, raw = int(address.version), address.packed
     except ValueError:
         # What the other side would not take must not leave: it would end lane after lane.

@@ -50,7 +50,7 @@ from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import SPARSE_BYTES, Scheduler
-from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Sender, Stream
+from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Stream
 from sshunt.mux.windows import GrowthBudget
 
 
@@ -445,6 +445,7 @@ class Session:
     ) -> None:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
+        several = swift and len(self.lanes) > 1
         self._scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             bulk = lane.takes_bulk(now)
@@ -465,15 +466,17 @@ class Session:
                 pieces.append(raw)
                 self._forget_if_over(stream)
                 continue
-            head = frames.encode_data_head(stream.id, offset, len(payload))
-            lane.note_sent(len(head) + len(payload), now, frames.DATA, stream, offset, payload)
+            size = len(payload)
+            head = frames.encode_data_head(stream.id, offset, size)
+            lane.note_sent(len(head) + size, now, frames.DATA, stream, offset, payload)
             if bulk:
-                pacer.note_bulk(len(payload), now)
+                pacer.note_bulk(size, now)
             pieces.append(head)
             pieces.append(payload)
-            if swift and len(payload) <= TWIN_BYTES and stream.home == ANY_LANE:
+            if several and size <= TWIN_BYTES and stream.home == ANY_LANE:
                 self._send_twin(lane, stream, head, payload, now)
-            self._wake(stream.sender, stream)
+            if stream.sender.blocked:
+                self._wake(stream)
 
     def _send_twin(
         self, lane: Lane, stream: Stream, head: bytes, payload: Payload, now: float
@@ -628,7 +631,8 @@ class Session:
             limit = stream.sender.next_offset + MAX_WINDOW_BYTES
         stream.sender.grant(limit)
         self._scheduler.activate(stream, now, self.rtt_s)
-        self._wake(stream.sender, stream)
+        if stream.sender.blocked:
+            self._wake(stream)
 
     def _on_open(self, number: int, destination: Destination) -> None:
         if number % 2 != self._peer_parity or not number:
@@ -690,11 +694,11 @@ class Session:
         if not known:
             raise RemoteProtocolError("frame of unknown stream %d" % number)
 
-    def _wake(self, sender: Sender, stream: Stream) -> None:
-        if sender.blocked:
-            sender.blocked = False
-            if sender.room_bytes(self._queue_bytes):
-                self._events.append(StreamWritable(stream))
+    def _wake(self, stream: Stream) -> None:
+        """Its writer was told that there is no room."""
+        stream.sender.blocked = False
+        if stream.sender.room_bytes(self._queue_bytes):
+            self._events.append(StreamWritable(stream))
 
     def _forget_if_over(self, stream: Stream) -> None:
         if stream.is_over:

@@ -171,8 +171,9 @@ class Sender:
             payload = payload.cut(size)
         else:
             self._queue.popleft()
-        self.next_offset += len(payload)
-        self.queued_bytes -= len(payload)
+            size = len(payload)
+        self.next_offset += size
+        self.queued_bytes -= size
         return offset, payload
 
     def give_back(self, offset: int, payload: Payload) -> None:

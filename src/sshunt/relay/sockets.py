@@ -54,12 +54,13 @@ def reset_code(error_number: int) -> int:
     return _CODE_OF_ERRNO.get(error_number, frames.RESET_OTHER)
 
 
-def prepare(sock: socket.socket) -> None:
-    """No Nagle (the far program's writes are already whole), keepalive.
-
-    On Linux an accepted socket inherits both from its listener.
-    """
+def send_at_once(sock: socket.socket) -> None:
+    """No Nagle: the far program's writes are already whole. Accepted sockets inherit it."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel ask whether the peer still lives. Accepted sockets inherit it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
@@ -76,15 +77,14 @@ def close_with_reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def raise_descriptor_limit() -> int:
-    """Raise this process' limit of descriptors to the hard limit; the limit that holds now."""
+def raise_descriptor_limit() -> None:
+    """Raise this process' limit of descriptors to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError):
-            return soft  # some systems have a lower limit than they say
-    return hard
+            pass  # some systems have a lower limit than they say
 
 
 def is_reserved(number: int) -> bool:

@@ -103,11 +103,14 @@ class TcpRelay:
         if self._pending is not None or self._fin_received:
             self._write_pending()
 
-    def wait_for_connection(self, sock: socket.socket) -> None:
-        """``sock`` is connecting, and ours now: tell the far side how it goes."""
+    def begin_connection(self, sock: socket.socket) -> None:
+        """``sock`` is connecting, and ours now."""
         self._sock = sock
+
+    def wait_for_connection(self) -> None:
+        """Tell the far side how it goes with the connection that was begun."""
         self._writing = True
-        self._tunnel.loop.add_writer(sock.fileno(), self._on_connected)
+        self._tunnel.loop.add_writer(self.sock.fileno(), self._on_connected)
 
     def _on_connected(self) -> None:
         sock = self.sock
@@ -294,7 +297,7 @@ class TcpRelay:
         if size >= BUSY_BYTES and self._tunnel.beat.next(self._read_at_beat):
             self._read_no_more()
             self._at_beat = True
-        else:
+        elif not self._reading:
             self._read_later()
 
     def _read_at_beat(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sshunt.agent.dial import Dialer
@@ -21,6 +22,9 @@ from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import AUTO, Tunnel
 
 DEADLINE_S = 20.0
+
+#: Programs and hosts that may act at the same time.
+MOST_PROGRAMS = 32
 
 T = TypeVar("T")
 
@@ -91,6 +95,8 @@ def run(
     """Run one conversation with fresh ends and close them."""
 
     async def whole() -> None:
+        # The default has six threads on two processors: programs that wait would keep out others.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MOST_PROGRAMS))
         ends = Ends(outlives_lanes=outlives_lanes, way=way)
         try:
             await conversation(ends)
