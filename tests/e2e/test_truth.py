@@ -281,10 +281,15 @@ def test_hundreds_of_connections_at_once_each_get_their_own_answer(
 
 def test_both_ends_keep_idle_connections_alive(lab: Lab, ends: Ends) -> None:
     # ss shows the timer of a socket with SO_KEEPALIVE. sshunt's end of our connection is the one
-    # that sends to our port; the agent's end of theirs is the one that sends to their port.
+    # that sends to our port; the agent's end of theirs is the one that sends to their port, and has
+    # it once it has lived for a second or two.
     for host, sock in ((lab.client, ends.ours), (lab.server, ends.theirs)):
-        lines = host.run(["ss", "-Htno", f"( dport = :{sock.getsockname()[1]} )"]).stdout
-        assert "keepalive" in lines, lines
+        deadline = time.monotonic() + 10
+        lines = ""
+        while "keepalive" not in lines:
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.1)
+            lines = host.run(["ss", "-Htno", f"( dport = :{sock.getsockname()[1]} )"]).stdout
 
 
 def test_closed_connections_are_forgotten_on_both_sides(lab: Lab, tunnel: Tunnel) -> None:
