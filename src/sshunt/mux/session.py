@@ -456,6 +456,8 @@ class Session:
                     break
             # Not less for the sake of ``stop``: every cut costs another frame.
             size = min(pacer.frame_bytes, lane.room_bytes)
+            if size <= 0:  # as many frames as a lane may have, though few bytes
+                break
             item = self._scheduler.take(lane.id, size, bulk, any_sparse=swift)
             if item is None:
                 break

@@ -16,6 +16,7 @@ from sshunt.mux.limits import (
     DATAGRAM_QUEUE_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
+    LANE_IN_FLIGHT_FRAMES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
     SESSION_GROWTH_BYTES,
@@ -577,6 +578,23 @@ def test_one_call_hands_out_about_as_many_bytes_as_it_was_asked_for() -> None:
         ends.client.write(near, Payload(bytes(600)), ends.now)
     # A frame is not cut for it.
     assert len(join(ends.client.transmit(1, ends.now, 1000))) == 2 * (600 + frames.DATA_HEAD_BYTES)
+
+
+def test_a_lane_with_all_the_frames_it_may_have_gets_no_empty_ones() -> None:
+    ends = Ends()
+    streams = [ends.connect()[0] for _ in range(30)]
+    ends.open_throttle()
+    sent = b""
+    while not sent or len(ends.client.lanes[1].outstanding) < LANE_IN_FLIGHT_FRAMES:
+        ends.now += 0.01
+        for stream in streams:
+            if ends.client.room_bytes(stream):
+                ends.client.write(stream, Payload(b"k"), ends.now)
+        sent += ends.transmit(ends.client)
+    sent += ends.transmit(ends.client)
+    sizes = {len(frame[3]) for frame in read_frames(sent) if frame[0] == frames.DATA}
+    assert min(sizes) > 0  # an empty one is an error of the protocol, and ends lane after lane
+    assert len(ends.client.lanes[1].outstanding) <= LANE_IN_FLIGHT_FRAMES + 1
 
 
 # --- lanes ----------------------------------------------------------------------------------------
