@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from sshunt.mux.hello import (
     REFUSED_VERSION,
 )
 from sshunt.mux.payload import Payload
+from sshunt.relay.tunnel import COPY, SPLICE
 from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_OLD_PYTHON, upload
 from sshunt.transport.bundle import agent_bundle
 from tests.agent.far_side import (
@@ -68,6 +70,17 @@ def test_the_agent_answers_relays_and_ends_with_the_goodbye(python: str, token: 
     assert lane.wait() == (0, "")
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
     assert no_trace_of(token)
+
+
+@pytest.mark.parametrize(("way", "said"), [(COPY, "written read"), (SPLICE, "teed spliced")])
+def test_bulk_arrives_whole_on_every_way_of_payload(python: str, way: int, said: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = [python, str(root / "tests" / "agent" / "bulk.py"), str(way)]
+    done = subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (f"whole {said}", "")
 
 
 def test_a_second_lane_finds_the_agent_that_outlived_the_first(python: str, token: bytes) -> None:

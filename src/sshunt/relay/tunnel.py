@@ -95,6 +95,7 @@ class Tunnel:
         }
         self._pump_scheduled = False
         self._timer: Optional[asyncio.TimerHandle] = None
+        self._timer_at = 0.0
         self._closed = False
 
     # --- the session and its lanes ------------------------------------------------------------
@@ -264,11 +265,12 @@ class Tunnel:
 
     def _set_timer(self, deadline: Optional[float]) -> None:
         if self._timer is not None:
-            if deadline is not None and self._timer.when() <= deadline:
+            if deadline is not None and self._timer_at <= deadline:
                 return
             self._timer.cancel()
             self._timer = None
         if deadline is not None and not self._closed:
+            self._timer_at = deadline  # TimerHandle.when() came with Python 3.7
             self._timer = self.loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
