@@ -24,7 +24,7 @@ from sshunt.relay.sockets import (
     close_with_reset,
     is_reserved,
     keep_alive,
-    send_at_once,
+    without_delay,
 )
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
@@ -57,7 +57,7 @@ def bind(endpoint: Endpoint) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        send_at_once(sock)
+        without_delay(sock)
         keep_alive(sock)
         sock.bind((address, port))
         sock.listen(BACKLOG)

@@ -23,7 +23,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.sockets import is_reserved, keep_alive, reset_code, send_at_once
+from sshunt.relay.sockets import is_reserved, keep_alive, reset_code, without_delay
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
@@ -258,7 +258,7 @@ def _new_socket(family: int) -> socket.socket:
     if is_reserved(sock.fileno()):
         sock.close()
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    send_at_once(sock)
+    without_delay(sock)
     return sock
 
 

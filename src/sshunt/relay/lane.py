@@ -25,7 +25,7 @@ from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.linux import can_splice, splice
 from sshunt.relay.piped import REFUSALS, PipedPayload, widen_pipe
-from sshunt.relay.sockets import reset_code
+from sshunt.relay.sockets import OUT_OF_RESOURCES, reset_code
 
 if TYPE_CHECKING:
     from sshunt.relay.tunnel import Tunnel
@@ -46,6 +46,10 @@ LEAST_READ_BYTES = 4096
 #: Between two large payloads there may be so many headers' worth of other frames, before they are
 #: read all at once again.
 BULK_READS = 4
+
+#: A splice that brings less holds a page, until it has left the socket, for too few bytes: the rest
+#: of that frame is read. Or a peer that sends bytes one by one would have us hold a page for each.
+LEAST_SPLICE_BYTES = 4096
 
 #: Writes in one round: as much as a pipe holds, several times.
 WRITES_PER_ROUND = 8
@@ -68,6 +72,7 @@ class LaneIO:
         "_beats",
         "_bulk_reads",
         "_can_splice",
+        "_crumbs_end",
         "_read_bytes",
         "_read_fd",
         "_reading",
@@ -89,6 +94,7 @@ class LaneIO:
         self._writing = IDLE
         self._written_bytes = 0  # so far
         self._can_splice = True  # until the kernel says no
+        self._crumbs_end = 0  # position up to which the frame comes in crumbs
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
         self._bulk_reads = 0  # so many more reads expect the header of a large payload
         self.lane_id = lane_id
@@ -188,10 +194,11 @@ class LaneIO:
             self._tunnel.teed_bytes += sent
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            self._tunnel.pipes.refuse()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # what else is wrong with the lane, writing tells
+            if error.errno in REFUSALS:
+                self._tunnel.pipes.refuse()
             piece.keep()
         return not piece.unsent_bytes
 
@@ -300,9 +307,10 @@ class LaneIO:
 
     def _passage(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""
-        if not self._can_splice:
+        session = self._tunnel.session
+        if not self._can_splice or session.lanes[self.lane_id].received < self._crumbs_end:
             return None
-        passage = self._tunnel.session.passage(self.lane_id)
+        passage = session.passage(self.lane_id)
         if passage is None or passage[1] < self._tunnel.splice_from_bytes or not can_splice():
             return None
         if passage[0].owner is None:
@@ -321,13 +329,15 @@ class LaneIO:
         except OSError as error:
             if error.errno in REFUSALS:  # no pipe, or a socket that can't do it
                 self._can_splice = False
-            else:
+            elif error.errno not in OUT_OF_RESOURCES:
                 stream.owner.abort(reset_code(error.errno or 0))
             return self._read()
         if not moved:
             return self._read()  # the end of the pipe
         tunnel.spliced_bytes += moved
         tunnel.session.passed(self.lane_id, moved, tunnel.loop.time())
+        if moved < LEAST_SPLICE_BYTES and moved < size:
+            self._crumbs_end = tunnel.session.lanes[self.lane_id].received + size - moved
         if stream.receiver.final is not None:
             tunnel.dispatch()
         return moved == size

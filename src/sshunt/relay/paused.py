@@ -33,8 +33,10 @@ class PausedSockets:
 
     def soon(self, look: Callable[[], None]) -> None:
         """Call ``look`` in a second or two, which may then want to watch."""
+        if self._set is None:
+            return
         self._soon.append(look)
-        if self._timer is None and self._set is not None:
+        if self._timer is None:
             self._timer = self._loop.call_later(SOON_S, self._look)
 
     def _look(self) -> None:

@@ -15,19 +15,22 @@ always possible. Small payloads are read at once: a pipe is worth its system cal
 on, and no reference to a page should hold it for a few bytes.
 
 Invariants: the pool knows every pipe; a pipe that goes back is empty; a payload's bytes are those
-aside, then those in its pipe, or all of them in memory.
+aside, then those in its pipe, or all of them in memory. Whatever the kernel refuses, no byte is
+lost.
 
 Not here: when a payload is better read into memory in the first place (tcp).
 """
 
+import asyncio
 import errno
 import fcntl
 import os
+import time
 from typing import List, Optional, Set
 
 from sshunt.mux.payload import Payload
 from sshunt.relay.linux import can_tee, splice, tee
-from sshunt.relay.sockets import is_reserved
+from sshunt.relay.sockets import OUT_OF_RESOURCES, is_reserved
 
 #: From this size on, bytes are worth the system calls that keep them in the kernel.
 PIPED_BYTES = 32 * 1024
@@ -40,6 +43,12 @@ LEAST_PIPE_BYTES = 64 * 1024
 
 #: Pipes at most: what a fast LAN has in flight, and two frames for each of several streams.
 MOST_PIPES = 32
+
+#: When there was none to be had, how long it is before the next is asked for.
+SHORTAGE_S = 10.0
+
+#: Pipes that were free for so long are closed: other programs of this user have the same quota.
+SPARE_S = 10.0
 
 #: What the kernel says where it, or somebody's filter in front of it, does none of this.
 REFUSALS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
@@ -81,15 +90,24 @@ class Pipe:
 
 class Pipes:
     """The pool. Owns all pipes. ``most``: how many there may be, 0 for none at all;
-    ``least_bytes``: smaller payloads are read into memory.
+    ``least_bytes``: smaller payloads are read into memory; ``loop``: closes spare pipes in time.
     """
 
-    def __init__(self, most: int = MOST_PIPES, least_bytes: int = PIPED_BYTES) -> None:
+    def __init__(
+        self,
+        most: int = MOST_PIPES,
+        least_bytes: int = PIPED_BYTES,
+        loop: Optional[asyncio.AbstractEventLoop] = None,
+    ) -> None:
         self.least_bytes = least_bytes
         self._most = most if most and can_tee() else 0
         self._free: List[Pipe] = []
         self._taken: Set[Pipe] = set()
         self._null = -1
+        self._short_at = -SHORTAGE_S  # when a pipe was last not to be had
+        self._loop = loop
+        self._sweeping: Optional[asyncio.TimerHandle] = None
+        self._spare = 0  # the fewest free ones since the last sweep
 
     @property
     def taken(self) -> int:
@@ -97,21 +115,28 @@ class Pipes:
         return len(self._taken)
 
     def receive(self, source: int, size: int) -> Optional[Payload]:
-        """Up to ``size`` bytes of what the socket ``source`` has; nothing at its end.
+        """Up to ``size`` bytes of what the socket ``source`` has.
 
-        None if there is no pipe for them: read them into memory. Raises OSError, BlockingIOError if
-        the socket has nothing now.
+        None if there is no pipe for them, or nothing came. That need not mean that there is nothing
+        (an urgent byte may be next): only reading into memory tells. Raises OSError if the
+        connection is broken.
         """
         pipe = self.take()
         if pipe is None:
             return None
+        moved = 0
         try:
             moved = splice(source, pipe.write_fd, size)
+        except BlockingIOError:
+            pass
         except OSError as error:
-            self.give_back(pipe, 0)
-            if error.errno not in REFUSALS:
+            if error.errno in REFUSALS:
+                self.refuse()
+            elif error.errno not in OUT_OF_RESOURCES:
+                self.give_back(pipe, 0)
                 raise
-            self.refuse()
+        if not moved:
+            self.give_back(pipe, 0)
             return None
         payload = PipedPayload(self, pipe, moved)
         if moved < self.least_bytes:
@@ -122,16 +147,29 @@ class Pipes:
         """An empty pipe; None if there is none to be had."""
         if self._free:
             pipe = self._free.pop()
-        elif len(self._taken) >= self._most:
+            self._spare = min(self._spare, len(self._free))
+        elif len(self._taken) >= self._most or time.monotonic() - self._short_at < SHORTAGE_S:
             return None
         else:
             try:
                 pipe = Pipe()
             except OSError:  # the user's quota, or descriptors, are spent
-                self._most = len(self._taken)
+                self._short_at = time.monotonic()
                 return None
+            if self._loop is not None and self._sweeping is None:
+                self._sweeping = self._loop.call_later(SPARE_S, self._sweep)
         self._taken.add(pipe)
         return pipe
+
+    def _sweep(self) -> None:
+        """Close what nobody has needed since the last time."""
+        for pipe in self._free[: self._spare]:
+            pipe.close()
+        del self._free[: self._spare]
+        self._spare = len(self._free)
+        self._sweeping = None
+        if self._loop is not None and (self._free or self._taken):
+            self._sweeping = self._loop.call_later(SPARE_S, self._sweep)
 
     def give_back(self, pipe: Pipe, size: int) -> None:
         """Nobody needs ``pipe`` any more, nor the ``size`` bytes in it."""
@@ -157,11 +195,17 @@ class Pipes:
         while self._free:
             self._free.pop().close()
 
-    def close(self) -> None:
-        """Close every pipe, and with it what is in there."""
-        self.refuse()
+    def give_up(self) -> None:
+        """Nobody needs what is in the pipes any more."""
         while self._taken:
             self._taken.pop().close()
+
+    def close(self) -> None:
+        """Close every pipe, and with it what is in there."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self.refuse()
+        self.give_up()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1
@@ -224,7 +268,7 @@ class PipedPayload(Payload):
                 moved = splice(pipe.read_fd, self._aside.write_fd, size)
                 self._aside_bytes += moved
                 size -= moved
-        except BlockingIOError:
+        except OSError:
             pass  # as many references as it holds
         if size:
             self.keep()
@@ -254,7 +298,12 @@ class PipedPayload(Payload):
         begin = self._pipes.take()
         if begin is None:
             return None
-        head = PipedPayload(self._pipes, begin, splice(pipe.read_fd, begin.write_fd, size))
+        try:
+            moved = splice(pipe.read_fd, begin.write_fd, size)
+        except OSError:
+            self._pipes.give_back(begin, 0)
+            return None
+        head = PipedPayload(self._pipes, begin, moved)
         if len(head) < size:  # never of fewer references than the first pipe held, but to be sure
             self._aside, self._aside_bytes = begin, len(head)
             return None

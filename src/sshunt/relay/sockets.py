@@ -54,9 +54,13 @@ def reset_code(error_number: int) -> int:
     return _CODE_OF_ERRNO.get(error_number, frames.RESET_OTHER)
 
 
-def send_at_once(sock: socket.socket) -> None:
-    """No Nagle: the far program's writes are already whole. Accepted sockets inherit it."""
+def without_delay(sock: socket.socket) -> None:
+    """What comes from ``sock`` or goes to it keeps its order and waits for nothing: no Nagle, for
+    the far program's writes are already whole; and urgent bytes (tcp(7), MSG_OOB) stay in the
+    stream, where telnet and its kin have their place. Accepted sockets inherit both.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def keep_alive(sock: socket.socket) -> None:

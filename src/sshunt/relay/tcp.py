@@ -171,7 +171,7 @@ class TcpRelay:
 
     def _receive(self, room: int) -> Tuple[Payload, int]:
         """What the socket has, and how much could have come: in a pipe if that is likely to be
-        much. Raises OSError.
+        much. Raises OSError, BlockingIOError if it has nothing.
         """
         if self._read_bytes == READ_BYTES and self._tunnel.wants_pipes:
             size = min(room, self._tunnel.session.frame_bytes)  # more would only be cut

@@ -68,7 +68,7 @@ class Tunnel:
         least_bytes = 1 if way == SPLICE else PIPED_BYTES
         self.splice_from_bytes = DATA_BYTES + 1 if way == COPY else least_bytes
         self.beat = Beat(loop)
-        self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes)
+        self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
         self.lanes: Dict[int, LaneIO] = {}
@@ -104,6 +104,8 @@ class Tunnel:
         """Another session in the place of the one before it, which has neither lanes nor relays; or
         the same one, now that it is known whether it can outlive its lanes.
         """
+        if session is not self.session:
+            self.pipes.give_up()
         self.session = session
         self.outlives_lanes = outlives_lanes
 
@@ -160,7 +162,7 @@ class Tunnel:
         """True if what is read in bulk should stay in the kernel."""
         if self.session.frame_bytes < PIPED_FRAME_BYTES and not self.always_pipes:
             return False
-        return all(lane.is_pipe for lane in self.lanes.values())
+        return bool(self.lanes) and all(lane.is_pipe for lane in self.lanes.values())
 
     def finish(self, stream: Stream) -> None:
         """A socket delivers nothing more."""

@@ -147,3 +147,23 @@ def test_payload_beyond_the_credit_never_reaches_the_socket() -> None:
         far.close()
 
     asyncio.run(conversation())
+
+
+def test_a_payload_that_comes_in_crumbs_is_not_kept_as_a_page_for_each() -> None:
+    """A splice moves references: a byte for which the far side pays one would cost us a page."""
+
+    async def conversation() -> None:
+        far = Far(1)
+        data = os.urandom(INITIAL_WINDOW_BYTES // 2)
+        os.write(far.write_fd, frames.encode_data_head(far.ids[0], 0, len(data)))
+        for at in range(0, 100_000, 200):
+            os.write(far.write_fd, data[at : at + 200])
+            while far.tunnel.session.lanes[0].received < at:
+                await asyncio.sleep(0)
+        os.write(far.write_fd, data[100_000:])
+        os.write(far.write_fd, frames.encode_fin(far.ids[0], len(data)))
+        assert await threaded(lambda: read_all_slowly(far.programs[0], random.Random(1))) == data
+        assert far.tunnel.spliced_bytes < 4096
+        far.close()
+
+    asyncio.run(conversation())

@@ -1,5 +1,6 @@
 """Payloads in pipes: whatever is done to them, in whatever order, the bytes are those of memory."""
 
+import asyncio
 import os
 import random
 import socket
@@ -13,6 +14,10 @@ from sshunt.relay import piped
 from sshunt.relay.piped import PIPED_BYTES, PipedPayload, Pipes, widen_pipe
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tee(2) is Linux")
+
+
+#: What an event loop has open: its epoll set, and the pair that wakes it.
+LOOP_DESCRIPTORS = 3
 
 
 class Sink:
@@ -132,22 +137,21 @@ def test_small_payloads_are_read_into_memory_and_hold_no_pipe() -> None:
     pipes.close()
 
 
-def test_the_end_of_a_socket_is_an_empty_payload(pipes: Pipes) -> None:
+def test_a_socket_that_has_nothing_or_has_ended_is_to_be_asked_the_other_way(pipes: Pipes) -> None:
+    """splice(2) also says so before an urgent byte."""
     near, far = socket.socketpair()
+    near.setblocking(False)
+    assert pipes.receive(near.fileno(), 1000) is None
     far.close()
-    payload = pipes.receive(near.fileno(), 1000)
-    assert payload is not None
-    assert len(payload) == 0
+    assert pipes.receive(near.fileno(), 1000) is None
     near.close()
 
 
-def test_a_socket_that_has_nothing_and_one_that_was_reset_say_so(pipes: Pipes) -> None:
+def test_a_socket_that_was_reset_says_so(pipes: Pipes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
     near.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        pipes.receive(near.fileno(), 1000)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     far.close()
     with pytest.raises(ConnectionResetError):
@@ -191,6 +195,58 @@ def test_a_payload_outlives_the_pool_only_as_nothing() -> None:
     pipes.close()
     payload.release()
     assert len(payload) == 0
+
+
+def test_a_shortage_of_pipes_ends_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes = Pipes(least_bytes=1)
+    first = pipes.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(piped, "widen_pipe", lambda fd, size: 0)
+        assert pipes.take() is None
+    assert pipes.take() is None, "asked for again at once"
+    monkeypatch.setattr(piped, "SHORTAGE_S", 0.0)
+    second = pipes.take()
+    assert second is not None
+    assert first is not None
+    pipes.give_back(first, 0)
+    pipes.give_back(second, 0)
+    pipes.close()
+
+
+def test_pipes_that_nobody_has_needed_for_a_while_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(piped, "SPARE_S", 0.05)
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def conversation() -> None:
+        pipes = Pipes(least_bytes=1, loop=asyncio.get_running_loop())
+        taken = [pipes.take() for _ in range(5)]
+        await asyncio.sleep(0.2)
+        for pipe in taken:
+            assert pipe is not None
+            pipes.give_back(pipe, 0)
+        assert pipes.take() in taken, "made anew"
+        assert pipes.taken == 1
+        deadline = asyncio.get_running_loop().time() + 10
+        while len(os.listdir("/proc/self/fd")) > before + 2 + LOOP_DESCRIPTORS:
+            assert asyncio.get_running_loop().time() < deadline, "spare pipes stay open"
+            await asyncio.sleep(0.02)
+        pipes.close()
+
+    asyncio.run(conversation())
+
+
+def test_of_a_session_that_is_given_up_no_pipe_is_left() -> None:
+    pipes = Pipes(least_bytes=1)
+    payload = received(pipes, DATA)
+    pipes.give_up()
+    assert pipes.taken == 0
+    payload.release()
+    other = received(pipes, DATA)
+    assert pipes.taken == 1
+    other.release()
+    pipes.close()
 
 
 def test_beyond_the_quota_of_the_user_there_are_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,21 @@
 """The relay, with real sockets and pipes: bytes, ends, errors, and who waits for whom."""
 
 import asyncio
+import errno
 import os
 import random
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
+from sshunt.relay import lane, linux, piped
+from sshunt.relay.sockets import without_delay
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
@@ -68,13 +72,9 @@ def test_bytes_arrive_in_order_and_whole_in_both_directions_at_once(way: int) ->
             program = ends.connect(*listener.getsockname())
             host = await threaded(lambda: accept(listener))
 
-            def push(sock: socket.socket) -> None:
-                sock.sendall(BULK)
-                sock.shutdown(socket.SHUT_WR)
-
             results = await asyncio.gather(
-                threaded(lambda: push(program)),
-                threaded(lambda: push(host)),
+                threaded(lambda: push_all(program)),
+                threaded(lambda: push_all(host)),
                 threaded(lambda: read_all(program)),
                 threaded(lambda: read_all(host)),
             )
@@ -199,7 +199,7 @@ def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else(
             assert pushed < MAX_WINDOW_BYTES + SEND_QUEUE_BYTES + 16_000_000
             [relay] = ends.client.relays
             held = sum(len(piece) for piece in relay._pending or ()) - relay._head_sent
-            assert INITIAL_WINDOW_BYTES // 2 < held <= MAX_WINDOW_BYTES
+            assert INITIAL_WINDOW_BYTES // 4 < held <= MAX_WINDOW_BYTES
 
             program = ends.connect(*listener.getsockname())
             other = await threaded(lambda: accept(listener))
@@ -332,6 +332,7 @@ def read_slowly(sock: socket.socket, store: bytearray, seed: int) -> None:
 async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket:
     """What a program gets that connects through the tunnel, over real TCP at this end, too."""
     with listen() as door:
+        without_delay(door)
         program = await threaded(lambda: socket.create_connection(door.getsockname()))
         ours = await threaded(lambda: door.accept()[0])
     ours.setblocking(False)
@@ -358,5 +359,76 @@ def test_bulk_never_comes_through_our_memory_where_the_way_says_so(way: int) -> 
                 least = len(BULK) if way == SPLICE else len(BULK) // 4
                 assert ends.client.teed_bytes >= least
                 assert ends.agent.spliced_bytes > len(BULK) // 4
+
+    run(conversation, way=way)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EPERM], ids=["memory", "forbidden"])
+def test_where_the_kernel_refuses_now_and_then_bytes_take_the_other_way(
+    error: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    refused: list[str] = []
+
+    def unreliable(name: str, operation: Callable[..., int]) -> Callable[..., int]:
+        def attempt(*arguments: int) -> int:
+            if rng.random() < 0.2:
+                refused.append(name)
+                raise OSError(error, os.strerror(error))
+            return operation(*arguments)
+
+        return attempt
+
+    monkeypatch.setattr(piped, "splice", unreliable("in", linux.splice))
+    monkeypatch.setattr(piped, "tee", unreliable("tee", linux.tee))
+    monkeypatch.setattr(lane, "splice", unreliable("out", linux.splice))
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            pairs = ((program, host), (host, program))
+            got = [threaded(lambda to=to: read_all(to)) for _, to in pairs]  # type: ignore[misc]
+            put = [threaded(lambda by=by: push_all(by)) for by, _ in pairs]  # type: ignore[misc]
+            assert (await asyncio.gather(*got, *put))[:2] == [BULK, BULK]
+            for sock in (program, host):
+                sock.close()
+            await settle(ends)
+
+    run(conversation, way=SPLICE)
+    if error == errno.ENOMEM:  # for the other is asked only once
+        assert set(refused) == {"in", "tee", "out"}
+
+
+def push_all(sock: socket.socket) -> None:
+    sock.sendall(BULK)
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("who", ["program", "host"])
+def test_urgent_bytes_keep_their_place_in_the_stream(who: str, way: int) -> None:
+    """tcp(7), MSG_OOB; splice(2) stops before such a byte as if there were no more."""
+    urgent_at = (0, 1, 70_000, 2_000_000, len(BULK))
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            sender, reader = (program, host) if who == "program" else (host, program)
+            parts = [BULK[a:b] for a, b in zip((0, *urgent_at), (*urgent_at, None), strict=True)]
+
+            def push() -> None:
+                sender.sendall(parts[0])
+                for part in parts[1:]:
+                    sender.send(b"!", socket.MSG_OOB)
+                    sender.sendall(part)
+                sender.shutdown(socket.SHUT_WR)
+
+            _, received = await asyncio.gather(threaded(push), threaded(lambda: read_all(reader)))
+            assert received == b"!".join(parts)
+            program.close()
+            host.close()
+            await settle(ends)
 
     run(conversation, way=way)

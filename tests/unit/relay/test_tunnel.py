@@ -1,11 +1,14 @@
 """The tunnel around the session: what it tells its owner, and what it never does."""
 
 import asyncio
+import socket
 
 from sshunt.mux import frames
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import DatagramReceived, Session
-from tests.unit.relay.ends import Ends, run, threaded
+from sshunt.relay.tunnel import SPLICE
+from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+from tests.unit.relay.test_tcp import through_tcp
 
 
 async def until(true: "asyncio.Future[object]") -> object:
@@ -106,3 +109,26 @@ def test_another_session_begins_where_one_was_lost() -> None:
             assert await threaded(lambda: program.recv(1)) == b""
 
     run(conversation)
+
+
+def test_a_session_that_is_given_up_leaves_no_pipe_behind() -> None:
+    """Its streams may be over at this end, with what they sent never acknowledged."""
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+        host.shutdown(socket.SHUT_WR)
+        assert await threaded(lambda: program.recv(1)) == b""
+        ends.agent.loop.remove_reader(ends.agent.lanes[0]._read_fd)  # the far side hangs
+        await threaded(lambda: program.sendall(bytes(10_000)))
+        program.close()
+        while ends.client.relays or ends.client.session.streams:
+            await asyncio.sleep(0.005)
+        assert ends.client.pipes.taken, "nothing of it waits for its acknowledgement"
+        ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
+        ends.client.begin(Session(CLIENT), outlives_lanes=True)
+        assert not ends.client.pipes.taken
+        host.close()
+
+    run(conversation, way=SPLICE)

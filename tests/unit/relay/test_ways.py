@@ -107,7 +107,7 @@ def test_nothing_is_lost_doubled_or_given_to_another(
 
 
 async def kill_lanes(ends: Ends, rng: random.Random) -> None:
-    """Again and again, the youngest first, with another one up before or after."""
+    """Again and again, the youngest first, with another one up before, at once or a while later."""
     for number in range(1, 100):
         await asyncio.sleep(rng.choice((0.001, 0.004, 0.02)))
         before = rng.random() < 0.5
@@ -118,4 +118,5 @@ async def kill_lanes(ends: Ends, rng: random.Random) -> None:
             if lane is not None:
                 tunnel.lane_ended(lane, "cut by the test")
         if not before:
+            await asyncio.sleep(rng.choice((0, 0, 0.01)))
             ends.join(number)
