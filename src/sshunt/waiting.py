@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sshunt.mux.frames import Destination
+from sshunt.relay.readiness import error_of
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tunnel import Tunnel
 
@@ -66,7 +67,7 @@ class WaitingRoom:
             return
         deadline = self._tunnel.loop.time() + LONGEST_WAIT_S
         self._waiting[sock] = _Waiting(destination, deadline)
-        self._tunnel.paused.watch(sock, lambda _error: self._turn_away(sock))
+        self._tunnel.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
         if self._timer is None:
             self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
 
@@ -75,7 +76,7 @@ class WaitingRoom:
         waiting, self._waiting = self._waiting, {}
         self._stop_timer()
         for sock, (destination, _) in waiting.items():
-            self._tunnel.paused.unwatch(sock)
+            self._tunnel.readiness.remove(sock.fileno())
             if self._tunnel.session.can_open:
                 begin(sock, destination)
             else:
@@ -87,9 +88,13 @@ class WaitingRoom:
         for sock in list(self._waiting):
             self._turn_away(sock)
 
+    def _on_event(self, sock: socket.socket) -> None:
+        if error_of(sock):
+            self._turn_away(sock)
+
     def _turn_away(self, sock: socket.socket) -> None:
         del self._waiting[sock]
-        self._tunnel.paused.unwatch(sock)
+        self._tunnel.readiness.forget(sock.fileno())
         close_with_reset(sock)
 
     def _make_room(self) -> bool:

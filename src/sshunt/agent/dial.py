@@ -18,7 +18,7 @@ import concurrent.futures
 import errno
 import os
 import socket
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
@@ -103,28 +103,14 @@ class Dialer:
         except OSError as error:
             relay.abort(reset_code(error.errno or 0))
             return
-        address = (destination.host, destination.port)
-        error_number = sock.connect_ex(address)
+        error_number = sock.connect_ex((destination.host, destination.port))
         if error_number in (0, errno.EINPROGRESS):
-            relay.begin_connection(sock)
-            self._tunnel.loop.call_soon(self._look_again, relay, address)
+            relay.connect(sock)
             self._fresh.append(relay)
             if self._sweeping is None:
                 self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
         else:
             sock.close()
-            relay.abort(reset_code(error_number))
-
-    def _look_again(self, relay: TcpRelay, address: Tuple[str, int]) -> None:
-        """A near host has answered by now: then its socket need not be waited for."""
-        if not relay.is_connecting:
-            return
-        error_number = relay.sock.connect_ex(address)
-        if error_number in (0, errno.EISCONN):
-            relay.take_connection(relay.sock)
-        elif error_number in (errno.EALREADY, errno.EINPROGRESS):
-            relay.wait_for_connection()
-        else:
             relay.abort(reset_code(error_number))
 
     def _sweep(self) -> None:

@@ -9,6 +9,14 @@ the credit. So at most a window waits here, and a stopped reader stalls nothing 
     socket error    -> reset(code)     RESET      -> the socket is closed with a RST
     both halves over -> close
 
+How reading goes on (the socket stays in the readiness set meanwhile and may tell what is not wanted
+just now: that is taken note of, and asked for again when it is):
+
+    EVENT   the socket was empty: when the set tells that it is not any more
+    TURN    there is more: at the next beat, or turn of the event loop
+    ROOM    the stream has no room: when it has
+    NEVER   not yet, or not any more
+
 The far side's socket may have data to write before it is connected, even before it exists (while a
 name is looked up): that waits in the same queue.
 """
@@ -20,6 +28,7 @@ from typing import TYPE_CHECKING, Deque, Optional, Tuple
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
+from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE, error_of
 from sshunt.relay.sockets import close_with_reset, reset_code
 
 if TYPE_CHECKING:
@@ -31,8 +40,17 @@ FIRST_READ_BYTES = 16 * 1024
 #: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
 READ_BYTES = 256 * 1024
 
-#: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
-READS_PER_ROUND = 2
+#: Full reads in one turn of the event loop; the stream's room ends it earlier in most cases.
+READS_PER_TURN = 2
+
+#: How reading goes on.
+EVENT, TURN, ROOM, NEVER = 0, 1, 2, 3
+
+#: Asked of the set for reading.
+_READING = READ | URGENT | ENDED
+
+#: Told of a socket that reads short although it has more: up to an urgent byte, or before its end.
+_HAS_MORE = URGENT | ENDED | ERROR | HUNG_UP
 
 #: What waits for a socket is kept in pieces of at least this size.
 JOINED_BYTES = 64 * 1024
@@ -42,18 +60,16 @@ class TcpRelay:
     """Moves bytes between ``sock`` (non-blocking) and ``stream`` until both are over."""
 
     __slots__ = (
-        "_at_beat",
         "_fin_received",
         "_fin_sent",
         "_head_sent",
-        "_paused",
         "_pending",
         "_read_bytes",
         "_reading",
         "_sock",
-        "_to_be_watched",
+        "_told",
         "_tunnel",
-        "_writing",
+        "_watched",
         "connected",
         "stream",
     )
@@ -64,11 +80,9 @@ class TcpRelay:
         self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
         self._head_sent = 0  # bytes of the first of them that were written
         self._read_bytes = FIRST_READ_BYTES if not tunnel.always_pipes else READ_BYTES
-        self._reading = False  # registered with the loop
-        self._writing = False  # registered with the loop
-        self._at_beat = False  # read again at the next beat
-        self._paused = False  # not read, perhaps for long
-        self._to_be_watched = False  # soon, if it is still paused then
+        self._reading = NEVER
+        self._watched = 0  # the events asked for
+        self._told = 0  # those of _HAS_MORE that may still be true
         self._fin_received = False
         self._fin_sent = False
         self.connected = False
@@ -98,38 +112,79 @@ class TcpRelay:
     def start(self, sock: socket.socket) -> None:
         """``sock`` is connected, and ours now: read from it, write what has come for it."""
         self._sock = sock
-        self.connected = True
-        self._read_later()
-        if self._pending is not None or self._fin_received:
-            self._write_pending()
+        self._watched = _READING
+        self._tunnel.readiness.add(sock.fileno(), self._on_event, _READING)
+        self._begin()
 
-    def begin_connection(self, sock: socket.socket) -> None:
-        """``sock`` is connecting, and ours now."""
+    def connect(self, sock: socket.socket) -> None:
+        """``sock`` is connecting, and ours now: tell the far side how it ends."""
         self._sock = sock
-
-    def wait_for_connection(self) -> None:
-        """Tell the far side how it goes with the connection that was begun."""
-        self._writing = True
-        self._tunnel.loop.add_writer(self.sock.fileno(), self._on_connected)
-
-    def _on_connected(self) -> None:
-        sock = self.sock
-        self._write_no_more()
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self.abort(reset_code(error))
-            return
-        self.take_connection(sock)
+        self._watched = _READING | WRITE
+        self._tunnel.readiness.add(sock.fileno(), self._on_event, _READING | WRITE)
 
     def take_connection(self, sock: socket.socket) -> None:
         """``sock`` is the connection that the far side asked for: tell it, and start."""
-        self._tunnel.session.accept(self.stream)
-        self._tunnel.wake()
+        self._accept()
         self.start(sock)
 
-    def _on_readable(self) -> bool:
-        """Read; True if there may be more, and nothing was arranged for it."""
-        return all(self._read() for _ in range(READS_PER_ROUND))
+    def _accept(self) -> None:
+        self._tunnel.session.accept(self.stream)
+        self._tunnel.wake()
+
+    def _begin(self) -> None:
+        self.connected = True
+        self._reading = EVENT
+        if self._pending is not None or self._fin_received:
+            self._write_pending()
+
+    def _on_event(self, events: int) -> None:
+        """The readiness set tells something of our socket."""
+        if not self.connected:
+            self._on_connected(events)
+        elif events & WRITE:
+            if self._pending is not None:
+                self._write_pending()
+            elif self._tunnel.readiness.is_level:
+                self._watch(self._watched & ~WRITE)
+        if events & ~WRITE and self.connected:
+            self._told |= events & _HAS_MORE
+            if self._reading == EVENT:
+                self._read_on()
+            else:
+                self._on_unwanted(events)
+
+    def _on_connected(self, events: int) -> None:
+        error = error_of(self.sock)
+        if error:
+            self.abort(reset_code(error))
+        elif events & WRITE:
+            self._accept()
+            self._begin()
+
+    def _on_unwanted(self, events: int) -> None:
+        """There is something to read, but not now. Has the connection died?"""
+        error = error_of(self.sock) if events & (ERROR | HUNG_UP) else 0
+        if error:
+            self.abort(reset_code(error))
+        elif self._watched & READ:
+            self._watch(self._watched & ~_READING)
+
+    def _watch(self, events: int) -> None:
+        self._watched = events
+        self._tunnel.readiness.change(self.sock.fileno(), events)
+
+    def _read_on(self) -> None:
+        """Read until there is nothing more, or enough for now."""
+        for _ in range(READS_PER_TURN):
+            if not self._read():
+                return
+        self._reading = TURN
+        if not self._tunnel.beat.next(self._on_turn):
+            self._tunnel.loop.call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        if self._reading == TURN:
+            self._read_on()
 
     def on_writable(self) -> None:
         """The stream has room again: read until it has none or the socket is empty.
@@ -140,34 +195,46 @@ class TcpRelay:
             pass
 
     def _read(self) -> bool:
-        """Move one read from the socket to the stream; False if another would bring little."""
+        """Move one read from the socket to the stream. True: another would bring more; False: how
+        it goes on is settled.
+        """
         room = self._tunnel.session.room_bytes(self.stream)
         if not room:
-            self._pause()  # on_writable comes when there is room
+            self._reading = ROOM  # on_writable comes when there is some
             return False
         try:
             payload, size = self._receive(room)
         except (BlockingIOError, InterruptedError):
+            self._told &= ~URGENT
             self._read_later()
             return False
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
-        if len(payload):
+        count = len(payload)
+        if count:
             self._tunnel.write(self.stream, payload)
-            if len(payload) < size:
-                self._read_soon(len(payload))
-                return False  # the socket is empty now
-            self._read_bytes = READ_BYTES
-            return True
+            if count == size:
+                self._read_bytes = READ_BYTES
+                return True
+            if self._told:
+                return True
+            # The socket is empty now.
+            if count >= BUSY_BYTES and self._tunnel.beat.next(self._on_turn):
+                self._reading = TURN
+            else:
+                self._read_later()
+            return False
         self._fin_sent = True
-        if self._fin_received:
-            self._read_no_more()
-        else:
-            self._pause()
+        self._reading = NEVER
         self._tunnel.finish(self.stream)
         self._close_if_over()
         return False
+
+    def _read_later(self) -> None:
+        self._reading = EVENT
+        if not self._watched & READ:
+            self._watch(self._watched | _READING)
 
     def _receive(self, room: int) -> Tuple[Payload, int]:
         """What the socket has, and how much could have come: in a pipe if that is likely to be
@@ -235,9 +302,8 @@ class TcpRelay:
             self._pending[-1] += view
         else:
             self._pending.append(bytearray(view))
-        if self.connected and not self._writing:
-            self._writing = True
-            self._tunnel.loop.add_writer(self.sock.fileno(), self._write_pending)
+        if self.connected and not self._watched & WRITE:
+            self._watch(self._watched | WRITE)
 
     def _write_pending(self) -> None:
         sock, pending = self.sock, self._pending
@@ -260,12 +326,10 @@ class TcpRelay:
         if written:
             self._tunnel.consumed(self.stream, written)
         if pending:
-            if not self._writing:
-                self._writing = True
-                self._tunnel.loop.add_writer(self.sock.fileno(), self._write_pending)
+            if not self._watched & WRITE:
+                self._watch(self._watched | WRITE)
             return
         self._pending = None
-        self._write_no_more()
         if self._fin_received:
             self._shut_down()
 
@@ -280,73 +344,15 @@ class TcpRelay:
 
     def _close_if_over(self) -> None:
         if self._fin_sent and self._fin_received and self._pending is None:
-            self._unwatch()
+            self._tunnel.readiness.forget(self.sock.fileno())
             self.sock.close()
             self._tunnel.forget(self)
 
     def _drop(self) -> None:
-        self.connected = False  # nothing is read any more
-        self._unwatch()
+        self.connected = False
+        self._reading = NEVER
         self._pending = None
         if self._sock is not None:
+            self._tunnel.readiness.forget(self._sock.fileno())
             close_with_reset(self._sock)
         self._tunnel.forget(self)
-
-    def _read_soon(self, size: int) -> None:
-        """There were ``size`` bytes just now."""
-        if size >= BUSY_BYTES and self._tunnel.beat.next(self._read_at_beat):
-            self._read_no_more()
-            self._at_beat = True
-        elif not self._reading:
-            self._read_later()
-
-    def _read_at_beat(self) -> None:
-        if self._at_beat:
-            self._at_beat = False
-            if self._on_readable():
-                self._read_soon(BUSY_BYTES)
-
-    def _read_later(self) -> None:
-        self._resume()
-        if not self._reading:
-            self._reading = True
-            self._tunnel.loop.add_reader(self.sock.fileno(), self._on_readable)
-
-    def _pause(self) -> None:
-        """Read no more; look only whether the socket dies meanwhile. Mostly it is not for long: a
-        moment until there is room, or until the second half is over, too.
-        """
-        self._read_no_more()
-        self._paused = True
-        if not self._to_be_watched:
-            self._to_be_watched = True
-            self._tunnel.paused.soon(self._watch_paused)
-
-    def _watch_paused(self) -> None:
-        self._to_be_watched = False
-        if self._paused and self.stream.owner is self:
-            self._tunnel.paused.watch(self.sock, self._on_error)
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._tunnel.paused.unwatch(self.sock)
-
-    def _on_error(self, error_number: int) -> None:
-        self.abort(reset_code(error_number))
-
-    def _read_no_more(self) -> None:
-        self._at_beat = False
-        if self._reading:
-            self._reading = False
-            self._tunnel.loop.remove_reader(self.sock.fileno())
-
-    def _write_no_more(self) -> None:
-        if self._writing:
-            self._writing = False
-            self._tunnel.loop.remove_writer(self.sock.fileno())
-
-    def _unwatch(self) -> None:
-        self._resume()
-        self._read_no_more()
-        self._write_no_more()

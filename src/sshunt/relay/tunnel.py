@@ -35,8 +35,8 @@ from sshunt.mux.session import (
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import Beat
 from sshunt.relay.lane import READ_BYTES, LaneIO
-from sshunt.relay.paused import PausedSockets
 from sshunt.relay.piped import MOST_PIPES, PIPED_BYTES, Pipes
+from sshunt.relay.readiness import readiness
 from sshunt.relay.tcp import TcpRelay
 
 #: Ways of payload through this process: what fits, always through memory, always by the kernel.
@@ -73,7 +73,7 @@ class Tunnel:
         self.spliced_bytes = 0  # received without coming through memory
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
-        self.paused = PausedSockets(loop)
+        self.readiness = readiness(loop)
         self.read_buffer = bytearray(READ_BYTES)
         self.on_request: Optional[Callable[[Stream, Destination], None]] = None
         self.on_reset: Optional[Callable[[Stream, int], None]] = None
@@ -290,7 +290,7 @@ class Tunnel:
         if self._timer is not None:
             self._timer.cancel()
         self.reset_all()
-        self.paused.close()
+        self.readiness.close()
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()

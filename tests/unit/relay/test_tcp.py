@@ -17,16 +17,10 @@ from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE
 from sshunt.relay import lane, linux, piped
 from sshunt.relay.sockets import without_delay
 from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE
+from sshunt.relay.tunnel import COPY, SPLICE
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
 BULK = os.urandom(5_000_000)
-
-
-@pytest.fixture(params=[COPY, SPLICE, AUTO], ids=["copy", "splice", "auto"])
-def way(request: pytest.FixtureRequest) -> int:
-    """Every way of payload."""
-    return int(request.param)
 
 
 def reset(sock: socket.socket) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 import pytest
 
 from sshunt.relay import lane as lane_module
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE
+from sshunt.relay.tunnel import COPY
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
 from tests.unit.relay.test_tcp import settle, through_tcp
 
@@ -65,7 +65,6 @@ class Half:
             pass  # as it should be, where the other end was reset
 
 
-@pytest.mark.parametrize("way", [COPY, SPLICE, AUTO], ids=["copy", "splice", "auto"])
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_is_lost_doubled_or_given_to_another(
     seed: int, way: int, monkeypatch: pytest.MonkeyPatch
