@@ -18,7 +18,7 @@ from sshunt.capture.original import NotRedirected, original_destination
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
-from sshunt.mux.frames import TCP, Destination
+from sshunt.mux.frames import QUIET_TCP, Destination
 from sshunt.relay.sockets import (
     OUT_OF_RESOURCES,
     close_with_reset,
@@ -177,7 +177,7 @@ class Listener:
         except OSError:  # the peer was faster and is gone
             close_with_reset(sock)
             return
-        destination = Destination(TCP, address, port)
+        destination = Destination(QUIET_TCP, address, port)
         if self._is_down():
             self._waiting.enter(sock, destination)
         else:

@@ -1,7 +1,7 @@
 """Connections to the real hosts, for the streams that the client asks for.
 
-The client is told the truth: OPENED when the connection is up, RESET with the system's own reason
-when it is not. Data that came with the OPEN waits in the relay meanwhile. A numeric address is
+The client is told the truth: RESET with the system's own reason when the connection does not come
+about, and OPENED when it is up, if it wants to hear of that. Data that came with the OPEN waits in the relay meanwhile. A numeric address is
 connected at once, without a task; a name is looked up here, in a thread, and its addresses are
 tried in the resolver's order.
 
@@ -70,7 +70,7 @@ class Dialer:
 
     def on_request(self, stream: Stream, destination: Destination) -> None:
         """A stream was asked for: connect it or refuse it."""
-        if destination.kind != frames.TCP or not destination.port:
+        if destination.kind not in (frames.TCP, frames.QUIET_TCP) or not destination.port:
             self._tunnel.session.reset(stream, frames.RESET_NOT_PERMITTED)
             self._tunnel.wake()
             return

@@ -60,6 +60,7 @@ _BODY_BYTES = {
 
 # Stream kinds (OPEN) and datagram kinds (DATAGRAM).
 TCP = 1
+QUIET_TCP = 2  # the opener need not hear that the connection is up, only if it does not come about
 ECHO = 3  # the far side sends the same bytes back
 BELIEFS = 4  # the far side sends what its pacers believe, as JSON
 

@@ -237,7 +237,7 @@ class Session:
 
     def accept(self, stream: Stream) -> None:
         """The connection that the peer asked for is up."""
-        if not stream.opened:
+        if not stream.opened:  # and the peer wants to hear of it
             stream.opened = True
             self._control.append(_Control(frames.OPENED, None, frames.encode_opened(stream.id)))
 
@@ -649,6 +649,7 @@ class Session:
             self._control.append(_Control(frames.RESET, None, raw))
             return
         stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, ANY_LANE)
+        stream.opened = destination.kind == frames.QUIET_TCP
         self.streams[number] = stream
         self._peer_streams += 1
         self._events.append(StreamRequested(stream, destination))

@@ -381,7 +381,7 @@ class Stream:
         self.sender = Sender(send_limit)
         self.receiver = Receiver(window_bytes)
         self.home = home
-        self.opened = False  # the far side's connection is up
+        self.opened = False  # the connection is up, and the opener told if it wants to hear of it
         self.owner: Any = None
         # The scheduler's notes.
         self.scheduled = False
