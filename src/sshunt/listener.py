@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from sshunt.capture.original import NotRedirected, original_destination
+from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
@@ -107,6 +107,7 @@ class Listener:
         is_down: Callable[[], bool],
     ) -> None:
         self._sock = sock
+        self._original = OriginalDestinations(sock)
         self._tunnel = tunnel
         self._console = console
         self._accepting = False
@@ -169,7 +170,7 @@ class Listener:
 
     def _take(self, sock: socket.socket) -> None:
         try:
-            address, port = original_destination(sock)
+            address, port = self._original.of(sock)
         except NotRedirected as error:
             self._console.detail(1, f"refused a local connection: {error}")
             close_with_reset(sock)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import sshunt
-from sshunt.capture.original import NotRedirected, original_destination
+from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.capture.plan import Plan
 from sshunt.errors import UserError
 from sshunt.model import Action, Endpoint, Route
@@ -69,14 +69,13 @@ def listen(address: str | list[Any] | None) -> Endpoint | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.create_server((address, 0), family=family)
     sock.setblocking(False)
+    original = OriginalDestinations(sock)
 
     def accept() -> None:
         accepted, _ = sock.accept()
         with accepted:
             try:
-                accepted.sendall(
-                    "captured {} {}\n".format(*original_destination(accepted)).encode()
-                )
+                accepted.sendall("captured {} {}\n".format(*original.of(accepted)).encode())
             except NotRedirected:
                 accepted.sendall(b"not redirected\n")
 

@@ -23,22 +23,28 @@ class NotRedirected(Exception):  # noqa: N818 (it states a fact, as events do)
     """Somebody connected to the listener directly."""
 
 
-def original_destination(sock: socket.socket) -> Endpoint:
-    """Where the peer of this accepted socket wanted to connect to; raises NotRedirected."""
-    local = sock.getsockname()
-    is_ipv4 = sock.family == socket.AF_INET or local[0].startswith("::ffff:")
-    try:
-        if is_ipv4:
-            raw = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
-            port, packed = _SOCKADDR_IN.unpack(raw)
-        else:
-            raw = sock.getsockopt(_SOL_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
-            port, packed = _SOCKADDR_IN6.unpack(raw)
-    except OSError as error:
-        # ENOENT: connection tracking does not know this connection, so nothing redirected it.
-        raise NotRedirected(f"no original destination: {error.strerror}")
-    address = socket.inet_ntop(socket.AF_INET if is_ipv4 else socket.AF_INET6, packed)
-    local_address = local[0].removeprefix("::ffff:").partition("%")[0]
-    if (address, port) == (local_address, local[1]):
-        raise NotRedirected(f"a connection to the listener at {address} port {port} itself")
-    return address, port
+class OriginalDestinations:
+    """Of the connections that ``listener`` accepts."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        # Asked once: for each connection these would cost as much as the answer itself.
+        self._is_ipv4 = listener.family == socket.AF_INET
+        self._port = listener.getsockname()[1]
+
+    def of(self, sock: socket.socket) -> Endpoint:
+        """Where the peer of this accepted socket wanted to connect to; raises NotRedirected."""
+        try:
+            if self._is_ipv4:
+                raw = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+                port, packed = _SOCKADDR_IN.unpack(raw)
+                address = socket.inet_ntop(socket.AF_INET, packed)
+            else:
+                raw = sock.getsockopt(_SOL_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+                port, packed = _SOCKADDR_IN6.unpack(raw)
+                address = socket.inet_ntop(socket.AF_INET6, packed)
+        except OSError as error:
+            # ENOENT: connection tracking does not know this connection, so nothing redirected it.
+            raise NotRedirected(f"no original destination: {error.strerror}")
+        if port == self._port and address == sock.getsockname()[0].partition("%")[0]:
+            raise NotRedirected(f"a connection to the listener at {address} port {port} itself")
+        return address, port

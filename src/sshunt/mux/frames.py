@@ -288,18 +288,19 @@ class FrameReader:
 
     def _read_frame(self, data: memoryview, at: int, end: int, frames: List[Frame]) -> int:
         """Read one frame that begins at ``at``, or carry what is there of it; where it stopped."""
-        if end - at >= HEADER_BYTES:
+        left = end - at
+        if left >= HEADER_BYTES:
             word, stream = _HEADER.unpack_from(data, at)
             kind, length = word >> 24, word & 0xFFFFFF
             _check_length(kind, length)
-            if kind == DATA and (length > WHOLE_BYTES or end - at >= HEADER_BYTES + length):
-                if end - at >= DATA_HEAD_BYTES:
+            stop: int = at + HEADER_BYTES + length
+            if kind == DATA and (length > WHOLE_BYTES or stop <= end):
+                if left >= DATA_HEAD_BYTES:
                     self._begin_data(
                         stream, length, _OFFSET.unpack_from(data, at + HEADER_BYTES)[0]
                     )
                     return at + DATA_HEAD_BYTES
-            elif end - at >= HEADER_BYTES + length:
-                stop: int = at + HEADER_BYTES + length
+            elif stop <= end:
                 frames.append(_decode_small(kind, stream, bytes(data[at + HEADER_BYTES : stop])))
                 return stop
         self._carry += data[at:end]

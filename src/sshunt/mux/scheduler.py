@@ -94,26 +94,26 @@ class Scheduler:
         are asked; without ``any_sparse`` only those sparse streams that may take no other lane.
         """
         if not any_sparse:
-            item = self._take_from(self._sparse, lane, size, (lane,))
-            return item or (self._take_from(self._bulk, lane, size) if bulk else None)
+            item = self._take_from(self._sparse, lane, lane, size)
+            return item or (self._take_from(self._bulk, lane, ANY_LANE, size) if bulk else None)
         if not bulk:
-            return self._take_from(self._sparse, lane, size)
+            return self._take_from(self._sparse, lane, ANY_LANE, size)
         bulk_turn = self._sparse_run_bytes >= SPARSE_RUN_BYTES
         first, second = (self._bulk, self._sparse) if bulk_turn else (self._sparse, self._bulk)
-        return self._take_from(first, lane, size) or self._take_from(second, lane, size)
+        item = self._take_from(first, lane, ANY_LANE, size)
+        return item or self._take_from(second, lane, ANY_LANE, size)
 
     def _take_from(
         self,
         queue: Deque[Stream],
         lane: int,
+        home: int,
         size: int,
-        homes: Optional[Tuple[int, ...]] = None,
     ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
-        if homes is None:
-            homes = (lane, ANY_LANE)
+        """From the first stream that must go by ``lane``, or whose home is ``home``."""
         for _ in range(len(queue)):
             stream = queue[0]
-            if stream.home not in homes:
+            if stream.home != lane and stream.home != home:
                 queue.rotate(-1)
                 continue
             if not stream.sender.has_work:

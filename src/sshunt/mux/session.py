@@ -446,11 +446,13 @@ class Session:
         """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
         pacer = lane.pacer
         several = swift and len(self.lanes) > 1
-        self._scheduler.quantum_bytes = pacer.frame_bytes
+        scheduler = self._scheduler
+        scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            bulk = lane.takes_bulk(now)
+            has_bulk = scheduler.has_bulk
+            bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
-                if self._scheduler.has_bulk and not lane.is_spared:
+                if has_bulk and not lane.is_spared:
                     pacer.note_held_back()
                 if lane.sparse_room_bytes <= 0:
                     break
@@ -458,7 +460,7 @@ class Session:
             size = min(pacer.frame_bytes, lane.room_bytes)
             if size <= 0:  # as many frames as a lane may have, though few bytes
                 break
-            item = self._scheduler.take(lane.id, size, bulk, any_sparse=swift)
+            item = scheduler.take(lane.id, size, bulk, swift)
             if item is None:
                 break
             stream, offset, payload = item

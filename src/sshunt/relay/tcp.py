@@ -203,7 +203,7 @@ class TcpRelay:
             self._reading = ROOM  # on_writable comes when there is some
             return False
         try:
-            payload, size = self._receive(room)
+            payload, count, size = self._receive(room)
         except (BlockingIOError, InterruptedError):
             self._told &= ~URGENT
             self._read_later()
@@ -211,7 +211,6 @@ class TcpRelay:
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
-        count = len(payload)
         if count:
             self._tunnel.write(self.stream, payload)
             if count == size:
@@ -236,17 +235,18 @@ class TcpRelay:
         if not self._watched & READ:
             self._watch(self._watched | _READING)
 
-    def _receive(self, room: int) -> Tuple[Payload, int]:
-        """What the socket has, and how much could have come: in a pipe if that is likely to be
-        much. Raises OSError, BlockingIOError if it has nothing.
+    def _receive(self, room: int) -> Tuple[Payload, int, int]:
+        """What the socket has, how much that is, and how much could have come: in a pipe if that is
+        likely to be much. Raises OSError, BlockingIOError if it has nothing.
         """
         if self._read_bytes == READ_BYTES and self._tunnel.wants_pipes:
             size = min(room, self._tunnel.session.frame_bytes)  # more would only be cut
             payload = self._tunnel.pipes.receive(self.sock.fileno(), size)
             if payload is not None:
-                return payload, size
-        size = min(room, self._read_bytes)
-        return Payload(self.sock.recv(size)), size
+                return payload, len(payload), size
+        size = self._read_bytes if self._read_bytes < room else room
+        data = self.sock.recv(size)
+        return Payload(data), len(data), size
 
     # --- from the session ---------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from sshunt.capture.original import NotRedirected, original_destination
+from sshunt.capture.original import NotRedirected, OriginalDestinations
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ def test_a_direct_connection_to_the_listener_is_told_from_a_redirected_one(
         with socket.create_connection(listener.getsockname()[:2]):
             accepted, _ = listener.accept()
             with accepted, pytest.raises(NotRedirected):
-                original_destination(accepted)
+                OriginalDestinations(listener).of(accepted)
