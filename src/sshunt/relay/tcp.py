@@ -21,6 +21,7 @@ The far side's socket may have data to write before it is connected, even before
 name is looked up): that waits in the same queue.
 """
 
+import errno
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Deque, Optional, Tuple
@@ -115,6 +116,8 @@ class TcpRelay:
         self._watched = _READING
         self._tunnel.readiness.add(sock.fileno(), self._on_event, _READING)
         self._begin()
+        if self.connected:
+            self._read_on()  # most programs have said something by now
 
     def connect(self, sock: socket.socket) -> None:
         """``sock`` is connecting, and ours now: tell the far side how it ends."""
@@ -253,16 +256,21 @@ class TcpRelay:
     def on_data(self, payload: Payload) -> None:
         """The next bytes for the socket. They lie in the lane's buffer: write them or copy them."""
         view = payload.view
-        if self._pending is not None or not self.connected:
+        if self._pending is not None or self._sock is None:
             self._keep(view)
             return
+        sent = 0
         try:
-            sent = self.sock.send(view)
+            sent = self._sock.send(view)
         except (BlockingIOError, InterruptedError):
-            sent = 0
+            pass
         except OSError as error:
-            self.abort(reset_code(error.errno or 0))
-            return
+            if self.connected or error.errno != errno.ENOTCONN:  # BSD's word for "not yet"
+                self.abort(reset_code(error.errno or 0))
+                return
+        if sent and not self.connected:  # a near host has answered by now
+            self._accept()
+            self._begin()
         if sent < len(view):
             self._keep(view[sent:])
         if sent:
