@@ -1,9 +1,9 @@
 """Connections to the real hosts, for the streams that the client asks for.
 
 The client is told the truth: RESET with the system's own reason when the connection does not come
-about, and OPENED when it is up, if it wants to hear of that. Data that came with the OPEN waits in the relay meanwhile. A numeric address is
-connected at once, without a task; a name is looked up here, in a thread, and its addresses are
-tried in the resolver's order.
+about, and OPENED when it is up, if it wants to hear of that. Data that came with the OPEN waits in
+the relay meanwhile. A numeric address is connected at once, without a task; a name is looked up
+here, in a thread, and its addresses are tried in the resolver's order.
 
 Connects that don't come about are given up after a minute, and sooner where the program has left;
 one timer looks at all of them, for most connects are over before it would. getaddrinfo(3) has no

@@ -296,10 +296,14 @@ class FrameReader:
             stop: int = at + HEADER_BYTES + length
             if kind == DATA and (length > WHOLE_BYTES or stop <= end):
                 if left >= DATA_HEAD_BYTES:
-                    self._begin_data(
-                        stream, length, _OFFSET.unpack_from(data, at + HEADER_BYTES)[0]
-                    )
-                    return at + DATA_HEAD_BYTES
+                    (offset,) = _OFFSET.unpack_from(data, at + HEADER_BYTES)
+                    self._begin_data(stream, length, offset)
+                    at += DATA_HEAD_BYTES
+                    if stop > end:
+                        return at
+                    frames.append((DATA, stream, offset, Payload(data[at:stop])))
+                    self.data_left = 0
+                    return stop
             elif stop <= end:
                 frames.append(_decode_small(kind, stream, bytes(data[at + HEADER_BYTES : stop])))
                 return stop
