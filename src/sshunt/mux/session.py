@@ -447,7 +447,7 @@ class Session:
         pacer = lane.pacer
         several = swift and len(self.lanes) > 1
         scheduler = self._scheduler
-        scheduler.quantum_bytes = pacer.frame_bytes
+        largest = scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             has_bulk = scheduler.has_bulk
             bulk = has_bulk and lane.takes_bulk(now)
@@ -457,10 +457,10 @@ class Session:
                 if lane.sparse_room_bytes <= 0:
                     break
             # Not less for the sake of ``stop``: every cut costs another frame.
-            size = min(pacer.frame_bytes, lane.room_bytes)
-            if size <= 0:  # as many frames as a lane may have, though few bytes
+            room = lane.room_bytes
+            if room <= 0:  # as many frames as a lane may have, though few bytes
                 break
-            item = scheduler.take(lane.id, size, bulk, swift)
+            item = scheduler.take(lane.id, largest if largest < room else room, bulk, swift)
             if item is None:
                 break
             stream, offset, payload = item
@@ -472,7 +472,7 @@ class Session:
                 continue
             size = len(payload)
             head = frames.encode_data_head(stream.id, offset, size)
-            lane.note_sent(len(head) + size, now, frames.DATA, stream, offset, payload)
+            lane.note_sent(frames.DATA_HEAD_BYTES + size, now, frames.DATA, stream, offset, payload)
             if bulk:
                 pacer.note_bulk(size, now)
             pieces.append(head)
