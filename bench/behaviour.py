@@ -41,6 +41,7 @@ from bench.load import (
     watch,
 )
 from bench.probe import Probes
+from bench.words import some_of
 from sshunt.lab.link import Shape
 from sshunt.lab.world import Lab
 
@@ -273,14 +274,16 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument(
+        "--cases", type=some_of(CASES), default=",".join(CASES), help="default: %(default)s"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what sshunt said")
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     known = CASES
     if options.smoke:
-        known, options.rounds, options.cases = SMOKE, 1, ",".join(SMOKE)
-    cases = {name: known[name] for name in options.cases.split(",")}
+        known, options.rounds, options.cases = SMOKE, 1, list(SMOKE)
+    cases = {name: known[name] for name in options.cases}
     rounds: dict[str, list[report.Row]] = {}
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)

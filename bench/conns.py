@@ -21,6 +21,7 @@ from contextlib import suppress
 
 from bench import peers, processes, report
 from bench.load import BULK_PORT, Echoes, Flows, Target, make_room_for_connections, serving
+from bench.words import some_of
 from sshunt.lab.world import Lab
 
 #: More than any window, and what the issue of a stopped reader is about.
@@ -31,6 +32,8 @@ AT_ONCE_BESIDE_IDLE = 100
 
 #: Memory is looked at this often while a reader is stopped.
 SAMPLE_S = 0.1
+
+CASES = ("new", "idle", "stopped", "start")
 
 #: How often the start is timed in each round.
 STARTS = 5
@@ -163,7 +166,7 @@ def run_round(lab: Lab, target: Target, name: str, options: argparse.Namespace) 
         ],
     }
     for case, measures in cases.items():
-        if case not in options.cases.split(","):
+        if case not in options.cases:
             continue
         for measure in measures:
             print(f"  {name}: {case} ...", file=sys.stderr)
@@ -173,7 +176,7 @@ def run_round(lab: Lab, target: Target, name: str, options: argparse.Namespace) 
                     row.update(measure(peer))
             except OSError as error:
                 print(f"  {name}: {case} failed: {error}", file=sys.stderr)
-    if "start" in options.cases.split(","):
+    if "start" in options.cases:
         row.update(measure_start(lab, name, options.starts))
     return row
 
@@ -181,7 +184,7 @@ def run_round(lab: Lab, target: Target, name: str, options: argparse.Namespace) 
 def show(summary: dict[str, report.Row]) -> None:
     """Print one table per case, a row per figure and a column per peer."""
     names = list(summary)
-    for case in ("new", "idle", "stopped", "start"):
+    for case in CASES:
         fields = dict.fromkeys(
             field for row in summary.values() for field in row if field.startswith(case + "_")
         )
@@ -205,14 +208,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="time of each load")
     parser.add_argument("--idle", type=int, default=5000, help="idle connections to hold")
     parser.add_argument("--starts", type=int, default=STARTS, help="how often to time a start")
-    parser.add_argument("--peers", default="sshunt,ssh,sshuttle", help="default: %(default)s")
-    parser.add_argument("--cases", default="new,idle,stopped,start", help="default: %(default)s")
+    parser.add_argument(
+        "--peers",
+        type=some_of(peers.PEERS),
+        default="sshunt,ssh,sshuttle",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--cases", type=some_of(CASES), default=",".join(CASES), help="default: %(default)s"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
         options.rounds, options.seconds, options.idle, options.starts = 1, 0.3, 50, 1
-        options.peers = "sshunt,ssh"
-    names = options.peers.split(",")
+        options.peers = ["sshunt", "ssh"]
+    names = options.peers
     peers.prepare(names)
     rounds: dict[str, list[report.Row]] = {name: [] for name in names}
     with Lab() as lab, serving(lab.target) as target:

@@ -12,6 +12,7 @@ import time
 
 from bench import peers, processes, report
 from bench.load import Flows, Target, serving
+from bench.words import some_of
 from sshunt.lab.world import Lab
 
 #: Time for slow start, window growth and the processors' clocks before anything is counted.
@@ -89,12 +90,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench lan", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="counted time of each case")
-    parser.add_argument("--peers", default=",".join(peers.PEERS), help="default: %(default)s")
+    parser.add_argument(
+        "--peers",
+        type=some_of(peers.PEERS),
+        default=",".join(peers.PEERS),
+        help="default: %(default)s",
+    )
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
-        options.rounds, options.seconds, options.peers = 1, 0.3, "sshunt,ssh"
-    names = options.peers.split(",")
+        options.rounds, options.seconds, options.peers = 1, 0.3, ["sshunt", "ssh"]
+    names = options.peers
     peers.prepare(names)
     rounds: dict[str, list[report.Row]] = {name: [] for name in names}
     with Lab() as lab, serving(lab.target) as target:

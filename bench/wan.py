@@ -17,6 +17,7 @@ from typing import NamedTuple
 from bench import peers, plot, processes, report
 from bench.load import Flows, Target, Tick, serving, watch
 from bench.probe import Probes, Sample
+from bench.words import some_of
 from sshunt.lab.link import DEFAULT_MTU, Shape
 from sshunt.lab.world import Lab
 
@@ -173,16 +174,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench wan", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="counted time of each case")
-    parser.add_argument("--peers", default="sshunt,ssh", help="default: %(default)s")
-    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument(
+        "--peers", type=some_of(peers.PEERS), default="sshunt,ssh", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--cases", type=some_of(CASES), default=",".join(CASES), help="default: %(default)s"
+    )
     parser.add_argument("--plot", action="store_true", help="draw docs/wan-CASE.svg")
     parser.add_argument("--verbose", action="store_true", help="print what sshunt said")
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")
     options = parser.parse_args(argv)
     if options.smoke:
-        options.rounds, options.seconds, options.cases = 1, 0.5, "fibre-down"
-    names = options.peers.split(",")
-    cases = [CASES[name] for name in options.cases.split(",")]
+        options.rounds, options.seconds, options.cases = 1, 0.5, ["fibre-down"]
+    names = options.peers
+    cases = [CASES[name] for name in options.cases]
     peers.prepare(names)
     rounds: dict[str, dict[str, list[report.Row]]] = {}
     timelines: dict[str, dict[str, plot.Timeline]] = {}

@@ -1,0 +1,185 @@
+"""Who is told what about a socket: by the epoll set, and by asyncio's own readers and writers."""
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from sshunt.relay.readiness import (
+    ENDED,
+    ERROR,
+    HUNG_UP,
+    READ,
+    URGENT,
+    WRITE,
+    LevelReadiness,
+    Readiness,
+    error_of,
+)
+
+READING = READ | URGENT | ENDED
+
+#: Enough for a loop to tell what it has to tell.
+A_MOMENT_S = 0.02
+
+Any = Readiness | LevelReadiness
+
+
+class Watched:
+    """One end of a TCP connection in a set, and what was told of it."""
+
+    def __init__(self, readiness: Any, events: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.far = socket.create_connection(listener.getsockname())
+            self.near, _ = listener.accept()
+        self.near.setblocking(False)
+        self.told: list[int] = []
+        self.readiness = readiness
+        readiness.add(self.near.fileno(), self.told.append, events)
+
+    async def hears(self) -> list[int]:
+        """What was told since the last time."""
+        await asyncio.sleep(A_MOMENT_S)
+        told, self.told[:] = list(self.told), []
+        return told
+
+    def fill(self) -> int:
+        """Write until no more is taken."""
+        filled = 0
+        while True:
+            try:
+                filled += self.near.send(bytes(65536))
+            except BlockingIOError:
+                return filled
+
+    def close(self) -> None:
+        self.readiness.forget(self.near.fileno())
+        self.near.close()
+        self.far.close()
+
+
+def run(kind: type[Any], conversation: Callable[[Any], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        readiness = kind(asyncio.get_running_loop())
+        await conversation(readiness)
+        readiness.close()
+        readiness.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
+def test_what_comes_is_told_also_when_it_was_there_before(kind: type[Any]) -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        assert await watched.hears() == []
+        watched.far.send(b"one")
+        assert (await watched.hears())[0] & READ
+        readiness.change(watched.near.fileno(), 0)
+        assert await watched.hears() == []
+        watched.far.send(b"two")
+        assert await watched.hears() == []
+        readiness.change(watched.near.fileno(), READING)
+        assert (await watched.hears())[0] & READ
+        watched.close()
+
+    run(kind, conversation)
+
+
+@pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
+def test_room_is_told_when_there_is_some_again(kind: type[Any]) -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        left = watched.fill()
+        readiness.change(watched.near.fileno(), READING | WRITE)
+        assert await watched.hears() == []
+        while left:
+            left -= len(watched.far.recv(1 << 20))
+        assert (await watched.hears())[0] & WRITE
+        watched.close()
+
+    run(kind, conversation)
+
+
+def test_what_is_left_unread_is_told_once_and_the_end_again() -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        watched.far.send(b"unread")
+        assert await watched.hears() == [READ]
+        assert await watched.hears() == []
+        watched.far.send(b"!", socket.MSG_OOB)
+        assert await watched.hears() == [READ | URGENT]
+        watched.far.shutdown(socket.SHUT_WR)
+        (events,) = await watched.hears()
+        assert events & ENDED
+        watched.close()
+
+    run(Readiness, conversation)
+
+
+def test_what_lasts_is_told_as_long_as_it_does_where_there_is_no_epoll() -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        watched.far.send(b"unread")
+        assert len(await watched.hears()) > 1
+        watched.close()
+
+    run(LevelReadiness, conversation)
+
+
+def test_the_death_of_a_socket_is_told_though_nobody_asked_for_anything() -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, 0)
+        watched.far.send(b"unread")
+        assert await watched.hears() == []
+        watched.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        watched.far.close()
+        (events,) = await watched.hears()
+        assert events & (ERROR | HUNG_UP)
+        assert error_of(watched.near) != 0
+        assert error_of(watched.near) == 0
+        watched.close()
+
+    run(Readiness, conversation)
+
+
+@pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
+def test_what_was_taken_out_is_not_told_and_may_come_back(kind: type[Any]) -> None:
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        readiness.remove(watched.near.fileno())
+        watched.far.send(b"one")
+        assert await watched.hears() == []
+        readiness.add(watched.near.fileno(), watched.told.append, READING)
+        assert (await watched.hears())[0] & READ
+        watched.close()
+
+    run(kind, conversation)
+
+
+@pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
+def test_the_next_with_the_same_number_is_not_taken_for_the_one_before(kind: type[Any]) -> None:
+    async def conversation(readiness: Any) -> None:
+        before, after = Watched(readiness, READING), Watched(readiness, READING)
+        number = before.near.fileno()
+        before.far.send(b"in the set's list when it is closed")
+        readiness.remove(after.near.fileno())
+        before.close()
+        again = fcntl.fcntl(after.near.fileno(), fcntl.F_DUPFD, number)
+        assert again == number
+        readiness.add(again, after.told.append, READING)
+        assert await after.hears() == []
+        after.far.send(b"x")
+        assert (await after.hears())[0] & READ
+        assert before.told == []
+        readiness.forget(again)
+        os.close(again)
+        after.close()
+
+    run(kind, conversation)
