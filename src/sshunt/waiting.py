@@ -65,9 +65,13 @@ class WaitingRoom:
         if len(self._waiting) >= MOST_WAITING and not self._make_room():
             close_with_reset(sock)
             return
+        try:
+            self._tunnel.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
+        except OSError:
+            close_with_reset(sock)
+            return
         deadline = self._tunnel.loop.time() + LONGEST_WAIT_S
         self._waiting[sock] = _Waiting(destination, deadline)
-        self._tunnel.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
         if self._timer is None:
             self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
 

@@ -1,6 +1,7 @@
 """The waiting room, with real sockets: who gets in, who is turned away, and when."""
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -230,5 +231,20 @@ def test_emptied_all_are_reset_and_it_may_be_emptied_again() -> None:
         hall.room.empty()
         hall.room.empty()
         assert [is_reset(program) for program in programs] == [True] * 3
+
+    run(visit)
+
+
+def test_one_that_cannot_be_watched_is_turned_away() -> None:
+    async def visit(hall: Hall) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        hall.tunnel.readiness.add = full  # type: ignore[assignment, method-assign]
+        program = hall.program()
+        assert len(hall.room) == 0
+        with pytest.raises(ConnectionResetError):
+            program.recv(1)
+        assert hall.let_in() == []
 
     run(visit)

@@ -45,10 +45,10 @@ class Readiness:
 
     def add(self, fd: int, on_event: OnEvent, events: int) -> None:
         """Watch ``fd``, in which nobody else is interested, for ``events``; 0: only whether it
-        dies.
+        dies. Raises OSError: a user may have so many in such sets (epoll(7), max_user_watches).
         """
-        self._callbacks[fd] = on_event
         self._set.register(fd, events | _CHANGES)
+        self._callbacks[fd] = on_event
 
     def change(self, fd: int, events: int) -> None:
         """Watch for these events from now on; those that are there already are told."""
@@ -73,8 +73,13 @@ class Readiness:
     def _on_events(self) -> None:
         for fd, events in self._set.poll(0):
             on_event = self._callbacks.get(fd)
-            if on_event is not None:
+            if on_event is None:
+                continue
+            try:
                 on_event(events)
+            # The events of the others are told only once.
+            except Exception as error:  # noqa: BLE001
+                self._loop.call_exception_handler({"message": str(error), "exception": error})
 
 
 class LevelReadiness:

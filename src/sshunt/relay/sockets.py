@@ -32,6 +32,7 @@ _CODE_OF_ERRNO = {
     errno.ENFILE: frames.RESET_NO_RESOURCES,
     errno.ENOBUFS: frames.RESET_NO_RESOURCES,
     errno.ENOMEM: frames.RESET_NO_RESOURCES,
+    errno.ENOSPC: frames.RESET_NO_RESOURCES,  # epoll_ctl(2)
     errno.EAGAIN: frames.RESET_NO_RESOURCES,  # connect(2): no free local port
     errno.EACCES: frames.RESET_NOT_PERMITTED,
     errno.EPERM: frames.RESET_NOT_PERMITTED,

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Deque, Optional, Tuple
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
+from sshunt.relay.piped import PipedPayload
 from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE, error_of
 from sshunt.relay.sockets import close_with_reset, reset_code
 
@@ -52,6 +53,9 @@ _READING = READ | URGENT | ENDED
 
 #: Told of a socket that reads short although it has more: up to an urgent byte, or before its end.
 _HAS_MORE = URGENT | ENDED | ERROR | HUNG_UP
+
+#: Told of one that may have been reset.
+_DEAD = ERROR | HUNG_UP
 
 #: What waits for a socket is kept in pieces of at least this size.
 JOINED_BYTES = 64 * 1024
@@ -113,17 +117,25 @@ class TcpRelay:
     def start(self, sock: socket.socket) -> None:
         """``sock`` is connected, and ours now: read from it, write what has come for it."""
         self._sock = sock
-        self._watched = _READING
-        self._tunnel.readiness.add(sock.fileno(), self._on_event, _READING)
-        self._begin()
+        if self._add(_READING):
+            self._begin()
         if self.connected:
             self._read_on()  # most programs have said something by now
 
     def connect(self, sock: socket.socket) -> None:
         """``sock`` is connecting, and ours now: tell the far side how it ends."""
         self._sock = sock
-        self._watched = _READING | WRITE
-        self._tunnel.readiness.add(sock.fileno(), self._on_event, _READING | WRITE)
+        self._add(_READING | WRITE)
+
+    def _add(self, events: int) -> bool:
+        """Have our socket watched; False if that can't be, and the connection is over."""
+        self._watched = events
+        try:
+            self._tunnel.readiness.add(self.sock.fileno(), self._on_event, events)
+        except OSError as error:
+            self.abort(reset_code(error.errno or 0))
+            return False
+        return True
 
     def take_connection(self, sock: socket.socket) -> None:
         """``sock`` is the connection that the far side asked for: tell it, and start."""
@@ -144,17 +156,18 @@ class TcpRelay:
         """The readiness set tells something of our socket."""
         if not self.connected:
             self._on_connected(events)
-        elif events & WRITE:
-            if self._pending is not None:
-                self._write_pending()
-            elif self._tunnel.readiness.is_level:
-                self._watch(self._watched & ~WRITE)
         if events & ~WRITE and self.connected:
             self._told |= events & _HAS_MORE
             if self._reading == EVENT:
                 self._read_on()
             else:
                 self._on_unwanted(events)
+        if events & WRITE and self.connected:
+            if self._pending is None:
+                if self._tunnel.readiness.is_level:
+                    self._watch(self._watched & ~WRITE)
+            elif not (events & _DEAD and self._reading == TURN):  # it would fail too soon
+                self._write_pending()
 
     def _on_connected(self, events: int) -> None:
         error = error_of(self.sock)
@@ -166,7 +179,7 @@ class TcpRelay:
 
     def _on_unwanted(self, events: int) -> None:
         """There is something to read, but not now. Has the connection died?"""
-        error = error_of(self.sock) if events & (ERROR | HUNG_UP) else 0
+        error = error_of(self.sock) if events & _DEAD else 0
         if error:
             self.abort(reset_code(error))
         elif self._watched & READ:
@@ -204,6 +217,8 @@ class TcpRelay:
         room = self._tunnel.session.room_bytes(self.stream)
         if not room:
             self._reading = ROOM  # on_writable comes when there is some
+            if self._told & _DEAD:  # told once, and it may be long until we read again
+                self._on_unwanted(self._told)
             return False
         try:
             payload, count, size = self._receive(room)
@@ -216,16 +231,22 @@ class TcpRelay:
             return False
         if count:
             self._tunnel.write(self.stream, payload)
+            if self._told & _DEAD:
+                # What the peer said before it reset the connection leaves before we find that out.
+                self._reading = TURN
+                self._tunnel.loop.call_soon(self._on_turn)
+                return False
             if count == size:
                 self._read_bytes = READ_BYTES
                 return True
             if self._told:
                 return True
-            # The socket is empty now.
             if count >= BUSY_BYTES and self._tunnel.beat.next(self._on_turn):
                 self._reading = TURN
-            else:
-                self._read_later()
+                return False
+            if isinstance(payload, PipedPayload):
+                return True  # a pipe holds so many pieces, however small: there may be more
+            self._read_later()  # the socket is empty now
             return False
         self._fin_sent = True
         self._reading = NEVER
@@ -354,6 +375,7 @@ class TcpRelay:
         if self._fin_sent and self._fin_received and self._pending is None:
             self._tunnel.readiness.forget(self.sock.fileno())
             self.sock.close()
+            self.connected = False
             self._tunnel.forget(self)
 
     def _drop(self) -> None:

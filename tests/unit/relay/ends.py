@@ -97,11 +97,14 @@ def run(
     async def whole() -> None:
         # The default has six threads on two processors: programs that wait would keep out others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MOST_PROGRAMS))
+        problems: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: problems.append(what))
         ends = Ends(outlives_lanes=outlives_lanes, way=way)
         try:
             await conversation(ends)
         finally:
             ends.close()
+        assert not problems, "a callback has failed"
 
     asyncio.run(whole())
 

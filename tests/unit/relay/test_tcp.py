@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -424,5 +425,136 @@ def test_urgent_bytes_keep_their_place_in_the_stream(who: str, way: int) -> None
             program.close()
             host.close()
             await settle(ends)
+
+    run(conversation, way=way)
+
+
+def test_many_small_segments_at_once_arrive_without_another_event(way: int) -> None:
+    """A pipe holds so many pieces, however small: what is spliced short need not be all."""
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            other = await threaded(lambda: socket.create_connection(listener.getsockname()))
+            for sock in (host, other):
+                without_delay(sock)
+            for _ in range(3):
+                for _ in range(1000):  # the loop does not see them one by one
+                    host.send(b"a few bytes")
+                    other.send(b"so that the kernel can't join them")
+                await threaded(lambda: read_exactly(program, 11_000))
+            for sock in (program, host, other):
+                sock.close()
+            await settle(ends)
+
+    run(conversation, way=way)
+
+
+@pytest.mark.parametrize("upload", [100, 300_000])
+def test_what_a_host_says_before_it_hangs_up_on_an_upload_arrives(upload: int, way: int) -> None:
+    """As web servers refuse a large upload: an answer, and close() with bytes unread, a reset."""
+
+    async def conversation(ends: Ends) -> None:
+        for _ in range(5):
+            with listen() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+                program = await through_tcp(ends, listener.getsockname())
+                host = await threaded(lambda: accept(listener))
+            program.setblocking(False)
+            with suppress(BlockingIOError):
+                program.send(bytes(upload))
+            await asyncio.sleep(0.05)
+            host.sendall(b"413 Content Too Large")
+            host.close()
+            program.settimeout(DEADLINE_S)
+            assert await threaded(partial(program.recv, 100)) == b"413 Content Too Large"
+            program.close()
+            await settle(ends)
+
+    run(conversation, way=way)
+
+
+def test_a_connection_that_is_over_takes_nobody_elses_events_with_it(way: int) -> None:
+    """Its last bytes are written and it is closed in the middle of what it is told."""
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+            [far] = ends.agent.relays
+            far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            other = await through_tcp(ends, listener.getsockname())
+            other_host = await threaded(lambda: accept(listener))
+        host.shutdown(socket.SHUT_WR)
+        assert await threaded(lambda: program.recv(1)) == b""
+        program.setblocking(False)
+        while far._pending is None:
+            with suppress(BlockingIOError):
+                program.send(bytes(4096))
+            await asyncio.sleep(0.002)
+        program.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.1)
+        host.setblocking(False)
+        with suppress(BlockingIOError):
+            while host.recv(1 << 20):
+                pass
+        other_host.sendall(b"answer")  # before the loop has seen anything of it
+        await threaded(lambda: read_exactly(other, 6))
+        host.setblocking(True)
+        await threaded(lambda: read_all(host))
+        for sock in (program, host, other, other_host):
+            sock.close()
+        await settle(ends)
+
+    run(conversation, way=way)
+
+
+def test_a_reset_that_came_with_data_is_noticed_though_there_is_no_room_to_read_on() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            program = await through_tcp(ends, listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+        [near], [far] = ends.client.relays, ends.agent.relays
+        near.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
+        far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        program.setblocking(False)
+        with suppress(BlockingIOError):  # more than a window, at once
+            while True:
+                program.send(bytes(65536))
+        reset(program)
+        deadline = asyncio.get_running_loop().time() + DEADLINE_S
+        while ends.client.relays:
+            assert asyncio.get_running_loop().time() < deadline, "the reset was not noticed"
+            await asyncio.sleep(0.01)
+        host.close()
+        await settle(ends)
+
+    run(conversation)
+
+
+def test_a_socket_that_cannot_be_watched_is_refused_and_the_next_one_served(way: int) -> None:
+    async def conversation(ends: Ends) -> None:
+        add = ends.agent.readiness.add
+        left = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+        def short(*arguments: object) -> None:
+            if left:
+                raise left.pop()
+            add(*arguments)  # type: ignore[arg-type]
+
+        ends.agent.readiness.add = short  # type: ignore[assignment, method-assign]
+        with listen() as listener:
+            programs = [await through_tcp(ends, listener.getsockname()) for _ in range(2)]
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: read_exactly(programs[0], 1))
+            hosts = [await threaded(lambda: accept(listener)) for _ in range(2)]
+            hosts[1].sendall(b"answer")
+            await threaded(lambda: read_exactly(programs[1], 6))
+        for sock in (*programs, *hosts):
+            sock.close()
+        await settle(ends)
 
     run(conversation, way=way)
