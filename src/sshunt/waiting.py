@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sshunt.mux.frames import Destination
-from sshunt.relay.readiness import error_of
-from sshunt.relay.sockets import close_with_reset
+from sshunt.relay.sockets import close_with_reset, error_of
 from sshunt.relay.tunnel import Tunnel
 
 #: Each costs a descriptor and up to a receive buffer of the kernel; the usual limit of descriptors

@@ -23,7 +23,7 @@ from typing import Any, Dict, List, Optional, Set
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.sockets import is_reserved, keep_alive, reset_code, without_delay
+from sshunt.relay.sockets import error_of, is_reserved, keep_alive, reset_code, without_delay
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
@@ -210,7 +210,7 @@ async def _outcome(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> int:
     loop.add_writer(sock.fileno(), _settle, ended, 0)
     deadline = loop.call_later(ADDRESS_DEADLINE_S, _settle, ended, errno.ETIMEDOUT)
     try:
-        return await ended or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return await ended or error_of(sock)
     finally:
         deadline.cancel()
         loop.remove_writer(sock.fileno())

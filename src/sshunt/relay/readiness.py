@@ -16,7 +16,6 @@ Not here: what an event means to a connection (tcp), how its bytes move (tcp, la
 
 import asyncio
 import select
-import socket
 from typing import Callable, Dict, Union
 
 #: Events, with their numbers in epoll_ctl(2).
@@ -123,8 +122,3 @@ class LevelReadiness:
 def readiness(loop: asyncio.AbstractEventLoop) -> Union[Readiness, LevelReadiness]:
     """The one that this system has."""
     return Readiness(loop) if hasattr(select, "epoll") else LevelReadiness(loop)
-
-
-def error_of(sock: socket.socket) -> int:
-    """The error number that the kernel holds for ``sock``, once; 0 if there is none."""
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

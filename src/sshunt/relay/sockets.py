@@ -55,6 +55,11 @@ def reset_code(error_number: int) -> int:
     return _CODE_OF_ERRNO.get(error_number, frames.RESET_OTHER)
 
 
+def error_of(sock: socket.socket) -> int:
+    """The error number that the kernel holds for ``sock``, once; 0 if there is none."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
 def without_delay(sock: socket.socket) -> None:
     """What comes from ``sock`` or goes to it keeps its order and waits for nothing: no Nagle, for
     the far program's writes are already whole; and urgent bytes (tcp(7), MSG_OOB) stay in the

@@ -30,8 +30,8 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.piped import PipedPayload
-from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE, error_of
-from sshunt.relay.sockets import close_with_reset, reset_code
+from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
+from sshunt.relay.sockets import close_with_reset, error_of, reset_code
 
 if TYPE_CHECKING:
     from sshunt.relay.tunnel import Tunnel
@@ -51,11 +51,11 @@ EVENT, TURN, ROOM, NEVER = 0, 1, 2, 3
 #: Asked of the set for reading.
 _READING = READ | URGENT | ENDED
 
-#: Told of a socket that reads short although it has more: up to an urgent byte, or before its end.
-_HAS_MORE = URGENT | ENDED | ERROR | HUNG_UP
-
-#: Told of one that may have been reset.
+#: Told of a socket that may have been reset.
 _DEAD = ERROR | HUNG_UP
+
+#: Told of one that reads short although it has more: up to an urgent byte, or before its end.
+_HAS_MORE = URGENT | ENDED | _DEAD
 
 #: What waits for a socket is kept in pieces of at least this size.
 JOINED_BYTES = 64 * 1024
@@ -185,6 +185,10 @@ class TcpRelay:
         elif self._watched & READ:
             self._watch(self._watched & ~_READING)
 
+    def _want(self, events: int) -> None:
+        if self._watched & events != events:
+            self._watch(self._watched | events)
+
     def _watch(self, events: int) -> None:
         self._watched = events
         self._tunnel.readiness.change(self.sock.fileno(), events)
@@ -256,8 +260,7 @@ class TcpRelay:
 
     def _read_later(self) -> None:
         self._reading = EVENT
-        if not self._watched & READ:
-            self._watch(self._watched | _READING)
+        self._want(_READING)
 
     def _receive(self, room: int) -> Tuple[Payload, int, int]:
         """What the socket has, how much that is, and how much could have come: in a pipe if that is
@@ -331,8 +334,8 @@ class TcpRelay:
             self._pending[-1] += view
         else:
             self._pending.append(bytearray(view))
-        if self.connected and not self._watched & WRITE:
-            self._watch(self._watched | WRITE)
+        if self.connected:
+            self._want(WRITE)
 
     def _write_pending(self) -> None:
         sock, pending = self.sock, self._pending
@@ -355,8 +358,7 @@ class TcpRelay:
         if written:
             self._tunnel.consumed(self.stream, written)
         if pending:
-            if not self._watched & WRITE:
-                self._watch(self._watched | WRITE)
+            self._want(WRITE)
             return
         self._pending = None
         if self._fin_received:

@@ -71,6 +71,16 @@ def test_a_connection_is_requested_and_accepted() -> None:
     assert near.opened
 
 
+def test_who_need_not_hear_that_a_connection_is_up_is_not_told() -> None:
+    ends = Ends()
+    near = ends.client.open(WEB._replace(kind=frames.QUIET_TCP))
+    (request,) = ends.send(ends.client)
+    assert isinstance(request, StreamRequested)
+    ends.agent.accept(request.stream)
+    assert frames.OPENED not in kinds(ends.transmit(ends.agent))
+    assert not near.opened
+
+
 def test_data_travels_with_the_open_and_needs_no_round_trip() -> None:
     ends = Ends()
     near = ends.client.open(WEB)

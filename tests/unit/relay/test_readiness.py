@@ -18,8 +18,8 @@ from sshunt.relay.readiness import (
     WRITE,
     LevelReadiness,
     Readiness,
-    error_of,
 )
+from sshunt.relay.sockets import error_of
 
 READING = READ | URGENT | ENDED
 

@@ -247,8 +247,7 @@ def test_bytes_that_are_not_the_protocol_end_the_lane_with_a_reason(way: int) ->
 def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str, way: int) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             pushing, silent = (program, host) if who == "program" else (host, program)
             pushing.settimeout(0.5)
             await threaded(lambda: push_until_stuck(pushing))
@@ -265,8 +264,7 @@ def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str, way: in
 def test_where_the_session_ends_with_its_lane_so_do_its_connections() -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             await threaded(lambda: program.sendall(BULK[:1000]))
             await threaded(lambda: read_exactly(host, 1000))
             ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
@@ -289,8 +287,7 @@ def test_a_reset_in_the_middle_of_bulk_never_delivers_a_byte_that_was_not_sent(
         with listen() as listener:
             pairs = []
             for _ in range(3):
-                program = await through_tcp(ends, listener.getsockname())
-                pairs.append((program, await threaded(lambda: accept(listener))))
+                pairs.append(await joined(ends, listener))
             received = [bytearray() for _ in pairs]
             jobs = []
             for (program, host), store in zip(pairs, received, strict=True):
@@ -324,6 +321,12 @@ def read_slowly(sock: socket.socket, store: bytearray, seed: int) -> None:
                 time.sleep(0.003)
 
 
+async def joined(ends: Ends, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """A program, and the host that it has reached through the tunnel, where ``listener`` is."""
+    program = await through_tcp(ends, listener.getsockname())
+    return program, await threaded(lambda: accept(listener))
+
+
 async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket:
     """What a program gets that connects through the tunnel, over real TCP at this end, too."""
     with listen() as door:
@@ -339,8 +342,7 @@ async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket
 def test_bulk_never_comes_through_our_memory_where_the_way_says_so(way: int) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             await asyncio.gather(
                 threaded(lambda: program.sendall(BULK)),
                 threaded(lambda: read_exactly(host, len(BULK))),
@@ -381,8 +383,7 @@ def test_where_the_kernel_refuses_now_and_then_bytes_take_the_other_way(
 
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             pairs = ((program, host), (host, program))
             got = [threaded(lambda to=to: read_all(to)) for _, to in pairs]  # type: ignore[misc]
             put = [threaded(lambda by=by: push_all(by)) for by, _ in pairs]  # type: ignore[misc]
@@ -408,8 +409,7 @@ def test_urgent_bytes_keep_their_place_in_the_stream(who: str, way: int) -> None
 
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             sender, reader = (program, host) if who == "program" else (host, program)
             parts = [BULK[a:b] for a, b in zip((0, *urgent_at), (*urgent_at, None), strict=True)]
 
@@ -434,8 +434,7 @@ def test_many_small_segments_at_once_arrive_without_another_event(way: int) -> N
 
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             other = await threaded(lambda: socket.create_connection(listener.getsockname()))
             for sock in (host, other):
                 without_delay(sock)
@@ -459,8 +458,7 @@ def test_what_a_host_says_before_it_hangs_up_on_an_upload_arrives(upload: int, w
         for _ in range(5):
             with listen() as listener:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-                program = await through_tcp(ends, listener.getsockname())
-                host = await threaded(lambda: accept(listener))
+                program, host = await joined(ends, listener)
             program.setblocking(False)
             with suppress(BlockingIOError):
                 program.send(bytes(upload))
@@ -481,12 +479,10 @@ def test_a_connection_that_is_over_takes_nobody_elses_events_with_it(way: int) -
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
             [far] = ends.agent.relays
             far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-            other = await through_tcp(ends, listener.getsockname())
-            other_host = await threaded(lambda: accept(listener))
+            other, other_host = await joined(ends, listener)
         host.shutdown(socket.SHUT_WR)
         assert await threaded(lambda: program.recv(1)) == b""
         program.setblocking(False)
@@ -515,8 +511,7 @@ def test_a_reset_that_came_with_data_is_noticed_though_there_is_no_room_to_read_
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
         [near], [far] = ends.client.relays, ends.agent.relays
         near.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
         far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)

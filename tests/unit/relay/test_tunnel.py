@@ -7,8 +7,8 @@ from sshunt.mux import frames
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import DatagramReceived, Session
 from sshunt.relay.tunnel import SPLICE
-from tests.unit.relay.ends import Ends, accept, listen, run, threaded
-from tests.unit.relay.test_tcp import through_tcp
+from tests.unit.relay.ends import Ends, listen, run, threaded
+from tests.unit.relay.test_tcp import joined
 
 
 async def until(true: "asyncio.Future[object]") -> object:
@@ -116,8 +116,7 @@ def test_a_session_that_is_given_up_leaves_no_pipe_behind() -> None:
 
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
-            program = await through_tcp(ends, listener.getsockname())
-            host = await threaded(lambda: accept(listener))
+            program, host = await joined(ends, listener)
         host.shutdown(socket.SHUT_WR)
         assert await threaded(lambda: program.recv(1)) == b""
         ends.agent.loop.remove_reader(ends.agent.lanes[0]._read_fd)  # the far side hangs

@@ -16,8 +16,8 @@ import pytest
 
 from sshunt.relay import lane as lane_module
 from sshunt.relay.tunnel import COPY
-from tests.unit.relay.ends import Ends, accept, listen, run, threaded
-from tests.unit.relay.test_tcp import settle, through_tcp
+from tests.unit.relay.ends import Ends, listen, run, threaded
+from tests.unit.relay.test_tcp import joined, settle
 
 CONNECTIONS = 4
 
@@ -76,8 +76,7 @@ def test_nothing_is_lost_doubled_or_given_to_another(
         halves: list[Half] = []
         with listen() as listener:
             for number in range(CONNECTIONS):
-                program = await through_tcp(ends, listener.getsockname())
-                host = await threaded(lambda: accept(listener))
+                program, host = await joined(ends, listener)
                 resets = rng.random() < 0.3
                 for source, sink in ((program, host), (host, program)):
                     key = 100 * seed + 10 * number + len(halves)
