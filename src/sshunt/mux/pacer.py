@@ -67,6 +67,13 @@ from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 TARGET_S = 0.0005
 LEAST_QUEUE_BYTES = 4 * 1024
 
+#: Beyond this rate the processors at both ends are as busy as the link, and what looks like its
+#: queue is mostly the time until ssh, sshd and the peer have their turn: several milliseconds where
+#: they share two cores. With as shallow a queue as on a slow link they wait for each other while
+#: there is work. So the queue and the frames may last longer in proportion, at most so many times.
+FAST_BYTES_S = 62.5e6  # 500 Mbit/s
+FAST_QUEUE, FAST_FRAME = 4.0, 2.0
+
 #: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
 START_LIMIT_BYTES = 32 * 1024
 
@@ -323,7 +330,8 @@ class Pacer:
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
         self._note_best(max(rate, self._best_rate * BEST_FADES))
-        self.frame_bytes = min(max(int(rate * FRAME_S), MIN_FRAME_BYTES), DATA_BYTES)
+        frame_s = FRAME_S * min(max(rate / FAST_BYTES_S, 1.0), FAST_FRAME)
+        self.frame_bytes = min(max(int(rate * frame_s), MIN_FRAME_BYTES), DATA_BYTES)
         if self._growth <= GROWTH:
             path.probe_if_due(self.rtt_s, now)
         if path.phase is not PROBING:
@@ -378,7 +386,12 @@ class Pacer:
         come, so the time that it takes itself looks like queueing. It takes that at the link's
         rate: that of all lanes together, and not what it is while we give way.
         """
-        return TARGET_S + max(self.frame_bytes, LEAST_QUEUE_BYTES) / max(self._path.best_rate, 1.0)
+        rate = max(self._path.best_rate, 1.0)
+        return self._target_s() + max(self.frame_bytes, LEAST_QUEUE_BYTES) / rate
+
+    def _target_s(self) -> float:
+        """The same without the frame."""
+        return TARGET_S * min(max(self._path.best_rate / FAST_BYTES_S, 1.0), FAST_QUEUE)
 
     def _note_best(self, rate: float) -> None:
         self._path.best_rate += rate - self._best_rate
@@ -401,7 +414,7 @@ class Pacer:
         if self._path.is_deep:
             limit = DEEP * self.rate_bytes_s * self._path.rtt_s
         else:
-            share = (path_s - TARGET_S) / self.rtt_s
+            share = (path_s - self._target_s()) / self.rtt_s
             limit = self.limit_bytes * min(max(share * 0.9, 0.25), 0.9)
         self._set_limit(min(limit, self.limit_bytes))
         # Small frames: those that fill a path look as if they waited in it.

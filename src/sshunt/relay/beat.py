@@ -1,4 +1,4 @@
-"""A beat for what moves very fast: served 2,500 times a second instead of whenever it is ready.
+"""A beat for what moves very fast: served 1,000 times a second instead of whenever it is ready.
 
 A full pipe is writable as soon as one page of it was read, and an empty one is readable as soon as
 one was written. On a fast LAN that means that we and ssh take turns every few dozen KiB, and the
@@ -6,7 +6,8 @@ switch costs more than what was moved. So whatever has just moved BUSY_BYTES at 
 for readiness but for the next beat: by then a pipe of 1 MiB is half full or half empty, and all of
 that is one turn. When a turn moves less, readiness is waited for again.
 
-asyncio's own timers come in whole milliseconds, in which such a pipe runs dry.
+How long that takes depends on the link and on the processors, so the beat follows what its turns
+move. asyncio's own timers come in whole milliseconds, in which such a pipe may run dry.
 
 Where there is no such timer (not Linux), there is no beat and ``next`` says so.
 """
@@ -17,27 +18,43 @@ from typing import Callable, List, Optional
 
 from sshunt.relay.linux import Timer, can_tee
 
-#: Half of what a pipe of 1 MiB holds passes in this time at 10 Gbit/s.
-BEAT_S = 0.0004
+#: Half of what a pipe of 1 MiB holds passes in the shortest at 10 Gbit/s. The longest is what may
+#: come on top of every latency while very much moves.
+LEAST_BEAT_S, MOST_BEAT_S = 0.0004, 0.001
 
-#: A turn that moved less was not worth waiting for: this is 1.3 Gbit/s.
+#: What a turn should move. Every beat goes a STEP of its length towards that, so that as many turns
+#: move more as move less, however much it is that some of them find.
+GOAL_BYTES = 640 * 1024
+STEP = 1 / 16
+
+#: A turn that moved less was not worth waiting for: this is 0.5 Gbit/s.
 BUSY_BYTES = 64 * 1024
+
+#: Runs what it is given, and then what that gave rise to.
+Turn = Callable[[Callable[[], None]], None]
 
 
 class Beat:
-    """Calls back at the next beat. Owns the timer."""
+    """Calls back at the next beat, inside a ``turn``. Owns the timer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: Turn) -> None:
         self._loop = loop
+        self._turn = turn
         self._due: List[Callable[[], None]] = []
         self._timer: Optional[Timer] = None
+        self._moved_bytes = 0  # the most of those who wait
         self._is_over = False
+        self.seconds = LEAST_BEAT_S
 
-    def next(self, callback: Callable[[], None]) -> bool:
-        """Call ``callback`` once, BEAT_S from now at the latest. False: there is no beat."""
+    def next(self, callback: Callable[[], None], moved_bytes: int = 0) -> bool:
+        """Call ``callback`` once, at the next beat; False: there is no beat. A pipe says how much
+        it has just moved (sockets hold more than pipes do, and can wait).
+        """
         if not self._due and not self._start():
             return False
         self._due.append(callback)
+        if moved_bytes > self._moved_bytes:
+            self._moved_bytes = moved_bytes
         return True
 
     def close(self) -> None:
@@ -54,17 +71,27 @@ class Beat:
             if self._is_over or not can_tee():
                 return False
             try:
-                self._timer = Timer(BEAT_S)
+                self._timer = Timer()
             except OSError:
                 self._is_over = True
                 return False
-            self._loop.add_reader(self._timer.fd, self._on_beat)
-        self._timer.start()
+            self._loop.add_reader(self._timer.fd, self._turn, self._on_beat)
+        self._timer.start(self.seconds)
         return True
 
     def _on_beat(self) -> None:
+        self._follow()
         due, self._due = self._due, []
         for callback in due:
-            callback()
+            try:
+                callback()
+            # The others have nothing else that would wake them.
+            except Exception as error:  # noqa: BLE001
+                self._loop.call_exception_handler({"message": str(error), "exception": error})
         if not self._due and self._timer is not None:
             self._timer.stop()
+
+    def _follow(self) -> None:
+        step = STEP if self._moved_bytes < GOAL_BYTES else -STEP
+        self.seconds = min(max(self.seconds * (1 + step), LEAST_BEAT_S), MOST_BEAT_S)
+        self._moved_bytes = 0

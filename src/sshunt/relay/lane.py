@@ -77,6 +77,7 @@ class LaneIO:
         "_read_fd",
         "_reading",
         "_tunnel",
+        "_waited_bytes",
         "_write_fd",
         "_writing",
         "_written_bytes",
@@ -93,6 +94,7 @@ class LaneIO:
         self._reading = READINESS
         self._writing = IDLE
         self._written_bytes = 0  # so far
+        self._waited_bytes = 0  # of these, when the pipe was last full
         self._can_splice = True  # until the kernel says no
         self._crumbs_end = 0  # position up to which the frame comes in crumbs
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
@@ -104,7 +106,7 @@ class LaneIO:
         sizes = [widen_pipe(fd, PIPE_BYTES) for fd in (read_fd, write_fd)]
         self._beats = min(sizes) >= PIPE_BYTES  # a smaller one would run dry between two beats
         self.is_pipe = stat.S_ISFIFO(os.fstat(write_fd).st_mode)
-        tunnel.loop.add_reader(read_fd, self._on_readable)
+        tunnel.loop.add_reader(read_fd, tunnel.turn, self._on_readable)
 
     @property
     def has_backlog(self) -> bool:
@@ -147,7 +149,7 @@ class LaneIO:
                 self._tunnel.wake()
             session.lanes[self.lane_id].is_blocked = bool(self._backlog)
             if self._backlog and self._writing == IDLE:
-                self._wait_for_room(True)
+                self._wait_for_room()
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
 
@@ -202,9 +204,11 @@ class LaneIO:
             piece.keep()
         return not piece.unsent_bytes
 
-    def _wait_for_room(self, busy: bool) -> None:
+    def _wait_for_room(self) -> None:
         """The pipe is full."""
-        if busy and self._beats and self._tunnel.beat.next(self._write_at_beat):
+        moved, self._waited_bytes = self._written_bytes - self._waited_bytes, self._written_bytes
+        busy = moved >= BUSY_BYTES and self._beats
+        if busy and self._tunnel.beat.next(self._write_at_beat, moved):
             self._writing = BEAT
         else:
             self._writing = READINESS
@@ -213,53 +217,55 @@ class LaneIO:
     def _write_at_beat(self) -> None:
         if self._writing == BEAT:
             self._writing = IDLE
-            busy = self._write_on()
-            if self._backlog and self._writing == IDLE:
-                self._wait_for_room(busy)
+            if self._write_backlog():
+                self._wait_for_room()
 
     def _on_writable(self) -> None:
-        busy = self._write_on()
-        if self._writing == READINESS and (busy or not self._backlog):
+        self._waited_bytes = self._written_bytes
+        is_full = self._write_backlog()
+        if self._writing == READINESS and not (
+            is_full and self._written_bytes - self._waited_bytes < BUSY_BYTES
+        ):
             self._writing = IDLE
             self._tunnel.loop.remove_writer(self._write_fd)
-            if self._backlog:
-                self._wait_for_room(busy)
+            if is_full:
+                self._wait_for_room()
 
-    def _write_on(self) -> bool:
-        """There may be room again; True if there was much."""
-        before = self._written_bytes
+    def _write_backlog(self) -> bool:
+        """There may be room again; True if there was not enough."""
         try:
             self._write(self._backlog)
         except OSError as error:
             self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
             return False
-        if not self._backlog:
-            self._tunnel.session.lanes[self.lane_id].is_blocked = False
-            self._tunnel.pump()  # it fills the pipe again
-        return self._written_bytes - before >= BUSY_BYTES
+        if self._backlog:
+            return True
+        self._tunnel.session.lanes[self.lane_id].is_blocked = False
+        self._tunnel.wake()  # it fills the pipe again
+        return False
 
     def _read_at_beat(self) -> None:
         if self._reading == BEAT:
             self._reading = IDLE
-            busy = self._read_on()
-            if self._tunnel.lanes.get(self.lane_id) is self:
-                self._wait_for_bytes(busy)
+            moved = self._read_on()
+            if self._tunnel.lanes.get(self.lane_id) is self and not self._read_at_next_beat(moved):
+                self._reading = READINESS
+                self._tunnel.loop.add_reader(self._read_fd, self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._read_on() and self._reading == READINESS and self._beats:
-            self._reading = IDLE
+        moved = self._read_on()
+        if self._reading == READINESS and self._beats and self._read_at_next_beat(moved):
             self._tunnel.loop.remove_reader(self._read_fd)
-            self._wait_for_bytes(True)
 
-    def _wait_for_bytes(self, busy: bool) -> None:
-        if busy and self._tunnel.beat.next(self._read_at_beat):
-            self._reading = BEAT
-        else:
-            self._reading = READINESS
-            self._tunnel.loop.add_reader(self._read_fd, self._on_readable)
+    def _read_at_next_beat(self, moved: int) -> bool:
+        """Wait for the beat if so much has just come that it is worth it."""
+        if moved < BUSY_BYTES or not self._tunnel.beat.next(self._read_at_beat, moved):
+            return False
+        self._reading = BEAT
+        return True
 
-    def _read_on(self) -> bool:
-        """Read what is there; True if it was much."""
+    def _read_on(self) -> int:
+        """Read what is there; how many bytes it were."""
         lane = self._tunnel.session.lanes[self.lane_id]
         before = lane.received
         for _ in range(READS_PER_ROUND):
@@ -268,7 +274,7 @@ class LaneIO:
             if not more:
                 break
         self._tunnel.wake_if_needed()
-        return lane.received - before >= BUSY_BYTES
+        return lane.received - before
 
     def _read(self) -> bool:
         """Read and use what is there; False if there is hardly more now."""

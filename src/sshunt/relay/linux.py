@@ -71,26 +71,27 @@ def splice(source: int, sink: int, size: int) -> int:
 
 
 class Timer:
-    """``fd`` is readable ``seconds`` (less than one) after ``start``, until ``start`` or ``stop``.
+    """``fd`` is readable some time after ``start``, until ``start`` or ``stop``.
     timerfd_create(2). Raises OSError.
     """
 
     __slots__ = ("_after", "_never", "_settime", "fd")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         import ctypes
 
         library = _library()
         four_longs = ctypes.c_long * 4  # struct itimerspec: interval and value, seconds and ns
         self._never = four_longs(0, 0, 0, 0)
-        self._after = four_longs(0, 0, 0, int(seconds * 1e9))
+        self._after = four_longs(0, 0, 0, 0)
         self._settime = library.timerfd_settime
         # TFD_NONBLOCK and TFD_CLOEXEC are the open(2) flags.
         flags = os.O_NONBLOCK | os.O_CLOEXEC
         self.fd = _checked(library.timerfd_create(time.CLOCK_MONOTONIC, flags))
 
-    def start(self) -> None:
-        """Count from now."""
+    def start(self, seconds: float) -> None:
+        """Be readable in ``seconds``, more than none and less than one."""
+        self._after[3] = int(seconds * 1e9)
         self._settime(self.fd, 0, self._after, None)
 
     def stop(self) -> None:

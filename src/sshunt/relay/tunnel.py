@@ -67,7 +67,7 @@ class Tunnel:
         self.always_pipes = way == SPLICE
         least_bytes = 1 if way == SPLICE else PIPED_BYTES
         self.splice_from_bytes = DATA_BYTES + 1 if way == COPY else least_bytes
-        self.beat = Beat(loop)
+        self.beat = Beat(loop, self.turn)
         self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
@@ -94,6 +94,7 @@ class Tunnel:
             LaneGone: self._on_lane_gone,
         }
         self._pump_scheduled = False
+        self._is_turning = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_at = 0.0
         self._closed = False
@@ -184,11 +185,24 @@ class Tunnel:
 
     # --- moving -------------------------------------------------------------------------------
 
+    def turn(self, work: Callable[[], None]) -> None:
+        """Do ``work``, and flush at once what it gave rise to: that saves a round of the event
+        loop.
+        """
+        self._is_turning = True
+        try:
+            work()
+        finally:
+            self._is_turning = False
+            if self._pump_scheduled:
+                self._pump_soon()
+
     def wake(self) -> None:
-        """Flush at the end of this round of the event loop."""
+        """Flush at the end of this turn, or of this round of the event loop."""
         if not self._pump_scheduled:
             self._pump_scheduled = True
-            self.loop.call_soon(self._pump_soon)
+            if not self._is_turning:
+                self.loop.call_soon(self._pump_soon)
 
     def wake_if_needed(self) -> None:
         """The same, if there is something to flush by now; most of what arrives needs no answer."""

@@ -9,6 +9,9 @@ from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.pacer import (
     BURST_S,
     CONTEST,
+    FAST_BYTES_S,
+    FAST_FRAME,
+    FAST_QUEUE,
     FORGET_S,
     FRAME_S,
     LOSS_STALLS,
@@ -18,6 +21,7 @@ from sshunt.mux.pacer import (
     SPREAD,
     STALLS_S,
     START_LIMIT_BYTES,
+    TARGET_S,
     Pacer,
 )
 from sshunt.mux.path import CONTENDED, PROBE_EVERY_S, PROBING, STEADY, Path
@@ -104,6 +108,29 @@ def test_a_queue_that_is_far_too_long_is_drained_at_once_to_what_the_path_holds(
     assert line.pacer.limit_bytes == pytest.approx(RATE_BYTES_S * RTT_S, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("rate_bytes_s", "target_s"),
+    [
+        (FAST_BYTES_S / 5, TARGET_S),
+        (FAST_BYTES_S, TARGET_S),
+        (FAST_BYTES_S * FAST_FRAME, TARGET_S * FAST_FRAME),
+        (FAST_BYTES_S * 10, TARGET_S * FAST_QUEUE),
+    ],
+)
+def test_the_queue_that_may_stand_is_longer_where_the_link_is_as_fast_as_the_processors(
+    rate_bytes_s: float, target_s: float
+) -> None:
+    line = Line()
+    line.rate_bytes_s = rate_bytes_s
+    line.run(2.0)
+    queue_s = target_s + line.pacer.frame_bytes / rate_bytes_s
+    for more_s, before, after in ((0.0, 0.995, 1.005), (0.01, 0.0, 0.97), (-queue_s, 1.01, 2)):
+        line.run(0.3, queue_s)
+        line.pacer.limit_bytes = 1_000_000
+        line.run(0.25, queue_s + more_s)
+        assert before < line.pacer.limit_bytes / 1_000_000 < after
+
+
 def test_a_queue_that_is_too_short_raises_the_limit_by_little_each_round() -> None:
     line = grown_line()
     line.pacer.limit_bytes = before = 100_000
@@ -142,7 +169,12 @@ def test_an_application_limited_round_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("rate_bytes_s", "frame_bytes"),
-    [(10_000, MIN_FRAME_BYTES), (10_000_000, 10_000_000 * FRAME_S), (2e9, DATA_BYTES)],
+    [
+        (10_000, MIN_FRAME_BYTES),
+        (10_000_000, 10_000_000 * FRAME_S),
+        (FAST_BYTES_S * FAST_FRAME, FAST_BYTES_S * FAST_FRAME * FAST_FRAME * FRAME_S),
+        (2e9, DATA_BYTES),
+    ],
 )
 def test_a_frame_takes_so_much_of_the_lanes_time_but_is_never_tiny_nor_huge(
     rate_bytes_s: float, frame_bytes: float
