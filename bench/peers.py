@@ -153,8 +153,10 @@ def started(lab: Lab, name: str, *, verbose: bool = False) -> Iterator[Running]:
     peer = PEERS[name]
     argv = [*peer.argv(lab), *(peer.verbose if verbose else ())]
     log = lab.folder / f"{name}.log"
+    # Compiled once, as everybody's Python programs are; but not into this checkout.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(lab.folder / "bytecode")}
     with log.open("wb") as output:
-        process = lab.client.popen(argv, stdout=output, stderr=output)
+        process = lab.client.popen(argv, stdout=output, stderr=output, env=bytecode)
     try:
         yield Running(lab, peer, process, log)
     finally:

@@ -72,7 +72,7 @@ LEAST_QUEUE_BYTES = 4 * 1024
 #: they share two cores. With as shallow a queue as on a slow link they wait for each other while
 #: there is work. So the queue and the frames may last longer in proportion, at most so many times.
 FAST_BYTES_S = 62.5e6  # 500 Mbit/s
-FAST_QUEUE, FAST_FRAME = 4.0, 2.0
+FAST_QUEUE, FAST_FRAME = 8.0, 2.0
 
 #: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
 START_LIMIT_BYTES = 32 * 1024

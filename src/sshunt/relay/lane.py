@@ -212,7 +212,7 @@ class LaneIO:
             self._writing = BEAT
         else:
             self._writing = READINESS
-            self._tunnel.loop.add_writer(self._write_fd, self._on_writable)
+            self._tunnel.loop.add_writer(self._write_fd, self._tunnel.turn, self._on_writable)
 
     def _write_at_beat(self) -> None:
         if self._writing == BEAT:
