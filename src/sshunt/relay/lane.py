@@ -250,7 +250,7 @@ class LaneIO:
             moved = self._read_on()
             if self._tunnel.lanes.get(self.lane_id) is self and not self._read_at_next_beat(moved):
                 self._reading = READINESS
-                self._tunnel.loop.add_reader(self._read_fd, self._on_readable)
+                self._tunnel.loop.add_reader(self._read_fd, self._tunnel.turn, self._on_readable)
 
     def _on_readable(self) -> None:
         moved = self._read_on()

@@ -1,7 +1,8 @@
 """The session in its event loop: events to their relays, bytes to the lanes, the timer.
 
-One tunnel per session and side. Whatever happens in one round of the event loop is flushed once at
-its end (``wake`` schedules ``pump``), so that a hundred small events share one writev per lane.
+One tunnel per session and side. Whatever happens in one round of the event loop, or in one turn on
+the beat, is flushed once at its end (``wake`` sees to ``pump``), so that a hundred small events
+share one writev per lane.
 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
@@ -194,8 +195,7 @@ class Tunnel:
             work()
         finally:
             self._is_turning = False
-            if self._pump_scheduled:
-                self._pump_soon()
+            self._pump_soon()
 
     def wake(self) -> None:
         """Flush at the end of this turn, or of this round of the event loop."""
@@ -214,8 +214,9 @@ class Tunnel:
                 self._set_timer(self.session.next_deadline(now))
 
     def _pump_soon(self) -> None:
-        self._pump_scheduled = False
-        self.pump()
+        if self._pump_scheduled:  # else a turn has done it meanwhile
+            self._pump_scheduled = False
+            self.pump()
 
     def pump(self) -> None:
         """Handle events and fill the lanes until neither has anything more to do."""

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 
+import pytest
+
 from sshunt.mux import frames
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import DatagramReceived, Session
@@ -23,6 +25,51 @@ def test_a_datagram_reaches_the_owner_of_the_other_end() -> None:
         ends.client.session.send_datagram(7, frames.ECHO, b"are you there", loop.time())
         ends.client.wake()
         assert await until(heard) == DatagramReceived(7, frames.ECHO, b"are you there")
+
+    run(conversation)
+
+
+def test_what_a_turn_gives_rise_to_leaves_at_its_end_and_not_before_and_once() -> None:
+    async def conversation(ends: Ends) -> None:
+        tunnel, sent = ends.client, []
+
+        def work() -> None:
+            for flow in (1, 2):
+                tunnel.session.send_datagram(
+                    flow, frames.ECHO, b"", asyncio.get_running_loop().time()
+                )
+                tunnel.wake()
+                sent.append(tunnel.session.lanes[0].sent)
+
+        await asyncio.sleep(0.05)  # what adding the lane gave rise to
+        before = tunnel.session.lanes[0].sent
+        tunnel.turn(work)
+        after = tunnel.session.lanes[0].sent
+        assert sent == [before, before]
+        assert after > before
+        tunnel.wake()  # as ever: at the end of the round
+        tunnel.session.ping(0)
+        assert tunnel.session.lanes[0].sent == after
+        await asyncio.sleep(0.05)
+        assert tunnel.session.lanes[0].sent > after
+
+    run(conversation)
+
+
+def test_work_that_fails_takes_nothing_along() -> None:
+    async def conversation(ends: Ends) -> None:
+        heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        ends.agent.on_datagram = heard.set_result
+
+        def work() -> None:
+            now = asyncio.get_running_loop().time()
+            ends.client.session.send_datagram(7, frames.ECHO, b"still", now)
+            ends.client.wake()
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            ends.client.turn(work)
+        assert await until(heard) == DatagramReceived(7, frames.ECHO, b"still")
 
     run(conversation)
 
