@@ -156,6 +156,11 @@ CERTAIN_RTT_S = 0.04
 _CLOCK = 1 << 32
 
 
+def _times(rate: float, most: float) -> float:
+    """How many times as long the queue or a frame may last at this rate as on a slow link."""
+    return min(max(rate / FAST_BYTES_S, 1.0), most)
+
+
 class Pacer:
     """The limit of one lane's bytes in flight. Times are seconds of the caller's clock; ``arrived``
     is the peer's clock in microseconds modulo 2^32; positions are the lane's.
@@ -330,7 +335,7 @@ class Pacer:
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
         self._note_best(max(rate, self._best_rate * BEST_FADES))
-        frame_s = FRAME_S * min(max(rate / FAST_BYTES_S, 1.0), FAST_FRAME)
+        frame_s = FRAME_S * _times(rate, FAST_FRAME)
         self.frame_bytes = min(max(int(rate * frame_s), MIN_FRAME_BYTES), DATA_BYTES)
         if self._growth <= GROWTH:
             path.probe_if_due(self.rtt_s, now)
@@ -391,7 +396,7 @@ class Pacer:
 
     def _target_s(self) -> float:
         """The same without the frame."""
-        return TARGET_S * min(max(self._path.best_rate / FAST_BYTES_S, 1.0), FAST_QUEUE)
+        return TARGET_S * _times(self._path.best_rate, FAST_QUEUE)
 
     def _note_best(self, rate: float) -> None:
         self._path.best_rate += rate - self._best_rate

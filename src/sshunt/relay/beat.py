@@ -17,6 +17,7 @@ import os
 from typing import Callable, List, Optional
 
 from sshunt.relay.linux import Timer, can_tee
+from sshunt.relay.readiness import note_failure
 
 #: Half of what a pipe of 1 MiB holds passes in the shortest at 10 Gbit/s. The longest is what may
 #: come on top of every latency while very much moves.
@@ -87,7 +88,7 @@ class Beat:
                 callback()
             # The others have nothing else that would wake them.
             except Exception as error:  # noqa: BLE001
-                self._loop.call_exception_handler({"message": str(error), "exception": error})
+                note_failure(self._loop, error)
         if not self._due and self._timer is not None:
             self._timer.stop()
 

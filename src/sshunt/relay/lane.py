@@ -73,14 +73,13 @@ class LaneIO:
         "_bulk_reads",
         "_can_splice",
         "_crumbs_end",
+        "_moved_bytes",
         "_read_bytes",
         "_read_fd",
         "_reading",
         "_tunnel",
-        "_waited_bytes",
         "_write_fd",
         "_writing",
-        "_written_bytes",
         "is_pipe",
         "lane_id",
         "tag",
@@ -93,8 +92,7 @@ class LaneIO:
         self._backlog: List[_Piece] = []
         self._reading = READINESS
         self._writing = IDLE
-        self._written_bytes = 0  # so far
-        self._waited_bytes = 0  # of these, when the pipe was last full
+        self._moved_bytes = 0  # written since the pipe was last full
         self._can_splice = True  # until the kernel says no
         self._crumbs_end = 0  # position up to which the frame comes in crumbs
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
@@ -179,7 +177,7 @@ class LaneIO:
             written = os.writev(self._write_fd, views)
         except (BlockingIOError, InterruptedError):
             return list(views)
-        self._written_bytes += written
+        self._moved_bytes += written
         if written == sum(map(len, views)):
             return []
         for index, view in enumerate(views):
@@ -192,7 +190,7 @@ class LaneIO:
         """Write a payload that is in a pipe; True if the lane's pipe took all of it."""
         try:
             sent = piece.send(self._write_fd)
-            self._written_bytes += sent
+            self._moved_bytes += sent
             self._tunnel.teed_bytes += sent
         except (BlockingIOError, InterruptedError):
             pass
@@ -206,13 +204,19 @@ class LaneIO:
 
     def _wait_for_room(self) -> None:
         """The pipe is full."""
-        moved, self._waited_bytes = self._written_bytes - self._waited_bytes, self._written_bytes
-        busy = moved >= BUSY_BYTES and self._beats
-        if busy and self._tunnel.beat.next(self._write_at_beat, moved):
-            self._writing = BEAT
-        else:
+        if not self._write_at_next_beat():
             self._writing = READINESS
             self._tunnel.loop.add_writer(self._write_fd, self._tunnel.turn, self._on_writable)
+
+    def _write_at_next_beat(self) -> bool:
+        """The pipe is full: wait for the beat if so much has just left that it is worth it."""
+        moved, self._moved_bytes = self._moved_bytes, 0
+        if moved < BUSY_BYTES or not self._beats:
+            return False
+        if not self._tunnel.beat.next(self._write_at_beat, moved):
+            return False
+        self._writing = BEAT
+        return True
 
     def _write_at_beat(self) -> None:
         if self._writing == BEAT:
@@ -221,15 +225,14 @@ class LaneIO:
                 self._wait_for_room()
 
     def _on_writable(self) -> None:
-        self._waited_bytes = self._written_bytes
         is_full = self._write_backlog()
-        if self._writing == READINESS and not (
-            is_full and self._written_bytes - self._waited_bytes < BUSY_BYTES
-        ):
+        if self._writing != READINESS:
+            return  # the lane has ended
+        if not is_full:
             self._writing = IDLE
-            self._tunnel.loop.remove_writer(self._write_fd)
-            if is_full:
-                self._wait_for_room()
+        elif not self._write_at_next_beat():
+            return
+        self._tunnel.loop.remove_writer(self._write_fd)
 
     def _write_backlog(self) -> bool:
         """There may be room again; True if there was not enough."""

@@ -31,6 +31,11 @@ _CHANGES = 1 << 31  # EPOLLET
 OnEvent = Callable[[int], None]
 
 
+def note_failure(loop: asyncio.AbstractEventLoop, error: Exception) -> None:
+    """A callback has failed, and the others have to be called nevertheless."""
+    loop.call_exception_handler({"message": str(error), "exception": error})
+
+
 class Readiness:
     """Calls back with the events of each socket that were asked for, and ERROR and HUNG_UP."""
 
@@ -78,7 +83,7 @@ class Readiness:
                 on_event(events)
             # The events of the others are told only once.
             except Exception as error:  # noqa: BLE001
-                self._loop.call_exception_handler({"message": str(error), "exception": error})
+                note_failure(self._loop, error)
 
 
 class LevelReadiness:

@@ -1,7 +1,7 @@
 """The session in its event loop: events to their relays, bytes to the lanes, the timer.
 
-One tunnel per session and side. Whatever happens in one round of the event loop, or in one turn on
-the beat, is flushed once at its end (``wake`` sees to ``pump``), so that a hundred small events
+One tunnel per session and side. Whatever happens in one round of the event loop, or in one
+``turn``, is flushed once at its end (``wake`` sees to ``pump``), so that a hundred small events
 share one writev per lane.
 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
