@@ -25,7 +25,7 @@ from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.linux import can_splice, splice
 from sshunt.relay.piped import REFUSALS, PipedPayload, widen_pipe
-from sshunt.relay.sockets import OUT_OF_RESOURCES, reset_code
+from sshunt.relay.sockets import OUT_OF_RESOURCES
 
 if TYPE_CHECKING:
     from sshunt.relay.tunnel import Tunnel
@@ -339,7 +339,7 @@ class LaneIO:
             if error.errno in REFUSALS:  # no pipe, or a socket that can't do it
                 self._can_splice = False
             elif error.errno not in OUT_OF_RESOURCES:
-                stream.owner.abort(reset_code(error.errno or 0))
+                stream.owner.on_unwritable(error)
             return self._read()
         if not moved:
             return self._read()  # the end of the pipe

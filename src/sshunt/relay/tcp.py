@@ -73,6 +73,7 @@ class TcpRelay:
         "_reading",
         "_sock",
         "_told",
+        "_unwritable_code",
         "_tunnel",
         "_watched",
         "connected",
@@ -87,6 +88,7 @@ class TcpRelay:
         self._read_bytes = FIRST_READ_BYTES if not tunnel.always_pipes else READ_BYTES
         self._reading = NEVER
         self._watched = 0  # the events asked for
+        self._unwritable_code = 0  # of the reset that is to follow what the peer has said; 0: none
         self._told = 0  # those of _HAS_MORE that may still be true
         self._fin_received = False
         self._fin_sent = False
@@ -227,6 +229,9 @@ class TcpRelay:
         try:
             payload, count, size = self._receive(room)
         except (BlockingIOError, InterruptedError):
+            if self._unwritable_code:
+                self.abort(self._unwritable_code)
+                return False
             self._told &= ~URGENT
             self._read_later()
             return False
@@ -251,6 +256,9 @@ class TcpRelay:
             if isinstance(payload, PipedPayload):
                 return True  # a pipe holds so many pieces, however small: there may be more
             self._read_later()  # the socket is empty now
+            return False
+        if self._unwritable_code:  # the failed write took the error with it
+            self.abort(self._unwritable_code)
             return False
         self._fin_sent = True
         self._reading = NEVER
@@ -280,6 +288,9 @@ class TcpRelay:
     def on_data(self, payload: Payload) -> None:
         """The next bytes for the socket. They lie in the lane's buffer: write them or copy them."""
         view = payload.view
+        if self._unwritable_code:
+            self._tunnel.session.consumed(self.stream, len(view), self._tunnel.loop.time())
+            return
         if self._pending is not None or self._sock is None:
             self._keep(view)
             return
@@ -290,7 +301,7 @@ class TcpRelay:
             pass
         except OSError as error:
             if self.connected or error.errno != errno.ENOTCONN:  # BSD's word for "not yet"
-                self.abort(reset_code(error.errno or 0))
+                self.on_unwritable(error)
                 return
         if sent and not self.connected:  # a near host has answered by now
             self._accept()
@@ -304,7 +315,23 @@ class TcpRelay:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
         if self._sock is None or not self.connected or self._pending is not None:
             return -1
+        if self._unwritable_code:
+            return -1
         return self._sock.fileno()
+
+    def on_unwritable(self, error: OSError) -> None:
+        """The socket takes nothing more. The peer may have said why before it hung up, and that is
+        still there to be read: it goes on its way before the reset.
+        """
+        code = reset_code(error.errno or 0)
+        if not self.connected or self._fin_sent or self._reading == ROOM:
+            self.abort(code)
+            return
+        self._unwritable_code = code
+        self._pending = None
+        self._told |= _DEAD
+        self._reading = TURN
+        self._tunnel.loop.call_soon(self._on_turn)
 
     def on_fin(self) -> None:
         """The far side sends nothing more."""
@@ -353,7 +380,7 @@ class TcpRelay:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            self.abort(reset_code(error.errno or 0))
+            self.on_unwritable(error)
             return
         if written:
             self._tunnel.consumed(self.stream, written)
@@ -369,7 +396,7 @@ class TcpRelay:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:  # the peer reset it meanwhile
-                self.abort(reset_code(error.errno or 0))
+                self.on_unwritable(error)
                 return
         self._close_if_over()
 
