@@ -69,8 +69,11 @@ FIRST_RTT_DEADLINE_S = 2.0
 STATUS_EVERY_S = 1.0
 
 #: The pacers are asked for their beliefs so often, after so much traffic.
-LOOK_EVERY_S = 0.5
-BELIEFS_FROM_BYTES = 25_000
+LOOK_EVERY_S = 0.15
+BELIEFS_FROM_BYTES = 7_500
+
+#: They are told so often, with -v.
+TELL_EVERY_S = 0.5
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
 GC_THRESHOLD = 100_000
@@ -347,6 +350,7 @@ class _Up:
         )
         self._keeper.on_down = self._on_down
         self._keeper.on_up = self._on_up
+        self._tell_beliefs_at: dict[str, float] = {}  # by direction
         self._is_kept = False  # the keeper is at work
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
@@ -600,7 +604,9 @@ class _Up:
 
     def _on_beliefs(self, direction: str, beliefs: metrics.Beliefs) -> None:
         self.lanes.look(beliefs)
-        if self._console.verbosity:
+        now = self.tunnel.loop.time()
+        if self._console.verbosity and now >= self._tell_beliefs_at.get(direction, now):
+            self._tell_beliefs_at[direction] = now + TELL_EVERY_S
             for line in metrics.lines(direction, beliefs):
                 self._console.detail(1, line)
 

@@ -7,9 +7,9 @@ connection on a path that loses segments collapses to a fraction of it. Several 
 the protocol lets one stream use them all. On a link that one connection fills, more would gain
 nothing, so none is opened there.
 
-    twice a second while there is traffic: what do the pacers of both ends believe?
+    several times a second while there is traffic: what do the pacers of both ends believe?
         a direction has bulk waiting, and each of its lanes is limited by
-            its channel's window    delivers half a window or more per round trip of the empty path
+            its channel's window    delivers WINDOW_SHARE of it or more per round trip, queue aside
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
         others fill the link        -> three: one that joins late gets a sixth of it for long
@@ -53,10 +53,12 @@ from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.transport.choices import Choices, Sharing
 from sshunt.transport.ssh import HELLO_DEADLINE_S, Remote, SshLane, connect
 
-#: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB), less
-#: what is not granted again at once.
+#: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB).
 CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
-WINDOW_SHARE = 0.5
+
+#: A lane that delivers so much of its channel's window in a round trip of the empty path is limited
+#: by it, or will be soon: a login takes ten round trips.
+WINDOW_SHARE = 0.4
 
 #: On shorter paths processors are the limit, and another process would only need more of them.
 LEAST_RTT_S = 0.005

@@ -45,7 +45,7 @@ def test_a_peer_can_say_what_it_likes_about_its_clock_and_what_it_has_processed(
         sent[lane] += more_sent
         acked[lane] = min(acked[lane] + more_acked, sent[lane])
         if held_back:
-            pacer.note_held_back()
+            pacer.note_held_back(now)
         pacer.on_ack(acked[lane], sent[lane], now - rtt_s, held_s, clock_us, now)
         pacer.note_bulk(size, now)
         assert MIN_LIMIT_BYTES <= pacer.limit_bytes <= LANE_IN_FLIGHT_BYTES

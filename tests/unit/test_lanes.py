@@ -49,8 +49,8 @@ def wanted(
         pytest.param([], 1, id="no lane"),
         pytest.param([EASY], 1, id="the link is the limit"),
         pytest.param([WINDOW], MOST, id="window-limited"),
-        pytest.param([replace(WINDOW, rate_bytes_s=MIB / 0.1)], MOST, id="half a window"),
-        pytest.param([replace(WINDOW, rate_bytes_s=0.99 * MIB / 0.1)], 1, id="less than half"),
+        pytest.param([replace(WINDOW, rate_bytes_s=0.8 * MIB / 0.1)], MOST, id="0.4 of a window"),
+        pytest.param([replace(WINDOW, rate_bytes_s=0.79 * MIB / 0.1)], 1, id="less"),
         pytest.param([replace(WINDOW, phase=PROBING)], MOST, id="window-limited, probing"),
         pytest.param([replace(WINDOW, phase=CONTENDED)], MOST, id="window-limited, contended"),
         pytest.param(

@@ -19,9 +19,11 @@ to where the queue would be right, upward and downward alike, without swinging. 
 round's mean, the time that acknowledgements were held included, so that acknowledgements which come
 in bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
 
+    starting    no queue has been seen yet: START_UP times as much each round, and it is seen two
+                rounds later what that did (slow start, not faster than TCP's own below us; after
+                idleness too). A queue ends it, and what is too much goes at once.
     growing     the rate still rises by GROWTH a round: the limit may rise once more by as much, and
-                doubled at most (slow start, in step with TCP's own below us; after idleness too).
-                It ends by itself.
+                doubled at most. It ends by itself.
     drain       far too much of a queue: at once to what the path itself holds at this rate (then
                 wait a round to see what it did).
     hungry      no queue for some rounds though we were held back: steps double, up to an eighth.
@@ -64,7 +66,7 @@ from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now
 #: and then, and the link idles; more is felt. On a slow lane it is at least so many bytes, or what
 #: TCP sends in pairs would empty it.
-TARGET_S = 0.0005
+TARGET_S = 0.00075
 LEAST_QUEUE_BYTES = 4 * 1024
 
 #: Beyond this rate the processors at both ends are as busy as the link, and what looks like its
@@ -76,6 +78,10 @@ FAST_QUEUE, FAST_FRAME = 8.0, 2.0
 
 #: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
 START_LIMIT_BYTES = 32 * 1024
+
+#: A lane that joins others at work begins with such a share of what is in flight on all of them.
+#: TCP below it begins slowly anyway, and meanwhile what is urgent takes another lane.
+JOINING_SHARE = 0.5
 
 #: Some of the smallest frames.
 MIN_LIMIT_BYTES = 8 * 1024
@@ -97,6 +103,9 @@ MOST_DOWN, MOST_UP = 0.5, 1.125
 
 #: A rate that is so much above the last three rounds' is still growing.
 GROWTH = 1.25
+
+#: One round's step while STARTING, and how far above what has been delivered two of them may lead.
+START_UP = 1.4
 
 #: Rounds without a queue, though we were held back, before steps become larger; and before the
 #: largest becomes larger still, for the link must be far away.
@@ -128,9 +137,15 @@ FORGET_S = 0.2
 #: A round's frames are spread over the round, at a rate this much above what the limit means: a
 #: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for
 #: ever.
+#: So much above it while the limit grows: cubic's slow start ends (HyStart: "ack train") when
+#: acknowledgements follow each other closely for half a round trip, whatever the link could carry,
+#: and then grows by a few segments a round trip. So there must be a pause in the round.
 SPREAD = 1.2
+GROWING_SPREAD = 3.0
 
-#: What was not sent in time may be made up for, so much of it at once.
+#: What was not sent in time, because a process got its turn late, may be made up for, so much of it
+#: at once. What the limit held back may not: its acknowledgements come every few milliseconds, and
+#: would be answered by a burst each.
 BURST_S = 0.003
 
 #: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than
@@ -179,6 +194,8 @@ class Pacer:
         "_held_back",
         "_hungry_rounds",
         "_interval_s",
+        "_is_full",
+        "_is_starting",
         "_last_arrived",
         "_least_rtt_s",
         "_path",
@@ -202,9 +219,12 @@ class Pacer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.limit_bytes = START_LIMIT_BYTES
+        in_flight = path.best_rate * path.rtt_s if path.best_rate else 0.0
+        joining = min(int(JOINING_SHARE * in_flight), LANE_IN_FLIGHT_BYTES)
+        self.limit_bytes = max(joining, START_LIMIT_BYTES)
         self.frame_bytes = START_FRAME_BYTES
         self.next_at = 0.0  # the next frame of bulk may leave
+        self._is_full = False  # the limit holds back what would leave now
         self._interval_s = 0.0  # between two bytes of it; 0: not known yet
         self.rate_bytes_s = 0.0  # delivered in the last round that counted
         self.queue_s = 0.0  # what stood in the last round
@@ -224,6 +244,7 @@ class Pacer:
         self._rates: List[float] = []  # of the last rounds that counted
         self._best_rate = 0.0  # of late
         self._growth = 1.0  # of the last round's rate over those before it
+        self._is_starting = True
         self._drained = False
         self._hungry_rounds = 0
         self._excess_rounds = 0
@@ -235,13 +256,16 @@ class Pacer:
 
     # --- what the lane tells ------------------------------------------------------------------
 
-    def note_held_back(self) -> None:
-        """There was more to send than the limit let through."""
+    def note_held_back(self, now: float) -> None:
+        """There is more to send than may leave now."""
         self._held_back = True
+        self._is_full = now >= self.next_at
 
     def note_bulk(self, size: int, now: float) -> None:
         """A frame of bulk leaves."""
-        self.next_at = max(self.next_at, now - BURST_S) + size * self._interval_s
+        at = now if self._is_full else now - BURST_S
+        self._is_full = False
+        self.next_at = max(self.next_at, at) + size * self._interval_s
 
     def note_idle(self, idle_s: float) -> None:
         """Something is sent again after ``idle_s`` with nothing in flight."""
@@ -249,6 +273,7 @@ class Pacer:
         if halvings:
             self._round_end = -1
             self._rates = []
+            self._is_starting = True
             limit = self.limit_bytes >> min(halvings, 32)
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
 
@@ -368,8 +393,16 @@ class Pacer:
         if contended:
             limit = CONTEST * self._best_rate * path.contended_rtt_s
             limit = min(max(limit, MOST_DOWN * self.limit_bytes), 2.0 * self.limit_bytes)
-        if growing:
-            path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
+        path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
+        if self._is_starting:
+            if queue_s < aim_s / 2:
+                limit = max(limit, START_UP * min(START_UP * rate * path_s, self.limit_bytes))
+            elif queue_s > 2 * aim_s or last_queue_s >= aim_s / 2:  # one round alone may be noise
+                self._is_starting = False
+                self._drained = True
+                limit = min(limit, max(self._growth, 1.0) * rate * path_s)
+                self._queued_since_bytes = int(limit)  # that we had more was our own doing
+        elif growing:
             gain = min(self._growth, 2.0)
             limit = max(limit, gain * min(rate * path_s, self.limit_bytes))
         self._set_limit(limit)
@@ -404,7 +437,10 @@ class Pacer:
 
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
-        self._interval_s = self.rtt_s / (SPREAD * self.limit_bytes)
+        grows = self._is_starting or self._growth > GROWTH
+        spread = GROWING_SPREAD if grows else SPREAD
+        over_s = self.rtt_s - self.queue_s if self._drained else self.rtt_s
+        self._interval_s = over_s / (spread * self.limit_bytes)
 
     # --- the path without us ------------------------------------------------------------------
 

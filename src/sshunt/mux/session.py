@@ -453,7 +453,7 @@ class Session:
             bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
                 if has_bulk and not lane.is_spared:
-                    pacer.note_held_back()
+                    pacer.note_held_back(now)
                 if lane.sparse_room_bytes <= 0:
                     break
             # Not less for the sake of ``stop``: every cut costs another frame.

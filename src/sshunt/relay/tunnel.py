@@ -34,6 +34,7 @@ from sshunt.mux.session import (
     StreamWritable,
 )
 from sshunt.mux.streams import Stream
+from sshunt.relay.alarm import Alarm
 from sshunt.relay.beat import Beat
 from sshunt.relay.lane import READ_BYTES, LaneIO
 from sshunt.relay.piped import MOST_PIPES, PIPED_BYTES, Pipes
@@ -96,9 +97,7 @@ class Tunnel:
         }
         self._pump_scheduled = False
         self._is_turning = False
-        self._timer: Optional[asyncio.TimerHandle] = None
-        self._timer_at = 0.0
-        self._closed = False
+        self._alarm = Alarm(loop, self.pump)
 
     # --- the session and its lanes ------------------------------------------------------------
 
@@ -211,7 +210,7 @@ class Tunnel:
             if self.session.has_work(now):
                 self.wake()
             else:
-                self._set_timer(self.session.next_deadline(now))
+                self._alarm.set(self.session.next_deadline(now))
 
     def _pump_soon(self) -> None:
         if self._pump_scheduled:  # else a turn has done it meanwhile
@@ -229,7 +228,7 @@ class Tunnel:
                     lane.flush()
             if not self.dispatch():
                 break
-        self._set_timer(self.session.next_deadline(self.loop.time()))
+        self._alarm.set(self.session.next_deadline(self.loop.time()))
 
     def dispatch(self) -> bool:
         """Give the session's events to whom they belong; False if there were none."""
@@ -280,20 +279,6 @@ class Tunnel:
         elif self.on_lane_gone:
             self.on_lane_gone(event.lane)
 
-    def _set_timer(self, deadline: Optional[float]) -> None:
-        if self._timer is not None:
-            if deadline is not None and self._timer_at <= deadline:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None and not self._closed:
-            self._timer_at = deadline  # TimerHandle.when() came with Python 3.7
-            self._timer = self.loop.call_at(deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self.pump()
-
     def reset_all(self) -> None:
         """End every connection at this end with a reset, and tell the other end."""
         for relay in list(self.relays):
@@ -301,13 +286,11 @@ class Tunnel:
 
     def close(self) -> None:
         """End everything at once: relays are reset, lanes closed."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
         self.reset_all()
         self.readiness.close()
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()
         self.beat.close()
+        self._alarm.close()
         self.pipes.close()

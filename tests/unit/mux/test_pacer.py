@@ -14,6 +14,7 @@ from sshunt.mux.pacer import (
     FAST_QUEUE,
     FORGET_S,
     FRAME_S,
+    JOINING_SHARE,
     LOSS_STALLS,
     MIN_FRAME_BYTES,
     MIN_LIMIT_BYTES,
@@ -21,6 +22,7 @@ from sshunt.mux.pacer import (
     SPREAD,
     STALLS_S,
     START_LIMIT_BYTES,
+    START_UP,
     TARGET_S,
     Pacer,
 )
@@ -53,7 +55,7 @@ class Line:
         self._acked += self.rate_bytes_s * STEP_S
         rtt_s = RTT_S + queue_s + (after_s - STEP_S)
         if held_back:
-            self.pacer.note_held_back()
+            self.pacer.note_held_back(self.now)
         self.pacer.on_ack(
             acked=int(self._acked),
             sent=int(self._acked + self.rate_bytes_s * rtt_s),
@@ -247,15 +249,72 @@ def test_a_rounds_frames_are_spread_over_the_round() -> None:
     assert pacer.next_at - begin == pytest.approx(pacer.rtt_s / SPREAD, rel=0.02)
 
 
-def test_what_was_not_sent_in_time_leaves_in_a_burst_that_is_bounded() -> None:
-    line = grown_line()
-    pacer, now, size = line.pacer, line.now + 60.0, 100
-    burst_bytes = 0
+def burst_bytes(pacer: Pacer, now: float, size: int = 100) -> int:
+    """Return how much may leave at once."""
+    sent = 0
     while pacer.next_at <= now:
         pacer.note_bulk(size, now)
-        burst_bytes += size
+        sent += size
+    return sent
+
+
+def test_what_was_not_sent_in_time_leaves_in_a_burst_that_is_bounded() -> None:
+    line = grown_line()
+    pacer, now = line.pacer, line.now + 60.0
+    pacer.next_at = line.now + 1.0
+    pacer.note_held_back(line.now)  # by time alone
     rate_bytes_s = SPREAD * pacer.limit_bytes / pacer.rtt_s
-    assert burst_bytes == pytest.approx(BURST_S * rate_bytes_s, abs=2 * size)
+    assert burst_bytes(pacer, now) == pytest.approx(BURST_S * rate_bytes_s, abs=200)
+
+
+def test_what_the_limit_held_back_leaves_in_no_burst() -> None:
+    line = grown_line()
+    pacer, now = line.pacer, line.now + 60.0
+    pacer.note_held_back(now)
+    assert burst_bytes(pacer, now) == 100
+    pacer.note_held_back(now)  # by time alone
+    assert burst_bytes(pacer, now + 60.0) > 1000
+
+
+def test_while_it_grows_a_round_has_a_pause_or_tcp_would_take_the_path_for_full() -> None:
+    line = Line()
+    line.run(0.3)
+    pacer, begin, size = line.pacer, line.now, 1000
+    pacer.next_at = begin
+    for _ in range(pacer.limit_bytes // size):
+        pacer.note_bulk(size, max(pacer.next_at, begin))
+    assert pacer.next_at - begin < pacer.rtt_s / 2
+
+
+def test_the_start_ends_with_the_first_queue_and_begins_anew_after_a_silence() -> None:
+    line = Line()
+    line.run(0.3)
+    limit = line.pacer.limit_bytes
+    line.run(0.12)
+    assert line.pacer.limit_bytes > START_UP * limit
+    line.run(0.3, LONG_S)
+    line.run(0.3, RIGHT_S)
+    limit = line.pacer.limit_bytes
+    assert limit < 1.1 * RATE_BYTES_S * RTT_S
+    line.run(0.12)
+    assert line.pacer.limit_bytes <= MOST_UP**2 * limit
+    line.pacer.note_idle(60.0)
+    line.run(0.2)
+    limit = line.pacer.limit_bytes
+    line.run(0.12)
+    assert line.pacer.limit_bytes >= START_UP * limit
+
+
+def test_a_lane_that_joins_begins_with_a_share_of_what_is_in_flight() -> None:
+    line = grown_line()
+    in_flight = line.path.best_rate * line.path.rtt_s
+    joining = Pacer(line.path).limit_bytes
+    assert joining == max(int(JOINING_SHARE * in_flight), START_LIMIT_BYTES)
+    line.path.best_rate = 1e9
+    assert Pacer(line.path).limit_bytes == LANE_IN_FLIGHT_BYTES
+    line.pacer.leave()
+    line.path.best_rate = 0.0
+    assert Pacer(line.path).limit_bytes == START_LIMIT_BYTES
 
 
 # --- the path -------------------------------------------------------------------------------------
