@@ -14,7 +14,7 @@ from sshunt.mux.pacer import (
     FAST_QUEUE,
     FORGET_S,
     FRAME_S,
-    JOINING_SHARE,
+    JOINING_UP,
     LOSS_STALLS,
     MIN_FRAME_BYTES,
     MIN_LIMIT_BYTES,
@@ -305,16 +305,17 @@ def test_the_start_ends_with_the_first_queue_and_begins_anew_after_a_silence() -
     assert line.pacer.limit_bytes >= START_UP * limit
 
 
-def test_a_lane_that_joins_begins_with_a_share_of_what_is_in_flight() -> None:
-    line = grown_line()
-    in_flight = line.path.best_rate * line.path.rtt_s
-    joining = Pacer(line.path).limit_bytes
-    assert joining == max(int(JOINING_SHARE * in_flight), START_LIMIT_BYTES)
-    line.path.best_rate = 1e9
-    assert Pacer(line.path).limit_bytes == LANE_IN_FLIGHT_BYTES
-    line.pacer.leave()
-    line.path.best_rate = 0.0
-    assert Pacer(line.path).limit_bytes == START_LIMIT_BYTES
+def test_a_lane_that_joins_others_at_work_grows_as_fast_as_tcp() -> None:
+    def growth(path: Path) -> float:
+        line = Line(path)
+        line.rate_bytes_s *= 10
+        line.run(0.3)
+        limit = line.pacer.limit_bytes
+        line.run(0.12)
+        return line.pacer.limit_bytes / limit
+
+    joining = growth(grown_line().path)
+    assert growth(Path()) < joining <= JOINING_UP**2
 
 
 # --- the path -------------------------------------------------------------------------------------
