@@ -8,6 +8,7 @@ far, and all of them where there is no such timer, by asyncio.
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import Callable, Optional
 
 from sshunt.relay.linux import Timer, can_tee
@@ -28,7 +29,11 @@ class Alarm:
         self._at: Optional[float] = None  # of ``loop.time()``
         self._far: Optional[asyncio.TimerHandle] = None
         self._near: Optional[Timer] = None
-        self._has_near = can_tee()
+        if can_tee():
+            with suppress(OSError):  # out of descriptors, most likely
+                self._near = Timer()
+        if self._near is not None:
+            loop.add_reader(self._near.fd, self._ring)
         self._is_over = False
 
     def set(self, at: Optional[float]) -> None:
@@ -43,7 +48,9 @@ class Alarm:
             return
         self._at = at
         after_s = at - self._loop.time()
-        if after_s >= NEAR_S or not self._start_near(max(after_s, LEAST_S)):
+        if self._near is not None and after_s < NEAR_S:
+            self._near.start(max(after_s, LEAST_S))
+        else:
             self._far = self._loop.call_at(at, self._ring)
 
     def close(self) -> None:
@@ -54,19 +61,6 @@ class Alarm:
             self._loop.remove_reader(self._near.fd)
             os.close(self._near.fd)
             self._near = None
-
-    def _start_near(self, after_s: float) -> bool:
-        if self._near is None:
-            if not self._has_near:
-                return False
-            try:
-                self._near = Timer()
-            except OSError:  # out of descriptors, most likely
-                self._has_near = False
-                return False
-            self._loop.add_reader(self._near.fd, self._ring)
-        self._near.start(after_s)
-        return True
 
     def _stop(self) -> None:
         self._at = None
