@@ -142,10 +142,11 @@ FORGET_S = 0.2
 #: A round's frames are spread over the round, at a rate this much above what the limit means: a
 #: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for
 #: ever.
+SPREAD = 1.2
+
 #: So much above it while the limit grows: cubic's slow start ends (HyStart: "ack train") when
 #: acknowledgements follow each other closely for half a round trip, whatever the link could carry,
 #: and then grows by a few segments a round trip. So there must be a pause in the round.
-SPREAD = 1.2
 GROWING_SPREAD = 3.0
 
 #: What was not sent in time, because a process got its turn late, may be made up for, so much of it
@@ -200,7 +201,6 @@ class Pacer:
         "_hungry_rounds",
         "_interval_s",
         "_is_full",
-        "_is_starting",
         "_last_arrived",
         "_least_rtt_s",
         "_path",
@@ -248,8 +248,7 @@ class Pacer:
         self._rates: List[float] = []  # of the last rounds that counted
         self._best_rate = 0.0  # of late
         self._growth = 1.0  # of the last round's rate over those before it
-        self._is_starting = True
-        self._start_up = JOINING_UP if path.best_rate else START_UP
+        self._start_up = JOINING_UP if path.best_rate else START_UP  # 0: the start is over
         self._drained = False
         self._hungry_rounds = 0
         self._excess_rounds = 0
@@ -278,7 +277,6 @@ class Pacer:
         if halvings:
             self._round_end = -1
             self._rates = []
-            self._is_starting = True
             self._start_up = START_UP
             limit = self.limit_bytes >> min(halvings, 32)
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
@@ -400,12 +398,12 @@ class Pacer:
             limit = CONTEST * self._best_rate * path.contended_rtt_s
             limit = min(max(limit, MOST_DOWN * self.limit_bytes), 2.0 * self.limit_bytes)
         path_s = rtt_s if contended else path.rtt_s + ROUND_S / 2
-        if self._is_starting:
+        if self._start_up:
             if queue_s < aim_s / 2:
                 most = self._start_up * rate * path_s
                 limit = max(limit, self._start_up * min(most, self.limit_bytes))
             elif queue_s > 2 * aim_s or last_queue_s >= aim_s / 2:  # one round alone may be noise
-                self._is_starting = False
+                self._start_up = 0.0
                 self._drained = True
                 limit = min(limit, max(self._growth, 1.0) * rate * path_s)
                 self._queued_since_bytes = int(limit)  # that we had more was our own doing
@@ -444,8 +442,7 @@ class Pacer:
 
     def _set_limit(self, limit: float) -> None:
         self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
-        grows = self._is_starting or self._growth > GROWTH
-        spread = GROWING_SPREAD if grows else SPREAD
+        spread = GROWING_SPREAD if self._start_up or self._growth > GROWTH else SPREAD
         over_s = self.rtt_s - self.queue_s if self._drained else self.rtt_s
         self._interval_s = over_s / (spread * self.limit_bytes)
 

@@ -21,7 +21,7 @@ LEAST_S = 1e-6
 
 
 class Alarm:
-    """Calls ``callback`` once, when the deadline set last has come. Owns the timer."""
+    """Calls ``callback`` once, when the soonest deadline that was set has come. Owns the timer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop

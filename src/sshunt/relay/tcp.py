@@ -73,8 +73,8 @@ class TcpRelay:
         "_reading",
         "_sock",
         "_told",
-        "_unwritable_code",
         "_tunnel",
+        "_unwritable_code",
         "_watched",
         "connected",
         "stream",
@@ -315,9 +315,7 @@ class TcpRelay:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
         if self._sock is None or not self.connected or self._pending is not None:
             return -1
-        if self._unwritable_code:
-            return -1
-        return self._sock.fileno()
+        return -1 if self._unwritable_code else self._sock.fileno()
 
     def on_unwritable(self, error: OSError) -> None:
         """The socket takes nothing more. The peer may have said why before it hung up, and that is

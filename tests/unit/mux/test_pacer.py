@@ -240,13 +240,18 @@ def test_before_anything_was_measured_frames_leave_at_once() -> None:
     assert pacer.next_at <= 5.0
 
 
-def test_a_rounds_frames_are_spread_over_the_round() -> None:
-    line = grown_line()
+def spread_s(line: Line) -> float:
+    """Return how long all frames of a round take to leave."""
     pacer, begin, size = line.pacer, line.now, 1000
     pacer.next_at = begin
     for _ in range(pacer.limit_bytes // size):
         pacer.note_bulk(size, max(pacer.next_at, begin))
-    assert pacer.next_at - begin == pytest.approx(pacer.rtt_s / SPREAD, rel=0.02)
+    return pacer.next_at - begin
+
+
+def test_a_rounds_frames_are_spread_over_the_round() -> None:
+    line = grown_line()
+    assert spread_s(line) == pytest.approx(line.pacer.rtt_s / SPREAD, rel=0.02)
 
 
 def burst_bytes(pacer: Pacer, now: float, size: int = 100) -> int:
@@ -279,11 +284,7 @@ def test_what_the_limit_held_back_leaves_in_no_burst() -> None:
 def test_while_it_grows_a_round_has_a_pause_or_tcp_would_take_the_path_for_full() -> None:
     line = Line()
     line.run(0.3)
-    pacer, begin, size = line.pacer, line.now, 1000
-    pacer.next_at = begin
-    for _ in range(pacer.limit_bytes // size):
-        pacer.note_bulk(size, max(pacer.next_at, begin))
-    assert pacer.next_at - begin < pacer.rtt_s / 2
+    assert spread_s(line) < line.pacer.rtt_s / 2
 
 
 def test_the_start_ends_with_the_first_queue_and_begins_anew_after_a_silence() -> None:

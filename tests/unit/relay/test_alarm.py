@@ -1,4 +1,4 @@
-"""The alarm: on time, once, the latest deadline that counts, and nothing after its end."""
+"""The alarm: on time, once, at the soonest deadline, and not after its end."""
 
 import asyncio
 import os
