@@ -5,7 +5,6 @@ typed, to run it, and to show errors as two lines: what happened, what to do.
 """
 
 import argparse
-import asyncio
 import gc
 import os
 import re
@@ -13,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import NoReturn
 
@@ -30,8 +30,9 @@ from sshunt.console import Console
 from sshunt.elevate import Starter, is_free
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
-from sshunt.routes import Target, parse_target, read_target_file
-from sshunt.transport.ssh import parse_remote
+from sshunt.targets import Target, parse_target, read_target_file
+from sshunt.transport.choices import Choosing
+from sshunt.transport.remote import parse_remote
 
 _LISTEN = re.compile(
     r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
@@ -112,15 +113,22 @@ def _open_standard_descriptors() -> None:
 
 def _run(options: Options, console: Console) -> int:
     gc.disable()  # start-up makes much that stays; client turns the collector on again
-    # The helper starts while the rest is loaded, unless a password must be typed for it: then
-    # mistakes in the targets are told first.
-    starter = Starter() if is_free() and not options.dry_run else None
-    from sshunt import client
-
     if options.dry_run:
-        print(asyncio.run(client.dry_run(options, console)), end="")
-    else:
-        asyncio.run(client.run(options, console, starter))
+        from sshunt import client
+
+        print(client.dry_run(options, console), end="")
+        return ExitCode.OK
+    # Other programs' time: both go on while the rest is loaded, which takes as long. But not the
+    # helper if a password must be typed for it: then mistakes in the targets are told first.
+    with ExitStack() as begun:
+        starter = Starter() if is_free() else None
+        if starter is not None:
+            begun.callback(starter.close)
+        choosing = Choosing(options.remote)
+        begun.callback(choosing.close)
+        from sshunt import client
+
+        client.run(options, console, choosing, starter)
     return ExitCode.OK
 
 

@@ -53,7 +53,7 @@ from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.choices import Choices, choose
+from sshunt.transport.choices import Choices, Choosing
 from sshunt.waiting import WaitingRoom
 
 #: How long the far side may take to answer our goodbye before we just hang up.
@@ -91,20 +91,39 @@ _DRY_RUN_HEAD = """\
 """
 
 
-async def run(options: Options, console: Console, starter: Starter | None = None) -> None:
+def run(
+    options: Options, console: Console, choosing: Choosing, starter: Starter | None = None
+) -> None:
     """Bring the tunnel up and keep it up until it is asked to stop; raises UserError.
 
-    ``starter`` is a helper that has been started already; it belongs to this call.
+    ``choosing`` and ``starter``, a helper, were begun already; whoever did closes them.
     """
+    asyncio.run(_run(options, console, choosing, starter))
+
+
+def dry_run(options: Options, console: Console) -> str:
+    """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
+    routes = asyncio.run(_routes(options))
+    listeners, routes = _bind(options, routes, console)
+    try:
+        plan = _plan(secrets.token_hex(4), listeners, routes, ())
+        rules = nft.render(plan, owner=True, cgroup=None)
+    finally:
+        for sock in listeners:
+            sock.close()
+    return _DRY_RUN_HEAD + rules
+
+
+async def _run(
+    options: Options, console: Console, choosing: Choosing, starter: Starter | None
+) -> None:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
             loop.add_signal_handler(number, _settle, stop, number.name)
     async with AsyncExitStack() as undo:
-        if starter is not None:
-            undo.callback(starter.close)
-        starting = asyncio.ensure_future(_start(options, console, undo, starter))
+        starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter))
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -117,19 +136,6 @@ async def run(options: Options, console: Console, starter: Starter | None = None
         console.status("")
 
 
-async def dry_run(options: Options, console: Console) -> str:
-    """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
-    routes = await _routes(options)
-    listeners, routes = _bind(options, routes, console)
-    try:
-        plan = _plan(secrets.token_hex(4), listeners, routes, ())
-        rules = nft.render(plan, owner=True, cgroup=None)
-    finally:
-        for sock in listeners:
-            sock.close()
-    return _DRY_RUN_HEAD + rules
-
-
 def _settle(future: "asyncio.Future[str]", value: str) -> None:
     if not future.done():
         future.set_result(value)
@@ -139,7 +145,11 @@ def _settle(future: "asyncio.Future[str]", value: str) -> None:
 
 
 async def _start(
-    options: Options, console: Console, undo: AsyncExitStack, starter: Starter | None
+    options: Options,
+    console: Console,
+    undo: AsyncExitStack,
+    choosing: Choosing,
+    starter: Starter | None,
 ) -> "_Up":
     session_id = secrets.token_hex(4)
     console.detail(1, f"session {session_id}")
@@ -151,16 +161,14 @@ async def _start(
         undo.callback(sock.close)
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
-    # Asked while the helper starts: it is other programs' time.
-    choosing = asyncio.ensure_future(choose(options.remote))
-    undo.push_async_callback(_give_up, choosing)
     helper = await start_helper(session=session_id, starter=starter)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
     how = "a cgroup" if guarded else "the addresses of its peers"
     console.detail(1, f"the helper is up; own traffic is told by {how}")
 
-    choices = await choosing
+    # In a thread: no trace of the processes is left in the event loop, which may be about to end.
+    choices = await asyncio.to_thread(choosing.result)
     up = _Up(options, console, helper, choices)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
@@ -279,12 +287,6 @@ def _route_text(route: Route) -> str:
         ports = str(route.first_port)
     network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
     return f"{network}:{ports}"
-
-
-async def _give_up(task: "asyncio.Future[Choices]") -> None:
-    """Cancel, and wait until it has cleaned up after itself."""
-    task.cancel()
-    await asyncio.wait({task})
 
 
 async def _quietly(step: Callable[[], Awaitable[None]]) -> None:

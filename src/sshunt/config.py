@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from sshunt.model import Endpoint
-from sshunt.routes import Target
-from sshunt.transport.ssh import Remote
+from sshunt.targets import Target
+from sshunt.transport.remote import Remote
 
 #: Where redirected connections are accepted unless --listen says otherwise: any free port,
 #: reachable from this host only.

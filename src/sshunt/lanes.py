@@ -51,7 +51,8 @@ from sshunt.mux.session import Session
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.transport.choices import Choices, Sharing
-from sshunt.transport.ssh import HELLO_DEADLINE_S, Remote, SshLane, connect
+from sshunt.transport.remote import Remote
+from sshunt.transport.ssh import HELLO_DEADLINE_S, SshLane, connect
 
 #: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB).
 CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024

@@ -19,8 +19,9 @@ import time
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
-from sshunt.transport.choices import choose
-from sshunt.transport.ssh import Remote, SshLane, connect, parse_remote
+from sshunt.transport.choices import Choosing
+from sshunt.transport.remote import Remote, parse_remote
+from sshunt.transport.ssh import SshLane, connect
 
 TOKEN = os.urandom(32)
 
@@ -32,7 +33,7 @@ def hello(lane: int, *, create: bool) -> Hello:
 
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
-    options = (await choose(remote)).cipher
+    options = Choosing(remote).result().cipher
     lane = await connect(remote, hello(1, create=True), ssh_options=options)
     result: dict[str, object] = {"features": lane.hello.features, "cipher": options}
     if arguments.resume:

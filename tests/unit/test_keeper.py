@@ -12,7 +12,7 @@ from sshunt.mux.session import Session
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 from sshunt.transport.choices import Choices, Sharing
-from sshunt.transport.ssh import Remote
+from sshunt.transport.remote import Remote
 from sshunt.waiting import WaitingRoom
 
 SOMEWHERE = Destination(TCP, "192.0.2.1", 80)

@@ -3,6 +3,7 @@
 bundle      the agent and all it imports as one deflated blob
 loader      stage two: what turns that blob into modules on the far side (shipped as text)
 bootstrap   stage one: the shell command that finds a Python and reads the blob
+remote      where the far side is, as -r and -e say it
 ssh         a lane through the ssh program
 choices     what we choose for ssh where the user did not
 sharing     more channels over a connection that is up

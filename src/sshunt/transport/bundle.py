@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 ENTRY = "sshunt.agent.main"
 PACKAGE = "sshunt"
@@ -49,18 +50,25 @@ def agent_bundle() -> Bundle:
     parts = [minify(LOADER.read_text(encoding="utf-8")).encode()]
     source_bytes = 0
     for module in sorted(closure):
-        path, source = closure[module]
+        path, source, tree = closure[module]
         source_bytes += len(source)
-        parts += [path.relative_to(SOURCE_ROOT).as_posix().encode(), minify(source).encode()]
+        file_name = path.relative_to(SOURCE_ROOT).as_posix()
+        parts += [file_name.encode(), minify(source, tree).encode()]
     data = zlib.compress(SEPARATOR.join(parts), 9)
     return Bundle(data, tuple(sorted(closure)), source_bytes)
 
 
-def import_closure(entry: str) -> dict[str, tuple[Path, str]]:
-    """Every module of ours that ``entry`` can come to import, itself and packages included:
-    {name: (path, source)}.
-    """
-    found: dict[str, tuple[Path, str]] = {}
+class Module(NamedTuple):
+    """One file of the closure."""
+
+    path: Path
+    source: str
+    tree: ast.Module
+
+
+def import_closure(entry: str) -> dict[str, Module]:
+    """Every module of ours that ``entry`` can come to import, itself and packages included."""
+    found: dict[str, Module] = {}
     wanted = [entry]
     while wanted:
         module = wanted.pop()
@@ -68,9 +76,10 @@ def import_closure(entry: str) -> dict[str, tuple[Path, str]]:
         if module in found or path is None:
             continue  # seen already, or ``from module import name`` where the name is no module
         source = path.read_text(encoding="utf-8")
-        found[module] = path, source
+        tree = ast.parse(source)
+        found[module] = Module(path, source, tree)
         wanted += _packages_above(module)
-        wanted += imported_names(ast.parse(source))
+        wanted += imported_names(tree)
     return found
 
 
@@ -119,31 +128,35 @@ def _packages_above(module: str) -> list[str]:
 
 _TOKEN = re.compile(
     r"""
-      (?P<string>  [A-Za-z]{0,2} (?: \"{3}(?:[^\\]|\\.)*?\"{3} | '{3}(?:[^\\]|\\.)*?'{3}
-                                   | "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' ) )
+      (?P<plain>   [^ "'\#()\[\]{}\n]+ )     # words, operators, the letters in front of a string
+    | (?P<string>  \"{3}(?:[^\\]|\\.)*?\"{3} | '{3}(?:[^\\]|\\.)*?'{3}
+                   | "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' )
     | (?P<comment> [ ]*\#[^\n]* )
     | (?P<indent>  (?<=\n)[ ]+ (?=[^ \n\#]) )
     | (?P<blank>   [ ]+ )
-    | (?P<other>   [^\W\d]\w* | [^ ] )
+    | (?P<other>   [^ ] )                # a bracket, the end of a line
     """,
     re.VERBOSE | re.DOTALL,
 )
 _WORD = re.compile(r"\w")
 
 
-def minify(source: str) -> str:
-    """``source`` without what the interpreter does not need; lines keep their numbers."""
-    return _squeeze(_cut(source))
+def minify(source: str, tree: ast.Module | None = None) -> str:
+    """``source`` without what the interpreter does not need; lines keep their numbers.
+
+    ``tree``: its syntax tree, if that is known already.
+    """
+    return _squeeze(_cut(source, ast.parse(source) if tree is None else tree))
 
 
-def _cut(source: str) -> str:
+def _cut(source: str, tree: ast.Module) -> str:
     """Without docstrings and annotations, newlines kept."""
     lines = source.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
     text = bytearray(source.encode())
-    cuts = _cuts(ast.parse(source), starts, bytes(text))
+    cuts = _cuts(tree, starts, bytes(text))
     for first, last, instead in sorted(cuts, reverse=True):
         text[first:last] = instead + b"\n" * text.count(b"\n", first, last)
     return text.decode()

@@ -6,17 +6,17 @@
 In any doubt (another program than ssh, no answer, an answer that looks odd) nothing is chosen.
 """
 
-import asyncio
 import enum
 import platform
 import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sshunt.errors import UserError
-from sshunt.transport.ssh import Remote, find_program
+from sshunt.transport.remote import Remote, find_program
 
 #: How long ``ssh -G`` may take.
 ASK_DEADLINE_S = 2.0
@@ -39,49 +39,81 @@ class Choices(NamedTuple):
     sharing: Sharing
 
 
-async def choose(remote: Remote) -> Choices:
-    """Ask ssh, and choose. Never raises."""
-    nothing = Choices([], Sharing.NONE)
-    program, *arguments = remote.ssh_command
-    if Path(program).name != "ssh":
-        return nothing
-    try:
-        ssh = find_program(program)
-    except UserError:
-        return nothing
-    port = ["-p", str(remote.port)] if remote.port is not None else []
-    configured, default = await asyncio.gather(
-        _ask([ssh, *arguments, *port, "-G", remote.destination]),
-        _ask([ssh, "-F", "none", "-G", remote.destination]),
-    )
-    ciphers = configured.get("ciphers", "")
-    if not ciphers:
-        return nothing
-    # ssh prints no controlpath where there is none.
-    sharing = Sharing.THEIRS if "controlpath" in configured else Sharing.OURS
-    is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
-    wanted = is_default and _has_aes_instructions()
-    return Choices(["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else [], sharing)
+_NOTHING = Choices([], Sharing.NONE)
 
 
-async def _ask(argv: Sequence[str]) -> dict[str, str]:
-    """What ``ssh -G`` prints, by keyword. In a thread: no trace of it is left in the event loop,
-    which may be about to end.
+class Choosing:
+    """ssh, asked what is configured. Begun early, it answers while the rest is being loaded.
+
+    Whoever begins it also closes it. Never raises.
     """
-    try:
-        answer = await asyncio.to_thread(
-            subprocess.run,
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=ASK_DEADLINE_S,
-            check=True,
+
+    def __init__(self, remote: Remote) -> None:
+        self._asked: list[subprocess.Popen[bytes]] = []
+        self._has_reader = False  # which then takes care of the processes' end
+        program, *arguments = remote.ssh_command
+        if Path(program).name != "ssh":
+            return
+        port = ["-p", str(remote.port)] if remote.port is not None else []
+        with suppress(UserError, OSError):  # it is said when ssh is to connect
+            ssh = find_program(program)
+            self._ask([ssh, *arguments, *port, "-G", remote.destination])
+            self._ask([ssh, "-F", "none", "-G", remote.destination])
+
+    def result(self) -> Choices:
+        """Wait for the answers, and choose; once. ``close`` cuts it short."""
+        self._has_reader = True
+        answers = [_read(process) for process in self._asked]
+        if len(answers) < 2:
+            return _NOTHING
+        configured, default = answers
+        ciphers = configured.get("ciphers", "")
+        if not ciphers:
+            return _NOTHING
+        # ssh prints no controlpath where there is none.
+        sharing = Sharing.THEIRS if "controlpath" in configured else Sharing.OURS
+        is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
+        wanted = is_default and _has_aes_instructions()
+        return Choices(["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else [], sharing)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self._asked:
+            process.kill()
+            if not self._has_reader:
+                _reap(process)
+
+    def _ask(self, argv: Sequence[str]) -> None:
+        self._asked.append(
+            subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         )
-    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: no thread
+
+
+def _read(process: "subprocess.Popen[bytes]") -> dict[str, str]:
+    """What ``ssh -G`` prints, by keyword; nothing if it fails or takes too long."""
+    try:
+        output, _ = process.communicate(timeout=ASK_DEADLINE_S)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        process.kill()
         return {}
-    lines = answer.stdout.decode("utf-8", "replace").splitlines()
+    finally:
+        _reap(process)
+    lines = output.decode("utf-8", "replace").splitlines()
+    if process.returncode:
+        return {}
     return dict(line.split(" ", 1) for line in lines if re.match(r"[a-z0-9]+ \S", line))
+
+
+def _reap(process: "subprocess.Popen[bytes]") -> None:
+    """Close our end of what it prints, and wait for it."""
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait()
 
 
 def _has_aes_instructions() -> bool:

@@ -24,9 +24,6 @@ Not here: what the sentences of ssh mean (diagnosis), more lanes and reconnects 
 import asyncio
 import ctypes
 import os
-import re
-import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +44,7 @@ from sshunt.mux.hello import (
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.remote import Remote, find_program
 from sshunt.transport.sharing import ControlSocket
 from sshunt.transport.stderr import StderrLines
 
@@ -75,9 +73,6 @@ _OPTIONS = (
     *("-o", "ControlMaster=no"),
 )
 
-#: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
-_USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin", "/bin")
-
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -92,88 +87,6 @@ class LaneRefusedError(UserError):
             ExitCode.LOST if gone else ExitCode.REMOTE,
         )
         self.status = hello.status
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """Where the far side is, and how to get there."""
-
-    host: str
-    user: str | None = None
-    port: int | None = None
-    ssh_command: tuple[str, ...] = ("ssh",)
-    python: str | None = None
-    delimiter: bool = True  # put -- before the remote command
-
-    @property
-    def destination(self) -> str:
-        """As ssh takes it; the port goes separately."""
-        return f"{self.user}@{self.host}" if self.user else self.host
-
-
-# --- [user@]host[:port] ---------------------------------------------------------------------------
-
-_HOST = re.compile(r"[^\s\[\]@'\"`$\\;&|<>(){}*?!#/-][^\s\[\]@'\"`$\\;&|<>(){}*?!#/]*")
-_USER = re.compile(r"[^\s'\"`$;&|<>(){}*?!#-][^\s'\"`$;&|<>(){}*?!#]*")
-_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
-
-
-def parse_remote(
-    text: str,
-    *,
-    ssh_command: str = "ssh",
-    python: str | None = None,
-    delimiter: bool = True,
-) -> Remote:
-    """The Remote of ``-r [user@]host[:port]`` and ``-e``; IPv6 addresses may stand in brackets.
-
-    Raises UserError.
-    """
-    user, at, place = text.rpartition("@")
-    host, port = _split_port(place)
-    if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
-        raise UserError(
-            f"{text!r} is not [user@]host[:port]",
-            "for example alice@gate.example:2222 or [2001:db8::1]:22",
-            ExitCode.USAGE,
-        )
-    if ":" in user:
-        raise UserError(
-            "a password does not belong into -r",
-            "leave it out: ssh asks for it, or use a key",
-            ExitCode.USAGE,
-        )
-    remote_command(python)  # raises for what can't be quoted
-    number = None if port is None else _parse_port(text, port)
-    return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
-
-
-def _split_port(place: str) -> tuple[str, str | None]:
-    bracketed = _BRACKETED.fullmatch(place)
-    if bracketed:
-        return bracketed.group(1), bracketed.group(2)
-    if place.count(":") != 1:
-        return place, None  # a name, or an IPv6 address without brackets
-    host, _, port = place.partition(":")
-    return host, port
-
-
-def _parse_port(text: str, port: str) -> int:
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise UserError(f"{text!r}: {port!r} is not a port", "ports are 1 to 65535", ExitCode.USAGE)
-    return int(port)
-
-
-def _split_command(command: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as error:
-        raise UserError(f"-e {command!r}: {error}", "close the quote", ExitCode.USAGE)
-    if not words:
-        raise UserError(
-            "-e names no program", "give it one, for example: -e 'ssh -v'", ExitCode.USAGE
-        )
-    return words
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -193,15 +106,6 @@ def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[s
         *(["--"] if remote.delimiter else []),
         command,
     ]
-
-
-def find_program(program: str) -> str:
-    """The path of an ssh program; raises UserError."""
-    usual = os.pathsep.join(_USUAL_PLACES)
-    found = shutil.which(program) or shutil.which(program, path=usual)
-    if found is None:
-        raise diagnosis.no_ssh(program, "there is no such program")
-    return found
 
 
 # --- the lane -------------------------------------------------------------------------------------

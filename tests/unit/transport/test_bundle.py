@@ -19,7 +19,7 @@ from sshunt.transport.bundle import (
     minify,
 )
 
-SHIPPED = [path for path, _ in import_closure(ENTRY).values()] + [LOADER]
+SHIPPED = [module.path for module in import_closure(ENTRY).values()] + [LOADER]
 
 AWKWARD = '''\
 """A docstring
@@ -182,5 +182,5 @@ def test_relative_imports_are_not_shipped() -> None:
 def test_a_package_that_is_only_a_docstring_costs_nothing() -> None:
     closure = import_closure(ENTRY)
     for name in ("sshunt.mux", "sshunt.agent", "sshunt.relay"):
-        compiled = compile(minify(closure[name][1]), name, "exec")
+        compiled = compile(minify(closure[name].source), name, "exec")
         assert compiled.co_names == ()

@@ -8,12 +8,9 @@ import pytest
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.transport import choices
-from sshunt.transport.choices import Sharing, choose
-from sshunt.transport.ssh import Remote, connect, parse_remote, ssh_argv
+from sshunt.transport.remote import Remote
+from sshunt.transport.ssh import connect, ssh_argv
 from sshunt.transport.stderr import STDERR_LINE_CHARACTERS
-
-FAST = ["-o", "Ciphers=^aes128-gcm@openssh.com"]
 
 
 def program(folder: Path, text: str, name: str = "ssh") -> str:
@@ -22,74 +19,6 @@ def program(folder: Path, text: str, name: str = "ssh") -> str:
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(0o755)
     return str(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "user", "host", "port"),
-    [
-        ("gate", None, "gate", None),
-        ("alice@gate.example", "alice", "gate.example", None),
-        ("gate:2222", None, "gate", 2222),
-        ("alice@corp.example@gate:22", "alice@corp.example", "gate", 22),
-        ("192.0.2.7:22", None, "192.0.2.7", 22),
-        ("2001:db8::1", None, "2001:db8::1", None),
-        ("[2001:db8::1]", None, "2001:db8::1", None),
-        ("root@[fe80::1%eth0]:65535", "root", "fe80::1%eth0", 65535),
-        ("work_alias-2", None, "work_alias-2", None),
-    ],
-)
-def test_a_destination_is_user_host_and_port(
-    text: str, user: str | None, host: str, port: int | None
-) -> None:
-    remote = parse_remote(text)
-    assert (remote.user, remote.host, remote.port) == (user, host, port)
-    assert remote.destination == (f"{user}@{host}" if user else host)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "@gate",
-        "alice@",
-        "gate:",
-        "gate:0",
-        "gate:65536",
-        "gate:ssh",
-        "[::1]x",
-        "[::1]:",
-        "-oProxyCommand=x",
-        "alice@-oProxyCommand=x",
-        "-l@gate",
-        "ga te",
-        "gate;reboot",
-        "gate`x`",
-        "alice:secret@gate",
-        "gate/24",
-        "gate\n",
-        "gate:\N{SUPERSCRIPT TWO}",
-    ],
-)
-def test_what_is_no_destination_is_refused_in_two_lines(text: str) -> None:
-    with pytest.raises(UserError) as raised:
-        parse_remote(text)
-    assert raised.value.exit_code == ExitCode.USAGE
-    assert raised.value.hint
-
-
-def test_the_ssh_command_is_split_as_a_shell_would() -> None:
-    assert parse_remote("gate", ssh_command="ssh -F '/a b/config' -v").ssh_command == (
-        "ssh",
-        "-F",
-        "/a b/config",
-        "-v",
-    )
-
-
-@pytest.mark.parametrize("command", ["", "  ", "ssh -o 'unclosed"])
-def test_an_ssh_command_that_is_none_is_refused(command: str) -> None:
-    with pytest.raises(UserError, match="-e"):
-        parse_remote("gate", ssh_command=command)
 
 
 def test_the_users_own_arguments_come_before_ours(tmp_path: Path) -> None:
@@ -117,81 +46,6 @@ def test_an_ssh_that_is_not_there_is_said_so() -> None:
     with pytest.raises(UserError, match=r"no-such-ssh can't be started") as raised:
         ssh_argv(Remote("gate", ssh_command=("no-such-ssh",)), [], "command")
     assert raised.value.exit_code == ExitCode.CONNECT
-
-
-# --- the cipher -------------------------------------------------------------------------------
-
-
-def asked(remote: Remote) -> list[str]:
-    return asyncio.run(choose(remote)).cipher
-
-
-@pytest.fixture
-def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "_has_aes_instructions", lambda: True)
-
-
-@pytest.mark.usefixtures("fast_machine")
-def test_the_fast_cipher_comes_first_unless_the_user_chose(tmp_path: Path) -> None:
-    nothing, chosen = tmp_path / "nothing", tmp_path / "chosen"
-    nothing.write_text("Host *\n  Compression no\n")
-    chosen.write_text("Host gate\n  Ciphers aes256-ctr\n")
-    assert asked(Remote("gate", ssh_command=("ssh", "-F", str(nothing)))) == FAST
-    assert asked(Remote("gate", ssh_command=("ssh", "-F", str(chosen)))) == []
-    assert asked(Remote("other", ssh_command=("ssh", "-F", str(chosen)))) == FAST
-    assert asked(Remote("gate", ssh_command=("ssh", "-c", "aes256-ctr", "-F", "none"))) == []
-
-
-def test_a_connection_is_shared_our_way_unless_the_user_has_one(tmp_path: Path) -> None:
-    nothing, chosen = tmp_path / "nothing", tmp_path / "chosen"
-    nothing.write_text("Host *\n  Compression no\n")
-    chosen.write_text("Host gate\n  ControlPath ~/.ssh/%C\n")
-
-    def shared(file: Path, host: str) -> Sharing:
-        return asyncio.run(choose(Remote(host, ssh_command=("ssh", "-F", str(file))))).sharing
-
-    assert shared(nothing, "gate") is Sharing.OURS
-    assert shared(chosen, "gate") is Sharing.THEIRS
-    assert shared(chosen, "other") is Sharing.OURS
-
-
-def test_a_machine_without_aes_instructions_keeps_its_cipher(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(choices, "_has_aes_instructions", lambda: False)
-    assert asked(Remote("gate", ssh_command=("ssh", "-F", "none"))) == []
-
-
-@pytest.mark.usefixtures("fast_machine")
-@pytest.mark.parametrize(
-    "behaviour",
-    [
-        "exit 1",
-        "exit 0",
-        "echo ciphers aes256-ctr",
-        "echo ciphers; exit 0",
-        "head -c 99999 /dev/zero",
-    ],
-)
-def test_an_ssh_that_does_not_answer_as_expected_is_left_alone(
-    tmp_path: Path, behaviour: str
-) -> None:
-    assert asked(Remote("gate", ssh_command=(program(tmp_path, behaviour),))) == []
-
-
-@pytest.mark.usefixtures("fast_machine")
-def test_an_ssh_that_does_not_answer_at_all_has_a_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choices, "ASK_DEADLINE_S", 0.1)
-    assert asked(Remote("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))) == []
-
-
-@pytest.mark.usefixtures("fast_machine")
-def test_another_program_than_ssh_is_not_asked(tmp_path: Path) -> None:
-    path = program(tmp_path, f"touch {tmp_path}/asked", name="plink")
-    assert asked(Remote("gate", ssh_command=(path,))) == []
-    assert not (tmp_path / "asked").exists()
 
 
 # --- connecting, with programs that stand in ssh's place --------------------------------------

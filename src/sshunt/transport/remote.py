@@ -1,0 +1,108 @@
+"""Where the far side is: ``-r [user@]host[:port]`` and ``-e``, and the ssh program they name."""
+
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.transport import diagnosis
+from sshunt.transport.bootstrap import remote_command
+
+#: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
+_USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin", "/bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where the far side is, and how to get there."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    ssh_command: tuple[str, ...] = ("ssh",)
+    python: str | None = None
+    delimiter: bool = True  # put -- before the remote command
+
+    @property
+    def destination(self) -> str:
+        """As ssh takes it; the port goes separately."""
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+
+# --- [user@]host[:port] ---------------------------------------------------------------------------
+
+_HOST = re.compile(r"[^\s\[\]@'\"`$\\;&|<>(){}*?!#/-][^\s\[\]@'\"`$\\;&|<>(){}*?!#/]*")
+_USER = re.compile(r"[^\s'\"`$;&|<>(){}*?!#-][^\s'\"`$;&|<>(){}*?!#]*")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
+
+
+def parse_remote(
+    text: str,
+    *,
+    ssh_command: str = "ssh",
+    python: str | None = None,
+    delimiter: bool = True,
+) -> Remote:
+    """The Remote of ``-r [user@]host[:port]`` and ``-e``; IPv6 addresses may stand in brackets.
+
+    Raises UserError.
+    """
+    user, at, place = text.rpartition("@")
+    host, port = _split_port(place)
+    if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
+        raise UserError(
+            f"{text!r} is not [user@]host[:port]",
+            "for example alice@gate.example:2222 or [2001:db8::1]:22",
+            ExitCode.USAGE,
+        )
+    if ":" in user:
+        raise UserError(
+            "a password does not belong into -r",
+            "leave it out: ssh asks for it, or use a key",
+            ExitCode.USAGE,
+        )
+    remote_command(python)  # raises for what can't be quoted
+    number = None if port is None else _parse_port(text, port)
+    return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
+
+
+def _split_port(place: str) -> tuple[str, str | None]:
+    bracketed = _BRACKETED.fullmatch(place)
+    if bracketed:
+        return bracketed.group(1), bracketed.group(2)
+    if place.count(":") != 1:
+        return place, None  # a name, or an IPv6 address without brackets
+    host, _, port = place.partition(":")
+    return host, port
+
+
+def _parse_port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise UserError(f"{text!r}: {port!r} is not a port", "ports are 1 to 65535", ExitCode.USAGE)
+    return int(port)
+
+
+def _split_command(command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UserError(f"-e {command!r}: {error}", "close the quote", ExitCode.USAGE)
+    if not words:
+        raise UserError(
+            "-e names no program", "give it one, for example: -e 'ssh -v'", ExitCode.USAGE
+        )
+    return words
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+def find_program(program: str) -> str:
+    """The path of an ssh program; raises UserError."""
+    usual = os.pathsep.join(_USUAL_PLACES)
+    found = shutil.which(program) or shutil.which(program, path=usual)
+    if found is None:
+        raise diagnosis.no_ssh(program, "there is no such program")
+    return found

@@ -1,0 +1,74 @@
+"""-r [user@]host[:port] and -e."""
+
+import pytest
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.transport.remote import parse_remote
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "host", "port"),
+    [
+        ("gate", None, "gate", None),
+        ("alice@gate.example", "alice", "gate.example", None),
+        ("gate:2222", None, "gate", 2222),
+        ("alice@corp.example@gate:22", "alice@corp.example", "gate", 22),
+        ("192.0.2.7:22", None, "192.0.2.7", 22),
+        ("2001:db8::1", None, "2001:db8::1", None),
+        ("[2001:db8::1]", None, "2001:db8::1", None),
+        ("root@[fe80::1%eth0]:65535", "root", "fe80::1%eth0", 65535),
+        ("work_alias-2", None, "work_alias-2", None),
+    ],
+)
+def test_a_destination_is_user_host_and_port(
+    text: str, user: str | None, host: str, port: int | None
+) -> None:
+    remote = parse_remote(text)
+    assert (remote.user, remote.host, remote.port) == (user, host, port)
+    assert remote.destination == (f"{user}@{host}" if user else host)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@gate",
+        "alice@",
+        "gate:",
+        "gate:0",
+        "gate:65536",
+        "gate:ssh",
+        "[::1]x",
+        "[::1]:",
+        "-oProxyCommand=x",
+        "alice@-oProxyCommand=x",
+        "-l@gate",
+        "ga te",
+        "gate;reboot",
+        "gate`x`",
+        "alice:secret@gate",
+        "gate/24",
+        "gate\n",
+        "gate:\N{SUPERSCRIPT TWO}",
+    ],
+)
+def test_what_is_no_destination_is_refused_in_two_lines(text: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_remote(text)
+    assert raised.value.exit_code == ExitCode.USAGE
+    assert raised.value.hint
+
+
+def test_the_ssh_command_is_split_as_a_shell_would() -> None:
+    assert parse_remote("gate", ssh_command="ssh -F '/a b/config' -v").ssh_command == (
+        "ssh",
+        "-F",
+        "/a b/config",
+        "-v",
+    )
+
+
+@pytest.mark.parametrize("command", ["", "  ", "ssh -o 'unclosed"])
+def test_an_ssh_command_that_is_none_is_refused(command: str) -> None:
+    with pytest.raises(UserError, match="-e"):
+        parse_remote("gate", ssh_command=command)
