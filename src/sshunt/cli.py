@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -89,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.OK
     except Exception:  # noqa: BLE001 (the top of the program: a bug, not an answer)
+        import traceback
+
         console.raw(traceback.format_exc())
         console.error(
             UserError(

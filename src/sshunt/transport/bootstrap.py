@@ -24,9 +24,13 @@ Why it looks as it does:
 Prior art: sshuttle and mitogen start the same way; mitogen forks where we count.
 """
 
+from typing import TYPE_CHECKING
+
 from sshunt.errors import ExitCode, UserError
-from sshunt.mux.hello import Hello
-from sshunt.transport.bundle import Bundle
+
+if TYPE_CHECKING:  # they take their time, and the command line is checked before that is had
+    from sshunt.mux.hello import Hello
+    from sshunt.transport.bundle import Bundle
 
 #: Exit status of stage one: somebody has read the beginning of its stdin.
 EXIT_NO_UPLOAD = 96
@@ -93,7 +97,7 @@ def argv(python: str | None = None) -> list[str]:
     return ["/bin/sh", "-c", _script(python)]
 
 
-def upload(bundle: Bundle, hello: Hello) -> bytes:
+def upload(bundle: "Bundle", hello: "Hello") -> bytes:
     """What to write to the command's stdin, all at once."""
     return b"%0*d" % (_LENGTH_DIGITS, len(bundle.data)) + bundle.data + hello.encode()
 

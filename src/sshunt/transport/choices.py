@@ -7,9 +7,9 @@ In any doubt (another program than ssh, no answer, an answer that looks odd) not
 """
 
 import enum
-import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -120,5 +120,5 @@ def _has_aes_instructions() -> bool:
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return platform.system() == "Darwin"  # every Mac that runs a supported Python has them
+        return sys.platform == "darwin"  # every Mac that runs a supported Python has them
     return re.search(r"^(?:flags|Features)\s*:.*\baes\b", cpuinfo, re.MULTILINE) is not None

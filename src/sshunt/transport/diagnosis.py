@@ -197,15 +197,6 @@ def silence(waited_s: float, noise: bytes) -> UserError:
     )
 
 
-def no_ssh(program: str, reason: str) -> UserError:
-    """The ssh program itself can't be started."""
-    return UserError(
-        f"{program} can't be started: {reason}",
-        "install the OpenSSH client, or name the program with -e",
-        ExitCode.CONNECT,
-    )
-
-
 def quote_untrusted(data: bytes) -> str:
     """The beginning of ``data``, printable, for a message."""
     text = data.decode("utf-8", "replace").strip()

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command
 
 #: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
@@ -104,5 +103,14 @@ def find_program(program: str) -> str:
     usual = os.pathsep.join(_USUAL_PLACES)
     found = shutil.which(program) or shutil.which(program, path=usual)
     if found is None:
-        raise diagnosis.no_ssh(program, "there is no such program")
+        raise no_ssh(program, "there is no such program")
     return found
+
+
+def no_ssh(program: str, reason: str) -> UserError:
+    """The ssh program itself can't be started."""
+    return UserError(
+        f"{program} can't be started: {reason}",
+        "install the OpenSSH client, or name the program with -e",
+        ExitCode.CONNECT,
+    )

@@ -44,7 +44,7 @@ from sshunt.mux.hello import (
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.remote import Remote, find_program
+from sshunt.transport.remote import Remote, find_program, no_ssh
 from sshunt.transport.sharing import ControlSocket
 from sshunt.transport.stderr import StderrLines
 
@@ -226,7 +226,7 @@ async def _spawn(
                 preexec_fn=_prepare_child(),
             )
         except OSError as error:
-            raise diagnosis.no_ssh(argv[0], error.strerror or str(error))
+            raise no_ssh(argv[0], error.strerror or str(error))
         for fd in (read_fd, write_fd, stderr_read_fd):
             os.set_blocking(fd, False)
         ours.pop_all()
