@@ -112,6 +112,11 @@ GROWTH = 1.25
 #: joins others at work does so because the link has room, and then TCP's own pace is right.
 START_UP, JOINING_UP = 1.4, 2.0
 
+#: A lane that has less than its share of the path bears a queue that is longer in proportion, up to
+#: so much: what it sees is mostly not the link's. Few frames find no moment in which every process
+#: on the way is ready, and what TCP's window does not let go waits in front of it.
+PATIENCE = 4.0
+
 #: Rounds without a queue, though we were held back, before steps become larger; and before the
 #: largest becomes larger still, for the link must be far away.
 HUNGRY_ROUNDS = 3
@@ -154,11 +159,16 @@ GROWING_SPREAD = 3.0
 #: would be answered by a burst each.
 BURST_S = 0.003
 
-#: A frame is so much time of the lane's rate: what an urgent one waits for it. Smaller ones than
-#: two full segments, ssh's and our own headers included, would leave a slow link to headers.
+#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it.
+#: Smaller ones than two full segments, ssh's and our own headers included, would leave a slow link
+#: to headers.
 FRAME_S = 0.001
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
+
+#: So many of them are in flight at least: a lane among faster ones is not to live from hand to
+#: mouth.
+LEAST_FRAMES = 16
 
 #: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
 #: That is what it means when the next byte is processed so much later than the one before it,
@@ -225,6 +235,7 @@ class Pacer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        path.lanes += 1
         self.limit_bytes = START_LIMIT_BYTES
         self.frame_bytes = START_FRAME_BYTES
         self.next_at = 0.0  # the next frame of bulk may leave
@@ -283,6 +294,7 @@ class Pacer:
 
     def leave(self) -> None:
         """The lane is over."""
+        self._path.lanes -= 1
         self._note_best(0.0)
 
     def on_ack(
@@ -364,8 +376,10 @@ class Pacer:
         self._rates = self._rates[-2:] + [rate]
         self.rate_bytes_s = rate
         self._note_best(max(rate, self._best_rate * BEST_FADES))
-        frame_s = FRAME_S * _times(rate, FAST_FRAME)
-        self.frame_bytes = min(max(int(rate * frame_s), MIN_FRAME_BYTES), DATA_BYTES)
+        link_rate = rate + path.best_rate - self._best_rate
+        frame_s = FRAME_S * _times(link_rate, FAST_FRAME)
+        most_bytes = min(self.limit_bytes // LEAST_FRAMES, DATA_BYTES)
+        self.frame_bytes = max(min(int(link_rate * frame_s), most_bytes), MIN_FRAME_BYTES)
         if self._growth <= GROWTH:
             path.probe_if_due(self.rtt_s, now)
         if path.phase is not PROBING:
@@ -427,10 +441,13 @@ class Pacer:
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
         come, so the time that it takes itself looks like queueing. It takes that at the link's
-        rate: that of all lanes together, and not what it is while we give way.
+        rate: that of all lanes together, and not what it is while we give way. A lane that has less
+        than its share bears more: so it comes to have it.
         """
         rate = max(self._path.best_rate, 1.0)
-        return self._target_s() + max(self.frame_bytes, LEAST_QUEUE_BYTES) / rate
+        aim_s = self._target_s() + max(self.frame_bytes, LEAST_QUEUE_BYTES) / rate
+        fair_rate = rate / max(self._path.lanes, 1)
+        return aim_s * min(max(fair_rate / max(self._best_rate, 1.0), 1.0), PATIENCE)
 
     def _target_s(self) -> float:
         """The same without the frame."""

@@ -72,6 +72,7 @@ class Path:
         "contended_rtt_s",
         "delay_s",
         "is_deep",
+        "lanes",
         "phase",
         "rtt_s",
     )
@@ -81,6 +82,7 @@ class Path:
         self.delay_s = _NEVER  # least one-way delay, but for the constant
         self.rtt_s = _NEVER  # least round-trip time
         self.is_deep = False  # the probe under way must see the path without us for certain
+        self.lanes = 0
         self.best_rate = 0.0  # of all lanes together, of late: bytes per second
         self._offset = -1  # between the two clocks, as first seen; -1: not yet
         self._probe_at = -1.0
