@@ -38,13 +38,12 @@ from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.keeper import Keeper
-from sshunt.lanes import Lanes
+from sshunt.lanes import Lanes, new_session
 from sshunt.listener import CannotListen, Listener, begin, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import CLIENT
-from sshunt.mux.session import DatagramReceived, Session
+from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.network import NetworkEvents
 from sshunt.privilege import Helper, start_helper
@@ -324,7 +323,7 @@ class _Up:
         loop.set_exception_handler(self._on_bug)
         # What the far side grants is known when it has answered; ours grants what is taken here.
         self.tunnel = Tunnel(
-            loop, Session(CLIENT), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
+            loop, new_session(), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
         )
         self.waiting = WaitingRoom(self.tunnel)
         self.tunnel.on_lane_ended = self._on_lane_ended

@@ -48,14 +48,11 @@ from sshunt.mux.hello import (
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
 from sshunt.mux.session import Session
-from sshunt.relay.lane import LaneIO
+from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.transport.choices import Choices, Sharing
 from sshunt.transport.remote import Remote
 from sshunt.transport.ssh import HELLO_DEADLINE_S, SshLane, connect
-
-#: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB).
-CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
 
 #: A lane that delivers so much of its channel's window in a round trip of the empty path is limited
 #: by it, or will be soon: a login takes ten round trips.
@@ -97,6 +94,11 @@ _WISHES = {COPY: FEATURE_COPY, SPLICE: FEATURE_SPLICE}
 
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 _OWN_CONNECTION = ("-o", "ControlPath=none")
+
+
+def new_session(*terms: int) -> Session:
+    """The client's side of a session over ssh. ``terms``: what the far side's HELLO grants."""
+    return Session(CLIENT, *terms, lane_window_bytes=CHANNEL_WINDOW_BYTES)
 
 
 def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:
@@ -221,7 +223,7 @@ class Lanes:
         session, detached = self._tunnel.session, bool(theirs.features & FEATURE_DETACHED)
         terms = (theirs.initial_window_bytes, theirs.max_streams)
         if session.peer_terms != terms:  # another version's: no stream can have been opened yet
-            session = Session(CLIENT, *terms)
+            session = new_session(*terms)
         self._tunnel.begin(session, outlives_lanes=detached and theirs.grace_s > 0)
         if self._grace_s and not detached:
             self._console.line(
@@ -239,7 +241,7 @@ class Lanes:
         for lane in list(self._tunnel.lanes.values()):
             self._tunnel.lane_ended(lane, "the session is over")
         self._tunnel.reset_all()
-        self._tunnel.begin(Session(CLIENT), outlives_lanes=self._tunnel.outlives_lanes)
+        self._tunnel.begin(new_session(), outlives_lanes=self._tunnel.outlives_lanes)
         return count
 
     # --- further lanes ------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from sshunt.mux.hello import (
     make_hello,
 )
 from sshunt.mux.session import DatagramReceived, Session
-from sshunt.relay.lane import LaneIO
+from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.sockets import keep_heap
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 
@@ -98,7 +98,9 @@ class _Life:
         self._grace_s = min(first.hello.grace_s, MAX_GRACE_S) if self._detached else 0
         self._grace: Optional[asyncio.TimerHandle] = None
         self.failure: Optional[BaseException] = None
-        session = Session(AGENT, first.hello.initial_window_bytes, first.hello.max_streams)
+        session = Session(
+            AGENT, first.hello.initial_window_bytes, first.hello.max_streams, CHANNEL_WINDOW_BYTES
+        )
         features = first.hello.features
         way = SPLICE if features & FEATURE_SPLICE else AUTO
         way = COPY if features & FEATURE_COPY else way

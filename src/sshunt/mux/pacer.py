@@ -59,8 +59,8 @@ What was tried, on the links of ``bench/wan.py``:
 Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate
 for ten rounds after it is gone, and it makes a queue every eighth round to probe for more.
 
-Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
-acknowledgement costs a few comparisons.
+Invariants: MIN_LIMIT_BYTES <= limit_bytes <= the path's lane_window_bytes; nothing here reads a
+clock; an acknowledgement costs a few comparisons.
 
 Not here: what is sent next (scheduler), frames of control, which are not limited (session).
 """
@@ -68,7 +68,7 @@ Not here: what is sent next (scheduler), frames of control, which are not limite
 from collections import deque
 from typing import Deque, Dict, List
 
-from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
+from sshunt.mux.limits import DATA_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now
@@ -159,14 +159,15 @@ GROWING_SPREAD = 3.0
 #: would be answered by a burst each.
 BURST_S = 0.003
 
-#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it.
+#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it. Where
+#: the link is long that much does not matter, and it is fast for a smaller share of the processors.
 #: Smaller ones than two full segments, ssh's and our own headers included, would leave a slow link
 #: to headers.
-FRAME_S = 0.001
+FRAME_S, FRAME_RTTS = 0.001, 0.02
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
 
-#: So many of them are in flight at least: a lane among faster ones is not to live from hand to
+#: So many of them are in flight at least on a lane among faster ones: it is not to live from hand to
 #: mouth.
 LEAST_FRAMES = 16
 
@@ -377,9 +378,10 @@ class Pacer:
         self.rate_bytes_s = rate
         self._note_best(max(rate, self._best_rate * BEST_FADES))
         link_rate = rate + path.best_rate - self._best_rate
-        frame_s = FRAME_S * _times(link_rate, FAST_FRAME)
-        most_bytes = min(self.limit_bytes // LEAST_FRAMES, DATA_BYTES)
-        self.frame_bytes = max(min(int(link_rate * frame_s), most_bytes), MIN_FRAME_BYTES)
+        frame_s = max(FRAME_S * _times(link_rate, FAST_FRAME), FRAME_RTTS * path.rtt_s)
+        of_link, of_lane = int(link_rate * frame_s), int(rate * frame_s)
+        frame_bytes = max(min(of_link, self.limit_bytes // LEAST_FRAMES), of_lane)
+        self.frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), DATA_BYTES)
         if self._growth <= GROWTH:
             path.probe_if_due(self.rtt_s, now)
         if path.phase is not PROBING:
@@ -458,7 +460,7 @@ class Pacer:
         self._best_rate = rate
 
     def _set_limit(self, limit: float) -> None:
-        self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), LANE_IN_FLIGHT_BYTES))
+        self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), self._path.lane_window_bytes))
         spread = GROWING_SPREAD if self._start_up or self._growth > GROWTH else SPREAD
         over_s = self.rtt_s - self.queue_s if self._drained else self.rtt_s
         self._interval_s = over_s / (spread * self.limit_bytes)

@@ -30,6 +30,8 @@ Invariants: a queue is never believed to be longer than the round-trip time says
 that drift or jump nor a peer that lies about its own can make it so.
 """
 
+from sshunt.mux.limits import LANE_IN_FLIGHT_BYTES
+
 #: The path is looked at without our own queue so often; sooner while it is CONTENDED.
 PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 5.0
@@ -72,12 +74,14 @@ class Path:
         "contended_rtt_s",
         "delay_s",
         "is_deep",
+        "lane_window_bytes",
         "lanes",
         "phase",
         "rtt_s",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, lane_window_bytes: int = LANE_IN_FLIGHT_BYTES) -> None:
+        self.lane_window_bytes = lane_window_bytes  # a lane can't have more in flight
         self.phase = STEADY
         self.delay_s = _NEVER  # least one-way delay, but for the constant
         self.rtt_s = _NEVER  # least round-trip time

@@ -37,6 +37,7 @@ from sshunt.mux.limits import (
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     INITIAL_WINDOW_BYTES,
+    LANE_IN_FLIGHT_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
     SEND_QUEUE_BYTES,
@@ -178,7 +179,8 @@ class _SeenStreams:
 class Session:
     """One tunnel, one side of it. ``role`` is hello.CLIENT or hello.AGENT.
 
-    ``peer_window_bytes`` and ``peer_max_streams`` are what the peer's HELLO says.
+    ``peer_window_bytes`` and ``peer_max_streams`` are what the peer's HELLO says; beyond
+    ``lane_window_bytes`` unacknowledged a lane's transport lets nothing go.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class Session:
         role: int,
         peer_window_bytes: int = INITIAL_WINDOW_BYTES,
         peer_max_streams: int = MAX_STREAMS,
+        lane_window_bytes: int = LANE_IN_FLIGHT_BYTES,
     ) -> None:
         self.lanes: Dict[int, Lane] = {}
         self.streams: Dict[int, Stream] = {}
@@ -196,7 +199,7 @@ class Session:
         self._max_own_streams = min(peer_max_streams, MAX_STREAMS)
         self._peer_streams = 0
         self._scheduler = Scheduler()
-        self._path = Path()
+        self._path = Path(lane_window_bytes)
         self._control: Deque[_Control] = deque()
         self._datagrams: Deque[_Datagram] = deque()
         self._datagram_bytes = 0

@@ -54,6 +54,10 @@ LEAST_SPLICE_BYTES = 4096
 #: Writes in one round: as much as a pipe holds, several times.
 WRITES_PER_ROUND = 8
 
+#: OpenSSH's window of a session's channel (channels.h: CHAN_SES_WINDOW_DEFAULT, 64 x 32 KiB). What
+#: a lane had more in flight would wait in ssh, in front of all that comes after it.
+CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
+
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
 

@@ -13,8 +13,10 @@ from sshunt.mux.pacer import (
     FAST_FRAME,
     FAST_QUEUE,
     FORGET_S,
+    FRAME_RTTS,
     FRAME_S,
     JOINING_UP,
+    LEAST_FRAMES,
     LOSS_STALLS,
     MIN_FRAME_BYTES,
     MIN_LIMIT_BYTES,
@@ -173,12 +175,12 @@ def test_an_application_limited_round_changes_nothing() -> None:
     ("rate_bytes_s", "frame_bytes"),
     [
         (10_000, MIN_FRAME_BYTES),
-        (10_000_000, 10_000_000 * FRAME_S),
+        (10_000_000, 10_000_000 * FRAME_RTTS * RTT_S),
         (FAST_BYTES_S * FAST_FRAME, FAST_BYTES_S * FAST_FRAME * FAST_FRAME * FRAME_S),
         (2e9, DATA_BYTES),
     ],
 )
-def test_a_frame_takes_so_much_of_the_lanes_time_but_is_never_tiny_nor_huge(
+def test_a_frame_takes_so_much_of_the_links_time_but_is_never_tiny_nor_huge(
     rate_bytes_s: float, frame_bytes: float
 ) -> None:
     line = Line()
@@ -317,6 +319,41 @@ def test_a_lane_that_joins_others_at_work_grows_as_fast_as_tcp() -> None:
 
     joining = growth(grown_line().path)
     assert growth(Path()) < joining <= JOINING_UP**2
+
+
+def test_a_lane_with_less_than_its_share_grows_in_a_queue_that_is_right_for_the_others() -> None:
+    path = Path()
+    much, little = Line(path), Line(path)
+    little.rate_bytes_s = RATE_BYTES_S / 20
+    for line in (much, little):
+        line.run(0.3)
+        line.run(2.0, RIGHT_S)
+    little.pacer.limit_bytes = much.pacer.limit_bytes = before = 8 * MIN_FRAME_BYTES
+    little.run(2.0, RIGHT_S)
+    much.run(2.0, RIGHT_S)
+    assert little.pacer.limit_bytes > 2 * before
+    assert much.pacer.limit_bytes < 1.2 * before
+
+
+def test_frames_are_by_the_rate_of_all_lanes_but_a_slow_lane_has_several_in_flight() -> None:
+    path = Path()
+    fast, slow = Line(path), Line(path)
+    fast.rate_bytes_s = 20 * RATE_BYTES_S
+    fast.run(1.0)
+    slow.pacer.limit_bytes = 2 * LEAST_FRAMES * MIN_FRAME_BYTES
+    slow.run(0.3, RIGHT_S)
+    assert MIN_FRAME_BYTES < slow.pacer.frame_bytes <= slow.pacer.limit_bytes / LEAST_FRAMES
+    slow.pacer.limit_bytes = LANE_IN_FLIGHT_BYTES
+    slow.run(0.3, RIGHT_S)
+    link_rate = fast.rate_bytes_s + slow.rate_bytes_s
+    assert slow.pacer.frame_bytes == pytest.approx(link_rate * FRAME_RTTS * RTT_S, rel=0.1)
+
+
+def test_the_limit_is_never_more_than_the_lanes_transport_lets_go() -> None:
+    line = Line(Path(lane_window_bytes=300_000))
+    line.rate_bytes_s = 100 * RATE_BYTES_S
+    line.run(3.0)
+    assert line.pacer.limit_bytes == 300_000
 
 
 # --- the path -------------------------------------------------------------------------------------
