@@ -45,6 +45,7 @@ from sshunt.mux.hello import (
     Hello,
     make_hello,
 )
+from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_STREAMS
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
 from sshunt.mux.session import Session
@@ -96,9 +97,11 @@ _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 _OWN_CONNECTION = ("-o", "ControlPath=none")
 
 
-def new_session(*terms: int) -> Session:
-    """The client's side of a session over ssh. ``terms``: what the far side's HELLO grants."""
-    return Session(CLIENT, *terms, lane_window_bytes=CHANNEL_WINDOW_BYTES)
+def new_session(
+    window_bytes: int = INITIAL_WINDOW_BYTES, max_streams: int = MAX_STREAMS
+) -> Session:
+    """The client's side of a session over ssh, with what the far side's HELLO grants."""
+    return Session(CLIENT, window_bytes, max_streams, CHANNEL_WINDOW_BYTES)
 
 
 def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:

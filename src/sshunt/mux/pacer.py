@@ -59,8 +59,8 @@ What was tried, on the links of ``bench/wan.py``:
 Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate
 for ten rounds after it is gone, and it makes a queue every eighth round to probe for more.
 
-Invariants: MIN_LIMIT_BYTES <= limit_bytes <= the path's lane_window_bytes; nothing here reads a
-clock; an acknowledgement costs a few comparisons.
+Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
+acknowledgement costs a few comparisons.
 
 Not here: what is sent next (scheduler), frames of control, which are not limited (session).
 """
@@ -68,7 +68,7 @@ Not here: what is sent next (scheduler), frames of control, which are not limite
 from collections import deque
 from typing import Deque, Dict, List
 
-from sshunt.mux.limits import DATA_BYTES
+from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now
@@ -137,6 +137,10 @@ IN_VAIN = 0.6
 #: had grown since the probe.)
 CONTEST = 2.0
 
+#: What a lane's transport lets go (an ssh channel's window) is all that may be in flight, and what
+#: is in the pipes before and behind it: so much of the rate.
+BESIDE_WINDOW_S = 0.005
+
 #: The limit in a probe that must see the path without us: so much of what fits into the empty path.
 DEEP = 0.5
 
@@ -159,15 +163,14 @@ GROWING_SPREAD = 3.0
 #: would be answered by a burst each.
 BURST_S = 0.003
 
-#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it. Where
-#: the link is long that much does not matter, and it is fast for a smaller share of the processors.
-#: Smaller ones than two full segments, ssh's and our own headers included, would leave a slow link
-#: to headers.
+#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it. On a
+#: long path more does not matter, and takes less of the processors. Smaller ones than two full
+#: segments, ssh's and our own headers included, would leave a slow link to headers.
 FRAME_S, FRAME_RTTS = 0.001, 0.02
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
 
-#: So many of them are in flight at least on a lane among faster ones: it is not to live from hand to
+#: A lane among faster ones has so many of them in flight at least: it is not to live from hand to
 #: mouth.
 LEAST_FRAMES = 16
 
@@ -460,7 +463,9 @@ class Pacer:
         self._best_rate = rate
 
     def _set_limit(self, limit: float) -> None:
-        self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), self._path.lane_window_bytes))
+        most = self._path.lane_window_bytes + BESIDE_WINDOW_S * self.rate_bytes_s
+        most = min(most, LANE_IN_FLIGHT_BYTES)
+        self.limit_bytes = int(min(max(limit, MIN_LIMIT_BYTES), most))
         spread = GROWING_SPREAD if self._start_up or self._growth > GROWTH else SPREAD
         over_s = self.rtt_s - self.queue_s if self._drained else self.rtt_s
         self._interval_s = over_s / (spread * self.limit_bytes)

@@ -7,6 +7,7 @@ import pytest
 
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.pacer import (
+    BESIDE_WINDOW_S,
     BURST_S,
     CONTEST,
     FAST_BYTES_S,
@@ -353,7 +354,7 @@ def test_the_limit_is_never_more_than_the_lanes_transport_lets_go() -> None:
     line = Line(Path(lane_window_bytes=300_000))
     line.rate_bytes_s = 100 * RATE_BYTES_S
     line.run(3.0)
-    assert line.pacer.limit_bytes == 300_000
+    assert line.pacer.limit_bytes == 300_000 + BESIDE_WINDOW_S * line.rate_bytes_s
 
 
 # --- the path -------------------------------------------------------------------------------------
