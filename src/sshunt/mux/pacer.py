@@ -53,6 +53,13 @@ What was tried, on the links of ``bench/wan.py``:
     a joining lane begins    its TCP begins slowly all the same, and the stream waits for what lies
     with half of what is     there: echo 490 ms on 600 Mbit/s of 100 ms; with JOINING_UP no pause
     in flight
+    a queue that is right    a joining lane with few frames sees the processors' noise of 1 to 2 ms
+    for one is for all       as a queue, and stays at 20 KiB: 165 of 600 Mbit/s, in every other run;
+                             since a lane below its share bears more, 450 to 550 in all of them
+    frames by the lane's     329 of 600 Mbit/s over 100 ms with four lanes, for want of processors;
+    rate, 1 ms everywhere    by the path's rate 389, and 2 ms long there 430
+    more in flight than      waits in ssh in front of an echo: 120 to 150 ms beside one lane of 160
+    ssh's channel lets go    Mbit/s over 100 ms, without it 105 to 115
     a path for each lane     a lane that joins late takes the others' queue for the empty path: four
                              lanes on 50/10 Mbit/s, echo 96 ms; one lane 52 ms
 
