@@ -52,7 +52,7 @@ from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.choices import Choices, Choosing
+from sshunt.transport.choices import NOTHING, Choices, Choosing
 from sshunt.waiting import WaitingRoom
 
 #: How long the far side may take to answer our goodbye before we just hang up.
@@ -166,8 +166,8 @@ async def _start(
     how = "a cgroup" if guarded else "the addresses of its peers"
     console.detail(1, f"the helper is up; own traffic is told by {how}")
 
-    # In a thread: no trace of the processes is left in the event loop, which may be about to end.
-    choices = await asyncio.to_thread(choosing.result)
+    undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
+    choices = await _chosen(choosing)
     up = _Up(options, console, helper, choices)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
@@ -286,6 +286,14 @@ def _route_text(route: Route) -> str:
         ports = str(route.first_port)
     network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
     return f"{network}:{ports}"
+
+
+async def _chosen(choosing: Choosing) -> Choices:
+    """In a thread: no trace of the processes is left in the loop, which may be about to end."""
+    try:
+        return await asyncio.to_thread(choosing.result)
+    except RuntimeError:  # no thread can be had
+        return NOTHING
 
 
 async def _quietly(step: Callable[[], Awaitable[None]]) -> None:

@@ -10,6 +10,7 @@ import enum
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,7 @@ class Choices(NamedTuple):
     sharing: Sharing
 
 
-_NOTHING = Choices([], Sharing.NONE)
+NOTHING = Choices([], Sharing.NONE)
 
 
 class Choosing:
@@ -63,13 +64,14 @@ class Choosing:
     def result(self) -> Choices:
         """Wait for the answers, and choose; once. ``close`` cuts it short."""
         self._has_reader = True
-        answers = [_read(process) for process in self._asked]
+        deadline = time.monotonic() + ASK_DEADLINE_S
+        answers = [_read(process, deadline) for process in self._asked]
         if len(answers) < 2:
-            return _NOTHING
+            return NOTHING
         configured, default = answers
         ciphers = configured.get("ciphers", "")
         if not ciphers:
-            return _NOTHING
+            return NOTHING
         # ssh prints no controlpath where there is none.
         sharing = Sharing.THEIRS if "controlpath" in configured else Sharing.OURS
         is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
@@ -77,11 +79,13 @@ class Choosing:
         return Choices(["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else [], sharing)
 
     def close(self) -> None:
-        """End what still runs."""
+        """End what still runs. May be called twice, and while a thread waits in ``result``."""
         for process in self._asked:
-            process.kill()
-            if not self._has_reader:
-                _reap(process)
+            if self._has_reader:
+                process.kill()
+            else:
+                with process:
+                    process.kill()
 
     def _ask(self, argv: Sequence[str]) -> None:
         self._asked.append(
@@ -94,26 +98,18 @@ class Choosing:
         )
 
 
-def _read(process: "subprocess.Popen[bytes]") -> dict[str, str]:
-    """What ``ssh -G`` prints, by keyword; nothing if it fails or takes too long."""
-    try:
-        output, _ = process.communicate(timeout=ASK_DEADLINE_S)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        process.kill()
-        return {}
-    finally:
-        _reap(process)
-    lines = output.decode("utf-8", "replace").splitlines()
+def _read(process: "subprocess.Popen[bytes]", deadline: float) -> dict[str, str]:
+    """What ``ssh -G`` prints, by keyword; nothing if it fails or takes too long. Reaps it."""
+    with process:
+        try:
+            output, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0.0))
+        except (OSError, subprocess.TimeoutExpired):
+            process.kill()
+            return {}
     if process.returncode:
         return {}
+    lines = output.decode("utf-8", "replace").splitlines()
     return dict(line.split(" ", 1) for line in lines if re.match(r"[a-z0-9]+ \S", line))
-
-
-def _reap(process: "subprocess.Popen[bytes]") -> None:
-    """Close our end of what it prints, and wait for it."""
-    if process.stdout is not None:
-        process.stdout.close()
-    process.wait()
 
 
 def _has_aes_instructions() -> bool:
