@@ -144,8 +144,9 @@ class Others:
     halving it. It takes what room the queue has, whoever else sends.
     """
 
-    def __init__(self, net: Bottleneck, *, full_s: float) -> None:
+    def __init__(self, net: Bottleneck, *, full_s: float, rises_s: float = 0.05) -> None:
         self._net, self._full_s = net, full_s
+        self._rises_s = rises_s  # per second
         self._aim_s = full_s
         self._ended = False
         self._step()
@@ -157,7 +158,7 @@ class Others:
         if self._ended:
             return
         link = self._net.up
-        self._aim_s += 0.0005  # per 10 ms
+        self._aim_s += self._rises_s * 0.010
         if self._aim_s > self._full_s:
             self._aim_s = self._full_s * 0.6
         missing_s = self._aim_s - link.queue_s
@@ -182,6 +183,26 @@ def test_others_who_fill_the_queue_do_not_starve_us_and_are_forgotten_when_they_
     assert phase(net.client) == STEADY
     assert alone.up_mbit_s > 95
     assert alone.echo_ms(95) < 50 + 8
+
+
+@pytest.mark.parametrize("rises_s", [0.02, 0.01, 0.002])
+@pytest.mark.parametrize(("mbit_s", "rtt_ms", "full_s"), [(100, 50, 0.1), (20, 30, 0.2)])
+def test_who_comes_to_a_link_that_others_fill_gets_a_share_though_it_was_never_seen_empty(
+    mbit_s: float, rtt_ms: float, full_s: float, rises_s: float
+) -> None:
+    net = Bottleneck(up_mbit_s=mbit_s, down_mbit_s=mbit_s, rtt_ms=rtt_ms)
+    others = Others(net, full_s=full_s, rises_s=rises_s)
+    net.run(1.0)
+    net.upload()
+    net.run(6.0)
+    beside = net.run(10.0)
+    assert beside.up_mbit_s > 0.25 * mbit_s
+    others.end()
+    net.run(7.0)
+    alone = net.run(3.0)
+    assert phase(net.client) == STEADY
+    assert alone.up_mbit_s > 0.95 * mbit_s
+    assert alone.echo_ms(95) < rtt_ms + 8
 
 
 def test_a_lane_that_joins_a_full_link_knows_the_empty_path() -> None:

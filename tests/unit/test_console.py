@@ -34,7 +34,7 @@ def terminal() -> Iterator[tuple[TextIO, int]]:
 
 
 def shown_up_to(text: str, seen: int) -> str:
-    """What a terminal shows until ``text`` ends it, which comes there when the kernel gets to it."""
+    """What a terminal shows until ``text`` ends it: it comes there when the kernel gets to it."""
     shown = ""
     while not shown.endswith(text) and select.select([seen], [], [], 5)[0]:
         shown += os.read(seen, 1000).decode()

@@ -148,7 +148,8 @@ CONTEST = 2.0
 #: is in the pipes before and behind it: so much of the rate.
 BESIDE_WINDOW_S = 0.005
 
-#: The limit in a probe that must see the path without us: so much of what fits into the empty path.
+#: The limit in a deep probe: so much of what fits into the empty path, or ours would be in what is
+#: seen. In the others only what ought to drain the queue is held back, if it is ours.
 DEEP = 0.5
 
 #: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission
@@ -176,6 +177,13 @@ BURST_S = 0.003
 FRAME_S, FRAME_RTTS = 0.001, 0.02
 MIN_FRAME_BYTES = 2800
 START_FRAME_BYTES = 16 * 1024
+
+#: A probe's frames are smaller, so that their own time on a slow link hides nobody's queue.
+PROBE_FRAME_SHARE, PROBE_FRAME_BYTES = 8, 700
+
+#: A queue is doubtful that is borne only because of the frames' own time: more than so many times
+#: that of a probe's frames.
+DOUBT = 2.5
 
 #: A lane among faster ones has so many of them in flight at least: it is not to live from hand to
 #: mouth.
@@ -218,6 +226,7 @@ class Pacer:
         "_first_at",
         "_free_delay_s",
         "_growth",
+        "_has_given_way",
         "_held_back",
         "_hungry_rounds",
         "_interval_s",
@@ -275,7 +284,7 @@ class Pacer:
         self._hungry_rounds = 0
         self._excess_rounds = 0
         self._queued_since_bytes = 0  # the limit when the queue was last as it should be
-        self._probing = False
+        self._probing = self._has_given_way = False
         self._resume_bytes = 0  # the limit when the probe is over
         self._last_arrived = 0
         self._stalls: Deque[float] = deque(maxlen=64)  # when they ended
@@ -374,7 +383,10 @@ class Pacer:
         elapsed_s = max((arrived - self._first_arrived) % _CLOCK / 1e6, 1e-4)
         rate = (acked - self._acked) / elapsed_s
         if self._probing:
-            if path.end_probe_if_over(self._aim_s(), now):
+            if self._has_given_way:
+                path.note_probed(self._delay_s, self._least_rtt_s)
+            self._has_given_way = True  # all that was sent before has come
+            if path.end_probe_if_over(self._own_s(self.frame_bytes), now):
                 # What was right for the shorter path fits into this one; grow from there.
                 fits = int(self.rate_bytes_s * path.rtt_s)
                 self._resume_bytes = max(fits, self._queued_since_bytes)
@@ -393,7 +405,9 @@ class Pacer:
         frame_bytes = max(min(of_link, self.limit_bytes // LEAST_FRAMES), of_lane)
         self.frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), DATA_BYTES)
         if self._growth <= GROWTH:
-            path.probe_if_due(self.rtt_s, now)
+            small_s = DOUBT * self._own_s(self._probe_frame_bytes) + path.jitter_s
+            doubtful = min(self.queue_s, self._aim_s()) > small_s
+            path.probe_if_due(self.rtt_s, self.queue_s, doubtful, now)
         if path.phase is not PROBING:
             self._steer(last_queue_s, now)
         if path.phase is PROBING:  # due, another lane's doing, or just now found necessary
@@ -436,11 +450,12 @@ class Pacer:
         elif growing:
             gain = min(self._growth, 2.0)
             limit = max(limit, gain * min(rate * path_s, self.limit_bytes))
+        if contended and queue_s <= self._own_s(self.frame_bytes) and path.end_contest(now):
+            limit = min(limit, self._right_bytes())
         self._set_limit(limit)
         if contended:
-            if queue_s <= aim_s:
-                path.be_steady(now)
-        elif queue_s <= 1.5 * aim_s or growing:
+            return
+        if queue_s <= 1.5 * aim_s or growing:
             self._excess_rounds = 0
             self._queued_since_bytes = self.limit_bytes
         elif queue_s > LASTING * last_queue_s:
@@ -448,7 +463,7 @@ class Pacer:
             in_vain = self.limit_bytes < IN_VAIN * self._queued_since_bytes
             if self._excess_rounds >= EXCESS_ROUNDS or (in_vain and not excess):
                 self._excess_rounds = 0
-                path.probe(rtt_s, now, deep=True)
+                path.probe(rtt_s, queue_s, now)
 
     def _aim_s(self) -> float:
         """The queue that should stand, as it is seen: a frame is processed when its last byte has
@@ -456,10 +471,17 @@ class Pacer:
         rate: that of all lanes together, and not what it is while we give way. A lane that has less
         than its share bears more: so it comes to have it.
         """
-        rate = max(self._path.best_rate, 1.0)
-        aim_s = self._target_s() + max(self.frame_bytes, LEAST_QUEUE_BYTES) / rate
-        fair_rate = rate / max(self._path.lanes, 1)
+        aim_s = self._own_s(max(self.frame_bytes, LEAST_QUEUE_BYTES))
+        fair_rate = self._path.best_rate / max(self._path.lanes, 1)
         return aim_s * min(max(fair_rate / max(self._best_rate, 1.0), 1.0), PATIENCE)
+
+    def _right_bytes(self) -> int:
+        """What fills the empty path, and the queue that should stand."""
+        return int(self._best_rate * (self._path.rtt_s + self._aim_s()))
+
+    def _own_s(self, frame_bytes: int) -> float:
+        """What no more than such a frame of ours looks like."""
+        return self._target_s() + frame_bytes / max(self._path.best_rate, 1.0)
 
     def _target_s(self) -> float:
         """The same without the frame."""
@@ -479,29 +501,30 @@ class Pacer:
 
     # --- the path without us ------------------------------------------------------------------
 
+    @property
+    def _probe_frame_bytes(self) -> int:
+        return max(self.frame_bytes // PROBE_FRAME_SHARE, PROBE_FRAME_BYTES)
+
     def _give_way(self) -> None:
         """Send less while the path is probed; our own queue drains meanwhile."""
         self._probing = True
         path_s = self.rtt_s - self.queue_s
         self._resume_bytes = self.limit_bytes
-        if not self._path.is_contended:
-            right = int(self.rate_bytes_s * (path_s + self._aim_s()))
-            self._resume_bytes = min(self.limit_bytes, right)
-        if self._path.is_deep:
-            limit = DEEP * self.rate_bytes_s * self._path.rtt_s
-        else:
+        limit = DEEP * self.rate_bytes_s * self._path.rtt_s
+        if not self._path.is_deep:
             share = (path_s - self._target_s()) / self.rtt_s
-            limit = self.limit_bytes * min(max(share * 0.9, 0.25), 0.9)
+            limit = max(limit, self.limit_bytes * min(share, 1.0) * 0.9)
         self._set_limit(min(limit, self.limit_bytes))
-        # Small frames: those that fill a path look as if they waited in it.
-        self.frame_bytes = max(self.frame_bytes // 8, MIN_FRAME_BYTES)
+        self.frame_bytes = self._probe_frame_bytes
 
     def _resume(self) -> None:
-        self._probing = False
+        self._probing = self._has_given_way = False
         limit = self._resume_bytes
         if self._path.phase is CONTENDED:  # to give way was in vain
             limit = max(limit, self._queued_since_bytes)
             self._rates = []  # grow from here
+        else:
+            limit = min(limit, self._right_bytes())
         self._set_limit(limit)
 
     # --- for people ---------------------------------------------------------------------------

@@ -15,8 +15,8 @@ Phases, of the path and not of a lane:
     STEADY      the queue is ours: it follows what we put in flight
     PROBING     for two round trips every lane sends less, and the least delay seen is what the path
                 is without us. Every PROBE_EVERY_S, or the queue we stand in would become what we
-                take for the empty path (BBR's PROBE_RTT, much gentler); deep, when the queue does
-                not follow.
+                take for the empty path (BBR's PROBE_RTT, much gentler); sooner, when the queue does
+                not follow, or is longer than a small frame explains.
     CONTENDED   the queue stays though we have given way, so others make it: a flow of loss-based
                 TCP beside us fills any queue. Delay can't be kept low then; what can be had is our
                 share. Their delay is taken as given, and the contest left to ssh's own TCP.
@@ -25,6 +25,20 @@ A path that has become longer looks like others' queue at first. But a queue is 
 direction and a longer path in both, alike: where the round-trip time has grown by twice as much as
 the one-way delay, it is the path. And a queue changes while a path does not: when probes find the
 same again and again, that is the path, too.
+
+Who comes to a link that others fill has never seen it empty: the least delay is that of their
+shortest queue, tens of milliseconds above the path, and at a small rate the time that our own frame
+would take on a link of that rate explains the rest. FAST's rule then rests at 2 of 100 Mbit/s. So a
+probe asks not only whether there is a queue, but whether it did what it should: we send less by
+what would drain it if it were ours (of others' it takes our share), and in small frames. And when
+the least delay falls while we contend, it was no empty path before and need not be one now: the
+contest goes on, and when it is over, the path is probed until its least delay falls no more.
+
+What was tried: a link's best rate that is remembered for longer (0.99 a round) changed nothing;
+half of what fits into the path, in that probe, too: our share of a queue of 10 ms went with it, and
+looked like all of it. Our share beside a flow of cubic that was there first, 100 Mbit/s of 50 ms:
+4 to 10 %, now 25 to 38; one connection of ssh's: 17. What is still lost: others whose queue comes
+and goes within three round trips, each probe sees its shortest.
 
 Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
 that drift or jump nor a peer that lies about its own can make it so.
@@ -36,6 +50,20 @@ from sshunt.mux.limits import LANE_IN_FLIGHT_BYTES
 PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 5.0
 FIRST_CONTENDED_PROBE_S = 0.6
+
+#: So soon while it may be that the path was never seen empty: others were there, or the least delay
+#: fell in the last probe.
+UNSURE_PROBE_S = 0.6
+
+#: A doubtful queue is looked at after so long, then after twice as long and so on: on a slow link
+#: it is the frames' own, for ever.
+DOUBT_S = 1.0
+
+#: What changes by so much, or by so little of the round trip, changes for no reason.
+JITTER_S, JITTER = 0.001, 1 / 64
+
+#: The least delay has just fallen.
+JUST_S = 0.5
 
 #: A queue that is none.
 EMPTY_S = 0.0002
@@ -64,11 +92,16 @@ class Path:
 
     __slots__ = (
         "_contended_floor_s",
+        "_doubt_s",
+        "_fell_at",
         "_floor_delay_s",
         "_floor_rtt_s",
+        "_is_sure",
+        "_looked_at",
         "_offset",
         "_probe_at",
         "_probe_end",
+        "_probed_s",
         "_same_probes",
         "best_rate",
         "contended_rtt_s",
@@ -85,12 +118,16 @@ class Path:
         self.phase = STEADY
         self.delay_s = _NEVER  # least one-way delay, but for the constant
         self.rtt_s = _NEVER  # least round-trip time
-        self.is_deep = False  # the probe under way must see the path without us for certain
         self.lanes = 0
         self.best_rate = 0.0  # of all lanes together, of late: bytes per second
         self._offset = -1  # between the two clocks, as first seen; -1: not yet
-        self._probe_at = -1.0
+        self._looked_at = self._probe_at = -1.0
         self._probe_end = 0.0
+        self._probed_s = 0.0  # the queue that is to go in the probe under way, if it is ours
+        self.is_deep = False  # the probe under way must see the path without us for certain
+        self._doubt_s = DOUBT_S
+        self._fell_at = -JUST_S  # when the least delay fell
+        self._is_sure = True  # the least delay is that of the empty path, as far as is known
         self._floor_delay_s = self._floor_rtt_s = _NEVER  # least in the probe under way
         self._contended_floor_s = -1.0  # what the last probe found above the path; -1: nothing
         self._same_probes = 0  # in a row that found the same above it
@@ -106,14 +143,14 @@ class Path:
 
     def queue_above(self, delay_s: float, rtt_s: float, now: float) -> float:
         """The queue in a round whose least delay and least round-trip time were these."""
+        if delay_s < self.delay_s - self.jitter_s:
+            self._fell_at = now
         self.delay_s = min(self.delay_s, delay_s)
         self.rtt_s = min(self.rtt_s, rtt_s)
-        if self.phase is PROBING:
-            self._floor_delay_s = min(self._floor_delay_s, delay_s)
-            self._floor_rtt_s = min(self._floor_rtt_s, rtt_s)
         queue_s = min(delay_s - self.delay_s, rtt_s - self.rtt_s)
-        if queue_s < EMPTY_S and self.phase is STEADY:
-            self._probe_at = now + PROBE_EVERY_S  # the empty path has just been seen
+        if queue_s < EMPTY_S and self.phase is STEADY and self._is_sure:
+            self._looked_at = now  # the empty path has just been seen
+            self._probe_at = now + PROBE_EVERY_S
         return queue_s
 
     @property
@@ -121,19 +158,41 @@ class Path:
         """True if others make a queue, as far as is known; in a probe: as was known before it."""
         return self._contended_floor_s >= 0
 
-    def probe_if_due(self, rtt_s: float, now: float) -> None:
-        """Begin a probe if it is time for one; ``rtt_s`` is the present round-trip time."""
-        if self._probe_at < 0:
-            self._probe_at = now + PROBE_EVERY_S
-        if now >= self._probe_at and self.phase is not PROBING:
-            self.probe(rtt_s, now, deep=self.phase is CONTENDED)
+    @property
+    def jitter_s(self) -> float:
+        """Delays that differ by less are the same."""
+        return max(JITTER_S, JITTER * self.rtt_s)
 
-    def probe(self, rtt_s: float, now: float, *, deep: bool) -> None:
+    def _has_just_fallen(self, now: float) -> bool:
+        return now - self._fell_at < JUST_S
+
+    def probe_if_due(self, rtt_s: float, queue_s: float, doubtful: bool, now: float) -> None:
+        """Begin a probe if it is time for one. ``rtt_s`` is the present round-trip time,
+        ``queue_s`` what a lane sees; ``doubtful``: it bears that only as its frames' own time.
+        """
+        if self._probe_at < 0:
+            self._looked_at, self._probe_at = now, now + PROBE_EVERY_S
+        if self.phase is PROBING:
+            return
+        if now >= self._probe_at:
+            self.probe(rtt_s, queue_s, now, deep=not self._is_sure)
+        elif doubtful and self.phase is STEADY and now >= self._looked_at + self._doubt_s:
+            self._doubt_s = min(2 * self._doubt_s, PROBE_EVERY_S)
+            self.probe(rtt_s, queue_s, now)
+
+    def probe(self, rtt_s: float, queue_s: float, now: float, *, deep: bool = False) -> None:
         """Begin a probe: every lane is to send less from the end of its present round on."""
         self.phase = PROBING
         self.is_deep = deep
+        # What we have waiting while we contend says nothing about others.
+        self._probed_s = 0.0 if self.is_contended else queue_s
         self._floor_delay_s = self._floor_rtt_s = _NEVER
         self._probe_end = now + PROBE_RTTS * rtt_s
+
+    def note_probed(self, delay_s: float, rtt_s: float) -> None:
+        """The least of a round in which a lane had given way."""
+        self._floor_delay_s = min(self._floor_delay_s, delay_s)
+        self._floor_rtt_s = min(self._floor_rtt_s, rtt_s)
 
     def end_probe_if_over(self, aim_s: float, now: float) -> bool:
         """Judge the probe if it has lasted long enough; ``aim_s`` is the queue of a lane's own that
@@ -150,21 +209,43 @@ class Path:
         else:
             self._same_probes = 0
         both_ways = BOTH_WAYS_LEAST * delay_s < rtt_s < BOTH_WAYS_MOST * delay_s
-        is_empty = floor_s <= aim_s + self.rtt_s / 16
+        has_stayed = (
+            self._probed_s > aim_s + 2 * self.jitter_s and floor_s > (self._probed_s + aim_s) / 2
+        )
+        is_empty = (
+            floor_s <= aim_s + self.rtt_s / 16
+            and not has_stayed
+            and not (self.is_contended and self._has_just_fallen(now))
+        )
         if is_empty or both_ways or self._same_probes >= SAME_PROBES:
             self.delay_s = self._floor_delay_s
             self.rtt_s = self._floor_rtt_s
-            self.be_steady(now)
+            self._be_steady(now)
             return not is_empty
+        self._is_sure = False
         self._contended_floor_s = floor_s
         self.contended_rtt_s = self._floor_rtt_s
         self.phase = CONTENDED
-        self._probe_at = now + (FIRST_CONTENDED_PROBE_S if first else CONTENDED_PROBE_S)
+        self._doubt_s = DOUBT_S
+        is_early = first or self._has_just_fallen(now)
+        self._probe_at = now + (FIRST_CONTENDED_PROBE_S if is_early else CONTENDED_PROBE_S)
         return False
 
-    def be_steady(self, now: float) -> None:
+    def end_contest(self, now: float) -> bool:
+        """A lane has seen no queue while we contend; False if that shows nothing."""
+        if self._has_just_fallen(now):
+            return False
+        self._be_steady(now)
+        return True
+
+    def _be_steady(self, now: float) -> None:
         """The queue is gone, or ours again."""
+        if self._has_just_fallen(now):
+            self._is_sure = False
+        elif self.is_deep and not self.is_contended:
+            self._is_sure = True
         self.phase = STEADY
         self._contended_floor_s = -1.0
         self._same_probes = 0
-        self._probe_at = now + PROBE_EVERY_S
+        self._looked_at = now
+        self._probe_at = now + (PROBE_EVERY_S if self._is_sure else UNSURE_PROBE_S)

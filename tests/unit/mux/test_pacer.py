@@ -81,7 +81,7 @@ def grown_line() -> Line:
     """A line that has stopped growing, on a path that was seen empty."""
     line = Line()
     line.run(0.3)
-    line.run(2.0, RIGHT_S)
+    line.run(0.6, RIGHT_S)
     return line
 
 
@@ -409,7 +409,7 @@ def test_all_lanes_of_a_path_give_way_when_one_of_them_probes() -> None:
     for line in (one, other):
         line.run(2.0, RIGHT_S)
     before = other.pacer.limit_bytes
-    path.probe(RTT_S, one.now, deep=True)
+    path.probe(RTT_S, RIGHT_S, one.now)
     one.run(0.12)
     assert one.pacer.beliefs(one.now)["phase"] == PROBING
     assert other.pacer.beliefs(other.now)["phase"] == STEADY  # its round is not over

@@ -5,13 +5,16 @@ import pytest
 from sshunt.mux.path import (
     CONTENDED,
     CONTENDED_PROBE_S,
+    DOUBT_S,
     EMPTY_S,
     FIRST_CONTENDED_PROBE_S,
+    JUST_S,
     PROBE_EVERY_S,
     PROBE_RTTS,
     PROBING,
     SAME_PROBES,
     STEADY,
+    UNSURE_PROBE_S,
     Path,
 )
 
@@ -32,10 +35,11 @@ def seen_path(now: float = 0.0) -> Path:
     return path
 
 
-def probe(path: Path, delay_s: float, rtt_s: float, now: float, *, deep: bool = False) -> float:
-    """A whole probe that finds these; when it was over."""
-    path.probe(RTT_S, now, deep=deep)
+def probe(path: Path, delay_s: float, rtt_s: float, now: float, *, queue_s: float = 0.0) -> float:
+    """A whole probe that finds these where ``queue_s`` had been seen; when it was over."""
+    path.probe(RTT_S, queue_s, now)
     path.queue_above(delay_s, rtt_s, now + RTT_S)
+    path.note_probed(delay_s, rtt_s)
     now += PROBE_RTTS * RTT_S + 0.001
     path.end_probe_if_over(AIM_S, now)
     return now
@@ -85,10 +89,10 @@ def test_a_standing_queue_is_probed_after_a_while_and_not_before() -> None:
     path = seen_path(now=100.0)
     for now in (101.0, 105.0, 99.9 + PROBE_EVERY_S):
         path.queue_above(AIM_S, RTT_S + AIM_S, now)
-        path.probe_if_due(RTT_S, now)
+        path.probe_if_due(RTT_S, 0.0, False, now)
         assert path.phase == STEADY
-    path.probe_if_due(RTT_S, 100.0 + PROBE_EVERY_S)
-    assert (path.phase, path.is_deep) == (PROBING, False)
+    path.probe_if_due(RTT_S, 0.0, False, 100.0 + PROBE_EVERY_S)
+    assert path.phase == PROBING
 
 
 def test_a_path_that_is_seen_empty_now_and_then_is_never_probed() -> None:
@@ -97,25 +101,24 @@ def test_a_path_that_is_seen_empty_now_and_then_is_never_probed() -> None:
         now = tenth / 10
         empty = tenth % 50 == 0
         path.queue_above(EMPTY_S / 2 if empty else 0.005, RTT_S + 0.01, now)
-        path.probe_if_due(RTT_S, now)
+        path.probe_if_due(RTT_S, 0.0, False, now)
         assert path.phase == STEADY
 
 
 def test_a_path_that_was_never_seen_empty_is_probed_in_time_too() -> None:
     path = Path()
-    path.probe_if_due(RTT_S, 50.0)
-    path.probe_if_due(RTT_S, 49.9 + PROBE_EVERY_S)
+    path.probe_if_due(RTT_S, 0.0, False, 50.0)
+    path.probe_if_due(RTT_S, 0.0, False, 49.9 + PROBE_EVERY_S)
     assert path.phase == STEADY
-    path.probe_if_due(RTT_S, 50.0 + PROBE_EVERY_S)
+    path.probe_if_due(RTT_S, 0.0, False, 50.0 + PROBE_EVERY_S)
     assert path.phase == PROBING
 
 
 def test_a_probe_under_way_is_not_begun_again() -> None:
     path = seen_path()
-    path.probe(RTT_S, 1.0, deep=True)
-    path.queue_above(0.0, RTT_S, 1.1)
-    path.probe_if_due(RTT_S, 100.0)
-    assert path.is_deep
+    path.probe(RTT_S, 0.0, 1.0)
+    path.note_probed(0.0, RTT_S)
+    path.probe_if_due(RTT_S, 0.0, False, 100.0)
     path.end_probe_if_over(AIM_S, 100.0)
     assert path.phase == STEADY
 
@@ -125,8 +128,8 @@ def test_a_probe_under_way_is_not_begun_again() -> None:
 
 def test_a_probe_lasts_until_its_effect_has_been_seen() -> None:
     path = seen_path()
-    path.probe(RTT_S, 1.0, deep=False)
-    path.queue_above(0.0, RTT_S, 1.1)
+    path.probe(RTT_S, 0.0, 1.0)
+    path.note_probed(0.0, RTT_S)
     path.end_probe_if_over(AIM_S, 1.0 + PROBE_RTTS * RTT_S - 0.001)
     assert path.phase == PROBING
     path.end_probe_if_over(AIM_S, 1.0 + PROBE_RTTS * RTT_S)
@@ -135,7 +138,7 @@ def test_a_probe_lasts_until_its_effect_has_been_seen() -> None:
 
 def test_a_probe_in_which_no_round_ended_is_not_over() -> None:
     path = seen_path()
-    path.probe(RTT_S, 1.0, deep=False)
+    path.probe(RTT_S, 0.0, 1.0)
     path.end_probe_if_over(AIM_S, 9.0)
     assert path.phase == PROBING
 
@@ -149,9 +152,9 @@ def test_where_no_probe_is_under_way_none_ends() -> None:
 
 def test_a_queue_that_went_when_we_gave_way_was_ours() -> None:
     path = seen_path()
-    path.probe(RTT_S, 1.0, deep=False)
-    path.queue_above(0.05, RTT_S + 0.05, 1.1)  # what was in flight; the least counts
-    path.queue_above(0.001, RTT_S + 0.001, 1.15)
+    path.probe(RTT_S, 0.0, 1.0)
+    path.note_probed(0.05, RTT_S + 0.05)  # another lane's; the least counts
+    path.note_probed(0.001, RTT_S + 0.001)
     path.end_probe_if_over(AIM_S, 1.2)
     assert (path.phase, path.is_contended) == (STEADY, False)
 
@@ -167,24 +170,101 @@ def test_a_queue_that_stays_though_we_gave_way_is_others() -> None:
 def test_others_are_looked_for_again_soon_then_less_often_and_without_us_for_certain() -> None:
     path = seen_path()
     ended = probe(path, 0.05, RTT_S + 0.05, 1.0)
-    path.probe_if_due(RTT_S, ended + FIRST_CONTENDED_PROBE_S - 0.01)
+    path.probe_if_due(RTT_S, 0.0, False, ended + FIRST_CONTENDED_PROBE_S - 0.01)
     assert path.phase == CONTENDED
-    path.probe_if_due(RTT_S, ended + FIRST_CONTENDED_PROBE_S)
-    assert (path.phase, path.is_deep, path.is_contended) == (PROBING, True, True)
+    path.probe_if_due(RTT_S, 0.0, False, ended + FIRST_CONTENDED_PROBE_S)
+    assert (path.phase, path.is_contended) == (PROBING, True)
     ended = probe(path, 0.08, RTT_S + 0.08, ended + FIRST_CONTENDED_PROBE_S)
-    path.probe_if_due(RTT_S, ended + CONTENDED_PROBE_S - 0.01)
+    path.probe_if_due(RTT_S, 0.0, False, ended + CONTENDED_PROBE_S - 0.01)
     assert path.phase == CONTENDED
-    path.probe_if_due(RTT_S, ended + CONTENDED_PROBE_S)
+    path.probe_if_due(RTT_S, 0.0, False, ended + CONTENDED_PROBE_S)
     assert path.phase == PROBING
 
 
 def test_others_that_have_gone_are_forgotten() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.05, 1.0)
-    now = probe(path, 0.001, RTT_S + 0.001, now, deep=True)
+    now = probe(path, 0.001, RTT_S + 0.001, now)
     assert (path.phase, path.is_contended) == (STEADY, False)
-    path.probe_if_due(RTT_S, now + PROBE_EVERY_S - 0.01)
+    path.probe_if_due(RTT_S, 0.0, False, now + UNSURE_PROBE_S - 0.01)
     assert path.phase == STEADY
+
+
+# --- a path that was never seen empty -------------------------------------------------------------
+
+
+def test_a_doubtful_queue_is_probed_soon_and_then_after_ever_longer_times() -> None:
+    path, now = seen_path(), 0.0
+    for after_s in (DOUBT_S, 2 * DOUBT_S, 4 * DOUBT_S, 8 * DOUBT_S):
+        path.probe_if_due(RTT_S, 0.02, True, now + after_s - 0.01)
+        assert path.phase == STEADY
+        path.probe_if_due(RTT_S, 0.02, True, now + after_s)
+        assert (path.phase, path.is_deep) == (PROBING, False)
+        path.note_probed(0.0, RTT_S)
+        now += after_s + 1.0
+        path.end_probe_if_over(AIM_S, now)
+
+
+def test_a_queue_that_is_as_long_though_what_would_drain_it_is_held_back_is_others() -> None:
+    path = seen_path()  # so it seems; their queue was never shorter
+    probe(path, 0.005, RTT_S + 0.005, 1.0, queue_s=0.007)
+    assert path.phase == CONTENDED
+    path = seen_path()
+    probe(path, 0.003, RTT_S + 0.003, 1.0, queue_s=0.007)
+    assert path.phase == STEADY
+
+
+def test_what_we_have_waiting_while_we_contend_says_nothing_about_others() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    probe(path, 0.005, RTT_S + 0.005, now, queue_s=0.007)
+    assert path.phase == STEADY
+
+
+def test_a_path_whose_least_delay_falls_while_we_contend_need_not_be_empty_now() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    now = probe(path, -0.02, RTT_S - 0.02, now)
+    assert path.phase == CONTENDED
+    path.probe_if_due(RTT_S, 0.0, False, now + FIRST_CONTENDED_PROBE_S)
+    assert path.phase == PROBING  # and that is soon looked into
+    path.note_probed(-0.02, RTT_S - 0.02)
+    path.end_probe_if_over(AIM_S, now + 10.0)
+    assert path.phase == STEADY
+
+
+def test_a_round_without_a_queue_ends_the_contest_unless_the_least_delay_has_just_fallen() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    path.queue_above(-0.02, RTT_S - 0.02, now)
+    assert not path.end_contest(now + JUST_S / 2)
+    assert path.phase == CONTENDED
+    assert path.end_contest(now + JUST_S)
+    assert path.phase == STEADY
+
+
+def test_after_a_contest_the_path_is_probed_deeply_until_its_least_delay_falls_no_more() -> None:
+    path = seen_path()
+    now = probe(path, 0.05, RTT_S + 0.05, 1.0)
+    assert path.end_contest(now)
+    for delay_s in (-0.02, -0.03):
+        now += UNSURE_PROBE_S
+        path.probe_if_due(RTT_S, 0.0, False, now)
+        assert (path.phase, path.is_deep) == (PROBING, True)
+        now += 2 * RTT_S
+        path.queue_above(delay_s, RTT_S + delay_s, now)
+        path.note_probed(delay_s, RTT_S + delay_s)
+        path.end_probe_if_over(AIM_S, now)
+        assert path.phase == STEADY
+    now += UNSURE_PROBE_S
+    path.probe_if_due(RTT_S, 0.0, False, now)
+    path.note_probed(-0.03, RTT_S - 0.03)
+    path.end_probe_if_over(AIM_S, now + 1.0)
+    assert path.phase == STEADY
+    path.probe_if_due(RTT_S, 0.0, False, now + PROBE_EVERY_S)
+    assert path.phase == STEADY  # it is known now
+    path.probe_if_due(RTT_S, 0.0, False, now + 1.0 + PROBE_EVERY_S)
+    assert (path.phase, path.is_deep) == (PROBING, False)
 
 
 def test_a_probe_that_finds_the_same_both_ways_has_found_a_longer_path() -> None:
