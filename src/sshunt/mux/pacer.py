@@ -476,8 +476,10 @@ class Pacer:
         return aim_s * min(max(fair_rate / max(self._best_rate, 1.0), 1.0), PATIENCE)
 
     def _right_bytes(self) -> int:
-        """What fills the empty path, and the queue that should stand."""
-        return int(self._best_rate * (self._path.rtt_s + self._aim_s()))
+        """What fills the path, and the queue that should stand. The way back may be longer than it
+        was when the path was empty: it is others', or our other direction's.
+        """
+        return int(self._best_rate * (self.rtt_s - self.queue_s + self._aim_s()))
 
     def _own_s(self, frame_bytes: int) -> float:
         """What no more than such a frame of ours looks like."""
