@@ -25,7 +25,7 @@ def phase(end: End) -> str:
 @pytest.mark.parametrize(
     ("mbit_s", "rtt_ms", "lanes", "slack_ms"),
     [
-        (100, 50, 1, 6),
+        (100, 50, 1, 8),
         (20, 30, 1, 6),
         (5, 40, 1, 20),
         (1000, 2, 1, 8),

@@ -14,10 +14,10 @@ from sshunt.mux.pacer import (
     FAST_FRAME,
     FAST_QUEUE,
     FORGET_S,
-    FRAME_RTTS,
     FRAME_S,
     JOINING_UP,
     LEAST_FRAMES,
+    LONG_FRAME_S,
     LOSS_STALLS,
     MIN_FRAME_BYTES,
     MIN_LIMIT_BYTES,
@@ -176,8 +176,11 @@ def test_an_application_limited_round_changes_nothing() -> None:
     ("rate_bytes_s", "frame_bytes"),
     [
         (10_000, MIN_FRAME_BYTES),
-        (10_000_000, 10_000_000 * FRAME_RTTS * RTT_S),
-        (FAST_BYTES_S * FAST_FRAME, FAST_BYTES_S * FAST_FRAME * FAST_FRAME * FRAME_S),
+        (10_000_000, 10_000_000 * LONG_FRAME_S),
+        (
+            FAST_BYTES_S * FAST_FRAME,
+            FAST_BYTES_S * FAST_FRAME * max(FAST_FRAME * FRAME_S, LONG_FRAME_S),
+        ),
         (2e9, DATA_BYTES),
     ],
 )
@@ -347,7 +350,7 @@ def test_frames_are_by_the_rate_of_all_lanes_but_a_slow_lane_has_several_in_flig
     slow.pacer.limit_bytes = LANE_IN_FLIGHT_BYTES
     slow.run(0.3, RIGHT_S)
     link_rate = fast.rate_bytes_s + slow.rate_bytes_s
-    assert slow.pacer.frame_bytes == pytest.approx(link_rate * FRAME_RTTS * RTT_S, rel=0.1)
+    assert slow.pacer.frame_bytes == pytest.approx(link_rate * LONG_FRAME_S, rel=0.1)
 
 
 def test_the_limit_is_never_more_than_the_lanes_transport_lets_go() -> None:
