@@ -149,8 +149,7 @@ class Path:
         self.rtt_s = min(self.rtt_s, rtt_s)
         queue_s = min(delay_s - self.delay_s, rtt_s - self.rtt_s)
         if queue_s < EMPTY_S and self.phase is STEADY and self._is_sure:
-            self._looked_at = now  # the empty path has just been seen
-            self._probe_at = now + PROBE_EVERY_S
+            self._probe_after(PROBE_EVERY_S, now)  # the empty path has just been seen
         return queue_s
 
     @property
@@ -171,7 +170,7 @@ class Path:
         ``queue_s`` what a lane sees; ``doubtful``: it bears that only as its frames' own time.
         """
         if self._probe_at < 0:
-            self._looked_at, self._probe_at = now, now + PROBE_EVERY_S
+            self._probe_after(PROBE_EVERY_S, now)
         if self.phase is PROBING:
             return
         if now >= self._probe_at:
@@ -228,7 +227,7 @@ class Path:
         self.phase = CONTENDED
         self._doubt_s = DOUBT_S
         is_early = first or self._has_just_fallen(now)
-        self._probe_at = now + (FIRST_CONTENDED_PROBE_S if is_early else CONTENDED_PROBE_S)
+        self._probe_after(FIRST_CONTENDED_PROBE_S if is_early else CONTENDED_PROBE_S, now)
         return False
 
     def end_contest(self, now: float) -> bool:
@@ -247,5 +246,9 @@ class Path:
         self.phase = STEADY
         self._contended_floor_s = -1.0
         self._same_probes = 0
+        self._probe_after(PROBE_EVERY_S if self._is_sure else UNSURE_PROBE_S, now)
+
+    def _probe_after(self, after_s: float, now: float) -> None:
+        """The path has just been seen: look again after so long."""
         self._looked_at = now
-        self._probe_at = now + (PROBE_EVERY_S if self._is_sure else UNSURE_PROBE_S)
+        self._probe_at = now + after_s

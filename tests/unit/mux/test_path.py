@@ -92,7 +92,7 @@ def test_a_standing_queue_is_probed_after_a_while_and_not_before() -> None:
         path.probe_if_due(RTT_S, 0.0, False, now)
         assert path.phase == STEADY
     path.probe_if_due(RTT_S, 0.0, False, 100.0 + PROBE_EVERY_S)
-    assert path.phase == PROBING
+    assert (path.phase, path.is_deep) == (PROBING, False)
 
 
 def test_a_path_that_is_seen_empty_now_and_then_is_never_probed() -> None:
@@ -116,9 +116,10 @@ def test_a_path_that_was_never_seen_empty_is_probed_in_time_too() -> None:
 
 def test_a_probe_under_way_is_not_begun_again() -> None:
     path = seen_path()
-    path.probe(RTT_S, 0.0, 1.0)
+    path.probe(RTT_S, 0.0, 1.0, deep=True)
     path.note_probed(0.0, RTT_S)
     path.probe_if_due(RTT_S, 0.0, False, 100.0)
+    assert path.is_deep
     path.end_probe_if_over(AIM_S, 100.0)
     assert path.phase == STEADY
 
@@ -173,7 +174,7 @@ def test_others_are_looked_for_again_soon_then_less_often_and_without_us_for_cer
     path.probe_if_due(RTT_S, 0.0, False, ended + FIRST_CONTENDED_PROBE_S - 0.01)
     assert path.phase == CONTENDED
     path.probe_if_due(RTT_S, 0.0, False, ended + FIRST_CONTENDED_PROBE_S)
-    assert (path.phase, path.is_contended) == (PROBING, True)
+    assert (path.phase, path.is_deep, path.is_contended) == (PROBING, True, True)
     ended = probe(path, 0.08, RTT_S + 0.08, ended + FIRST_CONTENDED_PROBE_S)
     path.probe_if_due(RTT_S, 0.0, False, ended + CONTENDED_PROBE_S - 0.01)
     assert path.phase == CONTENDED
