@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
-from sshunt.mux.pacer import MIN_FRAME_BYTES, MIN_LIMIT_BYTES, Pacer
+from sshunt.mux.pacer import MIN_LIMIT_BYTES, PROBE_FRAME_BYTES, Pacer
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
 unhurried = settings(deadline=None)  # other programs share this machine
@@ -49,7 +49,7 @@ def test_a_peer_can_say_what_it_likes_about_its_clock_and_what_it_has_processed(
         pacer.on_ack(acked[lane], sent[lane], now - rtt_s, held_s, clock_us, now)
         pacer.note_bulk(size, now)
         assert MIN_LIMIT_BYTES <= pacer.limit_bytes <= LANE_IN_FLIGHT_BYTES
-        assert MIN_FRAME_BYTES <= pacer.frame_bytes <= DATA_BYTES
+        assert PROBE_FRAME_BYTES <= pacer.frame_bytes <= DATA_BYTES
         assert pacer.queue_s >= 0
         assert pacer.next_at >= now - 0.1
         beliefs = pacer.beliefs(now)
