@@ -52,6 +52,7 @@ targets:
 examples:
   sshunt -r alice@gate.corp.example 10.0.0.0/8
   sshunt -r gate 0/0 -x 192.168.1.0/24          everything but the network at home
+  sshunt --dns -r gate 10.0.0.0/8               names of the network over there, too
   sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
   sshunt reconnect                              connect again now, not at the next attempt
   sshunt demo                                   see it work on a throw-away network
@@ -185,6 +186,7 @@ def parse(words: Sequence[str]) -> Options:
         max_retries=args.max_retries,
         fail_open=args.fail == "open",
         zero_copy=args.zero_copy,
+        dns=args.dns,
     )
 
 
@@ -219,6 +221,12 @@ def _parser() -> _Parser:
         default=[],
         metavar="FILE",
         help="reach what the file names, one target a line",
+    )
+    add(
+        "--dns",
+        action="store_true",
+        help="look up names on the far side: what this host's programs ask its resolvers (those in "
+        "/etc/resolv.conf) is asked of the far side's instead",
     )
     add("-e", "--ssh-cmd", default="ssh", metavar="CMD", help="ssh and its options; default: ssh")
     add("--python", metavar="PROGRAM", help="the Python on the remote host; default: found there")

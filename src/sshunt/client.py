@@ -25,6 +25,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from sshunt import metrics
@@ -39,14 +40,16 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.keeper import Keeper
 from sshunt.lanes import Lanes, new_session
-from sshunt.listener import CannotListen, Listener, begin, bind
+from sshunt.listener import CannotListen, Listener, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
+from sshunt.names.dns import DnsForwarder, Door, open_door, system_resolvers
 from sshunt.network import NetworkEvents
 from sshunt.privilege import Helper, start_helper
+from sshunt.redirected import Redirected, begin
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
@@ -104,11 +107,12 @@ def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
     routes = asyncio.run(_routes(options))
     listeners, routes = _bind(options, routes, console)
+    doors = _open_doors(options, console)
     try:
-        plan = _plan(secrets.token_hex(4), listeners, routes, ())
+        plan = _plan(secrets.token_hex(4), listeners, routes, (), doors)
         rules = nft.render(plan, owner=True, cgroup=None)
     finally:
-        for sock in listeners:
+        for sock in (*listeners, *(sock for door in doors for sock in door)):
             sock.close()
     return _DRY_RUN_HEAD + rules
 
@@ -156,7 +160,8 @@ async def _start(
     raise_descriptor_limit()
     keep_heap()
     listeners, routes = _bind(options, routes, console)
-    for sock in listeners:
+    doors = _open_doors(options, console)
+    for sock in (*listeners, *(sock for door in doors for sock in door)):
         undo.callback(sock.close)
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
@@ -165,6 +170,13 @@ async def _start(
     guarded = await helper.guard()
     how = "a cgroup" if guarded else "the addresses of its peers"
     console.detail(1, f"the helper is up; own traffic is told by {how}")
+    if doors and not guarded:
+        raise UserError(
+            "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
+            " can't be told from others, and it could not find its server again",
+            "leave --dns out",
+            ExitCode.CAPTURE,
+        )
 
     undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(choosing)
@@ -176,14 +188,16 @@ async def _start(
     size = len(agent_bundle().data)  # connect has made it
     ours = " ".join(choices.cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
-    up.listeners = [
-        Listener(sock, up.tunnel, console, up.waiting, lambda: up.is_down) for sock in listeners
-    ]
-    for listener in up.listeners:
-        listener.start()
+    for sock in listeners:
+        redirected = Redirected(sock, up.tunnel, console, up.waiting, lambda: up.is_down)
+        loop = up.tunnel.loop
+        up.listeners.append(Listener(sock, loop, console, redirected.take, redirected.why_not))
+        up.listeners[-1].start()
+    up.names = DnsForwarder(up.tunnel, console, doors, lambda: up.is_down)
+    up.names.start()
 
     await up.check()
-    up.plan = _plan(session_id, listeners, routes, up.peers())
+    up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
     await helper.apply(up.plan)
     owner = "kernel" if helper.owner else "helper"
     console.detail(1, f"the rules are in place; the {owner} removes them")
@@ -242,23 +256,48 @@ def _bind(
     return listeners, routes
 
 
+def _open_doors(options: Options, console: Console) -> list[Door]:
+    """Where DNS queries arrive, for each family of this host's resolvers; raises UserError."""
+    if not options.dns:
+        return []
+    families = {ip_address(address).version for address in system_resolvers()}
+    doors: list[Door] = []
+    for family in sorted(families if options.listen6 is not None else families - {6}):
+        try:
+            doors.append(open_door(family))
+        except CannotListen as error:
+            console.line(f"DNS over IPv{family} is left alone: {error.message}")
+    if not doors:
+        raise UserError(
+            "DNS can't be forwarded: no resolver in /etc/resolv.conf can be stood in for",
+            "leave --dns out",
+            ExitCode.USAGE,
+        )
+    return doors
+
+
 def _plan(
     session_id: str,
     listeners: list[socket.socket],
     routes: tuple[Route, ...],
     bypass: tuple[Endpoint, ...],
+    doors: Iterable[Door] = (),
 ) -> Plan:
     """What the helper is asked for; raises UserError if that is more than it takes."""
     bound: dict[int, Endpoint] = {}
     for sock in listeners:
         address, port = sock.getsockname()[:2]
         bound[sock.family] = (address, port)
+    answered = {door.udp.family: door.endpoint for door in doors}
     plan = Plan(
         session=session_id,
         listen4=bound.get(socket.AF_INET),
         listen6=bound.get(socket.AF_INET6),
         routes=routes,
         bypass=bypass,
+        resolvers=system_resolvers() if answered else (),
+        dns4=answered.get(socket.AF_INET),
+        dns6=answered.get(socket.AF_INET6),
     )
     try:
         if len(routes) > MAX_ROUTES:
@@ -274,8 +313,9 @@ def _connected_line(options: Options, routes: tuple[Route, ...], rtt_s: float) -
     remote = [route for route in routes if route.action is Action.REMOTE]
     shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
     more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
+    dns = ", and DNS" if options.dns else ""
     rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
-    return f"connected to {options.remote.host}{rtt}: {shown}{more}"
+    return f"connected to {options.remote.host}{rtt}: {shown}{more}{dns}"
 
 
 def _route_text(route: Route) -> str:
@@ -324,6 +364,7 @@ class _Up:
         self._console = console
         self._helper = helper
         self.listeners: list[Listener] = []
+        self.names: DnsForwarder | None = None
         self.plan: Plan | None = None
         self._changing_rules: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()  # the last lane has ended
@@ -464,6 +505,8 @@ class _Up:
         """
         for listener in self.listeners:
             listener.close()
+        if self.names is not None:
+            self.names.close()
         self.waiting.empty()
         self.tunnel.reset_all()
 
@@ -498,6 +541,8 @@ class _Up:
             self._keeper.lose_session(sentence or "its agent ended")
 
     def _on_down(self) -> None:
+        if self.names is not None:
+            self.names.on_down()
         if self._options.fail_open:
             self._kept = ()  # they go with the rules
             self._change_rules(self._helper.undo)
@@ -602,6 +647,8 @@ class _Up:
                 self.tunnel.wake()
 
     def _on_datagram(self, event: DatagramReceived) -> None:
+        if event.kind in (frames.DNS, frames.DNS_TCP) and self.names is not None:
+            self.names.on_datagram(event)
         if event.kind != frames.BELIEFS:
             return
         try:

@@ -40,3 +40,4 @@ class Options:
     max_retries: int | None = None  # None: for ever
     fail_open: bool = False
     zero_copy: str = "auto"  # or "always", "never"
+    dns: bool = False

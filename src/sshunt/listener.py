@@ -1,11 +1,11 @@
-"""The local end of the capture: accepts what the kernel redirected and makes streams of it.
+"""Accepting: the sockets that redirected connections arrive at, and how fast they are taken in.
 
-One listener per address family. Out of descriptors, or with no more left than are kept for our own
-needs (the next ssh), accepting pauses: the connections wait in the kernel's backlog and nothing
-spins; it goes on when a connection ends or after a moment.
+Out of descriptors, or with no more left than are kept for our own needs (the next ssh), accepting
+pauses: the connections wait in the kernel's backlog and nothing spins; it goes on when a connection
+ends or after a moment.
 
-Not here: what is redirected (capture, helper), what waits while the connection is lost (waiting),
-how bytes move (relay).
+Not here: what is redirected (capture, helper), what becomes of what was accepted (redirected,
+names.dns).
 """
 
 import asyncio
@@ -14,21 +14,15 @@ import os
 import socket
 from collections.abc import Callable
 
-from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
-from sshunt.mux.frames import QUIET_TCP, Destination
 from sshunt.relay.sockets import (
     OUT_OF_RESOURCES,
-    close_with_reset,
     is_reserved,
     keep_alive,
     without_delay,
 )
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
-from sshunt.waiting import WaitingRoom
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
@@ -87,33 +81,27 @@ def _cannot_listen(address: str, port: int, error: OSError) -> CannotListen:
     return CannotListen(message, hint, error.errno or 0)
 
 
-def begin(tunnel: Tunnel, console: Console, sock: socket.socket, destination: Destination) -> None:
-    """A stream for ``sock``, a program's connection, which is the relay's from now on."""
-    stream = tunnel.open(destination)
-    if console.verbosity:
-        console.detail(1, f"stream {stream.id}: to {destination.host} port {destination.port}")
-    TcpRelay(tunnel, stream).start(sock)
-
-
 class Listener:
-    """Accepts from ``sock`` while it is started. Owns it."""
+    """Accepts from ``sock`` while it is started. Owns it; what was accepted is ``take``'s.
+
+    ``why_not`` says why no more can be taken just now; "": they can.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
-        tunnel: Tunnel,
+        loop: asyncio.AbstractEventLoop,
         console: Console,
-        waiting: WaitingRoom,
-        is_down: Callable[[], bool],
+        take: Callable[[socket.socket], None],
+        why_not: Callable[[], str] = str,
     ) -> None:
         self._sock = sock
-        self._original = OriginalDestinations(sock)
-        self._tunnel = tunnel
+        self._loop = loop
         self._console = console
+        self._take = take
+        self._why_not = why_not
         self._accepting = False
         self._pause: asyncio.TimerHandle | None = None
-        self._waiting = waiting
-        self._is_down = is_down
         self._complained_at = float("-inf")
 
     def start(self) -> None:
@@ -140,17 +128,18 @@ class Listener:
             self._wait(_SPENT)
         elif not self._accepting:
             self._accepting = True
-            self._tunnel.loop.add_reader(self._sock.fileno(), self._on_readable)
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
 
     def _accept_no_more(self) -> None:
         if self._accepting:
             self._accepting = False
-            self._tunnel.loop.remove_reader(self._sock.fileno())
+            self._loop.remove_reader(self._sock.fileno())
 
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_PER_ROUND):
-            if not self._is_down() and not self._tunnel.session.can_open:
-                self._wait("as many connections are open as the far side allows")
+            why_not = self._why_not()
+            if why_not:
+                self._wait(why_not)
                 return
             try:
                 sock, _ = self._sock.accept()
@@ -168,26 +157,10 @@ class Listener:
                 self._wait(_SPENT)
                 return
 
-    def _take(self, sock: socket.socket) -> None:
-        try:
-            address, port = self._original.of(sock)
-        except NotRedirected as error:
-            self._console.detail(1, f"refused a local connection: {error}")
-            close_with_reset(sock)
-            return
-        except OSError:  # the peer was faster and is gone
-            close_with_reset(sock)
-            return
-        destination = Destination(QUIET_TCP, address, port)
-        if self._is_down():
-            self._waiting.enter(sock, destination)
-        else:
-            begin(self._tunnel, self._console, sock, destination)
-
     def _wait(self, why: str) -> None:
         self._accept_no_more()
-        self._pause = self._tunnel.loop.call_later(PAUSE_S, self._accept_later)
-        now = self._tunnel.loop.time()
+        self._pause = self._loop.call_later(PAUSE_S, self._accept_later)
+        now = self._loop.time()
         if now - self._complained_at > COMPLAIN_EVERY_S:
             self._complained_at = now
             self._console.line(f"{why}; new ones wait until one of the open ones ends")

@@ -49,6 +49,17 @@ def no_trace_of(token: bytes) -> bool:
     return not Path(f"/tmp/sshunt-{os.geteuid()}", socket_name(token)).exists()
 
 
+def run_ours(python: str, script: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """One of the programs beside this file, with our source to import."""
+    here = Path(__file__).resolve().parent
+    source = str(here.parents[1] / "src")
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = [python, str(here / script), *words]
+    return subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
 def test_the_agent_answers_relays_and_ends_with_the_goodbye(python: str, token: bytes) -> None:
     lane = Lane(lane_hello(token), python=python)
     answer = lane.greet()
@@ -74,13 +85,13 @@ def test_the_agent_answers_relays_and_ends_with_the_goodbye(python: str, token: 
 
 @pytest.mark.parametrize(("way", "said"), [(COPY, "written read"), (SPLICE, "teed spliced")])
 def test_bulk_arrives_whole_on_every_way_of_payload(python: str, way: int, said: str) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    argv = [python, str(root / "tests" / "agent" / "bulk.py"), str(way)]
-    done = subprocess.run(
-        argv, env=environment, capture_output=True, text=True, timeout=90, check=False
-    )
+    done = run_ours(python, "bulk.py", str(way))
     assert (done.stdout.strip(), done.stderr) == (f"whole {said}", "")
+
+
+def test_names_are_looked_up_by_udp_and_by_tcp(python: str) -> None:
+    done = run_ours(python, "names.py")
+    assert (done.stdout, done.stderr) == ("udp True tcp True left 0\n", "")
 
 
 def test_a_second_lane_finds_the_agent_that_outlived_the_first(python: str, token: bytes) -> None:

@@ -59,6 +59,9 @@ _plans = st.builds(
     st.none() | _endpoints6,
     st.lists(_routes(), max_size=5).map(tuple),
     _bypasses,
+    st.lists(st.ip_addresses().map(str), max_size=5).map(tuple),
+    st.none() | _endpoints4,
+    st.none() | _endpoints6,
 )
 _requests = st.one_of(
     st.builds(Hello, st.integers(0, 2**31), _sessions),

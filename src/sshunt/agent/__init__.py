@@ -6,6 +6,7 @@ stub        starts or finds the agent, hands it ssh's pipes, waits for the lane'
 attach      the agent's half of that, inside its event loop
 server      the agent's life: session, relays, end
 dial        connections to the real hosts
+resolve     DNS queries, asked of this host's resolvers
 
 Python 3.6 and the standard library only; shipped as one bundle, never installed.
 """

@@ -18,6 +18,7 @@ from typing import Deque, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.dial import Dialer
+from sshunt.agent.resolve import Resolver
 from sshunt.mux import frames
 from sshunt.mux.hello import (
     AGENT,
@@ -106,6 +107,7 @@ class _Life:
         way = COPY if features & FEATURE_COPY else way
         self._tunnel = Tunnel(loop, session, outlives_lanes=self._grace_s > 0, way=way)
         self._dialer = Dialer(self._tunnel)
+        self._resolver = Resolver(self._tunnel)
         self._tunnel.on_datagram = self._on_datagram
         self._tunnel.on_request = self._dialer.on_request
         self._tunnel.on_lane_ended = self._on_lane_ended
@@ -178,6 +180,8 @@ class _Life:
         elif event.kind == frames.BELIEFS:
             answer = json.dumps(self._tunnel.beliefs()).encode()
         else:
+            if event.kind in (frames.DNS, frames.DNS_TCP):
+                self._resolver.on_query(event.flow, event.kind, event.data)
             return
         self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())
 
@@ -219,6 +223,7 @@ class _Life:
         if self._attach is not None:
             self._attach.close()
         self._dialer.close()
+        self._resolver.close()
         tags = [lane.tag for lane in self._tunnel.lanes.values()]
         self._tunnel.close()
         for tag in tags:

@@ -8,6 +8,7 @@ What a new connection meets, in order (only the first packet of a connection pas
 
     output (this host's own)                       prerouting (forwarded; only if the listener
                                                     can be reached from outside)
+    to port 53 of a resolver (output only) . redirected to our DNS, unless made inside our cgroup
     not TCP ................................ left alone
     not a SYN .............................. left alone
     to an address of this host ............. left alone
@@ -23,6 +24,8 @@ Why each of them:
   Redirecting it would break it; sshuttle users lose their existing ssh logins that way.
 * *To this host.* The far side can't mean this host by that address, and the listener itself is
   here.
+* *Resolvers.* Those that this host's programs ask, with --dns; this host itself may be one. Our
+  ssh asks them as it would without us: it looks up its server when the connection is lost.
 * *Our own cgroup, our own peers.* Two independent ways not to capture ourselves. Forwarded traffic
   is never ours, so the exception for the peers does not reach it.
 * *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
@@ -41,7 +44,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from sshunt.capture.plan import Plan, Region, check_endpoint, remote_regions
+from sshunt.capture.plan import DNS_PORT, Plan, Region, check_endpoint, remote_regions
 from sshunt.model import Endpoint
 
 TABLE_PREFIX = "sshunt-"
@@ -81,12 +84,17 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """
     families = [family for family in (4, 6) if plan.listener(family) is not None]
+    asked = [family for family in (4, 6) if plan.dns(family) is not None]
     lines = [f"table inet {table_name(plan.session)} {{"]
     if owner:
         lines.append("\tflags owner;")
     for family in families:
         lines += _sets(plan, family)
-    lines += _output_chain(families, cgroup)
+    for family in asked:
+        lines += _resolver_set(plan, family)
+    if asked:
+        lines += _dns_chain(plan, asked, cgroup)
+    lines += _output_chain(families, asked, cgroup)
     if any(plan.forwards(family) for family in families):
         lines += _prerouting_chain([family for family in families if plan.forwards(family)])
     for family in families:
@@ -144,6 +152,13 @@ def _sets(plan: Plan, family: int) -> list[str]:
     ]
 
 
+def _resolver_set(plan: Plan, family: int) -> list[str]:
+    addresses = {ip_address(text) for text in plan.resolvers}
+    ours = sorted((address for address in addresses if address.version == family), key=int)
+    elements = ", ".join(map(str, ours))
+    return _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
+
+
 def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
     lines = [f"\tset {name} {{", f"\t\ttype {element_type}; {flags}".rstrip()]
     if elements:
@@ -151,10 +166,27 @@ def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
     return [*lines, "\t}"]
 
 
-def _output_chain(families: list[int], cgroup: Cgroup | None) -> list[str]:
+def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[str]:
+    lines = ["\tchain dns {"]
+    if cgroup is not None:
+        lines.append(f"\t\t{_in_cgroup(cgroup)} return")
+    lines.append("\t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return")
+    for family in families:
+        _, port = plan.dns(family) or ("", 0)
+        of_family = f"meta nfproto ipv{family} meta l4proto {{ tcp, udp }}"
+        lines.append(f"\t\t{of_family} redirect to :{port}")
+    return [*lines, "\t}"]
+
+
+def _output_chain(families: list[int], asked: list[int], cgroup: Cgroup | None) -> list[str]:
     lines = [
         "\tchain output {",
         f"\t\ttype nat hook output priority {_PRIORITY}; policy accept;",
+        *(
+            f"\t\t{_PROTOCOL[family]} daddr @resolvers{family}"
+            f" meta l4proto {{ tcp, udp }} th dport {DNS_PORT} goto dns"
+            for family in asked
+        ),
         *_left_alone(),
     ]
     if cgroup is not None:

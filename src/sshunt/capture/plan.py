@@ -38,6 +38,9 @@ MAX_REGIONS = 65536
 #: port ranges on a network that holds thousands of others would keep the helper busy for minutes.
 MAX_BOUNDS = 4_000_000
 
+#: Where resolvers listen, for UDP and TCP.
+DNS_PORT = 53
+
 _SESSION = re.compile(r"[0-9a-f]{8,16}")
 
 
@@ -64,13 +67,18 @@ class Plan:
     listen6: Endpoint | None  # the same for IPv6
     routes: tuple[Route, ...]
     bypass: tuple[Endpoint, ...] = ()  # the real peers of our own ssh processes; never captured
+    resolvers: tuple[str, ...] = ()  # whom this host's programs ask names
+    dns4: Endpoint | None = None  # where what they ask at IPv4 addresses is answered
+    dns6: Endpoint | None = None  # the same for IPv6
 
     def __post_init__(self) -> None:
         check_session(self.session)
         for family in (4, 6):
-            listener = self.listener(family)
-            if listener is not None and check_endpoint(listener).version != family:
-                raise ValueError(f"not an IPv{family} listener: {listener[0]}")
+            for listener in (self.listener(family), self.dns(family)):
+                if listener is not None and check_endpoint(listener).version != family:
+                    raise ValueError(f"not an IPv{family} listener: {listener[0]}")
+        for address in self.resolvers:
+            check_endpoint((address, DNS_PORT))
         for endpoint in self.bypass:
             check_endpoint(endpoint)
         for route in self.routes:
@@ -80,6 +88,10 @@ class Plan:
     def listener(self, family: int) -> Endpoint | None:
         """Where redirected connections of this family (4 or 6) are accepted, if anywhere."""
         return self.listen4 if family == 4 else self.listen6
+
+    def dns(self, family: int) -> Endpoint | None:
+        """Where queries to resolvers of this family (4 or 6) are answered, if anywhere."""
+        return self.dns4 if family == 4 else self.dns6
 
     def forwards(self, family: int) -> bool:
         """True if forwarded traffic is captured too.

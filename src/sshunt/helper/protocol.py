@@ -37,7 +37,7 @@ from typing import Any, TypeAlias
 from sshunt.capture.plan import Plan, check_endpoint, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
 
-VERSION = 2
+VERSION = 3
 
 #: The helper's only exit status beside 0: its standard input is not the socketpair.
 EXIT_NO_SOCKET = 3
@@ -47,6 +47,9 @@ MAX_ROUTES = 20_000
 
 #: One per lane would do; a name behind a ProxyCommand may have several.
 MAX_BYPASS = 256
+
+#: The C library asks three; some systems list more.
+MAX_RESOLVERS = 16
 
 #: One per network that the host has been in while the oldest connection lives, and family.
 MAX_KEPT = 16
@@ -303,20 +306,28 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
             for route in plan.routes
         ],
         "bypass": plan.bypass,
+        "resolvers": plan.resolvers,
+        "dns4": plan.dns4,
+        "dns6": plan.dns6,
     }
 
 
 def _plan_from_json(fields: dict[str, Any]) -> Plan:
-    listen4, listen6 = fields.pop("listen4"), fields.pop("listen6")
+    resolvers = _typed(fields.pop("resolvers"), list)
+    if len(resolvers) > MAX_RESOLVERS:
+        raise ValueError(f"more than {MAX_RESOLVERS} resolvers")
     routes = _typed(fields.pop("routes"), list)
     if len(routes) > MAX_ROUTES:
         raise ValueError(f"more than {MAX_ROUTES} routes")
     plan = Plan(
         session=_take_str(fields, "session"),
-        listen4=None if listen4 is None else _endpoint_from_json(listen4),
-        listen6=None if listen6 is None else _endpoint_from_json(listen6),
+        listen4=_listener_from_json(fields.pop("listen4")),
+        listen6=_listener_from_json(fields.pop("listen6")),
         routes=tuple(_route_from_json(route) for route in routes),
         bypass=_endpoints_from_json(fields.pop("bypass")),
+        resolvers=tuple(str(ip_address(_typed(address, str))) for address in resolvers),
+        dns4=_listener_from_json(fields.pop("dns4")),
+        dns6=_listener_from_json(fields.pop("dns6")),
     )
     _nothing_left(fields)
     return plan
@@ -337,6 +348,10 @@ def _endpoints_from_json(value: Any) -> tuple[Endpoint, ...]:
     if len(endpoints) > MAX_BYPASS:
         raise ValueError(f"more than {MAX_BYPASS} endpoints")
     return tuple(_endpoint_from_json(endpoint) for endpoint in endpoints)
+
+
+def _listener_from_json(value: Any) -> Endpoint | None:
+    return None if value is None else _endpoint_from_json(value)
 
 
 def _endpoint_from_json(value: Any) -> Endpoint:

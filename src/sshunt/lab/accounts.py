@@ -59,6 +59,12 @@ permit cai as root
 """
 
 # No DNS: a lab has none, and an unknown name must be unknown at once.
+#: Whom the server asks names: the target, if a test starts a resolver there.
+_RESOLV_CONF = """\
+nameserver 10.55.0.2
+nameserver fd00:55::2
+"""
+
 _NSSWITCH = """\
 passwd: files
 group: files
@@ -143,6 +149,7 @@ def write_etc(folder: Path, accounts: Iterable[Account], names: Mapping[str, str
         "doas.conf": _DOAS_CONF,
         "nsswitch.conf": _NSSWITCH,
         "hosts": "".join(f"{address} {name}\n" for address, name in names.items()),
+        "resolv.conf": _RESOLV_CONF,
     }
     written = []
     for name, text in texts.items():

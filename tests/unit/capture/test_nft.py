@@ -51,12 +51,22 @@ _ONE_ADDRESS = Plan(
 _FORWARDED_IPV6_ONLY = Plan(
     _SESSION, ("127.0.0.1", 5), ("::", 5), (_route("10.0.0.0/8"), _route("fd00::/8"))
 )
+_NAMES = Plan(
+    _SESSION,
+    ("127.0.0.1", 12300),
+    None,
+    (_route("10.0.0.0/8"),),
+    resolvers=("192.0.2.53", "2001:db8::53", "127.0.0.53", "192.0.2.53"),
+    dns4=("127.0.0.1", 12353),
+    dns6=("::1", 12354),
+)
 
 _TEXTS = {
     "office": render(_OFFICE, owner=True, cgroup=None),
     "everything": render(_EVERYTHING, owner=True, cgroup=_CGROUP),
     "one-address": render(_ONE_ADDRESS, owner=False, cgroup=None),
     "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
+    "names": render(_NAMES, owner=True, cgroup=_CGROUP),
     "nothing": render(Plan(_SESSION, None, None, (_route("::/0"),)), owner=False, cgroup=None),
 }
 

@@ -11,6 +11,7 @@ from sshunt.helper.protocol import (
     MAX_KEPT,
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
+    MAX_RESOLVERS,
     MAX_ROUTES,
     Applied,
     Apply,
@@ -37,6 +38,9 @@ _PLAN = {
     "listen6": None,
     "routes": [_ROUTE],
     "bypass": [],
+    "resolvers": ["127.0.0.53"],
+    "dns4": ["127.0.0.1", 2],
+    "dns6": None,
 }
 
 
@@ -100,6 +104,14 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(routes=[[167772160, "remote", 0, 1]]),
         _apply(routes=[_ROUTE] * (MAX_ROUTES + 1)),
         _apply(bypass=[["127.0.0.1", 22]] * (MAX_BYPASS + 1)),
+        _apply(resolvers="127.0.0.53"),
+        _apply(resolvers=["localhost"]),
+        _apply(resolvers=["fe80::1%eth0"]),
+        _apply(resolvers=["127.0.0.1 } flush ruleset"]),
+        _apply(resolvers=[2130706433]),
+        _apply(resolvers=["127.0.0.53"] * (MAX_RESOLVERS + 1)),
+        _apply(dns4=["::1", 2]),
+        _apply(dns6=["::1", 0]),
         _apply(rules="flush ruleset"),
     ],
     ids=lambda line: repr(line[:60]),

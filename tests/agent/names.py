@@ -1,0 +1,88 @@
+"""The agent's look-ups in any Python from 3.6 on: two resolvers, the first of which is silent.
+
+Run by ``test_interpreters``; says how each query was answered, by UDP and by TCP.
+"""
+
+import asyncio
+import os
+import socket
+import threading
+
+from sshunt.agent import resolve
+from sshunt.mux import frames
+from sshunt.mux.hello import AGENT, CLIENT
+from sshunt.mux.session import Session
+from sshunt.relay import dns
+from sshunt.relay.tunnel import Tunnel
+
+QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01"
+ANSWER = QUERY[:2] + b"\x81\x80" + QUERY[4:]
+DEADLINE_S = 20.0
+
+
+def bound(kind: int, address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        sock.listen(5)
+    return sock
+
+
+def answer_udp(sock: socket.socket) -> None:
+    while True:
+        query, program = sock.recvfrom(65535)
+        sock.sendto(ANSWER if query == QUERY else b"", program)
+
+
+def answer_tcp(sock: socket.socket) -> None:
+    while True:
+        program = sock.accept()[0]
+        if program.recv(65535) == len(QUERY).to_bytes(2, "big") + QUERY:
+            for byte in len(ANSWER).to_bytes(2, "big") + ANSWER:
+                program.sendall(bytes([byte]))
+        program.close()
+
+
+def main() -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    silent = bound(socket.SOCK_STREAM, "127.0.0.21", 0)
+    dns.PORT = silent.getsockname()[1]
+    sockets = [
+        silent,
+        bound(socket.SOCK_DGRAM, "127.0.0.21", dns.PORT),
+        bound(socket.SOCK_DGRAM, "127.0.0.22", dns.PORT),
+        bound(socket.SOCK_STREAM, "127.0.0.22", dns.PORT),
+    ]
+    dns.resolvers = lambda resolv_conf="": ["127.0.0.21", "127.0.0.22"]
+    resolve.TRY_S = 0.2
+    threading.Thread(target=answer_udp, args=(sockets[2],), daemon=True).start()
+    threading.Thread(target=answer_tcp, args=(sockets[3],), daemon=True).start()
+
+    client = Tunnel(loop, Session(CLIENT), outlives_lanes=True)
+    agent = Tunnel(loop, Session(AGENT), outlives_lanes=True)
+    resolver = resolve.Resolver(agent)
+    agent.on_datagram = lambda event: resolver.on_query(event.flow, event.kind, event.data)
+    to_agent, from_client = os.pipe()
+    to_client, from_agent = os.pipe()
+    client.add_lane(0, to_client, from_client)
+    agent.add_lane(0, to_agent, from_agent)
+    answers = {}
+
+    def take(event: object) -> None:
+        answers[event.flow] = event.data == ANSWER  # type: ignore[attr-defined]
+        if len(answers) == 2:
+            loop.stop()
+
+    client.on_datagram = take
+    before = len(os.listdir("/proc/self/fd"))
+    client.session.send_datagram(1, frames.DNS, QUERY, loop.time())
+    client.session.send_datagram(2, frames.DNS_TCP, QUERY, loop.time())
+    client.wake()
+    loop.call_later(DEADLINE_S, loop.stop)
+    loop.run_forever()
+    left = len(os.listdir("/proc/self/fd")) - before
+    print("udp", answers.get(1), "tcp", answers.get(2), "left", left)
+
+
+main()

@@ -1,0 +1,187 @@
+"""DNS by way of the far side, with real resolvers (dnsmasq) on both sides and real programs.
+
+neighbour ------------- client ===== 200 Mbit/s, 4 ms ====== server ------------- target
+resolver at home        sshunt, ssh, dig, curl               sshd, agent          resolver, web
+
+The office's resolver knows the office's names only; the one at home has other addresses for them,
+and knows the ssh server's name.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from sshunt.errors import ExitCode
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
+from tests.e2e.interruptions import lost, office
+from tests.e2e.tunnels import SSHUNT, Tunnel, kill, running
+
+OFFICES, HOMES = "10.55.0.2", "192.0.2.2"
+BIG = 60  # addresses: more than 512 bytes take
+
+
+def resolver(host: Host, *words: str) -> None:
+    """A dnsmasq on all addresses of a host that answers by itself only."""
+    only = ["--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--cache-size=0", "--pid-file="]
+    host.popen(["dnsmasq", "--keep-in-foreground", "--user=root", *only, *words])
+    host.wait_for_port(host.v4, 53)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if shutil.which("dnsmasq") is None or shutil.which("dig") is None:
+        pytest.skip("needs dnsmasq and dig")
+    with office() as lab:
+        many = [f"--host-record=big.corp.example,10.55.1.{n}" for n in range(BIG)]
+        resolver(lab.target, f"--address=/corp.example/{OFFICES}", *many)
+        resolver(lab.neighbour, f"--address=/corp.example/{HOMES}", f"--address=/gate.home/{HOMES}")
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def at_home(lab: Lab) -> list[str]:
+    """A command prefix: programs of the client that ask the resolver at home, over IPv4 or IPv6."""
+    conf, switch = lab.folder / "home-resolv.conf", lab.folder / "home-nsswitch.conf"
+    conf.write_text(f"nameserver {lab.neighbour.v4}\nnameserver {lab.neighbour.v6}\n")
+    switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    return ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+
+
+def _laid_over(conf: Path, switch: Path) -> str:
+    binds = f"mount --bind {conf} /etc/resolv.conf; mount --bind {switch} /etc/nsswitch.conf"
+    return f'set -e; {binds}; exec "$@"'
+
+
+@contextmanager
+def up(lab: Lab, at_home: list[str], *words: str) -> Iterator[Tunnel]:
+    words = ("--dns", "-r", "server", *words, OFFICE_V4, OFFICE_V6)
+    with running(lab, *words, program=[*at_home, *SSHUNT]) as tunnel:
+        assert ", and DNS" in tunnel.said
+        yield tunnel
+
+
+class Dug:
+    """What dig says: ``addresses``, or ``status``; ``seconds`` it took."""
+
+    def __init__(self, host: Host, resolver: str, *words: str, name: str = "git.corp.example"):
+        begin = time.monotonic()
+        said = host.run(["dig", f"@{resolver}", name, *words], check=False, timeout_s=30).stdout
+        self.seconds = time.monotonic() - begin
+        self.status = "".join(re.findall(r"status: (\w+)", said)[-1:])
+        self.addresses = re.findall(r"\tA\t([0-9.]+)$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [(), ("+tcp",), ("+noedns",), ("+bufsize=1232", "+dnssec")])
+@pytest.mark.parametrize("version", ["v4", "v6"])
+def test_names_are_looked_up_on_the_far_side_while_sshunt_runs(
+    lab: Lab, at_home: list[str], version: str, words: tuple[str, ...]
+) -> None:
+    home = lab.neighbour.v4 if version == "v4" else lab.neighbour.v6
+    assert Dug(lab.client, home, *words).addresses == [HOMES]
+    with up(lab, at_home):
+        assert Dug(lab.client, home, *words).addresses == [OFFICES]
+        assert Dug(lab.client, home, *words, name="gate.home").status in ("REFUSED", "SERVFAIL")
+    assert Dug(lab.client, home, *words).addresses == [HOMES]
+
+
+def test_an_answer_that_is_too_long_for_udp_comes_by_tcp(lab: Lab, at_home: list[str]) -> None:
+    with up(lab, at_home):
+        home = lab.neighbour.v4
+        by_udp = Dug(lab.client, home, "+noedns", "+ignore", name="big.corp.example")
+        assert len(by_udp.addresses) < BIG
+        assert len(Dug(lab.client, home, "+noedns", name="big.corp.example").addresses) == BIG
+
+
+def test_programs_reach_the_office_by_its_names(lab: Lab, at_home: list[str]) -> None:
+    with up(lab, at_home):
+        fetched = lab.client.run([*at_home, "curl", "-sS", "-m", "10", "http://git.corp.example/"])
+        assert "Hello" in fetched.stdout
+
+
+def test_resolvers_that_this_host_does_not_ask_are_left_alone(lab: Lab, at_home: list[str]) -> None:
+    other = lab.neighbour.addresses[0].replace(".2", ".3")
+    lab.neighbour.run(["ip", "addr", "add", f"{other}/24", "dev", "to-client"])
+    with up(lab, at_home):
+        assert Dug(lab.client, other).addresses == [HOMES]
+
+
+def test_a_local_resolver_is_stood_in_for_although_it_is_this_host(lab: Lab) -> None:
+    conf, switch = lab.folder / "stub-resolv.conf", lab.folder / "home-nsswitch.conf"
+    conf.write_text("nameserver 127.0.0.53\nnameserver ::1\n")
+    stub = ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+    with up(lab, stub):
+        for address in ("127.0.0.53", "::1"):
+            assert Dug(lab.client, address).addresses == [OFFICES]
+            assert Dug(lab.client, address, "+tcp").addresses == [OFFICES]
+        assert Dug(lab.client, lab.neighbour.v4).addresses == [HOMES]
+
+
+def test_while_the_connection_is_lost_the_answer_is_servfail_at_once(
+    lab: Lab, at_home: list[str]
+) -> None:
+    with up(lab, at_home) as tunnel:
+        with lost(lab, tunnel):
+            for words in ((), ("+tcp",)):
+                dug = Dug(lab.client, lab.neighbour.v4, "+tries=1", *words)
+                assert dug.status == "SERVFAIL"
+                assert dug.seconds < 2  # dig itself waits for 5
+        tunnel.wait_until(lambda: " again after " in tunnel.said)
+        assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
+def test_with_fail_open_names_are_looked_up_at_home_meanwhile(lab: Lab, at_home: list[str]) -> None:
+    with up(lab, at_home, "--fail", "open") as tunnel:
+        with lost(lab, tunnel):
+            tunnel.wait_until(lambda: Dug(lab.client, lab.neighbour.v4).addresses == [HOMES])
+        tunnel.wait_until(lambda: Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES])
+
+
+def test_ssh_finds_its_server_by_the_resolver_at_home_also_when_it_was_lost(
+    lab: Lab, at_home: list[str]
+) -> None:
+    ssh = f"ssh -F {lab.ssh_config} -o HostKeyAlias=server"
+    words = ("--dns", "-e", ssh, "-r", "gate.home", OFFICE_V4)
+    with running(lab, *words, program=[*at_home, *SSHUNT]) as tunnel:
+        kill(tunnel.pids("ssh"))
+        tunnel.wait_until(lambda: " again after " in tunnel.said)
+        assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
+def test_many_look_ups_at_once_are_all_answered(lab: Lab, at_home: list[str]) -> None:
+    with up(lab, at_home):
+        names = "\n".join(f"n{number}.corp.example A" for number in range(100))
+        batch = ["dig", f"@{lab.neighbour.v4}", "+short", "-f", "-"]
+        found = [
+            lab.client.popen(batch, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)
+        ]
+        said = [process.communicate(names.encode(), timeout=60)[0].split() for process in found]
+        assert said == [[OFFICES.encode()] * 100] * 4
+
+
+def test_without_a_cgroup_dns_is_refused_before_anything_is_changed(
+    lab: Lab, at_home: list[str]
+) -> None:
+    weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    words = ("--dns", "-r", "server", OFFICE_V4)
+    done = lab.client.run([*at_home, *weak, *SSHUNT, *words], check=False)
+    assert done.returncode == ExitCode.CAPTURE
+    assert "hint: leave --dns out" in done.stderr
+
+
+def test_killed_it_leaves_names_as_they_were(lab: Lab, at_home: list[str]) -> None:
+    tunnel = Tunnel(lab, ["--dns", "-r", "server", OFFICE_V4], program=[*at_home, *SSHUNT])
+    tunnel.wait_until_connected()
+    with suppress(ProcessLookupError):
+        os.kill(tunnel.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Dug(lab.client, lab.neighbour.v4, "+tries=1", "+time=1").addresses != [HOMES]:
+        assert time.monotonic() < deadline
