@@ -24,8 +24,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from ipaddress import ip_address
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sshunt import metrics
@@ -257,22 +256,15 @@ def _bind(
 
 
 def _open_doors(options: Options, console: Console) -> list[Door]:
-    """Where DNS queries arrive, for each family of this host's resolvers; raises UserError."""
+    """Where DNS queries arrive, for each family; raises UserError."""
     if not options.dns:
         return []
-    families = {ip_address(address).version for address in system_resolvers()}
-    doors: list[Door] = []
-    for family in sorted(families if options.listen6 is not None else families - {6}):
+    doors = [open_door(4)]
+    if options.listen6 is not None:
         try:
-            doors.append(open_door(family))
-        except CannotListen as error:
-            console.line(f"DNS over IPv{family} is left alone: {error.message}")
-    if not doors:
-        raise UserError(
-            "DNS can't be forwarded: no resolver in /etc/resolv.conf can be stood in for",
-            "leave --dns out",
-            ExitCode.USAGE,
-        )
+            doors.append(open_door(6))
+        except CannotListen as error:  # a host without IPv6
+            console.detail(1, f"DNS over IPv6 is left alone: {error.message}")
     return doors
 
 
@@ -573,6 +565,18 @@ class _Up:
             self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
             self._change_rules(lambda: self._helper.keep(needed), optional=True)
 
+    def _follow_resolvers(self) -> None:
+        """Another network has other resolvers."""
+        plan = self.plan
+        if not self._options.dns or plan is None:
+            return
+        found = system_resolvers()
+        if found != plan.resolvers:
+            self.plan = replace(plan, resolvers=found)
+            self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
+            if not (self._options.fail_open and self.is_down):  # else they come with the rules
+                self._change_rules(lambda: self._helper.resolvers(found))
+
     def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
         """After the change before it; what fails ends the session, unless it is ``optional``."""
         before = self._changing_rules
@@ -612,6 +616,7 @@ class _Up:
                 self._events.check_clock()
             if self._kept:
                 self._keep_addresses()
+            self._follow_resolvers()
             if not self._console.is_terminal:
                 continue
             if self.is_down:

@@ -32,6 +32,7 @@ from sshunt.helper.protocol import (
     Reply,
     ReplyError,
     Request,
+    Resolvers,
     Undo,
     decode_reply,
     encode_request,
@@ -121,6 +122,10 @@ class Helper:
     async def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Never capture connections to these, instead of those named before."""
         await self._ask(Bypass(tuple(endpoints)))
+
+    async def resolvers(self, addresses: Iterable[str]) -> None:
+        """Capture what is asked of these, instead of those named before."""
+        await self._ask(Resolvers(tuple(addresses)))
 
     async def keep(self, addresses: Iterable[str]) -> None:
         """Let these addresses, and no others, stay this host's own, until ``undo`` or our end.

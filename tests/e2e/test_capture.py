@@ -469,6 +469,9 @@ _FOREIGN_LISTENER = {
     "listen6": None,
     "routes": [],
     "bypass": [],
+    "resolvers": [],
+    "dns4": None,
+    "dns6": None,
 }
 
 

@@ -125,6 +125,23 @@ def test_a_local_resolver_is_stood_in_for_although_it_is_this_host(lab: Lab) -> 
         assert Dug(lab.client, lab.neighbour.v4).addresses == [HOMES]
 
 
+def test_other_resolvers_are_stood_in_for_as_soon_as_this_host_asks_them(
+    lab: Lab, at_home: list[str]
+) -> None:
+    conf = lab.folder / "home-resolv.conf"
+    before = conf.read_text()
+    with up(lab, at_home) as tunnel:
+        try:
+            conf.write_text("nameserver 127.0.0.53\n")
+            tunnel.wait_until(lambda: Dug(lab.client, "127.0.0.53").addresses == [OFFICES])
+            assert Dug(lab.client, lab.neighbour.v4).addresses == [HOMES]
+            assert Dug(lab.client, lab.neighbour.v6).addresses == [HOMES]
+        finally:
+            conf.write_text(before)
+        tunnel.wait_until(lambda: Dug(lab.client, lab.neighbour.v6).addresses == [OFFICES])
+        assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
 def test_while_the_connection_is_lost_the_answer_is_servfail_at_once(
     lab: Lab, at_home: list[str]
 ) -> None:

@@ -18,6 +18,7 @@ from sshunt.helper.protocol import (
     Keep,
     Request,
     RequestError,
+    Resolvers,
     Undo,
     can_be_kept,
     decode_request_untrusted,
@@ -52,6 +53,7 @@ _bypasses = st.lists(_endpoints4 | _endpoints6, max_size=5).map(tuple)
 _kept = st.lists(
     st.ip_addresses().map(str).filter(can_be_kept), max_size=MAX_KEPT, unique=True
 ).map(tuple)
+_resolvers = st.lists(st.ip_addresses().map(str), max_size=5).map(tuple)
 _plans = st.builds(
     Plan,
     _sessions,
@@ -59,7 +61,7 @@ _plans = st.builds(
     st.none() | _endpoints6,
     st.lists(_routes(), max_size=5).map(tuple),
     _bypasses,
-    st.lists(st.ip_addresses().map(str), max_size=5).map(tuple),
+    _resolvers,
     st.none() | _endpoints4,
     st.none() | _endpoints6,
 )
@@ -69,6 +71,7 @@ _requests = st.one_of(
     st.builds(Apply, _plans),
     st.builds(Bypass, _bypasses),
     st.builds(Keep, _kept),
+    st.builds(Resolvers, _resolvers),
     st.builds(Undo),
 )
 

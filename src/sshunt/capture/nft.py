@@ -91,7 +91,8 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
     for family in families:
         lines += _sets(plan, family)
     for family in asked:
-        lines += _resolver_set(plan, family)
+        elements = _resolver_elements(plan, family)
+        lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
     if asked:
         lines += _dns_chain(plan, asked, cgroup)
     lines += _output_chain(families, asked, cgroup)
@@ -116,6 +117,22 @@ def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
         if elements:
             lines.append(f"add element {name} {{ {elements} }}")
     return "\n".join(lines) + "\n"
+
+
+def render_resolvers(plan: Plan) -> str:
+    """The commands that put the plan's resolvers in the place of those applied before; "" if DNS is
+    not captured.
+    """
+    lines = []
+    for family in (4, 6):
+        if plan.dns(family) is None:
+            continue
+        name = f"inet {table_name(plan.session)} resolvers{family}"
+        lines.append(f"flush set {name}\n")
+        elements = _resolver_elements(plan, family)
+        if elements:
+            lines.append(f"add element {name} {{ {elements} }}\n")
+    return "".join(lines)
 
 
 def render_probe(session: str, cgroup: Cgroup) -> str:
@@ -150,13 +167,6 @@ def _sets(plan: Plan, family: int) -> list[str]:
         *_set(f"remote{family}", address_type, "flags interval; ", ", ".join(whole)),
         *_set(f"remote{family}_ports", endpoint_type, "flags interval; ", ", ".join(partial)),
     ]
-
-
-def _resolver_set(plan: Plan, family: int) -> list[str]:
-    addresses = {ip_address(text) for text in plan.resolvers}
-    ours = sorted((address for address in addresses if address.version == family), key=int)
-    elements = ", ".join(map(str, ours))
-    return _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
 
 
 def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
@@ -264,6 +274,12 @@ def _endpoint_elements(endpoints: Iterable[Endpoint], family: int) -> str:
         for address, port in sorted(addresses, key=lambda pair: (int(pair[0]), pair[1]))
         if address.version == family
     )
+
+
+def _resolver_elements(plan: Plan, family: int) -> str:
+    addresses = {ip_address(text) for text in plan.resolvers}
+    ours = sorted((address for address in addresses if address.version == family), key=int)
+    return ", ".join(map(str, ours))
 
 
 def _address_range(region: Region, family: int) -> str:

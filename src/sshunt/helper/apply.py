@@ -136,6 +136,15 @@ class Kernel:
         if text.strip():
             self._nft.run(text)
 
+    def resolvers(self, addresses: Iterable[str]) -> None:
+        """Put other addresses into the resolver sets; raises KernelError."""
+        if self._plan is None:
+            raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
+        self._plan = replace(self._plan, resolvers=tuple(addresses))
+        text = nft.render_resolvers(self._plan)
+        if text:
+            self._nft.run(text)
+
     def keep(self, addresses: Iterable[str]) -> None:
         """Let these addresses and no others stay local; raises KernelError, and changes nothing."""
         try:

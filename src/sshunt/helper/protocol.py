@@ -14,6 +14,7 @@ nothing is lost.)
     GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it
     APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
+    RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     KEEP(addresses)          ->  Done                 these, and no others, stay this host's own
     UNDO                     ->  Done                 keeps none, removes the rules, then the cgroup
     any                      ->  Refused(kind, message)
@@ -34,7 +35,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias
 
-from sshunt.capture.plan import Plan, check_endpoint, check_session
+from sshunt.capture.plan import DNS_PORT, Plan, check_endpoint, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
 
 VERSION = 3
@@ -126,6 +127,13 @@ class Bypass:
 
 
 @dataclass(frozen=True, slots=True)
+class Resolvers:
+    """Capture what is asked of these, instead of those named before."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """Let these addresses, and no others, stay this host's own if no interface has them.
 
@@ -171,7 +179,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Answers Bypass, Keep and Undo."""
+    """Answers Bypass, Resolvers, Keep and Undo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +190,7 @@ class Refused:
     message: str
 
 
-Request: TypeAlias = Hello | Guard | Apply | Bypass | Keep | Undo
+Request: TypeAlias = Hello | Guard | Apply | Bypass | Resolvers | Keep | Undo
 Reply: TypeAlias = Welcome | Guarded | Applied | Done | Refused
 
 
@@ -209,6 +217,8 @@ def encode_request(request: Request) -> bytes:
             fields = {"request": "apply", "plan": _plan_to_json(request.plan)}
         case Bypass():
             fields = {"request": "bypass", "endpoints": request.endpoints}
+        case Resolvers():
+            fields = {"request": "resolvers", "addresses": request.addresses}
         case Keep():
             fields = {"request": "keep", "addresses": request.addresses}
         case Undo():
@@ -285,6 +295,8 @@ def _request_from_json(fields: dict[str, Any]) -> Request:
         request = Apply(_plan_from_json(_typed(fields.pop("plan"), dict)))
     elif name == "bypass":
         request = Bypass(_endpoints_from_json(fields.pop("endpoints")))
+    elif name == "resolvers":
+        request = Resolvers(_resolvers_from_json(fields.pop("addresses")))
     elif name == "keep":
         addresses = _typed(fields.pop("addresses"), list)
         request = Keep(tuple(_typed(address, str) for address in addresses))
@@ -313,9 +325,6 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def _plan_from_json(fields: dict[str, Any]) -> Plan:
-    resolvers = _typed(fields.pop("resolvers"), list)
-    if len(resolvers) > MAX_RESOLVERS:
-        raise ValueError(f"more than {MAX_RESOLVERS} resolvers")
     routes = _typed(fields.pop("routes"), list)
     if len(routes) > MAX_ROUTES:
         raise ValueError(f"more than {MAX_ROUTES} routes")
@@ -325,7 +334,7 @@ def _plan_from_json(fields: dict[str, Any]) -> Plan:
         listen6=_listener_from_json(fields.pop("listen6")),
         routes=tuple(_route_from_json(route) for route in routes),
         bypass=_endpoints_from_json(fields.pop("bypass")),
-        resolvers=tuple(str(ip_address(_typed(address, str))) for address in resolvers),
+        resolvers=_resolvers_from_json(fields.pop("resolvers")),
         dns4=_listener_from_json(fields.pop("dns4")),
         dns6=_listener_from_json(fields.pop("dns6")),
     )
@@ -348,6 +357,13 @@ def _endpoints_from_json(value: Any) -> tuple[Endpoint, ...]:
     if len(endpoints) > MAX_BYPASS:
         raise ValueError(f"more than {MAX_BYPASS} endpoints")
     return tuple(_endpoint_from_json(endpoint) for endpoint in endpoints)
+
+
+def _resolvers_from_json(value: Any) -> tuple[str, ...]:
+    addresses = _typed(value, list)
+    if len(addresses) > MAX_RESOLVERS:
+        raise ValueError(f"more than {MAX_RESOLVERS} resolvers")
+    return tuple(_endpoint_from_json([address, DNS_PORT])[0] for address in addresses)
 
 
 def _listener_from_json(value: Any) -> Endpoint | None:

@@ -6,10 +6,10 @@ signal interrupts a request half-way.
 
 Which request is allowed when::
 
-    state     HELLO      GUARD    APPLY      BYPASS, KEEP    UNDO      end of stream, SIGTERM
-    NEW       -> IDLE    -        -          -               -         exit
-    IDLE      -          IDLE     -> ACTIVE  -               IDLE      undo, exit
-    ACTIVE    -          ACTIVE   -          ACTIVE          -> IDLE   undo, exit
+    state   HELLO    GUARD   APPLY      BYPASS, RESOLVERS, KEEP  UNDO     end of stream, SIGTERM
+    NEW     -> IDLE  -       -          -                        -        exit
+    IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
+    ACTIVE  -        ACTIVE  -          ACTIVE                   -> IDLE  undo, exit
 
 What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
 refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
@@ -46,6 +46,7 @@ from sshunt.helper.protocol import (
     Reply,
     Request,
     RequestError,
+    Resolvers,
     Undo,
     Welcome,
     decode_request_untrusted,
@@ -69,7 +70,7 @@ class State(Enum):
 _ALLOWED = {
     State.NEW: (Hello,),
     State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Bypass, Keep, Undo),
+    State.ACTIVE: (Guard, Bypass, Resolvers, Keep, Undo),
 }
 
 
@@ -139,6 +140,8 @@ class _Service:
                 return Applied(owner)
             case Bypass():
                 self._kernel.bypass(request.endpoints)
+            case Resolvers():
+                self._kernel.resolvers(request.addresses)
             case Keep():
                 self._kernel.keep(request.addresses)
             case Undo():

@@ -8,12 +8,20 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from sshunt.capture.nft import Cgroup, render, render_bypass, render_delete, render_probe
+from sshunt.capture.nft import (
+    Cgroup,
+    render,
+    render_bypass,
+    render_delete,
+    render_probe,
+    render_resolvers,
+)
 from sshunt.capture.plan import Plan
 from sshunt.model import Action, Route
 
@@ -104,6 +112,22 @@ def test_the_kernel_takes_what_is_rendered_and_deletes_it_again(
     subprocess.run([*namespace, "-f", "-"], input=plain.encode(), check=True)
     subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
     assert subprocess.check_output([*namespace, "list", "tables"]) == b""
+
+
+def test_the_resolvers_can_be_replaced_in_place(namespace: list[str]) -> None:
+    others = replace(_NAMES, resolvers=("192.0.2.54",))
+    for commands in (
+        render(_NAMES, owner=False, cgroup=None),
+        render_resolvers(others),
+        render_resolvers(others),
+    ):
+        subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
+    listing = subprocess.check_output([*namespace, "list", "ruleset"]).decode()
+    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+    assert "elements = { 192.0.2.54 }" in listing
+    assert "192.0.2.53" not in listing
+    assert "2001:db8::53" not in listing
+    assert render_resolvers(_OFFICE) == ""
 
 
 def test_a_bypass_can_be_replaced_in_place(namespace: list[str]) -> None:

@@ -81,6 +81,7 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         b'{"request":"bypass","endpoints":[["127.0.0.1",22,0]]}',
         b'{"request":"bypass","endpoints":[[2130706433,22]]}',
         b'{"request":"bypass","endpoints":[["fe80::1%eth0",22]]}',
+        b'{"request":"resolvers","addresses":["localhost"]}',
         b'{"request":"keep"}',
         b'{"request":"keep","addresses":"192.0.2.1"}',
         b"[" * 100_000,
