@@ -13,10 +13,14 @@ nothing, so none is opened there.
             loss                    keeps stalling for a round trip, and nobody else fills the link
                                     -> as many lanes as --lanes says
         others fill the link        -> three: one that joins late gets a sixth of it for long
+        a long path, and a start    no queue has been seen yet, and one lane may be too few
+        that still grows            -> log in, and wait with the last step until they are wanted
     no bulk for IDLE_S              -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
-waited for those once.
+waited for those once. On a path of 100 ms a login takes 1.3 s, and so long a transfer would have a
+quarter of the link; hence the logins in advance. The far side is not told of them: what is not
+wanted after SPARE_S is closed, and in this session none are made again.
 
 A further lane never asks anybody anything (BatchMode). First it is an ssh connection of its own.
 Where that would need a person, further channels are opened over the connection that is there: each
@@ -68,6 +72,13 @@ FREE_S, FREE_RTTS = 0.005, 0.1
 #: Beside one other flow of TCP so many lanes come to between a quarter and a half of the link in
 #: half a minute, to three quarters in the end. (Two: a sixth to a half.)
 CONTENDED_LANES = 3
+
+#: On a path so long a login takes a second, and one lane carries less than 300 Mbit/s. A start that
+#: has come so far, without a queue, is worth logging in for (10 Mbit/s at 100 ms).
+SPARE_RTT_S, SPARE_SHARE = 0.06, 0.06
+
+#: How long those that are logged in wait to be wanted.
+SPARE_S = 8.0
 
 #: Without bulk for so long, one lane is enough.
 IDLE_S = 60.0
@@ -122,6 +133,15 @@ def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:
     return 1
 
 
+def may_want_more(beliefs: Beliefs) -> bool:
+    """True if what this side sends may soon need more lanes than the one it has."""
+    if not beliefs.bulk_bytes or len(beliefs.lanes) != 1:
+        return False
+    (lane,) = beliefs.lanes.values()
+    is_fast = lane.in_flight_bytes >= SPARE_SHARE * CHANNEL_WINDOW_BYTES
+    return bool(lane.starting) and lane.min_rtt_s >= SPARE_RTT_S and is_fast
+
+
 def _is_limited_by_window(lane: LaneBeliefs) -> bool:
     most_in_flight = WINDOW_SHARE * CHANNEL_WINDOW_BYTES
     return lane.min_rtt_s >= LEAST_RTT_S and lane.rate_bytes_s * lane.min_rtt_s >= most_in_flight
@@ -158,6 +178,8 @@ class Lanes:
         self._next = 0
         self._gone: set[int] = set()  # lanes that the far side may still think it has
         self._opening: set[asyncio.Task[None]] = set()
+        self._go = asyncio.Event()  # of those that are opened in advance
+        self._may_open_early = True
         self._ending: set[asyncio.Task[None]] = set()
         self._bulk_at = tunnel.loop.time()
         self._not_before = 0.0
@@ -241,6 +263,7 @@ class Lanes:
         count = len(self._tunnel.relays)
         self._token = b""
         self._gone.clear()
+        self._give_up_spares()
         for lane in list(self._tunnel.lanes.values()):
             self._tunnel.lane_ended(lane, "the session is over")
         self._tunnel.reset_all()
@@ -259,13 +282,28 @@ class Lanes:
         now = self._tunnel.loop.time()
         if beliefs.bulk_bytes:
             self._bulk_at = now
-        if self._opening or now < self._not_before or not self._tunnel.lanes:
+        if not self._tunnel.lanes:
             return
         wanted = lanes_wanted(beliefs, self._most, channels=self._own_connection_refused)
+        if wanted > len(self._tunnel.lanes):
+            self._go.set()
+        if self._opening or now < self._not_before:
+            return
+        if self._may_open_early and may_want_more(beliefs) and wanted == 1:
+            self._may_open_early = False
+            self._go = asyncio.Event()
+            wanted = self._most
+            self._tunnel.loop.call_later(SPARE_S, self._give_up_spares)
         for _ in range(wanted - len(self._tunnel.lanes)):
-            opening = asyncio.ensure_future(self._open())
+            opening = asyncio.ensure_future(self._open(self._go))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
+
+    def _give_up_spares(self) -> None:
+        if not self._go.is_set():
+            self._console.detail(1, "one ssh connection is enough: closing those that wait")
+            for opening in self._opening:
+                opening.cancel()
 
     def close_idle(self) -> None:
         """Close all lanes but the oldest if there was no bulk for long. To be called often."""
@@ -276,7 +314,7 @@ class Lanes:
             if lane is not None:
                 self._tunnel.lane_ended(lane, IDLE)
 
-    async def _open(self) -> None:
+    async def _open(self, go: asyncio.Event) -> None:
         by_channel = self._own_connection_refused
         options = self._channel_options or () if by_channel else (*_OWN_CONNECTION, *self._cipher)
         number, token = self._take_number(), self._token
@@ -288,6 +326,7 @@ class Lanes:
                 ssh_options=[*_QUIET, *options],
                 on_stderr=self._ignore,
                 deadline_s=CONNECT_DEADLINE_S,
+                go=go,
             )
             if token != self._token:  # meanwhile that session has ended
                 self._discard(ssh)
@@ -300,7 +339,7 @@ class Lanes:
                 self._try_later(error)
             elif not by_channel and self._channel_options is not None:
                 self._take_channels()
-            else:
+            elif go.is_set():  # else nobody has missed it yet
                 self._stay_with_one()
 
     def _take_channels(self) -> None:

@@ -35,6 +35,7 @@ class LaneBeliefs:
     queue_s: float
     frame_bytes: float
     stalls: float
+    starting: float  # 1: no queue has been seen yet, 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ neighbour ------------- client ===== 300 Mbit/s, 80 ms ===== server ------------
 One ssh channel carries 2 MiB per round trip: about 200 Mbit/s of this link.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,20 @@ DEADLINE_S = 60
 
 #: sshunt itself, with less patience for idle lanes than a minute.
 IMPATIENT = """\
+import re
 import sys
 from sshunt import cli, lanes
 lanes.IDLE_S = 2.0
+sys.exit(cli.main())
+"""
+
+
+#: The same with less patience for logins in advance.
+HASTY = """\
+import re
+import sys
+from sshunt import cli, lanes
+lanes.SPARE_S = 3.0
 sys.exit(cli.main())
 """
 
@@ -90,6 +102,26 @@ def test_lanes_that_carry_no_bulk_are_closed_and_the_tunnel_goes_on(lab: Lab) ->
         tunnel.wait_until(lambda: len(tunnel.pids("ssh")) == 1)
         assert len(tunnel.pids("stub")) == 1
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_logins_in_advance_that_nobody_needs_are_closed_and_not_made_again(lab: Lab) -> None:
+    slow = Shape(rate_bit_s=25e6, delay_s=0.040, queue_bytes=500_000)
+    lab.link.change(up=slow, down=slow)
+    try:
+        with up(lab, program=(sys.executable, "-c", HASTY)) as tunnel:
+            for logins in (4, 1):
+                transfer = Transfer(lab, SIZE // 8, down=True, deadline_s=DEADLINE_S)
+                most = 0
+                while transfer.runs:
+                    most = max(most, len(tunnel.pids("ssh")))
+                    time.sleep(0.1)
+                assert transfer.sha256() == payload_sha256(SIZE // 8)
+                assert most == logins
+            assert "closing those that wait" in tunnel.said
+            assert not re.search(r"lane \d+ is up", tunnel.said)
+            assert len(tunnel.pids("ssh")) == len(tunnel.pids("stub")) == 1
+    finally:
+        lab.link.change(up=LINK, down=LINK)
 
 
 def test_lanes_1_means_one(lab: Lab) -> None:

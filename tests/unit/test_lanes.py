@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from sshunt.lanes import CONTENDED_LANES, LEAST_RTT_S, lanes_wanted
+from sshunt.lanes import (
+    CONTENDED_LANES,
+    LEAST_RTT_S,
+    SPARE_RTT_S,
+    SPARE_SHARE,
+    lanes_wanted,
+    may_want_more,
+)
 from sshunt.metrics import Beliefs, LaneBeliefs
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
@@ -24,23 +31,31 @@ EASY = LaneBeliefs(
     queue_s=0.001,
     frame_bytes=7500,
     stalls=0,
+    starting=0,
 )
 #: 2 MiB in each of 100 ms: what one channel's window lets through.
 WINDOW = replace(EASY, rate_bytes_s=2 * MIB / 0.1, min_rtt_s=0.1, rtt_s=0.102)
 LOSING = replace(EASY, rate_bytes_s=500_000, stalls=LOSS_STALLS)
 
 
+#: A start on a path of 80 ms that has just come to 16 Mbit/s.
+STARTING = replace(EASY, min_rtt_s=0.08, in_flight_bytes=SPARE_SHARE * 2 * MIB, starting=1)
+
+
 def wanted(
     *lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST, channels: bool = False
 ) -> int:
-    beliefs = Beliefs(
+    return lanes_wanted(believed(*lanes, bulk_bytes=bulk_bytes), most, channels=channels)
+
+
+def believed(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000) -> Beliefs:
+    return Beliefs(
         lanes=dict(enumerate(lanes)),
         control_frames=0,
         datagram_bytes=0,
         sparse_bytes=0,
         bulk_bytes=bulk_bytes,
     )
-    return lanes_wanted(beliefs, most, channels=channels)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +106,21 @@ def test_more_channels_on_one_connection_help_against_its_window_only() -> None:
     assert wanted(WINDOW, channels=True) == MOST
     assert wanted(LOSING, channels=True) == 1
     assert wanted(replace(EASY, phase=CONTENDED), channels=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("lanes", "expected"),
+    [
+        pytest.param([], False, id="no lane"),
+        pytest.param([STARTING], True, id="a fast start on a long path"),
+        pytest.param([replace(STARTING, starting=0)], False, id="the start is over"),
+        pytest.param([replace(STARTING, in_flight_bytes=125_000)], False, id="it may be slow"),
+        pytest.param([replace(STARTING, min_rtt_s=SPARE_RTT_S / 2)], False, id="a shorter path"),
+        pytest.param([STARTING, STARTING], False, id="there are more already"),
+    ],
+)
+def test_logins_in_advance_are_for_fast_starts_on_long_paths(
+    lanes: list[LaneBeliefs], expected: bool
+) -> None:
+    assert may_want_more(believed(*lanes)) is expected
+    assert not may_want_more(believed(*lanes, bulk_bytes=0))

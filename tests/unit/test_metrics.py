@@ -29,6 +29,7 @@ LANE: dict[str, Any] = {
     "queue_s": 0.0021,
     "frame_bytes": 3750,
     "stalls": 0,
+    "starting": 0,
 }
 BELIEFS: dict[str, Any] = {
     "lanes": {"0": LANE},
@@ -93,6 +94,7 @@ def test_every_field_is_taken_as_it_was_said() -> None:
                 queue_s=0.0021,
                 frame_bytes=3750,
                 stalls=0,
+                starting=0,
             )
         },
         control_frames=1,

@@ -555,4 +555,5 @@ class Pacer:
             "queue_s": self.queue_s,
             "frame_bytes": self.frame_bytes,
             "stalls": self.stalls(now),
+            "starting": 1 if self._start_up else 0,
         }

@@ -97,9 +97,10 @@ def argv(python: str | None = None) -> list[str]:
     return ["/bin/sh", "-c", _script(python)]
 
 
-def upload(bundle: "Bundle", hello: "Hello") -> bytes:
-    """What to write to the command's stdin, all at once."""
-    return b"%0*d" % (_LENGTH_DIGITS, len(bundle.data)) + bundle.data + hello.encode()
+def upload(bundle: "Bundle", hello: "Hello | None") -> bytes:
+    """What to write to the command's stdin, all at once; without a HELLO, that has to follow."""
+    head = b"%0*d" % (_LENGTH_DIGITS, len(bundle.data))
+    return head + bundle.data + (hello.encode() if hello is not None else b"")
 
 
 def _script(python: str | None) -> str:

@@ -169,13 +169,15 @@ async def connect(
     deadline_s: float = HELLO_DEADLINE_S,
     share: bool = False,
     on_started: Callable[[int], None] | None = None,
+    go: asyncio.Event | None = None,
 ) -> SshLane:
     """Start ssh, bring the agent there, and wait until it has answered ``hello``.
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
     will say. ``share``: others may open channels through this connection later (the lane's
-    ``control``). ``on_started`` gets the pid of ssh. Raises UserError (LaneRefusedError if it was
-    the agent that said no).
+    ``control``). ``on_started`` gets the pid of ssh. The HELLO is not sent before ``go`` is set:
+    until then the far side only has a program that waits. Raises UserError (LaneRefusedError if it
+    was the agent that said no).
     """
     control = ControlSocket() if share and sys.platform == "linux" else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
@@ -187,7 +189,12 @@ async def connect(
         on_started(lane.pid)
     up = False
     try:
-        await _write_all(lane.write_fd, upload(agent_bundle(), hello))
+        if go is None or go.is_set():
+            await _write_all(lane.write_fd, upload(agent_bundle(), hello))
+        else:
+            await _write_all(lane.write_fd, upload(agent_bundle(), None))
+            await _until(go, lane)
+            await _write_all(lane.write_fd, hello.encode())
         await _greet(lane, hello, deadline_s)
         if control is not None:
             control.hold()
@@ -257,6 +264,16 @@ def _prepare_child() -> Callable[[], None]:
 
 
 # --- the greeting ---------------------------------------------------------------------------------
+
+
+async def _until(go: asyncio.Event, lane: SshLane) -> None:
+    """Return when ``go`` is set, or ssh has ended."""
+    going = asyncio.ensure_future(go.wait())
+    either: list[asyncio.Future[Any]] = [going, lane.ended]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        going.cancel()
 
 
 async def _greet(lane: SshLane, ours: Hello, deadline_s: float) -> None:

@@ -498,6 +498,7 @@ def test_beliefs_are_the_figures_that_the_rules_use() -> None:
         "queue_s": line.pacer.queue_s,
         "frame_bytes": line.pacer.frame_bytes,
         "stalls": LOSS_STALLS,
+        "starting": 0,
     }
 
 
