@@ -115,6 +115,7 @@ def _open_standard_descriptors() -> None:
 
 def _run(options: Options, console: Console) -> int:
     gc.disable()  # start-up makes much that stays; client turns the collector on again
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # see agent.main
     if options.dry_run:
         from sshunt import client
 

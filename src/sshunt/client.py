@@ -4,7 +4,7 @@
     2 listeners are bound
     3 the helper is started                  asks for a password, if it must, before anything else
     4 the helper guards us by a cgroup       ssh, started from here on, is never captured
-    5 ssh connects, the agent answers        may prompt as ssh does
+    5 ssh connects, the agent answers        may prompt as ssh does; meanwhile ``up`` is loaded
     6 the rules are applied                  last: nothing is captured that could not be forwarded
     7 ... until a signal, or the end of the helper; a lost ssh connection is made again (keeper) ...
     8 all of it is undone in reverse         the programs' connections first, then the rules
@@ -24,65 +24,33 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sshunt import metrics
-from sshunt.addresses import FormerAddresses
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
-from sshunt.console import Console, counted
-from sshunt.control import ControlServer
+from sshunt.console import Console
 from sshunt.elevate import Starter
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
-from sshunt.keeper import Keeper
-from sshunt.lanes import Lanes, new_session
-from sshunt.listener import CannotListen, Listener, bind
+from sshunt.listener import CannotListen, bind
 from sshunt.model import Action, Endpoint, Route
-from sshunt.mux import frames
-from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.session import DatagramReceived
-from sshunt.mux.streams import Stream
-from sshunt.names.dns import DnsForwarder, Door, open_door, system_resolvers
-from sshunt.network import NetworkEvents
-from sshunt.privilege import Helper, start_helper
-from sshunt.redirected import Redirected, begin
-from sshunt.relay.lane import LaneIO
+from sshunt.names.doors import Door, open_door, system_resolvers
+from sshunt.privilege import start_helper
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.choices import NOTHING, Choices, Choosing
-from sshunt.waiting import WaitingRoom
+from sshunt.transport.choices import NOTHING, Choices, Choosing, Sharing
+from sshunt.transport.ssh import begin
 
-#: How long the far side may take to answer our goodbye before we just hang up.
-GOODBYE_DEADLINE_S = 1.0
-
-#: How long ssh may take to end by itself once its pipes are closed.
-SSH_END_DEADLINE_S = 0.5
-
-#: How long the first round trip through the lane is waited for, to show it.
-FIRST_RTT_DEADLINE_S = 2.0
-
-#: The status line is redrawn this often.
-STATUS_EVERY_S = 1.0
-
-#: The pacers are asked for their beliefs so often, after so much traffic.
-LOOK_EVERY_S = 0.15
-BELIEFS_FROM_BYTES = 7_500
-
-#: They are told so often, with -v.
-TELL_EVERY_S = 0.5
+if TYPE_CHECKING:
+    from sshunt.up import Up
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
 GC_THRESHOLD = 100_000
 
 #: Routes named in the line that says we are connected; the rest are counted.
 ROUTES_SHOWN = 4
-
-_WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
 
 _DRY_RUN_HEAD = """\
 # What sshunt would apply. Three things are known only when it runs: the session's name and the
@@ -152,7 +120,7 @@ async def _start(
     undo: AsyncExitStack,
     choosing: Choosing,
     starter: Starter | None,
-) -> "_Up":
+) -> "Up":
     session_id = secrets.token_hex(4)
     console.detail(1, f"session {session_id}")
     routes = await _routes(options)
@@ -179,21 +147,22 @@ async def _start(
 
     undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(choosing)
-    up = _Up(options, console, helper, choices)
+    share = choices.sharing is Sharing.OURS and options.lanes > 1
+    ssh = await begin(
+        options.remote, ssh_options=choices.cipher, on_stderr=console.raw, share=share
+    )
+    # The rest of the program is loaded while ssh logs in.
+    from sshunt.up import Up
+
+    up = Up(options, console, helper, choices)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
-    await up.lanes.connect(on_stderr=console.raw)
+    await up.lanes.connect(on_stderr=console.raw, begun=ssh)
     size = len(agent_bundle().data)  # connect has made it
     ours = " ".join(choices.cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
-    for sock in listeners:
-        redirected = Redirected(sock, up.tunnel, console, up.waiting, lambda: up.is_down)
-        loop = up.tunnel.loop
-        up.listeners.append(Listener(sock, loop, console, redirected.take, redirected.why_not))
-        up.listeners[-1].start()
-    up.names = DnsForwarder(up.tunnel, console, doors, lambda: up.is_down)
-    up.names.start()
+    up.let_in(listeners, doors)
 
     await up.check()
     up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
@@ -332,362 +301,3 @@ async def _quietly(step: Callable[[], Awaitable[None]]) -> None:
     """An undoing that can't succeed (its helper is gone) must not hide why we are undoing."""
     with suppress(UserError):
         await step()
-
-
-# --- up ---------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Traffic:
-    """Bytes on all lanes so far."""
-
-    sent: int = 0
-    received: int = 0
-
-
-class _Up:
-    """The running session: its tunnel, its lanes, and everything whose end ends it."""
-
-    def __init__(
-        self, options: Options, console: Console, helper: Helper, choices: Choices
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._options = options
-        self._console = console
-        self._helper = helper
-        self.listeners: list[Listener] = []
-        self.names: DnsForwarder | None = None
-        self.plan: Plan | None = None
-        self._changing_rules: asyncio.Task[None] | None = None
-        self._emptied = asyncio.Event()  # the last lane has ended
-        self._bug: asyncio.Future[BaseException] = loop.create_future()
-        loop.set_exception_handler(self._on_bug)
-        # What the far side grants is known when it has answered; ours grants what is taken here.
-        self.tunnel = Tunnel(
-            loop, new_session(), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
-        )
-        self.waiting = WaitingRoom(self.tunnel)
-        self.tunnel.on_lane_ended = self._on_lane_ended
-        self.tunnel.on_goodbye = self._on_goodbye
-        self.tunnel.on_forgotten = self._on_forgotten
-        if console.verbosity:
-            self.tunnel.on_reset = self._on_reset
-        self.tunnel.on_datagram = self._on_datagram
-        self.lanes = Lanes(
-            self.tunnel,
-            options.remote,
-            console,
-            choices,
-            most=options.lanes,
-            grace_s=options.grace_s,
-        )
-        self._keeper = Keeper(
-            self.tunnel,
-            self.lanes,
-            self.waiting,
-            console,
-            options.remote.host,
-            grace_s=options.grace_s,
-            max_retries=options.max_retries,
-        )
-        self._keeper.on_down = self._on_down
-        self._keeper.on_up = self._on_up
-        self._tell_beliefs_at: dict[str, float] = {}  # by direction
-        self._is_kept = False  # the keeper is at work
-        self._events: NetworkEvents | None = None
-        self._control: ControlServer | None = None
-        self._former = FormerAddresses()
-        self._kept: tuple[str, ...] = ()
-
-    @property
-    def is_down(self) -> bool:
-        """True while the connection is lost."""
-        return self._keeper.is_down
-
-    def peers(self) -> tuple[Endpoint, ...]:
-        """Whom ssh is connected to."""
-        return self._keeper.note_peers()
-
-    def listen_to_others(self, session_id: str) -> None:
-        """From now on: news of the network, and other commands of this user."""
-        loop = self.tunnel.loop
-        self._events = NetworkEvents(loop, self._on_network)
-        self._control = ControlServer(loop, session_id, self._answer)
-
-    def listen_no_more(self) -> None:
-        """The opposite."""
-        if self._events is not None:
-            self._events.close()
-        if self._control is not None:
-            self._control.close()
-
-    def _answer(self, verb: str) -> dict[str, object]:
-        """What another command of this user asks; raises KeyError."""
-        if verb != "reconnect":
-            raise KeyError(verb)
-        self._keeper.check("asked to by sshunt reconnect", asked=True)
-        return {"says": f"{self._options.remote.host}: {self._state()}"}
-
-    def _state(self) -> str:
-        return "connecting again" if self.is_down else "looking at the connection"
-
-    async def first_rtt(self) -> float:
-        """The first measured round-trip time in seconds, 0 if it takes too long."""
-        deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
-        while (
-            not self.tunnel.session.rtt_s
-            and self.tunnel.lanes
-            and self.tunnel.loop.time() < deadline
-        ):
-            await asyncio.sleep(0.002)
-        return self.tunnel.session.rtt_s
-
-    async def check(self) -> None:
-        """Raise UserError if the session has been lost while we were still starting."""
-        last = self.lanes.last
-        if self.tunnel.lanes or last is None:
-            return
-        await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
-        raise UserError(
-            f"the connection to {self._options.remote.host} was lost while starting:"
-            f" {last.last_words() or 'the far side closed it'}",
-            "check the network and the ssh server, then start sshunt again",
-            ExitCode.LOST,
-        )
-
-    async def watch(self, stop: "asyncio.Future[str]") -> None:
-        """Return when asked to stop; raise UserError when something we need has ended."""
-        self._is_kept = True
-        status = asyncio.ensure_future(self._show_status())
-        pacers = asyncio.ensure_future(self._watch_pacers())
-        keeping = asyncio.ensure_future(self._keeper.run())
-        helper_gone = asyncio.ensure_future(self._helper.gone.wait())
-        works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
-        ends: list[asyncio.Future[Any]] = [stop, self._bug, *works]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._is_kept = False
-            left = set(works)
-            while left:
-                for work in left:
-                    work.cancel()
-                _, left = await asyncio.wait(left, timeout=1.0)
-        if self._bug.done():
-            raise self._bug.result()
-        if stop.done():
-            self._console.detail(1, f"stopping ({stop.result()})")
-            return
-        if self._helper.gone.is_set():
-            removed = "the kernel has removed them" if self._helper.owner else "they stay in place"
-            raise UserError(
-                f"the helper that holds the rules ended: {removed}",
-                "start sshunt again (it removes what is left of such sessions)",
-                ExitCode.LOST,
-            )
-        for work in works:
-            if not work.cancelled():
-                work.result()
-
-    def end_local(self) -> None:
-        """Accept no more, and reset the programs' connections. May be called twice.
-
-        Before the rules go: it is they that give the resets their addresses. Without them a reset
-        comes from our listener, which the program has never heard of, and it would wait for ever.
-        """
-        for listener in self.listeners:
-            listener.close()
-        if self.names is not None:
-            self.names.close()
-        self.waiting.empty()
-        self.tunnel.reset_all()
-
-    async def say_goodbye(self) -> None:
-        """End the session in order: the agent then leaves at once, not after its grace time."""
-        answered = False
-        if self.tunnel.lanes:
-            self._emptied.clear()
-            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
-            self.tunnel.pump()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
-                answered = True
-        if not answered and self.tunnel.outlives_lanes and self.lanes.are_resumable:
-            lost = self.is_down or not self.tunnel.lanes
-            self._console.line(
-                f"{'the connection is lost' if lost else 'nothing answers'}, so the far side could"
-                " not be told: it keeps the session for the grace time of"
-                f" {self._options.grace_s} s"
-            )
-        self.tunnel.close()
-
-    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        self.lanes.on_lane_ended(lane, reason)
-        if not self.tunnel.lanes:
-            self._emptied.set()
-        if self._is_kept:
-            self._keeper.on_lane_ended(reason)
-
-    def _on_goodbye(self, code: int, sentence: str) -> None:
-        if code != frames.GOODBYE_DONE and self._is_kept:
-            self._keeper.lose_session(sentence or "its agent ended")
-
-    def _on_down(self) -> None:
-        if self.names is not None:
-            self.names.on_down()
-        if self._options.fail_open:
-            self._kept = ()  # they go with the rules
-            self._change_rules(self._helper.undo)
-
-    def _on_up(self) -> None:
-        self.waiting.let_in(
-            lambda sock, destination: begin(self.tunnel, self._console, sock, destination)
-        )
-        if self._options.fail_open and self.plan is not None:
-            plan = self.plan
-            self._change_rules(lambda: self._helper.apply(plan))
-            self._keep_addresses()
-        elif not self._helper.guarded:
-            self._change_rules(lambda: self._helper.bypass(self.peers()))
-
-    def _on_network(self, why: str) -> None:
-        self._keeper.check(why)
-        self._keep_addresses()
-
-    def _keep_addresses(self) -> None:
-        """Let the addresses that open connections bear stay this host's own."""
-        if self._options.fail_open and self.is_down:
-            return  # there are no rules just now
-        relayed = [relay.sock for relay in self.tunnel.relays]
-        needed = self._former.needed(_other_ends([*relayed, *self.waiting.sockets]))
-        if needed != self._kept:
-            self._kept = needed
-            self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
-            self._change_rules(lambda: self._helper.keep(needed), optional=True)
-
-    def _follow_resolvers(self) -> None:
-        """Another network has other resolvers."""
-        plan = self.plan
-        if not self._options.dns or plan is None:
-            return
-        found = system_resolvers()
-        if found != plan.resolvers:
-            self.plan = replace(plan, resolvers=found)
-            self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
-            if not (self._options.fail_open and self.is_down):  # else they come with the rules
-                self._change_rules(lambda: self._helper.resolvers(found))
-
-    def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
-        """After the change before it; what fails ends the session, unless it is ``optional``."""
-        before = self._changing_rules
-
-        async def change() -> None:
-            if before is not None:
-                await asyncio.wait([before])
-            try:
-                await step()
-            except UserError as error:
-                if optional:
-                    self._kept = ()  # to be tried again when there is news
-                    self._console.detail(1, error.message)
-                elif not self._bug.done():
-                    self._bug.set_result(error)
-
-        self._changing_rules = asyncio.ensure_future(change())
-
-    def _on_reset(self, stream: Stream, code: int) -> None:
-        self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
-
-    def _on_forgotten(self) -> None:
-        for listener in self.listeners:
-            listener.resume()
-
-    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        if not self._bug.done():
-            text = str(context.get("message"))
-            self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
-
-    async def _show_status(self) -> None:
-        before = self._traffic()
-        while True:
-            await asyncio.sleep(STATUS_EVERY_S)
-            if self._events is not None:
-                self._events.check_clock()
-            if self._kept:
-                self._keep_addresses()
-            self._follow_resolvers()
-            if not self._console.is_terminal:
-                continue
-            if self.is_down:
-                self._console.status(self._keeper.status())
-                continue
-            after = self._traffic()
-            down = (after.received - before.received) * 8 / STATUS_EVERY_S
-            up = (after.sent - before.sent) * 8 / STATUS_EVERY_S
-            count = len(self.tunnel.session.streams)
-            rtt_ms = self.tunnel.session.rtt_s * 1000
-            self._console.status(
-                f"{counted(count, 'connection')}, "
-                f"down {_bit_rate(down)}, up {_bit_rate(up)}, RTT {rtt_ms:.1f} ms"
-            )
-            before = after
-
-    async def _watch_pacers(self) -> None:
-        """Now and then, while there is traffic: what the pacers of both ends believe."""
-        if not (self.lanes.may_be_several or self._console.verbosity):
-            await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
-        loop = self.tunnel.loop
-        before = self._traffic()
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            session = self.tunnel.session
-            after = self._traffic()
-            moved = after.sent - before.sent + after.received - before.received
-            before = after
-            self.lanes.close_idle()
-            if moved >= BELIEFS_FROM_BYTES:
-                self._on_beliefs("up", metrics.beliefs_untrusted(self.tunnel.beliefs()))
-                session.send_datagram(0, frames.BELIEFS, b"", loop.time())
-                self.tunnel.wake()
-
-    def _on_datagram(self, event: DatagramReceived) -> None:
-        if event.kind in (frames.DNS, frames.DNS_TCP) and self.names is not None:
-            self.names.on_datagram(event)
-        if event.kind != frames.BELIEFS:
-            return
-        try:
-            beliefs = metrics.parse_beliefs_untrusted(event.data)
-        except RemoteProtocolError as error:
-            self._console.detail(1, f"the agent's answer is of no use: {error}")
-            return
-        self._on_beliefs("down", beliefs)
-
-    def _on_beliefs(self, direction: str, beliefs: metrics.Beliefs) -> None:
-        self.lanes.look(beliefs)
-        now = self.tunnel.loop.time()
-        if self._console.verbosity and now >= self._tell_beliefs_at.get(direction, now):
-            self._tell_beliefs_at[direction] = now + TELL_EVERY_S
-            for line in metrics.lines(direction, beliefs):
-                self._console.detail(1, line)
-
-    def _traffic(self) -> _Traffic:
-        lanes = self.tunnel.session.lanes.values()
-        return _Traffic(sum(lane.sent for lane in lanes), sum(lane.received for lane in lanes))
-
-
-def _other_ends(socks: Iterable[socket.socket]) -> set[str]:
-    """The addresses of the programs' ends of all connections."""
-    found = set()
-    for sock in socks:
-        with suppress(OSError):  # it is just being closed
-            found.add(str(sock.getpeername()[0]).partition("%")[0])
-    return found
-
-
-def _bit_rate(bits_per_s: float) -> str:
-    for unit in ("bit/s", "kbit/s", "Mbit/s"):
-        if bits_per_s < 1000:
-            return f"{bits_per_s:.0f} {unit}"
-        bits_per_s /= 1000
-    return f"{bits_per_s:.1f} Gbit/s"

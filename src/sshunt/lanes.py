@@ -201,9 +201,11 @@ class Lanes:
         on_stderr: Callable[[str], None],
         on_started: Callable[[int], None] | None = None,
         deadline_s: float = HELLO_DEADLINE_S,
+        begun: SshLane | None = None,
     ) -> None:
         """Bring up a lane: the first of a new session, or one more of the present one. May prompt.
 
+        ``begun`` is what ``transport.ssh.begin`` has begun already, with these very options.
         Raises UserError; LaneRefusedError if the far side does not hold the session any more.
         """
         token = self._token or secrets.token_bytes(TOKEN_BYTES)
@@ -219,6 +221,7 @@ class Lanes:
                 deadline_s=deadline_s,
                 share=self._sharing is Sharing.OURS and self._most > 1,
                 on_started=on_started,
+                begun=begun,
             )
         except BaseException:
             self._note_gone(number)  # it may be up over there, and its answer be lost

@@ -3,10 +3,9 @@
     program --query--> system resolver's address --rules--> this --DATAGRAM--> agent --> resolvers
     program <-answer------------------------------------- this <-DATAGRAM--- agent <-- there
 
-Only what this host's programs ask is captured, at the addresses in resolv.conf: so the sockets are
-reached from this host alone, whatever --listen says, and nobody else can ask the far side's
-resolvers through them. What a local resolver (systemd-resolved, dnsmasq) asks by itself is left
-alone: our own ssh finds its server through it while the connection is lost.
+Only what this host's programs ask is captured, at the addresses in resolv.conf. What a local
+resolver (systemd-resolved, dnsmasq) asks by itself is left alone: our own ssh finds its server
+through it while the connection is lost.
 
 Every query is answered: by the far side, by SERVFAIL when that says nothing for QUERY_DEADLINE_S,
 and by SERVFAIL at once while the connection is lost; programs then fail or ask again, but don't
@@ -16,21 +15,18 @@ Not here: which queries (capture), asking (agent.resolve), the message itself (r
 """
 
 import asyncio
-import errno
 import socket
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6
 from sshunt.console import Console
-from sshunt.listener import CannotListen, Listener, bind
-from sshunt.model import Endpoint
+from sshunt.listener import Listener
 from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
+from sshunt.names.doors import Door
 from sshunt.relay import dns
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tunnel import Tunnel
@@ -49,59 +45,10 @@ IDLE_S = 10.0
 #: Queries read in one round of the event loop.
 READS_PER_ROUND = 32
 
-#: A port that is free for TCP and taken for UDP is not the last word.
-BIND_ATTEMPTS = 16
-
 #: A flow's number has 32 bits. 0 is that of BELIEFS.
 _LAST_FLOW = (1 << 32) - 1
 
 _LENGTH = struct.Struct("!H")
-
-
-class Door(NamedTuple):
-    """The two sockets of one family, at the same port."""
-
-    udp: socket.socket
-    tcp: socket.socket
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where they are."""
-        address, port = self.tcp.getsockname()[:2]
-        return address, port
-
-    def close(self) -> None:
-        """Nobody is let in any more."""
-        self.udp.close()
-        self.tcp.close()
-
-
-def system_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
-    """The addresses that this host's programs ask, without scopes, each once."""
-    found = []
-    for text in dns.resolvers(resolv_conf):
-        with suppress(ValueError):
-            found.append(str(ip_address(text.partition("%")[0])))
-    return tuple(dict.fromkeys(found))
-
-
-def open_door(family: int) -> Door:
-    """A door on this host's loopback for IPv4 or IPv6 (4 or 6); raises CannotListen."""
-    loopback = DEFAULT_LISTEN4 if family == 4 else DEFAULT_LISTEN6
-    for attempt in range(BIND_ATTEMPTS):
-        tcp = bind(loopback)
-        udp = socket.socket(tcp.family, socket.SOCK_DGRAM)
-        try:
-            udp.setblocking(False)
-            udp.bind(tcp.getsockname())
-            return Door(udp, tcp)
-        except OSError as error:
-            udp.close()
-            tcp.close()
-            if error.errno != errno.EADDRINUSE or attempt == BIND_ATTEMPTS - 1:
-                problem = f"can't listen for DNS on {loopback[0]}: {error.strerror}"
-                raise CannotListen(problem, "leave --dns out", error.errno or 0)
-    raise AssertionError("unreachable")
 
 
 class _Query(NamedTuple):

@@ -1,6 +1,7 @@
 """A lane through the ssh program.
 
-    connect   start ``ssh HOST 'stage one'``, send bundle and HELLO at once, find the agent's HELLO
+    begin     start ``ssh HOST 'stage one'``
+    connect   the same, send bundle and HELLO at once, find the agent's HELLO
     SshLane   ssh's stdin and stdout as two descriptors for the relay, and the process behind them
 
 ssh is the user's: configuration, keys, agent, ProxyJump, prompts (they go to the terminal) all work
@@ -122,15 +123,21 @@ class SshLane:
     makes sure. ``ended`` is done when ssh is, with its exit status (negative: a signal).
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, pipes: "_Pipes", hello: Hello) -> None:
+    hello: Hello  # the far side's
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        pipes: "_Pipes",
+        control: ControlSocket | None,
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.read_fd = pipes.read_fd
         self.write_fd = pipes.write_fd
         self.stderr = pipes.stderr
-        self.hello = hello
         self.rest = b""
-        self.control: ControlSocket | None = None
+        self.control = control
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
 
     def last_words(self) -> str:
@@ -160,6 +167,21 @@ class SshLane:
             self.control.close()
 
 
+async def begin(
+    remote: Remote,
+    *,
+    ssh_options: Sequence[str] = (),
+    on_stderr: Callable[[str], None] = _echo,
+    share: bool = False,
+) -> SshLane:
+    """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
+    control = ControlSocket() if share and sys.platform == "linux" else None
+    options = [*ssh_options, *control.options] if control is not None else ssh_options
+    argv = ssh_argv(remote, options, remote_command(remote.python))
+    process, pipes = await _spawn(argv, on_stderr)
+    return SshLane(process, pipes, control)
+
+
 async def connect(
     remote: Remote,
     hello: Hello,
@@ -170,21 +192,20 @@ async def connect(
     share: bool = False,
     on_started: Callable[[int], None] | None = None,
     go: asyncio.Event | None = None,
+    begun: "SshLane | None" = None,
 ) -> SshLane:
     """Start ssh, bring the agent there, and wait until it has answered ``hello``.
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
     will say. ``share``: others may open channels through this connection later (the lane's
     ``control``). ``on_started`` gets the pid of ssh. The HELLO is not sent before ``go`` is set:
-    until then the far side only has a program that waits. Raises UserError (LaneRefusedError if it
-    was the agent that said no).
+    until then the far side only has a program that waits. ``begun`` is a lane that ``begin`` has
+    begun with these options; it belongs to this call from now on. Raises UserError
+    (LaneRefusedError if it was the agent that said no).
     """
-    control = ControlSocket() if share and sys.platform == "linux" else None
-    options = [*ssh_options, *control.options] if control is not None else ssh_options
-    argv = ssh_argv(remote, options, remote_command(remote.python))
-    process, pipes = await _spawn(argv, on_stderr)
-    lane = SshLane(process, pipes, hello)
-    lane.control = control
+    lane = begun
+    if lane is None:
+        lane = await begin(remote, ssh_options=ssh_options, on_stderr=on_stderr, share=share)
     if on_started is not None:
         on_started(lane.pid)
     up = False
@@ -196,8 +217,8 @@ async def connect(
             await _until(go, lane)
             await _write_all(lane.write_fd, hello.encode())
         await _greet(lane, hello, deadline_s)
-        if control is not None:
-            control.hold()
+        if lane.control is not None:
+            lane.control.hold()
         up = True
     finally:
         if not up:

@@ -22,7 +22,9 @@ from sshunt.listener import bind
 from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
 from sshunt.names import dns as names
-from sshunt.names.dns import DnsForwarder, open_door, system_resolvers
+from sshunt.names import doors
+from sshunt.names.dns import DnsForwarder
+from sshunt.names.doors import open_door, system_resolvers
 from sshunt.relay import dns as relay_dns
 from tests.unit.names.office import Answer, knows, lies, resolver, says, silent
 from tests.unit.relay.ends import Ends, run, threaded
@@ -279,7 +281,7 @@ def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPat
     for sock, blocker in zip(taken, blockers, strict=True):
         blocker.bind(sock.getsockname())
     attempts = iter([*taken, bind(("127.0.0.1", 0))])
-    monkeypatch.setattr(names, "bind", lambda _endpoint: next(attempts))
+    monkeypatch.setattr(doors, "bind", lambda _endpoint: next(attempts))
     door = open_door(4)
     assert door.udp.getsockname() == door.tcp.getsockname() == door.endpoint
     door.close()

@@ -1,0 +1,67 @@
+"""Whom this host's programs ask names, and the sockets at which we answer in their place.
+
+The sockets are on loopback, whatever --listen says: nobody else can ask the far side's resolvers.
+
+Not here: what is redirected to them (capture), what is answered (dns).
+"""
+
+import errno
+import socket
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6
+from sshunt.listener import CannotListen, bind
+from sshunt.model import Endpoint
+from sshunt.relay import dns
+
+#: A port that is free for TCP and taken for UDP is not the last word.
+BIND_ATTEMPTS = 16
+
+
+class Door(NamedTuple):
+    """The two sockets of one family, at the same port."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where they are."""
+        address, port = self.tcp.getsockname()[:2]
+        return address, port
+
+    def close(self) -> None:
+        """Nobody is let in any more."""
+        self.udp.close()
+        self.tcp.close()
+
+
+def system_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
+    """The addresses that this host's programs ask, without scopes, each once."""
+    found = []
+    for text in dns.resolvers(resolv_conf):
+        with suppress(ValueError):
+            found.append(str(ip_address(text.partition("%")[0])))
+    return tuple(dict.fromkeys(found))
+
+
+def open_door(family: int) -> Door:
+    """A door on this host's loopback for IPv4 or IPv6 (4 or 6); raises CannotListen."""
+    loopback = DEFAULT_LISTEN4 if family == 4 else DEFAULT_LISTEN6
+    attempts = BIND_ATTEMPTS
+    while True:
+        tcp = bind(loopback)
+        udp = socket.socket(tcp.family, socket.SOCK_DGRAM)
+        try:
+            udp.setblocking(False)
+            udp.bind(tcp.getsockname())
+            return Door(udp, tcp)
+        except OSError as error:
+            udp.close()
+            tcp.close()
+            attempts -= 1
+            if error.errno != errno.EADDRINUSE or not attempts:
+                problem = f"can't listen for DNS on {loopback[0]}: {error.strerror}"
+                raise CannotListen(problem, "leave --dns out", error.errno or 0)
