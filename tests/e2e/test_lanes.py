@@ -23,7 +23,7 @@ from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, fetch, kill, running
 
 LINK = Shape(rate_bit_s=300e6, delay_s=0.040, queue_bytes=3_000_000)
 
-SIZE = 100_000_000
+SIZE = 80_000_000
 
 DEADLINE_S = 60
 
@@ -42,7 +42,7 @@ HASTY = """\
 import re
 import sys
 from sshunt import cli, lanes
-lanes.SPARE_S = 3.0
+lanes.SPARE_S = 2.0
 sys.exit(cli.main())
 """
 
@@ -110,12 +110,12 @@ def test_logins_in_advance_that_nobody_needs_are_closed_and_not_made_again(lab: 
     try:
         with up(lab, program=(sys.executable, "-c", HASTY)) as tunnel:
             for logins in (4, 1):
-                transfer = Transfer(lab, SIZE // 8, down=True, deadline_s=DEADLINE_S)
+                transfer = Transfer(lab, SIZE // 12, down=True, deadline_s=DEADLINE_S)
                 most = 0
                 while transfer.runs:
                     most = max(most, len(tunnel.pids("ssh")))
                     time.sleep(0.1)
-                assert transfer.sha256() == payload_sha256(SIZE // 8)
+                assert transfer.sha256() == payload_sha256(SIZE // 12)
                 assert most == logins
             assert "closing those that wait" in tunnel.said
             assert not re.search(r"lane \d+ is up", tunnel.said)
