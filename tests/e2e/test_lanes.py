@@ -29,7 +29,6 @@ DEADLINE_S = 60
 
 #: sshunt itself, with less patience for idle lanes than a minute.
 IMPATIENT = """\
-import re
 import sys
 from sshunt import cli, lanes
 lanes.IDLE_S = 2.0
@@ -37,12 +36,12 @@ sys.exit(cli.main())
 """
 
 
-#: The same with less patience for logins in advance.
+#: The same with less patience for logins in advance, and where nothing is taken for loss: on a busy
+#: machine one lane is enough, too.
 HASTY = """\
-import re
 import sys
 from sshunt import cli, lanes
-lanes.SPARE_S = 2.0
+lanes.SPARE_S, lanes.LOSS_STALLS = 2.0, 1000
 sys.exit(cli.main())
 """
 
