@@ -37,6 +37,7 @@ from sshunt.listener import CannotListen, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.names.doors import Door, open_door, system_resolvers
 from sshunt.privilege import start_helper
+from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.routes import resolve
 from sshunt.transport.bundle import agent_bundle
@@ -91,7 +92,7 @@ async def _run(
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
-            loop.add_signal_handler(number, _settle, stop, number.name)
+            loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
         starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter))
         either: set[asyncio.Future[Any]] = {starting, stop}
@@ -104,11 +105,6 @@ async def _run(
             return
         await starting.result().watch(stop)
         console.status("")
-
-
-def _settle(future: "asyncio.Future[str]", value: str) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 # --- start ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any, Dict, List, Optional, Set
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
+from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import error_of, is_reserved, keep_alive, reset_code, without_delay
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
@@ -207,18 +208,13 @@ async def _connected(loop: asyncio.AbstractEventLoop, family: int, address: Any)
 async def _outcome(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> int:
     """The error number that a connect under way ends with; 0 is success."""
     ended: "asyncio.Future[int]" = loop.create_future()
-    loop.add_writer(sock.fileno(), _settle, ended, 0)
-    deadline = loop.call_later(ADDRESS_DEADLINE_S, _settle, ended, errno.ETIMEDOUT)
+    loop.add_writer(sock.fileno(), settle, ended, 0)
+    deadline = loop.call_later(ADDRESS_DEADLINE_S, settle, ended, errno.ETIMEDOUT)
     try:
         return await ended or error_of(sock)
     finally:
         deadline.cancel()
         loop.remove_writer(sock.fileno())
-
-
-def _settle(future: "asyncio.Future[int]", value: int) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def _getaddrinfo(host: str, port: int) -> List[Any]:

@@ -19,7 +19,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Set
 
 from sshunt.mux import frames
 from sshunt.relay import dns
-from sshunt.relay.readiness import READ, WRITE
+from sshunt.relay.readiness import READ, WRITE, settle
 from sshunt.relay.sockets import error_of, is_reserved
 from sshunt.relay.tunnel import Tunnel
 
@@ -162,8 +162,8 @@ class Resolver:
         """
         loop = self._tunnel.loop
         ready: "asyncio.Future[int]" = loop.create_future()
-        self._tunnel.readiness.add(sock.fileno(), lambda _: _settle(ready, 0), events)
-        timer = loop.call_at(until, _settle, ready, errno.ETIMEDOUT)
+        self._tunnel.readiness.add(sock.fileno(), lambda _: settle(ready, 0), events)
+        timer = loop.call_at(until, settle, ready, errno.ETIMEDOUT)
         try:
             error_number = await ready
         finally:
@@ -171,8 +171,3 @@ class Resolver:
             self._tunnel.readiness.remove(sock.fileno())
         if error_number:
             raise OSError(error_number, os.strerror(error_number))
-
-
-def _settle(future: "asyncio.Future[int]", value: int) -> None:
-    if not future.done():
-        future.set_result(value)

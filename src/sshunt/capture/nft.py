@@ -107,32 +107,22 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
 def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
     """The commands that put other endpoints into the bypass sets of an applied plan, in place."""
     endpoints = tuple(bypass)
-    lines = []
-    for family in (4, 6):
-        if plan.listener(family) is None:
-            continue
-        name = f"inet {table_name(plan.session)} bypass{family}"
-        lines.append(f"flush set {name}")
-        elements = _endpoint_elements(endpoints, family)
-        if elements:
-            lines.append(f"add element {name} {{ {elements} }}")
-    return "\n".join(lines) + "\n"
+    families = [family for family in (4, 6) if plan.listener(family) is not None]
+    return "".join(
+        _replacement(plan, f"bypass{family}", _endpoint_elements(endpoints, family))
+        for family in families
+    )
 
 
 def render_resolvers(plan: Plan) -> str:
     """The commands that put the plan's resolvers in the place of those applied before; "" if DNS is
     not captured.
     """
-    lines = []
-    for family in (4, 6):
-        if plan.dns(family) is None:
-            continue
-        name = f"inet {table_name(plan.session)} resolvers{family}"
-        lines.append(f"flush set {name}\n")
-        elements = _resolver_elements(plan, family)
-        if elements:
-            lines.append(f"add element {name} {{ {elements} }}\n")
-    return "".join(lines)
+    families = [family for family in (4, 6) if plan.dns(family) is not None]
+    return "".join(
+        _replacement(plan, f"resolvers{family}", _resolver_elements(plan, family))
+        for family in families
+    )
 
 
 def render_probe(session: str, cgroup: Cgroup) -> str:
@@ -262,6 +252,13 @@ def _redirection(plan: Plan, family: int) -> str:
     if family == 4:
         return f"dnat ip to {address}:{port}"
     return f"dnat ip6 to [{address}]:{port}"
+
+
+def _replacement(plan: Plan, name: str, elements: str) -> str:
+    """The commands that put other elements into a set of an applied plan."""
+    whole = f"inet {table_name(plan.session)} {name}"
+    added = f"add element {whole} {{ {elements} }}\n" if elements else ""
+    return f"flush set {whole}\n{added}"
 
 
 # --- elements -----------------------------------------------------------------------------------

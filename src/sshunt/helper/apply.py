@@ -129,19 +129,20 @@ class Kernel:
 
     def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Put other endpoints into the bypass sets; raises KernelError."""
-        if self._plan is None:
-            raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
-        self._plan = replace(self._plan, bypass=tuple(endpoints))
-        text = nft.render_bypass(self._plan, self._plan.bypass)
-        if text.strip():
-            self._nft.run(text)
+        self._plan = replace(self._applied_plan(), bypass=tuple(endpoints))
+        self._run_if_any(nft.render_bypass(self._plan, self._plan.bypass))
 
     def resolvers(self, addresses: Iterable[str]) -> None:
         """Put other addresses into the resolver sets; raises KernelError."""
+        self._plan = replace(self._applied_plan(), resolvers=tuple(addresses))
+        self._run_if_any(nft.render_resolvers(self._plan))
+
+    def _applied_plan(self) -> Plan:
         if self._plan is None:
             raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
-        self._plan = replace(self._plan, resolvers=tuple(addresses))
-        text = nft.render_resolvers(self._plan)
+        return self._plan
+
+    def _run_if_any(self, text: str) -> None:
         if text:
             self._nft.run(text)
 

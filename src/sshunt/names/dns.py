@@ -28,6 +28,7 @@ from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
 from sshunt.names.doors import Door
 from sshunt.relay import dns
+from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tunnel import Tunnel
 
@@ -172,7 +173,7 @@ class DnsForwarder:
             if not dns.is_query(message):
                 return
             answered: asyncio.Future[bytes] = self._tunnel.loop.create_future()
-            self._ask(frames.DNS_TCP, message, partial(_settle, answered))
+            self._ask(frames.DNS_TCP, message, partial(settle, answered))
             answer = await answered
             writer.write(_LENGTH.pack(len(answer)) + answer)
             await asyncio.wait_for(writer.drain(), IDLE_S)
@@ -181,8 +182,3 @@ class DnsForwarder:
 def _send(sock: socket.socket, program: Any, answer: bytes) -> None:
     with suppress(OSError):  # it is gone, or its buffer is full: it asks again
         sock.sendto(answer, program)
-
-
-def _settle(future: "asyncio.Future[bytes]", value: bytes) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -16,7 +16,7 @@ Not here: what an event means to a connection (tcp), how its bytes move (tcp, la
 
 import asyncio
 import select
-from typing import Callable, Dict, Union
+from typing import Callable, Dict, TypeVar, Union
 
 #: Events, with their numbers in epoll_ctl(2).
 READ = 0x1
@@ -30,10 +30,18 @@ _CHANGES = 1 << 31  # EPOLLET
 
 OnEvent = Callable[[int], None]
 
+T = TypeVar("T")
+
 
 def note_failure(loop: asyncio.AbstractEventLoop, error: Exception) -> None:
     """A callback has failed, and the others have to be called nevertheless."""
     loop.call_exception_handler({"message": str(error), "exception": error})
+
+
+def settle(future: "asyncio.Future[T]", value: T) -> None:
+    """Give it its result, unless something else was faster."""
+    if not future.done():
+        future.set_result(value)
 
 
 class Readiness:
