@@ -105,7 +105,7 @@ class End:
     def pump(self) -> None:
         now = self._clock.now
         self._dispatch()
-        for number in self.session.swiftest_first(now):
+        for number in self.session.lanes_to_fill(now):
             link = self._out[number]
             while pieces := self.session.transmit(number, now):
                 data = b"".join(p if isinstance(p, bytes) else bytes(p.view) for p in pieces)

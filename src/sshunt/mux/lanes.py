@@ -167,6 +167,12 @@ class Lane:
             return False
         return now >= pacer.next_at
 
+    def has_own_work(self, now: float) -> bool:
+        """True if something has to leave by this lane now, whatever the others do."""
+        if self.ping_wanted or self.twins:
+            return True
+        return self._ack_due is not None and self._ack_due <= now
+
     def note_silent(self, size: int) -> None:
         """An acknowledgement of ours of ``size`` bytes goes out."""
         self.sent += size

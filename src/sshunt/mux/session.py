@@ -316,7 +316,7 @@ class Session:
         if lane_id in self.lanes:
             raise LocalProtocolError("lane %d exists" % lane_id)
         self.lanes[lane_id] = Lane(lane_id, now, self._path)
-        self._note_lanes()
+        self._note_lanes(now)
 
     def lose_lane(self, lane_id: int, now: float) -> None:
         """A lane died: what it did not get acknowledged will leave over another one."""
@@ -335,7 +335,7 @@ class Session:
                     sent.stream.home = NO_LANE
                 control.append(_Control(sent.kind, sent.stream, sent.raw))
         self._control.extendleft(reversed(control))
-        self._note_lanes()
+        self._note_lanes(now)
 
     def next_deadline(self, after: float = 0.0) -> Optional[float]:
         """When ``transmit`` must be called at the latest though nothing else happened.
@@ -354,7 +354,7 @@ class Session:
             return True
         data = len(self._scheduler) > 0
         for lane in self.lanes.values():
-            if lane.ping_wanted or lane.twins or (lane.ack_due is not None and lane.ack_due <= now):
+            if lane.has_own_work(now):
                 return True
             if data and (
                 lane.takes_bulk(now) or (self._scheduler.has_sparse and lane.sparse_room_bytes > 0)
@@ -373,7 +373,7 @@ class Session:
             lane.note_silent(len(raw))
             pieces.append(raw)
         stop = lane.sent + min(size, max(lane.room_bytes, 0))
-        swift = self._is_swiftest(lane, now)
+        swift = len(self.lanes) == 1 or self._is_swiftest(lane, now)
         while swift and self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             self._transmit_control(lane, pieces, now)
         if swift and self._datagrams:
@@ -424,24 +424,8 @@ class Session:
         A lane whose oldest frame has waited longer than a round trip is stalled, however short its
         round trips were.
         """
-        self._spare(lane, now)
-        if len(self.lanes) == 1:
-            return True
         lanes = [each for each in self.lanes.values() if not each.is_blocked]
         return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
-
-    def _spare(self, lane: Lane, now: float) -> None:
-        """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
-        what is urgent then never waits for a segment that is sent again.
-        """
-        if len(self.lanes) < 3:
-            lane.is_spared = False
-            return
-        others = [each for each in self.lanes.values() if each is not lane]
-        stalls = sum(each.pacer.stalls(now) for each in others)
-        lane.is_spared = lane.id > max(each.id for each in others) and (
-            stalls >= LOSS_STALLS * (1 if lane.is_spared else len(others))
-        )
 
     def _transmit_data(
         self, lane: Lane, pieces: List[Piece], now: float, stop: int, swift: bool
@@ -494,13 +478,30 @@ class Session:
             second = min(others, key=lambda each: each.expected_s(now))
             second.twins.append(Twin(stream, head, payload.twin()))
 
-    def swiftest_first(self, now: float) -> List[int]:
-        """The lanes in the order in which they should be filled: what the first has no room for,
-        and what is to go over two, is then found by those behind it.
+    def lanes_to_fill(self, now: float) -> List[int]:
+        """The lanes that ``transmit`` has something for, in the order in which they should be
+        filled: with what is urgent, those first whose answers come soonest. What they have no room
+        for, and what is to go over two, is then found by those behind them.
         """
-        if len(self.lanes) == 1:
+        if len(self.lanes) < 2:
             return list(self.lanes)
-        return sorted(self.lanes, key=lambda number: self.lanes[number].expected_s(now))
+        lanes = list(self.lanes.values())
+        urgent = bool(self._control or self._datagrams)
+        sparse, bulk = self._scheduler.has_sparse, self._scheduler.has_bulk
+        if urgent or sparse:
+            lanes.sort(key=lambda each: each.expected_s(now))
+        to_fill = []
+        for lane in lanes:
+            wanted = sparse or lane.has_own_work(now)  # the sparse may be for any of them
+            if urgent and not lane.is_blocked:  # the others would be told to leave it to this one
+                wanted, urgent = True, False
+            if bulk and lane.takes_bulk(now):
+                wanted = True
+            elif bulk and not lane.is_spared:
+                lane.pacer.note_held_back(now)
+            if wanted:
+                to_fill.append(lane.id)
+        return to_fill
 
     def _drop_datagram(self) -> None:
         self._datagram_bytes -= len(self._datagrams.popleft().data)
@@ -621,14 +622,29 @@ class Session:
                 sent.payload.release()
             elif sent.kind == frames.OPEN and sent.stream:
                 sent.stream.home = ANY_LANE
-        self._note_lanes()
+        self._note_lanes(now)
 
-    def _note_lanes(self) -> None:
+    def _note_lanes(self, now: float) -> None:
+        """What the lanes know has changed."""
         lanes = self.lanes.values()
         self.rtt_s = min([lane.rtt_s for lane in lanes if lane.rtt_s], default=0.0)
         self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
         shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
         self._queue_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
+        if lanes:
+            self._spare_newest(now)
+
+    def _spare_newest(self, now: float) -> None:
+        """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
+        what is urgent then never waits for a segment that is sent again.
+        """
+        newest = self.lanes[max(self.lanes)]
+        others = [each for each in self.lanes.values() if each is not newest]
+        stalls = sum(lane.pacer.stalls(now) for lane in others)
+        enough = LOSS_STALLS * (1 if newest.is_spared else len(others))
+        newest.is_spared = len(others) > 1 and stalls >= enough
+        for lane in others:
+            lane.is_spared = False
 
     def _on_window(self, number: int, limit: int, now: float) -> None:
         stream = self._find(number)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple, Union
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import DATA_HEAD_BYTES
+from sshunt.mux.limits import TRANSMIT_BUFFERS, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
@@ -139,17 +140,20 @@ class LaneIO:
         A lane that turns out to be dead is reported to the tunnel.
         """
         session, loop = self._tunnel.session, self._tunnel.loop
+        lane = session.lanes[self.lane_id]
         try:
             for _ in range(WRITES_PER_ROUND):
                 if self._backlog:
                     break
+                before = lane.sent
                 pieces = session.transmit(self.lane_id, loop.time())
-                if not pieces:
-                    break
-                self._write(pieces)
+                if pieces:
+                    self._write(pieces)
+                if lane.sent - before < TRANSMIT_BYTES and len(pieces) < TRANSMIT_BUFFERS:
+                    break  # that was all
             else:
                 self._tunnel.wake()
-            session.lanes[self.lane_id].is_blocked = bool(self._backlog)
+            lane.is_blocked = bool(self._backlog)
             if self._backlog and self._writing == IDLE:
                 self._wait_for_room()
         except OSError as error:

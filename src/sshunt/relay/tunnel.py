@@ -222,13 +222,15 @@ class Tunnel:
         # Twice: what the first round made room for is read and written at once. Not for ever: the
         # other descriptors of this process want their turn.
         for _ in range(2):
-            for number in self.session.swiftest_first(self.loop.time()):
+            now = self.loop.time()
+            for number in self.session.lanes_to_fill(now):
                 lane = self.lanes.get(number)  # gone, if one before it ended the session
                 if lane is not None and not lane.has_backlog:
                     lane.flush()
             if not self.dispatch():
                 break
-        self._alarm.set(self.session.next_deadline(self.loop.time()))
+        # What has become due since then, too.
+        self._alarm.set(self.session.next_deadline(now))
 
     def dispatch(self) -> bool:
         """Give the session's events to whom they belong; False if there were none."""

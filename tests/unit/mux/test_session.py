@@ -754,6 +754,7 @@ def lose_segments(ends: Ends, *lanes: int) -> None:
     """The client has seen delivery on these lanes stop and go lately."""
     for lane in lanes:
         ends.client.lanes[lane].pacer._stalls.extend([ends.now] * LOSS_STALLS)
+    ends.client._note_lanes(ends.now)  # as with every acknowledgement
 
 
 def test_control_and_datagrams_take_the_lane_that_answers_soonest() -> None:
@@ -817,8 +818,33 @@ def test_the_copy_of_a_stream_that_is_reset_meanwhile_stays_here() -> None:
     assert frames.DATA not in kinds(ends.transmit(ends.client, lane=2))
 
 
-def test_the_lanes_are_filled_in_the_order_of_their_answers() -> None:
-    assert with_lanes(0.2, 0.05, 0.1).client.swiftest_first(1.0) == [2, 3, 1]
+def test_what_may_go_over_any_lane_is_offered_to_all_in_the_order_of_their_answers() -> None:
+    ends = with_lanes(0.2, 0.05, 0.1)
+    near, _ = ends.connect(lane=2)
+    assert ends.client.lanes_to_fill(ends.now) == []
+    ends.client.write(near, Payload(b"a key"), ends.now)
+    assert ends.client.lanes_to_fill(ends.now) == [2, 3, 1]
+
+
+def test_what_is_urgent_is_offered_to_the_first_lane_that_can_be_had() -> None:
+    ends = with_lanes(0.2, 0.05, 0.1)
+    ends.client.open(WEB)
+    assert ends.client.lanes_to_fill(ends.now) == [2]
+    ends.client.lanes[2].is_blocked = True
+    assert ends.client.lanes_to_fill(ends.now) == [3]
+
+
+def test_bulk_is_offered_to_the_lanes_that_take_it_and_the_others_know_that_they_hold_it_back() -> (
+    None
+):
+    ends = with_lanes(0.2, 0.05)
+    near, _ = ends.connect(lane=2)
+    ends.client.write(near, Payload(bytes(200_000)), ends.now)
+    full = ends.client.lanes[1].pacer
+    full.next_at = ends.now + 1.0
+    full._held_back = False
+    assert ends.client.lanes_to_fill(ends.now) == [2]
+    assert full._held_back
 
 
 def test_bulk_takes_every_lane() -> None:
@@ -877,6 +903,8 @@ def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() ->
     for lane in (1, 2):
         assert frames.DATA in kinds(ends.transmit(ends.client, lane))
     ends.now += STALLS_S + 0.01
+    ends.deliver(ends.agent, lane=1)
+    ends.send(ends.agent, lane=1)  # an acknowledgement
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=3))
 
 
