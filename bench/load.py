@@ -213,11 +213,11 @@ class EchoResult(NamedTuple):
 
 
 class EchoServer:
-    """Accepts and echoes inside somebody else's epoll loop (``step``)."""
+    """Accepts and echoes inside somebody else's epoll loop (``step``). Owns ``listener``."""
 
-    def __init__(self, host: Host, poll: select.epoll) -> None:
+    def __init__(self, listener: socket.socket, poll: select.epoll) -> None:
         self._poll = poll
-        self._listener = host.listen("0.0.0.0", ECHO_PORT)
+        self._listener = listener
         self._listener.setblocking(False)
         self._socks: dict[int, socket.socket] = {}
         poll.register(self._listener, select.EPOLLIN)
@@ -272,7 +272,7 @@ class Echoes:
     ) -> None:
         self._client = client
         self._poll = select.epoll()
-        self._server = EchoServer(server, self._poll)
+        self._server = EchoServer(server.listen("0.0.0.0", ECHO_PORT), self._poll)
         self._address = address_of(ECHO_PORT)
         self.idle: list[socket.socket] = []
 

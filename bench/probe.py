@@ -1,15 +1,19 @@
 """Interactive traffic beside a load: how long 16 bytes take there and back, and a new connection.
 
-One thread, one epoll loop, both ends: the echo server lives in the target host, the probes in the
-client host. A probe is sent on time whether the one before it has come back or not, so a stalled
-link shows as late probes and not as fewer of them.
+A process of its own, with one thread and one epoll loop: the load's threads are busy, and a probe
+that waited for its turn among them would measure them. Both ends are in it: the probes live in the
+client host, the echo server's socket belongs to the target. A probe is sent on time whether the one
+before it has come back or not, so a stalled link shows as late probes and not as fewer of them.
 """
 
+import json
 import select
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.load import ECHO_PORT, EchoServer
@@ -18,7 +22,13 @@ from sshunt.lab.hosts import Host
 ECHO_EVERY_S = 0.05
 CONNECT_EVERY_S = 0.25
 
+#: The first answer must have come by then; what is under way at the end is waited for so long.
+READY_DEADLINE_S = 20.0
+PATIENCE_S = 2.0
+
 _PROBE_BYTES = 16
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Sample(NamedTuple):
@@ -29,110 +39,141 @@ class Sample(NamedTuple):
 
 
 class Probes:
-    """Sends probes until ``stop``; then ``echoes`` and ``connects`` are complete."""
+    """Sends probes until ``stop``; then ``echoes`` and ``connects`` are complete. ``since`` is when
+    it began, on the monotonic clock.
+    """
 
     def __init__(
         self, client: Host, server: Host, address_of: Callable[[int], tuple[str, int]]
     ) -> None:
         self.echoes: list[Sample] = []
         self.connects: list[Sample] = []
-        self._client = client
-        self._server = server
-        self._address = address_of(ECHO_PORT)
-        self._ending = threading.Event()
-        self._ready = threading.Event()
-        self.since = 0.0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        if not self._ready.wait(20.0):
+        address, port = address_of(ECHO_PORT)
+        with server.listen("0.0.0.0", ECHO_PORT) as listener:
+            fd = listener.fileno()
+            self._process = client.popen(
+                [sys.executable, "-m", "bench.probe", address, str(port), str(fd)],
+                env={"PYTHONPATH": f"{_ROOT}:{_ROOT / 'src'}"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[fd],
+            )
+        assert self._process.stdout
+        if not select.select([self._process.stdout], [], [], READY_DEADLINE_S)[0]:
             raise RuntimeError("the echo does not answer")
+        self.since = float(self._process.stdout.readline())
 
-    def stop(self, *, patience_s: float = 2.0) -> None:
+    def stop(self) -> None:
         """Send no more, wait a little for what is under way, end."""
-        self._patience_s = patience_s
-        self._ending.set()
-        self._thread.join()
+        said, _ = self._process.communicate(timeout=PATIENCE_S + READY_DEADLINE_S)
+        found = json.loads(said)
+        self.echoes = [Sample(*each) for each in found["echoes"]]
+        self.connects = [Sample(*each) for each in found["connects"]]
 
-    def _run(self) -> None:
-        poll = select.epoll()
-        server = EchoServer(self._server, poll)
-        try:
-            with self._client.entered():
-                self._serve_and_probe(poll, server)
-        finally:
-            server.close()
-            poll.close()
 
-    def _serve_and_probe(self, poll: select.epoll, server: EchoServer) -> None:
-        echo = self._start(poll, {})
-        buffered = b""
-        pending: dict[int, tuple[socket.socket, float]] = {}
-        sent: list[float] = []  # when each probe under way was sent
-        answered = 0
-        begun = False
-        next_echo = next_connect = float("inf")
-        end = float("inf")
+class _Prober:
+    """The process: probes until its input ends."""
+
+    def __init__(self, address: tuple[str, int], listener: socket.socket) -> None:
+        self._address = address
+        self._poll = select.epoll()
+        self._server = EchoServer(listener, self._poll)
+        self._echoes: list[Sample] = []
+        self._connects: list[Sample] = []
+        self._sent: list[float] = []  # when each echo was sent
+        self._buffered = b""
+        self._since = 0.0  # 0: the first echo, which is not counted, is still under way
+        self._pending: dict[int, tuple[socket.socket, float]] = {}
+        self._echo = self._start()
+
+    def run(self) -> dict[str, list[Sample]]:
+        """Probe; what was seen."""
+        self._poll.register(sys.stdin.fileno(), select.EPOLLIN)
+        next_echo = next_connect = end = float("inf")
         while (now := time.monotonic()) < end:
-            if self._ending.is_set() and end == float("inf"):
-                end = now + self._patience_s
-                next_echo = next_connect = float("inf")
-            if end < float("inf") and answered == len(sent) and not pending:
+            if end < float("inf") and len(self._echoes) == len(self._sent) and not self._pending:
                 break
             if now >= next_echo:
                 next_echo += ECHO_EVERY_S
-                sent.append(now)
-                echo.send(b"%016d" % len(sent))
+                self._sent.append(now)
+                self._echo.send(b"%016d" % len(self._sent))
             if now >= next_connect:
                 next_connect += CONNECT_EVERY_S
-                self._start(poll, pending)
-            for fd, event in poll.poll(max(min(next_echo, next_connect, now + 0.05) - now, 0)):
-                if fd == echo.fileno():
-                    if not begun:
-                        begun = True
-                        echo.send(b"%016d" % 0)
-                        poll.modify(echo, select.EPOLLIN)
-                        continue
-                    data = echo.recv(4096)
-                    if not data:
-                        raise RuntimeError("the echo's connection was closed")
-                    buffered += data
-                    while len(buffered) >= _PROBE_BYTES:
-                        buffered = buffered[_PROBE_BYTES:]
-                        if not self._ready.is_set():
-                            self.since = next_echo = next_connect = time.monotonic()
-                            self._ready.set()
-                            continue
-                        when = sent[answered]
-                        answered += 1
-                        self.echoes.append(Sample(when - self.since, time.monotonic() - when))
-                elif fd in pending:
-                    sock, when = pending[fd]
-                    if event & select.EPOLLIN:
-                        if sock.recv(64):
-                            took = time.monotonic() - when
-                            self.connects.append(Sample(when - self.since, took))
-                        del pending[fd]
-                        sock.close()
-                    else:
-                        sock.send(b"0123456789abcdef")
-                        poll.modify(sock, select.EPOLLIN)
+                sock = self._start()
+                self._pending[sock.fileno()] = (sock, now)
+            for fd, event in self._poll.poll(
+                max(min(next_echo, next_connect, now + 0.05) - now, 0)
+            ):
+                if fd == sys.stdin.fileno():
+                    self._poll.unregister(fd)
+                    next_echo = next_connect = float("inf")
+                    end = time.monotonic() + PATIENCE_S
+                elif fd == self._echo.fileno():
+                    if not self._since and self._on_echo(event):
+                        self._since = next_echo = next_connect = time.monotonic()
+                        print(self._since, flush=True)
+                    elif self._since:
+                        self._on_echo(event)
+                elif fd in self._pending:
+                    self._on_connection(fd, event)
                 else:
-                    server.step(fd)
-        # What never came back took at least so long.
-        for when in sent[answered:]:
-            self.echoes.append(Sample(when - self.since, time.monotonic() - when))
-        for sock, when in pending.values():
-            self.connects.append(Sample(when - self.since, time.monotonic() - when))
-            sock.close()
-        echo.close()
+                    self._server.step(fd)
+        return self._results()
 
-    def _start(
-        self, poll: select.epoll, pending: dict[int, tuple[socket.socket, float]]
-    ) -> socket.socket:
+    def _start(self) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.connect_ex(self._address)
-        pending[sock.fileno()] = (sock, time.monotonic())
-        poll.register(sock, select.EPOLLOUT)
+        self._poll.register(sock, select.EPOLLOUT)
         return sock
+
+    def _on_echo(self, event: int) -> bool:
+        """The long connection is up, or has something to say; True for a whole answer."""
+        if event & select.EPOLLOUT:
+            self._echo.send(b"%016d" % 0)
+            self._poll.modify(self._echo, select.EPOLLIN)
+            return False
+        data = self._echo.recv(4096)
+        if not data:
+            raise RuntimeError("the echo's connection was closed")
+        self._buffered += data
+        whole = len(self._buffered) // _PROBE_BYTES
+        self._buffered = self._buffered[whole * _PROBE_BYTES :]
+        if self._since:
+            for when in self._sent[len(self._echoes) : len(self._echoes) + whole]:
+                self._echoes.append(self._sample(when))
+        return whole > 0
+
+    def _on_connection(self, fd: int, event: int) -> None:
+        sock, when = self._pending[fd]
+        if event & select.EPOLLIN:
+            if sock.recv(64):
+                self._connects.append(self._sample(when))
+            del self._pending[fd]
+            sock.close()
+        else:
+            sock.send(b"0123456789abcdef")
+            self._poll.modify(sock, select.EPOLLIN)
+
+    def _sample(self, when: float) -> Sample:
+        return Sample(when - self._since, time.monotonic() - when)
+
+    def _results(self) -> dict[str, list[Sample]]:
+        # What never came back took at least so long.
+        for when in self._sent[len(self._echoes) :]:
+            self._echoes.append(self._sample(when))
+        for _, when in self._pending.values():
+            self._connects.append(self._sample(when))
+        return {"echoes": self._echoes, "connects": self._connects}
+
+
+def main(argv: list[str]) -> None:
+    """ADDRESS PORT FD, as ``Probes`` gives them."""
+    address, port, fd = argv
+    found = _Prober((address, int(port)), socket.socket(fileno=int(fd))).run()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
