@@ -218,7 +218,14 @@ class Lane:
             self._last_at = self._acked_at = now
             self._measure(now - sent_at - held_s)
             self.pacer.on_ack(
-                self.acked, self.sent, sent_at, held_s, arrived_us, now, newest.ahead_bytes
+                self.acked,
+                self.sent,
+                sent_at,
+                held_s,
+                arrived_us,
+                now,
+                newest.ahead_bytes,
+                released[0].sent_at,
             )
         return released
 

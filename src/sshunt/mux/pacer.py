@@ -76,7 +76,7 @@ Not here: what is sent next (scheduler), frames of control, which are not limite
 """
 
 from collections import deque
-from typing import Deque, Dict, List
+from typing import Deque, Dict, List, Optional
 
 from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
@@ -194,8 +194,8 @@ DOUBT = 2.5
 LEAST_FRAMES = 16
 
 #: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
-#: That is what it means when the next byte is processed so much later than the one before it,
-#: though it was on its way all the time.
+#: That is what it means when the next byte is processed so much later than the one before it, and
+#: than it would have been on the empty path.
 STALL_RTTS, STALL_S = 0.85, 0.03
 
 #: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
@@ -204,8 +204,11 @@ LOSS_STALLS = 2
 
 #: No process of ours sleeps for the round trip of such a path, an empty queue loses nothing for
 #: want of room, and the bursts of TCP's start are less than a round trip apart: there a stall of a
-#: whole one counts twice.
+#: whole one counts twice. One that is longer than TCP's start and our acknowledgements explain does
+#: so whatever we were doing: in a start, a lost segment is mostly noticed by its timeout, and the
+#: whole transfer is slow from then on.
 CERTAIN_RTT_S = 0.04
+CERTAIN_RTTS, CERTAIN_S = 1.1, 0.005
 
 _CLOCK = 1 << 32
 
@@ -330,25 +333,26 @@ class Pacer:
         arrived: int,
         now: float,
         ahead_bytes: int = 0,
+        oldest_sent_at: Optional[float] = None,
     ) -> None:
         """The peer had processed what we sent at ``sent_at``, behind ``ahead_bytes`` of the same
-        moment, when its clock said ``arrived``, and held the acknowledgement for ``held_s``.
+        moment, when its clock said ``arrived``, and held the acknowledgement for ``held_s``. The
+        oldest of what this acknowledges was sent at ``oldest_sent_at``.
         """
-        delay_s = self._path.one_way_s(sent_at, arrived)
+        path = self._path
+        delay_s = path.one_way_s(sent_at, arrived)
         rtt_s = now - sent_at
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
-        elif self._held_back and self._growth <= GROWTH and len(self._rates) > 1:
+        else:
+            due_s = path.one_way_s(sent_at if oldest_sent_at is None else oldest_sent_at, arrived)
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
-            if max(STALL_S, STALL_RTTS * self._round_trip_s) < silence_s < rtt_s:
-                self._stalls.append(now)
-                if silence_s > self._round_trip_s >= CERTAIN_RTT_S and self.queue_s < self._aim_s():
-                    self._stalls.append(now)
+            self._note_gap(min(silence_s, due_s - path.delay_s), now)
         self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s
-        if ahead_bytes and self._growth <= GROWTH and self._path.best_rate:
-            burst_s = min(ahead_bytes / self._path.best_rate, BURST_S)
+        if ahead_bytes and self._growth <= GROWTH and path.best_rate:
+            burst_s = min(ahead_bytes / path.best_rate, BURST_S)
             if delay_s - burst_s < self._free_delay_s:
                 self._free_delay_s = delay_s - burst_s
         elif delay_s < self._free_delay_s:
@@ -361,6 +365,20 @@ class Pacer:
         if acked >= self._round_end and now - self._first_at >= ROUND_S:
             self._end_round(acked, arrived, now)
             self._begin_round(acked, sent, arrived, now)
+
+    def _note_gap(self, gap_s: float, now: float) -> None:
+        """For so long nothing was processed, though something should have been. Was it lost?"""
+        if gap_s < STALL_S:
+            return
+        path = self._path
+        may_overflow = self.queue_s >= self._aim_s() or path.rtt_s < CERTAIN_RTT_S
+        if gap_s > CERTAIN_RTTS * path.rtt_s + CERTAIN_S and not may_overflow:
+            self._stalls.extend([now] * LOSS_STALLS)
+        elif self._held_back and self._growth <= GROWTH and len(self._rates) > 1:
+            if gap_s > STALL_RTTS * self._round_trip_s:
+                self._stalls.append(now)
+                if gap_s > self._round_trip_s and not may_overflow:
+                    self._stalls.append(now)
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -536,6 +554,11 @@ class Pacer:
 
     # --- for people ---------------------------------------------------------------------------
 
+    @property
+    def is_starting(self) -> bool:
+        """True until a queue has been seen, after each beginning."""
+        return bool(self._start_up)
+
     def stalls(self, now: float) -> int:
         """How often delivery stopped for a round trip lately: segments are being lost."""
         while self._stalls and now - self._stalls[0] > STALLS_S:
@@ -555,5 +578,5 @@ class Pacer:
             "queue_s": self.queue_s,
             "frame_bytes": self.frame_bytes,
             "stalls": self.stalls(now),
-            "starting": 1 if self._start_up else 0,
+            "starting": int(self.is_starting),
         }

@@ -641,7 +641,9 @@ class Session:
         newest = self.lanes[max(self.lanes)]
         others = [each for each in self.lanes.values() if each is not newest]
         stalls = sum(lane.pacer.stalls(now) for lane in others)
-        enough = LOSS_STALLS * (1 if newest.is_spared else len(others))
+        # Those that have just joined can't have lost much yet.
+        tried = sum(not lane.pacer.is_starting for lane in others)
+        enough = LOSS_STALLS * (1 if newest.is_spared else max(tried, 1))
         newest.is_spared = len(others) > 1 and stalls >= enough
         for lane in others:
             lane.is_spared = False

@@ -448,8 +448,15 @@ def test_one_stall_of_a_whole_round_trip_is_loss_where_no_queue_can_have_overflo
 def test_a_silence_before_the_first_rounds_are_over_is_no_stall() -> None:
     line = Line()
     line.run(0.1)
-    line.stall()
+    line.stall(0.11)
     assert line.pacer.stalls(line.now) == 0
+
+
+def test_a_silence_that_no_start_explains_is_loss_even_in_the_first_round() -> None:
+    line = Line()
+    line.run(0.14)
+    line.stall(0.13)
+    assert line.pacer.stalls(line.now) == LOSS_STALLS
 
 
 def test_a_stall_is_forgotten_after_a_while() -> None:
@@ -465,14 +472,14 @@ def test_what_stops_while_the_rate_grows_is_no_stall() -> None:
     for _ in range(12):
         line.rate_bytes_s *= 1.15
         line.step(RIGHT_S)
-    line.stall()
+    line.stall(0.11)
     assert line.pacer.stalls(line.now) == 0
 
 
 def test_where_there_is_nothing_to_send_silence_is_no_stall() -> None:
     line = grown_line()
     line.run(0.3, RIGHT_S, held_back=False)
-    line.step(held_back=False, after_s=0.12, queue_s=0.12)
+    line.step(held_back=False, after_s=0.11, queue_s=0.11)
     assert line.pacer.stalls(line.now) == 0
 
 
