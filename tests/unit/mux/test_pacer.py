@@ -15,6 +15,8 @@ from sshunt.mux.pacer import (
     FAST_QUEUE,
     FORGET_S,
     FRAME_S,
+    GOOD_FRAME_BYTES,
+    GOOD_FRAME_S,
     JOINING_UP,
     LEAST_FRAMES,
     LONG_FRAME_S,
@@ -176,6 +178,7 @@ def test_an_application_limited_round_changes_nothing() -> None:
     ("rate_bytes_s", "frame_bytes"),
     [
         (10_000, MIN_FRAME_BYTES),
+        (1.05 * GOOD_FRAME_BYTES / GOOD_FRAME_S, GOOD_FRAME_BYTES),
         (10_000_000, 10_000_000 * LONG_FRAME_S),
         (
             FAST_BYTES_S * FAST_FRAME,
