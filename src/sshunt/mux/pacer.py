@@ -385,11 +385,12 @@ class Pacer:
         may_overflow = self.queue_s >= self._aim_s() or path.rtt_s < CERTAIN_RTT_S
         if gap_s > CERTAIN_RTTS * path.rtt_s + CERTAIN_S and not may_overflow:
             self._stalls.extend([now] * LOSS_STALLS)
-        elif self._held_back and self._growth <= GROWTH and len(self._rates) > 1:
-            if gap_s > STALL_RTTS * self._round_trip_s:
+            return
+        is_steady = self._held_back and self._growth <= GROWTH and len(self._rates) > 1
+        if is_steady and gap_s > STALL_RTTS * self._round_trip_s:
+            self._stalls.append(now)
+            if gap_s > self._round_trip_s and not may_overflow:
                 self._stalls.append(now)
-                if gap_s > self._round_trip_s and not may_overflow:
-                    self._stalls.append(now)
 
     # --- rounds -------------------------------------------------------------------------------
 
