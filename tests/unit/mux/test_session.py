@@ -911,8 +911,8 @@ def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() ->
 def test_no_lane_is_spared_unless_all_others_lose() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
     near, _ = ends.connect(lane=3)
-    for lane in ends.client.lanes.values():
-        lane.pacer._start_up = 0.0  # its start is over
+    for each in ends.client.lanes.values():
+        each.pacer._start_up = 0.0  # its start is over
     lose_segments(ends, 1, 3)
     ends.client.write(near, Payload(bytes(250_000)), ends.now)
     for lane in (3, 1, 2):
