@@ -58,9 +58,9 @@ What was tried, on the links of ``bench/wan.py``:
                              since a lane below its share bears more, 450 to 550 in all of them
     frames by the lane's     329 of 600 Mbit/s over 100 ms with four lanes, for want of processors;
     rate, 1 ms everywhere    by the path's rate 389, and 2 ms long there 430
-    frames of 2 % of the     94.2 of 96.0 Mbit/s over 50 ms; of 4 %, 2 ms, 95.9, with a third less
-    round trip               of the processors, and an echo 0.7 ms later; a queue twice as long gave
-                             no more, nor did frames of more than 2.5 ms over 100 ms
+    frames of 2 % of the     94.2 of 96.0 Mbit/s over 50 ms; of 3 %, 95.8; of 4 %, 96.1, and an echo
+    round trip               0.9 ms later; a queue twice as long gave no more, nor did frames of
+                             more than 2.5 ms over 100 ms
     frames of two segments   18.5 of 20 Mbit/s over 30 ms; of three 18.9, and an echo as soon; 8.4
                              and 8.5 up while 50/10 Mbit/s were loaded both ways
     a longer queue on slow   6 KiB instead of 4: no more throughput, echo 3 ms later
@@ -185,7 +185,7 @@ BURST_S = 0.003
 #: long path more does not matter, up to some milliseconds, and takes less of the processors and for
 #: headers. Smaller ones than two full segments, ssh's and our own headers included, would leave a
 #: slow link to headers.
-FRAME_S, FRAME_RTTS, LONG_FRAME_S = 0.001, 0.04, 0.0025
+FRAME_S, FRAME_RTTS, LONG_FRAME_S = 0.001, 0.03, 0.0025
 MIN_FRAME_BYTES = 2800
 
 #: One of three segments leaves 2 % more of the link for data, and is as short where it takes no
