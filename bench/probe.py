@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.load import ECHO_PORT, EchoServer
+from bench.load import ECHO_PORT, PING, EchoServer
 from sshunt.lab.hosts import Host
 
 ECHO_EVERY_S = 0.05
@@ -25,8 +25,6 @@ CONNECT_EVERY_S = 0.25
 #: The first answer must have come by then; what is under way at the end is waited for so long.
 READY_DEADLINE_S = 20.0
 PATIENCE_S = 2.0
-
-_PROBE_BYTES = 16
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,9 +57,11 @@ class Probes:
                 pass_fds=[fd],
             )
         assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], READY_DEADLINE_S)[0]:
+        answers = select.select([self._process.stdout], [], [], READY_DEADLINE_S)[0]
+        begun = self._process.stdout.readline() if answers else b""
+        if not begun:
             raise RuntimeError("the echo does not answer")
-        self.since = float(self._process.stdout.readline())
+        self.since = float(begun)
 
     def stop(self) -> None:
         """Send no more, wait a little for what is under way, end."""
@@ -109,11 +109,10 @@ class _Prober:
                     next_echo = next_connect = float("inf")
                     end = time.monotonic() + PATIENCE_S
                 elif fd == self._echo.fileno():
-                    if not self._since and self._on_echo(event):
+                    is_whole = self._on_echo(event)
+                    if is_whole and not self._since:
                         self._since = next_echo = next_connect = time.monotonic()
                         print(self._since, flush=True)
-                    elif self._since:
-                        self._on_echo(event)
                 elif fd in self._pending:
                     self._on_connection(fd, event)
                 else:
@@ -138,8 +137,8 @@ class _Prober:
         if not data:
             raise RuntimeError("the echo's connection was closed")
         self._buffered += data
-        whole = len(self._buffered) // _PROBE_BYTES
-        self._buffered = self._buffered[whole * _PROBE_BYTES :]
+        whole = len(self._buffered) // len(PING)
+        self._buffered = self._buffered[whole * len(PING) :]
         if self._since:
             for when in self._sent[len(self._echoes) : len(self._echoes) + whole]:
                 self._echoes.append(self._sample(when))
@@ -153,7 +152,7 @@ class _Prober:
             del self._pending[fd]
             sock.close()
         else:
-            sock.send(b"0123456789abcdef")
+            sock.send(PING)
             self._poll.modify(sock, select.EPOLLIN)
 
     def _sample(self, when: float) -> Sample:

@@ -356,9 +356,11 @@ class Pacer:
         if self._round_end < 0:
             self._begin_round(acked, sent, arrived, now)
         else:
-            due_s = path.one_way_s(sent_at if oldest_sent_at is None else oldest_sent_at, arrived)
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
-            self._note_gap(min(silence_s, due_s - path.delay_s), now)
+            if silence_s >= STALL_S:
+                since = sent_at if oldest_sent_at is None else oldest_sent_at
+                late_s = path.one_way_s(since, arrived) - path.delay_s
+                self._note_gap(min(silence_s, late_s), now)
         self._last_arrived = arrived
         if delay_s < self._delay_s:
             self._delay_s = delay_s

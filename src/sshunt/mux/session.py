@@ -631,20 +631,23 @@ class Session:
         self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
         shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
         self._queue_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
-        if lanes:
-            self._spare_newest(now)
+        self._spare_newest(now)
 
     def _spare_newest(self, now: float) -> None:
         """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
         what is urgent then never waits for a segment that is sent again.
         """
+        if len(self.lanes) < 3:
+            for lane in self.lanes.values():
+                lane.is_spared = False
+            return
         newest = self.lanes[max(self.lanes)]
         others = [each for each in self.lanes.values() if each is not newest]
         stalls = sum(lane.pacer.stalls(now) for lane in others)
         # Those that have just joined can't have lost much yet.
         tried = sum(not lane.pacer.is_starting for lane in others)
         enough = LOSS_STALLS * (1 if newest.is_spared else max(tried, 1))
-        newest.is_spared = len(others) > 1 and stalls >= enough
+        newest.is_spared = stalls >= enough
         for lane in others:
             lane.is_spared = False
 
