@@ -2,7 +2,8 @@
 
 * ``protocol``  requests and replies, and their strict decoding; pure
 * ``server``    one session's conversation: order, deadlines, undo at the end
-* ``apply``     touches the kernel: nftables, cgroup, privileges
-* ``addresses`` its other half: addresses that stay local; nothing else touches the kernel
+* ``apply``     what one session has made in the kernel, and how it is undone
+* ``nftables``, ``guard``, ``addresses``, ``privileges``  serve ``apply`` alone: tables, the control
+  group, addresses that stay local, our own process; nothing else touches the kernel
 * ``__main__``  what sudo runs
 """

@@ -99,6 +99,15 @@ class Refusal(str, Enum):
     INTERNAL = "internal"  # a bug; the message is the traceback
 
 
+class KernelError(Exception):
+    """The kernel, or the library in front of it, did not do it."""
+
+    def __init__(self, kind: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The first request."""

@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Iterator
 from enum import Enum, auto
 
-from sshunt.helper.apply import Kernel, KernelError
+from sshunt.helper.apply import Kernel
 from sshunt.helper.protocol import (
     MAX_REQUEST_BYTES,
     VERSION,
@@ -41,6 +41,7 @@ from sshunt.helper.protocol import (
     Guarded,
     Hello,
     Keep,
+    KernelError,
     Refusal,
     Refused,
     Reply,

@@ -1,0 +1,216 @@
+"""The guard: a control group around the client, whose sockets the rules skip. Root; Linux.
+
+A cgroup below the client's own, so that its resource limits stay, into which the client is moved;
+ssh and all that it starts are born in it. A socket keeps the cgroup in which it was made, therefore
+the guard comes before ssh. A cgroup cannot be tied to a process, so a tiny shell, the *sweeper*,
+waits for the end of a pipe whose other end only we hold. It then moves whoever is left inside back
+to the parent and removes the directory. It must survive what kills us: it has its own session,
+ignores signals that are sent to groups, and nothing in its arguments has our name.
+
+**The client.** SO_PEERCRED of the socketpair is the process that made it, so a client can only have
+itself moved. A recycled process id is told by its start time, which is later than ours.
+
+Not here: the rule that skips the group (capture.nft), the mount namespace in which it is found
+(privileges), when it is made (apply).
+"""
+
+import errno
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+
+from sshunt.capture import nft
+from sshunt.helper.nftables import SESSION_NAME, alive_mark
+from sshunt.helper.privileges import CGROUP_ROOT
+
+#: How long a cgroup that is being left or removed by others is waited for. An exiting process
+#: leaves within a scheduling round; a second is a lot and still bearable at start.
+_BUSY_S = 1.0
+_BUSY_STEP_S = 0.02
+
+# Run by /bin/sh with SWEEP (the directory, absolute) and a pipe as its standard input.
+_SWEEPER = """
+trap '' INT TERM HUP QUIT
+cd "${SWEEP%/*}" || exit
+read -r _
+n=0
+while [ -d "$SWEEP" ] && [ $n -lt 100 ]; do
+    while read -r process; do echo "$process" >cgroup.procs; done <"$SWEEP/cgroup.procs"
+    rmdir "$SWEEP" && exit
+    sleep 0.05 || sleep 1
+    n=$((n + 1))
+done
+"""
+
+
+class Guard:
+    """A cgroup that holds the client, and the sweeper that outlives us to remove it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        path = os.path.relpath(directory, CGROUP_ROOT)
+        self.cgroup = nft.Cgroup(path, path.count("/") + 1)
+        read_end, self._pipe = os.pipe()
+        null = os.open(os.devnull, os.O_WRONLY)
+        self._sweeper = os.posix_spawn(
+            "/bin/sh",
+            ["/bin/sh", "-c", _SWEEPER],
+            {"SWEEP": directory, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, read_end, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, null, 2),
+            ],
+            setsid=True,
+        )
+        os.close(read_end)
+        os.close(null)
+
+    def remove(self) -> None:
+        """Move everybody out, remove the directory, and let the sweeper see that it is gone."""
+        _until_done(self._sweep)
+        os.close(self._pipe)
+        os.waitpid(self._sweeper, 0)
+
+    def _sweep(self) -> bool:
+        try:
+            with open(os.path.join(self._directory, "cgroup.procs")) as file:
+                for process in file:
+                    _move(process.strip(), os.path.dirname(self._directory))
+            os.rmdir(self._directory)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            return error.errno not in (errno.EBUSY, errno.ENOTEMPTY)
+        return True
+
+
+def make_guard(name: str, parent: str, pid: int) -> Guard | None:
+    """A new cgroup with the process in it, below its own; None if that can't be had.
+
+    It can't where its own one is threaded, has too many descendants, or has a name that can't be
+    written into a rule. Then there is no guard: any other place, say the root, would let a process
+    out of the limits that were put on it.
+    """
+    directory = os.path.join(parent, name)
+    if not nft.cgroup_path_is_harmless(os.path.relpath(directory, CGROUP_ROOT)):
+        return None
+    return Guard(directory) if _until_done(partial(_enter, directory, pid)) else None
+
+
+def _enter(directory: str, pid: int) -> bool:
+    """Make the cgroup and move the process into it; False if another try may succeed."""
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return False  # of a helper of this session that has just died; its sweeper is at work
+    try:
+        _move(str(pid), directory)
+    except FileNotFoundError:
+        return False  # another helper took the empty directory for a left-over one
+    except OSError:
+        os.rmdir(directory)
+        raise
+    return True
+
+
+def _move(process: str, directory: str) -> None:
+    """Put a process into a cgroup; raises OSError, but not if the process is gone."""
+    try:
+        with open(os.path.join(directory, "cgroup.procs"), "w") as file:
+            file.write(process)
+    except ProcessLookupError:
+        pass
+
+
+def _until_done(step: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _BUSY_S
+    try:
+        while not step():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_BUSY_STEP_S)
+    except OSError:
+        return False
+    return True
+
+
+def remove_leftover_cgroups(parent: str) -> None:
+    """Remove empty cgroups of dead sessions, here and above. Those of living ones are not empty."""
+    place = parent
+    while place.startswith(CGROUP_ROOT):
+        for name in os.listdir(place):
+            if SESSION_NAME.fullmatch(name):
+                try:
+                    os.rmdir(os.path.join(place, name))
+                except OSError:
+                    pass  # busy: alive
+        place = os.path.dirname(place)
+
+
+def parent_cgroup(pid: int, session: str) -> str | None:
+    """The directory below which a process' guard belongs, or None if the process is not visible.
+
+    It is where the process is now, unless that is the guard of a helper that has just died (its
+    sweeper is about to move the process out): then it is where that one began.
+    """
+    if pid == 0 or _start_time(pid) > _start_time(os.getpid()):
+        return None
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            paths = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
+    except OSError:
+        return None
+    if not paths:
+        return None
+    parts = paths[0].strip("/").split("/")
+    while parts and SESSION_NAME.fullmatch(parts[-1]) and _is_dead(parts[-1], session):
+        parts.pop()
+    directory = os.path.join(CGROUP_ROOT, *parts).rstrip("/")
+    # "/.." leads out of a cgroup namespace: there is nothing that we could see.
+    return directory if ".." not in parts and os.path.isdir(directory) else None
+
+
+def _is_dead(table: str, session: str) -> bool:
+    if table == nft.table_name(session):
+        return True  # we are this session's helper now
+    mark = alive_mark(table)
+    if mark is None:
+        return False
+    mark.close()
+    return True
+
+
+def _start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; far in the future if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            # proc(5): the command is in parentheses and may hold anything; start time is field 22.
+            return int(file.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return 1 << 63
+
+
+def peer_pid(client: socket.socket) -> int:
+    """The process that made the socketpair; 0 if it is in a foreign process namespace."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def levels_can_be_trusted() -> bool:
+    """Whether "level N" of a rule means what we mean.
+
+    Inside a cgroup namespace (a container), paths begin at the namespace's root; rules counted
+    levels from the real root until Linux 6.11 (nft_socket: "make cgroupsv2 matching work with
+    namespaces") and so would never match.
+    """
+    initial_namespace = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO
+    if os.stat("/proc/self/ns/cgroup").st_ino == initial_namespace:
+        return True
+    major, minor = re.findall(r"\d+", os.uname().release)[:2]
+    return (int(major), int(minor)) >= (6, 11)
