@@ -186,6 +186,24 @@ def test_real_peers_are_not_captured_where_there_is_no_guard(lab: Lab, start: St
     assert reached(lab.client, ELSEWHERE_V6) == "direct"
 
 
+@pytest.mark.parametrize("address", [ELSEWHERE_V4, ELSEWHERE_V6])
+@pytest.mark.parametrize(
+    ("listen4", "listen6"), [("127.0.0.1", "::1"), ("198.51.100.1", "2001:db8:2::1")]
+)
+def test_a_socket_bound_to_an_interface_is_reset_and_does_not_hang(
+    lab: Lab, start: Start, address: str, listen4: str, listen6: str
+) -> None:
+    start().apply(_EVERY, listen4=listen4, listen6=listen6)
+    device = lab.client.run(["ip", "-o", "route", "get", address]).stdout.split(" dev ")[1].split()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with lab.client.make_socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device[0].encode())
+        bound.settimeout(20)
+        with pytest.raises(ConnectionRefusedError):
+            bound.connect((address, 80))
+    assert reached(lab.client, address) == f"captured {address} 80"
+
+
 def test_a_connection_that_is_older_than_the_rules_goes_on(lab: Lab, start: Start) -> None:
     with lab.server.listen(ELSEWHERE_V4) as listener:
         with lab.client.connect(ELSEWHERE_V4, listener.getsockname()[1]) as old:

@@ -33,6 +33,16 @@ Why each of them:
   typed is more explicit than theirs; published container ports stay as they are because they are
   local. Two sessions with overlapping routes: the kernel calls the chain that was added last first.
 
+A program may bind its socket to an interface (SO_BINDTODEVICE: ``curl --interface eth0``,
+NetworkManager's connectivity check). What is redirected then still leaves by that interface, where
+nobody answers for this host's listener, and what comes back over lo the socket would not take: such
+a connection can't be captured, and nothing tells it from others before it is translated. So its
+first packet is noted on its way out, and its second, a second later, is answered with a reset: an
+error, where there was a program that hung for two minutes::
+
+    postrouting: to our listener, but not over lo . noted (address and port of the program)
+    output, behind nat: a SYN of one that is noted  reset
+
 Regions that hold every port go into a set of addresses; the others into a set of address . port. A
 family without a listener has no sets and no rules: its connections go on as if we were not there.
 
@@ -55,6 +65,21 @@ _PRIORITY = -110
 # nft's quoted strings know no escapes, and a user can name his cgroups: nothing but harmless
 # characters. systemd's own escapes need the backslash.
 _CGROUP_PATH = re.compile(r"[A-Za-z0-9@:_.,=+~\\-]+(?:/[A-Za-z0-9@:_.,=+~\\-]+)*")
+
+#: Behind nat's translation of what this host sends (NF_IP_PRI_NAT_DST is -100), before filters.
+_BEHIND_NAT_PRIORITY = -99
+
+#: Before srcnat (100), which may give the program another address.
+_NOTING_PRIORITY = 90
+
+#: A SYN is sent again after a second. What is noted is forgotten when the port may be another's; a
+#: set that is full notes no more, and those connections hang as they would without the note.
+_NOTED_S = 10
+_MOST_NOTED = 4096
+
+_NOTED = f"flags dynamic,timeout; timeout {_NOTED_S}s; size {_MOST_NOTED};"
+
+_NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
 _PROTOCOL = {4: "ip", 6: "ip6"}
@@ -100,6 +125,7 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
         lines += _prerouting_chain([family for family in families if plan.forwards(family)])
     for family in families:
         lines += _capture_chain(plan, family)
+    lines += _bound_chains(plan, families)
     lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -156,6 +182,7 @@ def _sets(plan: Plan, family: int) -> list[str]:
         *_set(f"bypass{family}", endpoint_type, "", _endpoint_elements(plan.bypass, family)),
         *_set(f"remote{family}", address_type, "flags interval; ", ", ".join(whole)),
         *_set(f"remote{family}_ports", endpoint_type, "flags interval; ", ", ".join(partial)),
+        *_set(f"bound{family}", endpoint_type, _NOTED, ""),
     ]
 
 
@@ -170,7 +197,7 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
     lines = ["\tchain dns {"]
     if cgroup is not None:
         lines.append(f"\t\t{_in_cgroup(cgroup)} return")
-    lines.append("\t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return")
+    lines.append(f"\t\tmeta l4proto tcp {_NOT_A_SYN} return")
     for family in families:
         _, port = plan.dns(family) or ("", 0)
         of_family = f"meta nfproto ipv{family} meta l4proto {{ tcp, udp }}"
@@ -217,7 +244,7 @@ def _prerouting_chain(families: list[int]) -> list[str]:
 def _left_alone() -> list[str]:
     return [
         "\t\tmeta l4proto != tcp return",
-        "\t\ttcp flags & (fin | syn | rst | ack) != syn return",
+        f"\t\t{_NOT_A_SYN} return",
         "\t\tfib daddr type local return",
     ]
 
@@ -243,15 +270,50 @@ def _redirection(plan: Plan, family: int) -> str:
     ``redirect`` means loopback for this host's own connections and the incoming interface's first
     address for forwarded ones; a listener on any other single address needs dnat.
     """
-    listener = plan.listener(family)
-    if listener is None:
-        raise ValueError(f"no IPv{family} listener")
-    address, port = ip_address(listener[0]), listener[1]
-    if address.is_unspecified or str(address) in ("127.0.0.1", "::1"):
+    address, port = _arrives_at(plan, family)
+    if address in ("127.0.0.1", "::1"):
         return f"redirect to :{port}"
     if family == 4:
         return f"dnat ip to {address}:{port}"
     return f"dnat ip6 to [{address}]:{port}"
+
+
+def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
+    """The reset of what is bound to an interface; see the head of this module."""
+    if not families:
+        return []
+    noting, resetting = [], []
+    for family in families:
+        protocol, (address, port) = _PROTOCOL[family], _arrives_at(plan, family)
+        source = f"{protocol} saddr . tcp sport"
+        noting.append(
+            f"\t\t{protocol} daddr {address} tcp dport {port} ct status dnat"
+            f" add @bound{family} {{ {source} }}"
+        )
+        resetting.append(f"\t\t{source} @bound{family} ct status dnat reject with tcp reset")
+    return [
+        "\tchain bound {",
+        f"\t\ttype nat hook postrouting priority {_NOTING_PRIORITY}; policy accept;",
+        '\t\toifname "lo" return',
+        *noting,
+        "\t}",
+        "\tchain reset_bound {",
+        f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
+        f"\t\t{_NOT_A_SYN} return",
+        *resetting,
+        "\t}",
+    ]
+
+
+def _arrives_at(plan: Plan, family: int) -> Endpoint:
+    """Where this host's own connections are redirected to."""
+    listener = plan.listener(family)
+    if listener is None:
+        raise ValueError(f"no IPv{family} listener")
+    address, port = listener
+    if ip_address(address).is_unspecified:
+        address = "127.0.0.1" if family == 4 else "::1"
+    return str(ip_address(address)), port
 
 
 def _replacement(plan: Plan, name: str, elements: str) -> str:
