@@ -162,6 +162,8 @@ async def _start(
 
     await up.check()
     up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
+    if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
+        console.line(_unseen_way_line(options.remote.host, up.unseen_ways[0]))
     await helper.apply(up.plan)
     owner = "kernel" if helper.owner else "helper"
     console.detail(1, f"the rules are in place; the {owner} removes them")
@@ -266,8 +268,20 @@ def _plan(
     return plan
 
 
+def _remote(routes: tuple[Route, ...]) -> list[Route]:
+    return [route for route in routes if route.action is Action.REMOTE]
+
+
+def _unseen_way_line(host: str, way: Endpoint) -> str:
+    return (
+        f"ssh reaches {host} through another user's program on this host ({way[0]} port {way[1]});"
+        " its own connections are captured, too, and once lost they may never come back:"
+        " leave its server out with -x SERVER"
+    )
+
+
 def _connected_line(options: Options, routes: tuple[Route, ...], rtt_s: float) -> str:
-    remote = [route for route in routes if route.action is Action.REMOTE]
+    remote = _remote(routes)
     shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
     more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
     dns = ", and DNS" if options.dns else ""

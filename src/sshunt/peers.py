@@ -5,13 +5,29 @@ in the kernel. Not what the configuration or a second name look-up says, which m
 ssh did (round-robin names, Match blocks, ProxyCommand, ProxyJump); sshuttle trusted the name, and
 that is where most reports of tunnels that swallow themselves come from.
 
+Where ssh reaches its server by way of another program on this host (an ``ssh -L`` of the user's,
+Tor, cloudflared, a corporate proxy's relay), that program's own connections would be captured, and
+once lost they could never be made again: they would wait for us, and we for them. ``behind`` finds
+whom such a program is connected to, where it is one that we may look at.
+
 Reads /proc through psutil; connects to nothing. Processes may come and go meanwhile: what has gone
 has no peers.
 """
 
+import socket
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
 import psutil
 
 from sshunt.model import Endpoint
+
+#: Programs of this host between ssh and its server, one behind the other.
+MOST_RELAYS = 4
+
+#: Peers of such programs; Tor has a handful.
+MOST_BEHIND = 64
 
 #: Connections that exist or are being made; the others carry nothing any more.
 _LIVE = frozenset({psutil.CONN_ESTABLISHED, psutil.CONN_SYN_SENT})
@@ -25,6 +41,30 @@ def ssh_peers(pid: int) -> tuple[Endpoint, ...]:
             # A dual-stack socket's IPv4 peer: on the wire, and in a rule, it is IPv4.
             peers[address.removeprefix("::ffff:"), port] = None
     return tuple(peers)
+
+
+def behind(peers: Iterable[Endpoint]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
+    """Peers that are programs on this host, followed to the peers these are connected to.
+
+    Returns (whom those programs are connected to, on other hosts; those of ``peers`` and of theirs
+    that are on this host and whose program we may not look at).
+    """
+    found: dict[Endpoint, None] = {}
+    unseen: dict[Endpoint, None] = {}
+    here = {peer for peer in peers if _is_here(peer[0])}
+    for _ in range(MOST_RELAYS):
+        further: set[Endpoint] = set()
+        for endpoint in here:
+            pid = _listener(endpoint)
+            if pid is None:
+                unseen[endpoint] = None
+                continue
+            called = _called_by(pid)
+            nearby = {peer for peer in called if _is_here(peer[0])}
+            further |= nearby
+            found.update((peer, None) for peer in called if peer not in nearby)
+        here = further - here
+    return tuple(found)[:MOST_BEHIND], tuple(unseen)
 
 
 def has_connection(pid: int) -> bool:
@@ -41,14 +81,56 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _peers_of(process: psutil.Process, statuses: frozenset[str] = _LIVE) -> list[Endpoint]:
+    return [
+        (connection.raddr.ip, connection.raddr.port)
+        for connection in _connections_of(process)
+        if connection.status in statuses and connection.raddr
+    ]
+
+
+def _connections_of(process: psutil.Process) -> list[Any]:
     try:
         # Renamed in psutil 6.
         list_connections = getattr(process, "net_connections", None) or process.connections
-        connections = list_connections(kind="tcp")
+        return list(list_connections(kind="tcp"))
     except (psutil.Error, OSError, RuntimeError):
         return []
-    return [
-        (connection.raddr.ip, connection.raddr.port)
-        for connection in connections
-        if connection.status in statuses and connection.raddr
-    ]
+
+
+def _is_here(address: str) -> bool:
+    """True if this is an address of this host."""
+    if ip_address(address).is_loopback:
+        return True
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _listener(endpoint: Endpoint) -> int | None:
+    """The process that listens at (address, port), if it is one that we may look at."""
+    address, port = endpoint
+    anywhere = (address, "0.0.0.0", "::", f"::ffff:{address}")
+    try:
+        connections: list[Any] = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError, RuntimeError):
+        return None
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if listens and connection.laddr.ip in anywhere and connection.pid is not None:
+            return int(connection.pid)
+    return None
+
+
+def _called_by(pid: int) -> list[Endpoint]:
+    """Whom a process and its descendants have connected to; not who has connected to them."""
+    connections = [c for process in _family(pid) for c in _connections_of(process)]
+    answered = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    called: dict[Endpoint, None] = {}
+    for connection in connections:
+        if connection.status in _LIVE and connection.laddr.port not in answered:
+            called[connection.raddr.ip.removeprefix("::ffff:"), connection.raddr.port] = None
+    return list(called)

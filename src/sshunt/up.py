@@ -32,6 +32,7 @@ from sshunt.mux.streams import Stream
 from sshunt.names.dns import DnsForwarder
 from sshunt.names.doors import Door, system_resolvers
 from sshunt.network import NetworkEvents
+from sshunt.peers import behind
 from sshunt.privilege import Helper
 from sshunt.redirected import Redirected, begin
 from sshunt.relay.lane import LaneIO
@@ -82,6 +83,7 @@ class Up:
         self.listeners: list[Listener] = []
         self.names: DnsForwarder | None = None
         self.plan: Plan | None = None
+        self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
         self._changing_rules: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()  # the last lane has ended
         self._bug: asyncio.Future[BaseException] = loop.create_future()
@@ -140,8 +142,10 @@ class Up:
         return self._keeper.is_down
 
     def peers(self) -> tuple[Endpoint, ...]:
-        """Whom ssh is connected to."""
-        return self._keeper.note_peers()
+        """Whom ssh is connected to; if that is a program on this host, also whom that one is."""
+        peers = self._keeper.note_peers()
+        beyond, self.unseen_ways = behind(peers)
+        return (*peers, *beyond)
 
     def listen_to_others(self, session_id: str) -> None:
         """From now on: news of the network, and other commands of this user."""
@@ -282,7 +286,7 @@ class Up:
             plan = self.plan
             self._change_rules(lambda: self._helper.apply(plan))
             self._keep_addresses()
-        elif not self._helper.guarded:
+        else:
             self._change_rules(lambda: self._helper.bypass(self.peers()))
 
     def _on_network(self, why: str) -> None:

@@ -6,13 +6,15 @@ neighbour ------------- client ------------- server ------------- target
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, Lab
 from tests.e2e.conftest import Start
-from tests.e2e.tunnels import OFFICE, SSHUNT, fetch
+from tests.e2e.tunnels import OFFICE, SSHUNT, fetch, kill
 
 
 def page(lab: Lab) -> str:
@@ -145,6 +147,42 @@ def test_everything_may_be_routed_when_ssh_goes_through_a_proxy_command(
 def test_everything_may_be_routed_when_ssh_jumps_over_another_host(lab: Lab, start: Start) -> None:
     start("-e", "ssh -J server", "-r", "10.55.0.1", "0/0", "::/0")
     assert "Hello" in page(lab)
+
+
+@contextmanager
+def relay_on_the_client(lab: Lab) -> Iterator[str]:
+    """A program of root's on the client that leads to the ssh server; where ssh finds it."""
+    words = ["TCP-LISTEN:9022,bind=127.0.0.1,fork,reuseaddr", f"TCP:{lab.server.v4}:22"]
+    relay = lab.client.popen(["socat", *words])
+    try:
+        lab.client.wait_for_port("127.0.0.1", 9022)
+        yield "127.0.0.1:9022"
+    finally:
+        relay.kill()
+        relay.wait()
+
+
+def test_everything_may_be_routed_when_a_program_of_this_host_leads_to_the_server(
+    lab: Lab, start: Start
+) -> None:
+    with relay_on_the_client(lab) as place:
+        tunnel = start("-r", f"root@{place}", "0/0")
+        kill(tunnel.pids("ssh"))
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        assert "Hello" in page(lab)
+        assert "another user's program" not in tunnel.said
+        tunnel.stop()
+
+
+def test_another_users_program_on_the_way_to_the_server_is_named(lab: Lab, start: Start) -> None:
+    with relay_on_the_client(lab) as place:
+        private = start("-r", f"ada@{place}", OFFICE_V4, user="ben")
+        assert "another user's program" not in private.said
+        private.stop()
+        tunnel = start("-r", f"ada@{place}", "0/0", "-x", lab.server.v4, user="ben")
+        assert "another user's program on this host (127.0.0.1 port 9022)" in tunnel.said
+        assert "leave its server out with -x" in tunnel.said
+        tunnel.stop()
 
 
 # --- hosts behind this one ---------------------------------------------------------------------
