@@ -6,8 +6,8 @@ typed, to run it, and to show errors as two lines: what happened, what to do.
 
 import argparse
 import gc
-import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -61,13 +61,13 @@ exit status:
   0 asked to stop   1 a bug of sshunt   2 usage   10 unknown name   11 ssh can't connect
   12 login refused  13 ssh host key     14 no Python there          15 the far side failed
   20 no privilege   21 no rules made    22 can't listen             23 lost after it was up
+  130 asked to stop by Ctrl-C while still starting; 143 by SIGTERM, 129 by SIGHUP
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _open_standard_descriptors()
     console = Console()
     try:
         if words[:1] == ["demo"]:
@@ -87,30 +87,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        return ExitCode.OK
-    except Exception:  # noqa: BLE001 (the top of the program: a bug, not an answer)
-        import traceback
-
-        console.raw(traceback.format_exc())
+        return ExitCode.SIGNALLED + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name != "psutil":
+            return _bug(console)
         console.error(
             UserError(
-                "this is a bug in sshunt",
-                "please report the lines above",
-                ExitCode.INTERNAL,
+                f"the module psutil is not there for this Python ({sys.executable})",
+                "install it: apt install python3-psutil; or install sshunt with pip, which does",
+                ExitCode.USAGE,
             )
         )
-        return ExitCode.INTERNAL
+        return ExitCode.USAGE
+    except Exception:  # noqa: BLE001 (the top of the program: a bug, not an answer)
+        return _bug(console)
 
 
-def _open_standard_descriptors() -> None:
-    """Where stdin, stdout or stderr were closed, put /dev/null there: a socket in their place would
-    be read or written by whoever thinks they are what they always are.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+def _bug(console: Console) -> int:
+    import traceback
+
+    console.raw(traceback.format_exc())
+    console.error(
+        UserError("this is a bug in sshunt", "please report the lines above", ExitCode.INTERNAL)
+    )
+    return ExitCode.INTERNAL
 
 
 def _run(options: Options, console: Console) -> int:
@@ -131,8 +131,7 @@ def _run(options: Options, console: Console) -> int:
         begun.callback(choosing.close)
         from sshunt import client
 
-        client.run(options, console, choosing, starter)
-    return ExitCode.OK
+        return client.run(options, console, choosing, starter)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -63,12 +63,13 @@ _DRY_RUN_HEAD = """\
 
 def run(
     options: Options, console: Console, choosing: Choosing, starter: Starter | None = None
-) -> None:
-    """Bring the tunnel up and keep it up until it is asked to stop; raises UserError.
+) -> int:
+    """Bring the tunnel up and keep it up until it is asked to stop; the exit status. Raises
+    UserError.
 
     ``choosing`` and ``starter``, a helper, were begun already; whoever did closes them.
     """
-    asyncio.run(_run(options, console, choosing, starter))
+    return asyncio.run(_run(options, console, choosing, starter))
 
 
 def dry_run(options: Options, console: Console) -> str:
@@ -87,7 +88,7 @@ def dry_run(options: Options, console: Console) -> str:
 
 async def _run(
     options: Options, console: Console, choosing: Choosing, starter: Starter | None
-) -> None:
+) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -102,9 +103,10 @@ async def _run(
             with suppress(asyncio.CancelledError, UserError):
                 await starting
             console.line(f"stopped while starting ({stop.result()})")
-            return
+            return ExitCode.SIGNALLED + signal.Signals[stop.result()]
         await starting.result().watch(stop)
         console.status("")
+    return ExitCode.OK
 
 
 # --- start ------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import sshunt
 from sshunt.errors import ExitCode, UserError
-from sshunt.lab.hosts import SYSTEM_PATH, ProgramFailedError
+from sshunt.lab.hosts import SYSTEM_PATH, ProgramFailedError, python
 from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 
@@ -293,7 +294,7 @@ def _sshunt(lab: Lab, argv: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"
     """Run the real sshunt on the client host; return when it says that it is connected."""
     log = lab.folder / "sshunt.log"
     with log.open("wb") as stderr:
-        process = lab.client.popen([sys.executable, "-m", "sshunt", *argv], stderr=stderr)
+        process = lab.client.popen(python("sshunt", *argv), stderr=stderr)
     deadline = time.monotonic() + START_DEADLINE_S
     while not re.search("^sshunt: connected", log.read_text(), re.MULTILINE):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -347,8 +348,10 @@ def _become_root() -> None:
             ExitCode.PRIVILEGE,
         )
     _say(f"network namespaces need root: asking {Path(tool).name}")
-    # -B: root must not leave compiled files in somebody's checkout.
-    os.execv(tool, [tool, sys.executable, "-B", "-m", "sshunt", "demo"])
+    # By its path and -I: what lies in the current directory must not run as root, however it is
+    # called. -B: root must not leave compiled files in somebody's checkout.
+    program = Path(sshunt.__path__[0]).resolve() / "__main__.py"
+    os.execv(tool, [tool, sys.executable, "-I", "-B", str(program), "demo"])
 
 
 def _require(*programs: str) -> None:

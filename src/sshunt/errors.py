@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     CAPTURE = 21  # the kernel's rules can't be made
     LISTEN = 22  # the listening port can't be had
     LOST = 23  # the session ended after it was up
+    SIGNALLED = 128  # and the signal's number: asked to stop before it was up, as shells count it
 
 
 class UserError(Exception):

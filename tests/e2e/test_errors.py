@@ -306,9 +306,14 @@ def test_a_server_that_hangs_up_in_the_middle_of_the_handshake(lab: Lab) -> None
         two_lines(said)
 
 
-def test_being_asked_to_stop_while_ssh_hangs_is_no_error(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_while_starting_it_ends_by_that_signal(lab: Lab, number: int) -> None:
     with lab.server.listen(lab.server.v4, 2206) as listener:
-        sshunt = lab.client.popen([*SSHUNT, "-r", "server:2206", OFFICE_V4])
+        sshunt = lab.client.popen([*SSHUNT, "-r", "server:2206", OFFICE_V4], stderr=subprocess.PIPE)
         with listener.accept()[0]:
-            sshunt.send_signal(signal.SIGINT)
-            assert sshunt.wait(10) == 0
+            sshunt.send_signal(number)
+            assert sshunt.stderr is not None
+            said = sshunt.stderr.read().decode()
+            assert sshunt.wait(10) == -number  # 128 + number, for a shell
+    assert "stopped while starting" in said
+    assert "error" not in said

@@ -42,6 +42,9 @@ from sshunt.mux.hello import (
 def main() -> None:
     """Serve the lane on descriptors 0 and 1, one way or the other; ends the process."""
     os.umask(0o077)
+    if sys.stderr is None:  # closed by a start file of the login: no socket must take its place
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: 2
+        sys.stderr = os.fdopen(2, "w")
     try:
         hello = read_hello(0)
     except RemoteProtocolError as error:

@@ -37,9 +37,10 @@ def main() -> int:
         from sshunt.helper.protocol import EXIT_NO_SOCKET
 
         return EXIT_NO_SOCKET
-    client = socket.socket(fileno=os.dup(0))
-
     null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:  # stderr may be closed: nothing of ours may take its place, for it is replaced
+        null = os.dup(null)
+    client = socket.socket(fileno=os.dup(0))
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     for name in os.listdir("/proc/self/fd"):

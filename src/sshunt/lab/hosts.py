@@ -19,12 +19,14 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
 
+import sshunt
 from sshunt.lab.accounts import Account
 
 Stream: TypeAlias = int | IO[bytes] | None
@@ -33,6 +35,12 @@ Stream: TypeAlias = int | IO[bytes] | None
 RUN_TIMEOUT_S = 60.0
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Runs a module of the package that the first word leads to. It is searched last.
+_RUN_MODULE = (
+    "import runpy, sys; sys.path.append(sys.argv.pop(1));"
+    " runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -248,6 +256,16 @@ class ProgramFailedError(Exception):
         said = (done.stderr.strip() or done.stdout.strip())[-2000:]
         super().__init__(f"{' '.join(argv)}: exit code {done.returncode}: {said}")
         self.done = done
+
+
+def python(module: str, *words: str) -> list[str]:
+    """The argument vector that runs a module of ours as a program, with this very Python.
+
+    Root is who runs it, so neither the current directory (as with ``python -m``) nor the
+    environment has a say in what is imported, and no compiled file is left behind.
+    """
+    package = str(Path(sshunt.__path__[0]).resolve().parent)
+    return [sys.executable, "-I", "-B", "-c", _RUN_MODULE, package, module, *words]
 
 
 def family_of(address: str) -> int:

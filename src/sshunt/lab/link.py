@@ -34,7 +34,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from sshunt.lab.hosts import Host
+from sshunt.lab.hosts import Host, python
 
 DEFAULT_MTU = 1500
 
@@ -108,7 +108,7 @@ def start_link(
         other_fd = _open_tun(other_device)
     try:
         process = one.popen(
-            [sys.executable, "-m", "sshunt.lab.link", str(one_fd), str(other_fd)],
+            python("sshunt.lab.link", str(one_fd), str(other_fd)),
             stdin=subprocess.PIPE,
             pass_fds=(one_fd, other_fd),
         )

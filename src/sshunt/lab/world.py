@@ -36,7 +36,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -47,7 +46,7 @@ from types import FrameType, TracebackType
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.accounts import Account, plan_accounts, uids_of, write_etc, write_homes
-from sshunt.lab.hosts import SYSTEM_PATH, Host, processes_in
+from sshunt.lab.hosts import SYSTEM_PATH, Host, processes_in, python
 from sshunt.lab.link import DEFAULT_MTU, Link, Shape, start_link
 from sshunt.lab.servers import WEB_PORT
 from sshunt.lab.sshd import SSH_PORT, Sshd, start_sshd
@@ -186,7 +185,7 @@ class Lab:
 
     def web(self, host: Host, *, port: int = WEB_PORT) -> None:
         """Start the small web server (``sshunt.lab.servers``) on every address of ``host``."""
-        program = [sys.executable, "-m", "sshunt.lab.servers", str(port)]
+        program = python("sshunt.lab.servers", str(port))
         wait_until_ready(host.popen(program, stdout=subprocess.PIPE))
 
     def account(self, name: str) -> Account:
