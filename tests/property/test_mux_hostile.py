@@ -109,9 +109,12 @@ class Victim:
         for stream in self.session.streams.values():
             window = stream.receiver.window
             assert stream.receiver.early_bytes <= MAX_WINDOW_BYTES
-            assert len(stream.receiver._early or ()) <= EARLY_PIECES + 1
+            assert len(stream.receiver._early or ()) <= EARLY_PIECES + 2
             assert stream.sender.limit <= stream.sender.next_offset + MAX_WINDOW_BYTES
             growth += window.grown_bytes
+        assert self.session._early.pieces == sum(
+            len(stream.receiver._early or ()) for stream in self.session.streams.values()
+        )
         assert growth + self.session._growth.left_bytes == SESSION_GROWTH_BYTES
         assert len(self.session.streams) <= 3 + fed_bytes // frames.HEADER_BYTES
 

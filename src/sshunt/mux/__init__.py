@@ -7,6 +7,7 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     hello      the first message of a lane, found behind any login banner
     frames     the wire format of everything after it
     payload    what a DATA frame carries, opaque: a length that can be cut and released
+    early      what arrived before its turn
     streams    one TCP connection: a sending half, a receiving half, their states
     windows    credit: how much a sender may have in flight, and how it grows
     scheduler  who sends next: control, then sparse streams, then bulk in fair turns

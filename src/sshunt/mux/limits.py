@@ -53,6 +53,10 @@ SEND_QUEUE_PAYLOADS = 1024
 #: whole frames and neighbours are joined, so a real peer needs a few dozen.
 EARLY_PIECES = 1024
 
+#: Early pieces that all receivers of a session keep: 20 MB besides their bytes. What four lanes
+#: bring while a fifth is silent is a few thousand frames.
+EARLY_PIECES_ALL = 64 * 1024
+
 #: Neighbouring early pieces are joined up to this size, so that a full window behind one missing
 #: frame is at most 2 x 16 MiB / 64 KiB = 512 pieces, whatever they arrived in.
 EARLY_JOIN_BYTES = 64 * KIB
@@ -110,6 +114,10 @@ TRANSMIT_BUFFERS = 512
 
 #: Datagrams that may wait for a lane, all together; the oldest are dropped first.
 DATAGRAM_QUEUE_BYTES = 1 * MIB
+
+#: What an entry of a queue costs us besides its payload: a tuple, numbers, a few references. It is
+#: counted with the bytes wherever those bound a queue, or empty entries would have no bound.
+ENTRY_BYTES = 256
 
 #: A datagram older than this is worth less than the place it takes: resolvers ask again after a
 #: second, voice and video gave up long before.

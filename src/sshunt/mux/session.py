@@ -25,6 +25,7 @@ from collections import deque
 from typing import Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 from sshunt.mux import frames
+from sshunt.mux.early import PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination, Frame
 from sshunt.mux.hello import CLIENT
@@ -36,6 +37,7 @@ from sshunt.mux.limits import (
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
+    ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     MAX_STREAMS,
@@ -202,9 +204,10 @@ class Session:
         self._path = Path(lane_window_bytes)
         self._control: Deque[_Control] = deque()
         self._datagrams: Deque[_Datagram] = deque()
-        self._datagram_bytes = 0
+        self._datagram_bytes = 0  # of their payload and ENTRY_BYTES for each
         self._events: List[Event] = []
         self._growth = GrowthBudget()
+        self._early = PieceCount()
         self.dropped_datagrams = 0
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
         self.frame_bytes = 0  # of the largest frames that a lane takes now; 0: there is none
@@ -233,7 +236,7 @@ class Session:
         number = self._next_id
         raw = frames.encode_open(number, destination)
         self._next_id += 2
-        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, NO_LANE)
+        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, NO_LANE, self._early)
         self.streams[number] = stream
         self._control.append(_Control(frames.OPEN, stream, raw))
         return stream
@@ -291,7 +294,7 @@ class Session:
         if len(data) > DATAGRAM_BYTES:
             raise LocalProtocolError("datagram of %d bytes" % len(data))
         self._datagrams.append(_Datagram(now, flow, kind, data))
-        self._datagram_bytes += len(data)
+        self._datagram_bytes += len(data) + ENTRY_BYTES
         while self._datagram_bytes > DATAGRAM_QUEUE_BYTES:
             self._drop_datagram()
 
@@ -403,7 +406,7 @@ class Session:
                 self._drop_datagram()
                 continue
             self._datagrams.popleft()
-            self._datagram_bytes -= len(datagram.data)
+            self._datagram_bytes -= len(datagram.data) + ENTRY_BYTES
             head = frames.encode_datagram_head(datagram.flow, datagram.kind, len(datagram.data))
             lane.note_sent(len(head) + len(datagram.data), now, frames.DATAGRAM)
             pieces.append(head)
@@ -504,7 +507,7 @@ class Session:
         return to_fill
 
     def _drop_datagram(self) -> None:
-        self._datagram_bytes -= len(self._datagrams.popleft().data)
+        self._datagram_bytes -= len(self._datagrams.popleft().data) + ENTRY_BYTES
         self.dropped_datagrams += 1
 
     def beliefs(self, now: float) -> Dict[str, object]:
@@ -520,7 +523,7 @@ class Session:
         return {
             "lanes": lanes,
             "control_frames": len(self._control),
-            "datagram_bytes": self._datagram_bytes,
+            "datagram_bytes": self._datagram_bytes - ENTRY_BYTES * len(self._datagrams),
             "sparse_bytes": sparse_bytes,
             "bulk_bytes": bulk_bytes,
         }
@@ -674,7 +677,9 @@ class Session:
             raw = frames.encode_reset(number, frames.RESET_NO_RESOURCES)
             self._control.append(_Control(frames.RESET, None, raw))
             return
-        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, ANY_LANE)
+        stream = Stream(
+            number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, ANY_LANE, self._early
+        )
         stream.opened = destination.kind == frames.QUIET_TCP
         self.streams[number] = stream
         self._peer_streams += 1

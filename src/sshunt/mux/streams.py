@@ -19,16 +19,16 @@ a dead lane gave back. The receiver hands out payloads strictly in order; what a
 keeps, within the window it granted. Invariants: sent <= limit granted; handed out is a prefix of
 what was sent, all of it once FIN was handed out; kept bytes <= window.
 
-Not here: which stream sends next (scheduler), what is unacknowledged (lanes).
+Not here: how early pieces are kept (early), which stream sends next (scheduler), what is
+unacknowledged (lanes).
 """
 
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
+from sshunt.mux.early import EarlyPieces, PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
-    EARLY_JOIN_BYTES,
-    EARLY_PIECES,
     INITIAL_WINDOW_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_PAYLOADS,
@@ -209,17 +209,20 @@ def _by_offset(item: Tuple[int, Payload]) -> int:
 
 
 class Receiver:
-    """The receiving half: puts payloads in order and checks the peer against the credit it has."""
+    """The receiving half: puts payloads in order and checks the peer against the credit it has.
 
-    __slots__ = ("_early", "_early_bytes", "final", "next_offset", "state", "window")
+    ``count``: of the early pieces that all receivers of the session keep.
+    """
 
-    def __init__(self, window_bytes: int) -> None:
+    __slots__ = ("_count", "_early", "final", "next_offset", "state", "window")
+
+    def __init__(self, window_bytes: int, count: Optional[PieceCount] = None) -> None:
         self.state = OPEN
         self.window = ReceiveWindow(window_bytes)
         self.next_offset = 0  # everything before it was handed out
         self.final: Optional[int] = None
-        self._early: Optional[List[Tuple[int, Payload]]] = None  # sorted, disjoint
-        self._early_bytes = 0
+        self._count = count or PieceCount()
+        self._early: Optional[EarlyPieces] = None
 
     def receive(self, offset: int, payload: Payload) -> List[Payload]:
         """Take one DATA payload; the payloads that are now in order, to be handed out.
@@ -238,12 +241,18 @@ class Receiver:
             payload.cut(self.next_offset - offset).release()
             offset = self.next_offset
         if offset > self.next_offset:
-            self._keep_early(offset, payload)
+            if self._early is None:
+                self._early = EarlyPieces(self._count)
+            self._early.add(offset, payload)
             return []
         self.next_offset = end
         if self._early is None:
             return [payload]
-        return [payload] + self._take_early()
+        ready = self._early.take(end)
+        self.next_offset += sum(map(len, ready))
+        if not len(self._early):
+            self._early = None
+        return [payload] + ready
 
     def waits_for(self, offset: int, size: int) -> bool:
         """True if exactly these bytes are the next to be handed out, and the peer may send them."""
@@ -267,7 +276,7 @@ class Receiver:
             if final != self.final:
                 raise RemoteProtocolError("two final offsets, %d and %d" % (self.final, final))
             return
-        early_end = self._early[-1][0] + len(self._early[-1][1]) if self._early else 0
+        early_end = self._early.end if self._early is not None else 0
         if not max(self.next_offset, early_end) <= final <= self.window.limit:
             raise RemoteProtocolError("final offset %d" % final)
         self.final = final
@@ -290,70 +299,14 @@ class Receiver:
     def reset(self) -> None:
         """Drop everything."""
         self.state = next_state(RECEIVER_TRANSITIONS, self.state, "RESET")
-        for _, payload in self._early or ():
-            payload.release()
+        if self._early is not None:
+            self._early.release()
         self._early = None
-        self._early_bytes = 0
 
     @property
     def early_bytes(self) -> int:
         """Bytes kept because something before them is missing."""
-        return self._early_bytes
-
-    def _keep_early(self, offset: int, payload: Payload) -> None:
-        """Keep what is new of ``payload`` between the pieces that are kept already."""
-        early = self._early if self._early is not None else []
-        fresh: List[Tuple[int, Payload]] = []
-        for kept_at, kept in early:
-            kept_end = kept_at + len(kept)
-            if kept_end <= offset or not len(payload):
-                continue
-            if kept_at > offset:  # a gap before this piece: fill it
-                fresh.append((offset, payload.cut(min(kept_at - offset, len(payload)))))
-                offset += len(fresh[-1][1])
-            payload.cut(min(max(kept_end - offset, 0), len(payload))).release()
-            offset = max(offset, kept_end)
-        if len(payload):
-            fresh.append((offset, payload))
-        for _, piece in fresh:
-            piece.keep()
-            self._early_bytes += len(piece)
-        self._early = _join_neighbours(sorted(early + fresh, key=_by_offset))
-        if len(self._early) > EARLY_PIECES:
-            raise RemoteProtocolError("more than %d early pieces" % EARLY_PIECES)
-
-    def _take_early(self) -> List[Payload]:
-        """The kept pieces that have become in order."""
-        ready: List[Payload] = []
-        early = self._early or []
-        while early and early[0][0] <= self.next_offset:
-            offset, piece = early.pop(0)
-            self._early_bytes -= len(piece)
-            if offset + len(piece) <= self.next_offset:
-                piece.release()
-                continue
-            if offset < self.next_offset:
-                piece.cut(self.next_offset - offset).release()
-            self.next_offset += len(piece)
-            ready.append(piece)
-        self._early = early or None
-        return ready
-
-
-def _join_neighbours(pieces: List[Tuple[int, Payload]]) -> List[Tuple[int, Payload]]:
-    """The same bytes in as few pieces as EARLY_JOIN_BYTES allows."""
-    joined: List[Tuple[int, Payload]] = []
-    end, size = -1, 0
-    for offset, piece in pieces:
-        if offset == end and size + len(piece) <= EARLY_JOIN_BYTES:
-            size += len(piece)
-            end += len(piece)
-            joined[-1][1].join(piece)
-        else:
-            size = len(piece)
-            end = offset + size
-            joined.append((offset, piece))
-    return joined
+        return self._early.size_bytes if self._early is not None else 0
 
 
 class Stream:
@@ -376,10 +329,17 @@ class Stream:
         "sender",
     )
 
-    def __init__(self, stream_id: int, send_limit: int, window_bytes: int, home: int) -> None:
+    def __init__(
+        self,
+        stream_id: int,
+        send_limit: int,
+        window_bytes: int,
+        home: int,
+        early: Optional[PieceCount] = None,
+    ) -> None:
         self.id = stream_id
         self.sender = Sender(send_limit)
-        self.receiver = Receiver(window_bytes)
+        self.receiver = Receiver(window_bytes, early)
         self.home = home
         self.opened = False  # the connection is up, and the opener told if it wants to hear of it
         self.owner: Any = None

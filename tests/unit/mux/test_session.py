@@ -14,6 +14,7 @@ from sshunt.mux.limits import (
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
+    ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
@@ -1054,13 +1055,23 @@ def test_a_datagram_that_waited_too_long_is_dropped() -> None:
 
 def test_when_too_many_datagrams_wait_the_oldest_are_dropped() -> None:
     ends = Ends()
-    count = DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES + 2
+    kept = DATAGRAM_QUEUE_BYTES // (DATAGRAM_BYTES + ENTRY_BYTES)
+    count = kept + 3
     for index in range(count):
         ends.client.send_datagram(index, frames.ECHO, bytes(DATAGRAM_BYTES), ends.now)
     arrived = [
         event.flow for event in ends.send(ends.client) if isinstance(event, DatagramReceived)
     ]
-    assert arrived == list(range(count - DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES, count))
+    assert arrived == list(range(count - kept, count))
+
+
+def test_datagrams_without_a_byte_are_not_kept_without_end() -> None:
+    client = client_with_lane()
+    for flow in range(100_000):
+        client.send_datagram(flow, frames.ECHO, b"", 0.0)
+    assert client.dropped_datagrams >= 100_000 - DATAGRAM_QUEUE_BYTES // ENTRY_BYTES
+    sent = read_frames(join(client.transmit(1, 0.0)))
+    assert sent[0][1] == client.dropped_datagrams
 
 
 def test_datagrams_that_leave_in_time_are_never_too_many() -> None:
