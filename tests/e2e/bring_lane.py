@@ -1,11 +1,12 @@
 """A program: bring up a lane as the client does, say what came of it in one line of JSON, and end.
 
-    bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh]
+    bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh] [--share]
 
 It runs on a host of the lab, and is what an end-to-end test of the bootstrap watches.
 
     --resume         kill ssh once the lane is up, and find the agent again with another one
     --interrupt-ssh  send ssh what Ctrl-C would send it, and see whether it lives
+    --share          say how further channels are had, and who bound the socket that they go through
 """
 
 import argparse
@@ -34,8 +35,13 @@ def hello(lane: int, *, create: bool) -> Hello:
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
     options = Choosing(remote).result().cipher
-    lane = await connect(remote, hello(1, create=True), ssh_options=options)
+    share = arguments.share
+    lane = await connect(remote, hello(1, create=True), ssh_options=options, share=share)
     result: dict[str, object] = {"features": lane.hello.features, "cipher": options}
+    if lane.control is not None:
+        result["channel_options"] = words = lane.control.channel_options
+        result["socket_of"] = os.stat(words[1].partition("=")[2]).st_uid if words else None
+        result["master"] = await master_behind(words) if words else None
     if arguments.resume:
         lane = await resume(remote, lane)
     if arguments.interrupt_ssh:
@@ -44,6 +50,12 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
         result["survived"] = not lane.ended.done()
     result["exit_status"] = await say_goodbye(lane)
     return result
+
+
+async def master_behind(channel_options: list[str]) -> int:
+    """The exit status of ``ssh -O check``: 0 if an ssh answers behind the control socket."""
+    command = ("ssh", *channel_options, "-O", "check", "nowhere")
+    return await (await asyncio.create_subprocess_exec(*command)).wait()
 
 
 async def resume(remote: Remote, lane: SshLane) -> SshLane:
@@ -84,6 +96,7 @@ def main() -> None:
     parser.add_argument("--python")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--interrupt-ssh", action="store_true")
+    parser.add_argument("--share", action="store_true")
     arguments = parser.parse_args()
     started = time.monotonic()
     result: dict[str, object]

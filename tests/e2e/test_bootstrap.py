@@ -156,6 +156,47 @@ def test_the_session_survives_the_death_of_its_ssh(lab: Lab) -> None:
     assert bring(lab, "server", "--resume")["exit_status"] == 0
 
 
+#: Binds the path that the ssh which started us has in its arguments, and holds it for a while.
+BINDS_FIRST = """\
+import os, re, socket, sys, time
+pid, found = os.getpid(), None
+while not found:
+    pid = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    found = re.search(rb"ControlPath=([^\\0]+)", open(f"/proc/{pid}/cmdline", "rb").read())
+sock = socket.socket(socket.AF_UNIX)
+try:
+    sock.bind(os.fsdecode(found[1]))
+except OSError as error:
+    sys.exit(error.strerror)
+sock.listen()
+if os.fork():
+    sys.exit("bound it first")
+time.sleep(10)
+"""
+
+
+def test_nobody_else_can_bind_the_socket_that_further_channels_go_through(lab: Lab) -> None:
+    program, log, config = (lab.folder / f"binds-first{end}" for end in (".py", ".log", ""))
+    program.write_text(BINDS_FIRST)
+    log.touch()
+    become = "setpriv --reuid=dan --regid=dan --init-groups"
+    config.write_text(
+        # It is run when ssh reads its configuration, long before ssh binds the path itself. The
+        # first two that are run belong to "ssh -G", which has no such path.
+        f'Match exec "grep -q ControlPath /proc/$PPID/cmdline && {become} {sys.executable}'
+        f' {program} 2>> {log} < /dev/null > /dev/null"\n'
+        f"    Compression no\n"
+        f"Include {lab.ssh_config}\n"
+    )
+    for path in (lab.folder, program):
+        path.chmod(0o755)
+    result = bring(lab, "server", "--share", ssh=("-F", str(config)))
+    assert log.read_text() == "Permission denied\n"
+    assert result["socket_of"] == os.geteuid()
+    assert result["master"] == 0
+    assert result["exit_status"] == 0
+
+
 def test_an_interrupt_from_the_terminal_does_not_end_ssh(lab: Lab) -> None:
     assert bring(lab, "server", "--interrupt-ssh")["survived"] is True
 

@@ -175,11 +175,24 @@ async def begin(
     share: bool = False,
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
-    control = ControlSocket() if share and sys.platform == "linux" else None
+    control = _control_socket() if share else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
-    argv = ssh_argv(remote, options, remote_command(remote.python))
-    process, pipes = await _spawn(argv, on_stderr)
+    try:
+        argv = ssh_argv(remote, options, remote_command(remote.python))
+        process, pipes = await _spawn(argv, on_stderr)
+    except BaseException:
+        if control is not None:
+            control.close()
+        raise
     return SshLane(process, pipes, control)
+
+
+def _control_socket() -> ControlSocket | None:
+    """One of our own, where that is possible."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return ControlSocket()
+    return None
 
 
 async def connect(
