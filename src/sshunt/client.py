@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from sshunt.arrival import Arrivals, Fate, Prober, check, destination_to_try
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
@@ -69,7 +70,11 @@ def run(
 
     ``choosing`` and ``starter``, a helper, were begun already; whoever did closes them.
     """
-    return asyncio.run(_run(options, console, choosing, starter))
+    prober = Prober()
+    try:
+        return asyncio.run(_run(options, console, choosing, starter, prober))
+    finally:
+        prober.close()
 
 
 def dry_run(options: Options, console: Console) -> str:
@@ -87,7 +92,11 @@ def dry_run(options: Options, console: Console) -> str:
 
 
 async def _run(
-    options: Options, console: Console, choosing: Choosing, starter: Starter | None
+    options: Options,
+    console: Console,
+    choosing: Choosing,
+    starter: Starter | None,
+    prober: Prober,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
@@ -95,7 +104,7 @@ async def _run(
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
             loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
-        starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter))
+        starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter, prober))
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -118,6 +127,7 @@ async def _start(
     undo: AsyncExitStack,
     choosing: Choosing,
     starter: Starter | None,
+    prober: Prober,
 ) -> "Up":
     session_id = secrets.token_hex(4)
     console.detail(1, f"session {session_id}")
@@ -179,7 +189,32 @@ async def _start(
     up.listen_to_others(session_id)
     undo.callback(up.listen_no_more)
     console.line(_connected_line(options, routes, rtt_s))
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, up.plan, console))
+    undo.callback(looking.cancel)
     return up
+
+
+async def _look_at_arrivals(
+    prober: Prober, arrivals: Arrivals, plan: Plan, console: Console
+) -> None:
+    """Say so if what the rules redirect does not arrive here."""
+    for family in (4, 6):
+        destination = destination_to_try(plan.routes, family)
+        if plan.listener(family) is None or destination is None:
+            continue
+        fate = await check(prober, arrivals, destination)
+        if fate is Fate.LOST:
+            console.line(
+                f"connections to the IPv{family} targets are captured and do not arrive:"
+                " a firewall of this host stops them, or does not let them be tracked"
+            )
+        elif fate is Fate.NOT_ROUTED:
+            console.detail(1, f"this host has no IPv{family} route to {destination[0]}")
+        else:
+            console.detail(
+                1, f"looked whether what is captured arrives: IPv{family} {fate.name.lower()}"
+            )
+    prober.close()
 
 
 async def _routes(options: Options) -> tuple[Route, ...]:

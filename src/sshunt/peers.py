@@ -51,7 +51,7 @@ def behind(peers: Iterable[Endpoint]) -> tuple[tuple[Endpoint, ...], tuple[Endpo
     """
     found: dict[Endpoint, None] = {}
     unseen: dict[Endpoint, None] = {}
-    here = {peer for peer in peers if _is_here(peer[0])}
+    here = {peer for peer in peers if is_own_address(peer[0])}
     for _ in range(MOST_RELAYS):
         further: set[Endpoint] = set()
         for endpoint in here:
@@ -60,11 +60,24 @@ def behind(peers: Iterable[Endpoint]) -> tuple[tuple[Endpoint, ...], tuple[Endpo
                 unseen[endpoint] = None
                 continue
             called = _called_by(pid)
-            nearby = {peer for peer in called if _is_here(peer[0])}
+            nearby = {peer for peer in called if is_own_address(peer[0])}
             further |= nearby
             found.update((peer, None) for peer in called if peer not in nearby)
         here = further - here
     return tuple(found)[:MOST_BEHIND], tuple(unseen)
+
+
+def is_own_address(address: str) -> bool:
+    """True if this is an address of this host, loopback included."""
+    if ip_address(address).is_loopback:
+        return True
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def has_connection(pid: int) -> bool:
@@ -95,19 +108,6 @@ def _connections_of(process: psutil.Process) -> list[Any]:
         return list(list_connections(kind="tcp"))
     except (psutil.Error, OSError, RuntimeError):
         return []
-
-
-def _is_here(address: str) -> bool:
-    """True if this is an address of this host."""
-    if ip_address(address).is_loopback:
-        return True
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
 
 
 def _listener(endpoint: Endpoint) -> int | None:

@@ -8,6 +8,7 @@ Not here: accepting (listener), who waits for how long (waiting), how bytes move
 import socket
 from collections.abc import Callable
 
+from sshunt.arrival import Arrivals
 from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.console import Console
 from sshunt.mux.frames import QUIET_TCP, Destination
@@ -35,12 +36,14 @@ class Redirected:
         console: Console,
         waiting: WaitingRoom,
         is_down: Callable[[], bool],
+        arrivals: Arrivals,
     ) -> None:
         self._original = OriginalDestinations(listener)
         self._tunnel = tunnel
         self._console = console
         self._waiting = waiting
         self._is_down = is_down
+        self._arrivals = arrivals
 
     def why_not(self) -> str:
         """Why no more connections can be taken just now; "": they can."""
@@ -58,6 +61,9 @@ class Redirected:
             return
         except OSError:  # the peer was faster and is gone
             close_with_reset(sock)
+            return
+        if self._arrivals.take(sock, (address, port)):
+            sock.close()
             return
         destination = Destination(QUIET_TCP, address, port)
         if self._is_down():

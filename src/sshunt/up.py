@@ -16,6 +16,7 @@ from typing import Any
 
 from sshunt import metrics
 from sshunt.addresses import FormerAddresses
+from sshunt.arrival import Arrivals
 from sshunt.capture.plan import Plan
 from sshunt.config import Options
 from sshunt.console import Console, counted
@@ -81,6 +82,7 @@ class Up:
         self._console = console
         self._helper = helper
         self.listeners: list[Listener] = []
+        self.arrivals = Arrivals()
         self.names: DnsForwarder | None = None
         self.plan: Plan | None = None
         self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
@@ -129,7 +131,9 @@ class Up:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
         tunnel, console = self.tunnel, self._console
         for sock in socks:
-            redirected = Redirected(sock, tunnel, console, self.waiting, lambda: self.is_down)
+            redirected = Redirected(
+                sock, tunnel, console, self.waiting, lambda: self.is_down, self.arrivals
+            )
             listener = Listener(sock, tunnel.loop, console, redirected.take, redirected.why_not)
             self.listeners.append(listener)
             listener.start()

@@ -1,0 +1,76 @@
+"""A firewall of this host that stops what is captured is told of; where there is none, nothing is.
+
+client: sshunt, and a table "strict" of somebody else's beside its own
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sshunt.lab.world import Lab
+from tests.e2e.conftest import Start
+from tests.e2e.tunnels import OFFICE, fetch
+
+STOPPED = "are captured and do not arrive"
+
+#: As ufw's "default deny outgoing": lo is let out, but what will be redirected is not yet on lo.
+DENY_OUTGOING = """
+chain outgoing {
+    type filter hook output priority filter; policy drop;
+    oifname "lo" accept
+    ct state established,related accept
+    tcp dport 22 accept
+    meta l4proto ipv6-icmp accept
+}
+"""
+
+NO_TRACKING = """
+chain untracked {
+    type filter hook output priority raw; policy accept;
+    ip daddr 10.55.0.0/24 notrack
+    ip6 daddr fd00:55::/64 notrack
+}
+"""
+
+
+@contextmanager
+def firewall(lab: Lab, chains: str) -> Iterator[None]:
+    """Rules of another program on the client."""
+    lab.client.run(["nft", "-f", "-"], stdin=f"table inet strict {{\n{chains}\n}}\n")
+    try:
+        yield
+    finally:
+        lab.client.run(["nft", "delete", "table", "inet", "strict"])
+
+
+@pytest.mark.parametrize("chains", [DENY_OUTGOING, NO_TRACKING], ids=["deny", "notrack"])
+def test_a_firewall_that_stops_what_is_captured_is_told_of(
+    lab: Lab, start: Start, chains: str
+) -> None:
+    with firewall(lab, chains):
+        tunnel = start("-r", "server", *OFFICE)
+        tunnel.wait_until(lambda: tunnel.said.count(STOPPED) == 2)
+        assert "IPv4" in tunnel.said
+        assert "IPv6" in tunnel.said
+        tunnel.stop()
+
+
+def test_where_nothing_stops_it_nothing_is_said_and_the_far_side_never_hears_of_the_look(
+    lab: Lab, start: Start
+) -> None:
+    tunnel = start("-v", "-r", "server", *OFFICE)
+    tunnel.wait_until(lambda: "IPv6 arrived" in tunnel.said)
+    assert STOPPED not in tunnel.said
+    assert "stream" not in tunnel.said
+    assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_a_target_that_this_host_has_no_route_to_is_told_at_v(lab: Lab, start: Start) -> None:
+    lab.client.run(["ip", "-6", "route", "delete", "default"])
+    try:
+        tunnel = start("-v", "-r", "192.0.2.2", *OFFICE)
+        tunnel.wait_until(lambda: "has no IPv6 route to" in tunnel.said)
+        assert STOPPED not in tunnel.said
+    finally:
+        lab.client.run(["ip", "-6", "route", "add", "default", "via", "2001:db8:1::2"])
