@@ -31,12 +31,13 @@ from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
 from sshunt.console import Console
-from sshunt.elevate import Starter
+from sshunt.elevate import Starter, helper_command
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.listener import CannotListen, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.names.doors import Door, open_door, system_resolvers
+from sshunt.notify import notify
 from sshunt.privilege import start_helper
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
@@ -55,10 +56,12 @@ GC_THRESHOLD = 100_000
 ROUTES_SHOWN = 4
 
 _DRY_RUN_HEAD = """\
-# What sshunt would apply. Three things are known only when it runs: the session's name and the
-# listeners' ports, which are chosen anew each time (unless --listen gives them); the control group
-# of sshunt and its ssh, whose connections a rule of the output chain returns untouched; and the
-# address of the ssh server, which goes into the bypass sets.
+# What root would run, through sudo or doas:
+#   {helper}
+# The rules that it would apply. Three things are known only when it runs: the session's name and
+# the listeners' ports, which are chosen anew each time (unless --listen gives them); the control
+# group of sshunt and its ssh, whose connections a rule of the output chain returns untouched; and
+# the address of the ssh server, which goes into the bypass sets.
 """
 
 
@@ -88,7 +91,7 @@ def dry_run(options: Options, console: Console) -> str:
     finally:
         for sock in (*listeners, *(sock for door in doors for sock in door)):
             sock.close()
-    return _DRY_RUN_HEAD + rules
+    return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + rules
 
 
 async def _run(
@@ -188,7 +191,10 @@ async def _start(
     await up.check()
     up.listen_to_others(session_id)
     undo.callback(up.listen_no_more)
-    console.line(_connected_line(options, routes, rtt_s))
+    connected = _connected_line(options, routes, rtt_s)
+    console.line(connected)
+    notify("READY=1", f"STATUS={connected}")
+    undo.callback(notify, "STOPPING=1")
     looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, up.plan, console))
     undo.callback(looking.cancel)
     return up

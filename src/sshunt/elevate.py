@@ -71,9 +71,14 @@ def is_free() -> bool:
     return os.geteuid() == 0
 
 
+def helper_command() -> list[str]:
+    """What runs as root: what a rule of sudo or doas has to allow, word for word."""
+    return [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+
+
 def _command() -> tuple[list[str], str | None]:
     """The helper's command line, and the tool in front of it if one is needed."""
-    command = [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+    command = helper_command()
     if os.geteuid() == 0:
         return command, None
     sudo, doas = shutil.which("sudo"), shutil.which("doas")
