@@ -9,7 +9,7 @@
 While another lane works, a suspect one is dropped and the session goes on. If none does:
 
     UP --lost--> DOWN   connect again, in parallel to a suspect lane that may yet answer
-                        first at once, then after 0.5 s, doubled up to 30 s, less some jitter;
+                        first at once, then after pauses (attempts);
                         before each further attempt wait until the ssh server's address answers (a
                         bare TCP connection, tried every PROBE_EVERY_S: where a cable was unplugged
                         ssh itself would find out much later); at once when ``check`` is called
@@ -19,22 +19,25 @@ What needs a person (a password nobody can be asked for, a changed host key) is 
 again only every NEED_S, or when asked: a server must not be hammered with refused logins.
 
 The far side says if it holds the session no more; then its connections are over and a new one
-begins. The same when the grace time is over, or if the far side never could keep it.
+begins. The same when the grace time is over, if the far side never could keep it, or if it breaks
+the protocol on lane after lane (what it chokes on would be sent over each of them).
 
-Not here: ssh and its lanes (lanes), what is new in the network (network), rules (client).
+Not here: how long to pause (attempts), ssh and its lanes (lanes), what is new in the network
+(network), rules (client).
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 from sshunt.agent.stub import EXIT_AGENT_DIED
+from sshunt.attempts import LONGEST_PAUSE_S, Attempts
 from sshunt.console import Console, counted
 from sshunt.errors import ExitCode, UserError
 from sshunt.lanes import Lanes
 from sshunt.model import Endpoint
+from sshunt.mux import frames
 from sshunt.mux.hello import REFUSED_SESSION_GONE
 from sshunt.mux.lanes import Lane
 from sshunt.peers import has_connection, ssh_peers
@@ -57,11 +60,6 @@ QUIET_S = 1.5
 
 #: An idle lane is asked so often. Home routers forget an idle connection after minutes.
 PING_EVERY_S = 15.0
-
-#: Between attempts; each is shortened by up to JITTER of itself, so that a hundred clients of one
-#: server do not come back in step.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-JITTER = 0.25
 
 #: A failure that a person has to mend.
 NEED_S = 300.0
@@ -107,8 +105,10 @@ class Keeper:
         self._console = console
         self._host = host
         self._grace_s = grace_s
-        self._max_retries = max_retries
         self._loop = tunnel.loop
+        self._attempts = Attempts(max_retries=max_retries)
+        self._attempts.on_up(self._loop.time())
+        self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or login failed
         self._look = asyncio.Event()  # something happened: look now
         self._retry = asyncio.Event()  # do not wait for the next attempt
         self._hurry_until = 0.0
@@ -159,6 +159,8 @@ class Keeper:
         """A lane is over, and ``lanes`` knows."""
         if not self._tunnel.lanes:
             self._go_down(why, 0.0)
+        if self._tunnel.breaks_the_protocol:
+            self._end_broken_session()
         self._look.set()
 
     def lose_session(self, why: str) -> None:
@@ -218,6 +220,8 @@ class Keeper:
         if self.is_down:
             return
         self.down_since = self._loop.time() - silent_s
+        if self._attempts.on_down(self.down_since):
+            self._last_error = _ended_at_once(why)
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
         count = len(self._tunnel.relays)
         wait = "wait" if count != 1 else "waits"
@@ -233,6 +237,7 @@ class Keeper:
         if self.down_since is None:
             return
         took_s = self._loop.time() - self.down_since
+        self._attempts.on_up(self._loop.time())
         self.down_since = self.next_attempt_at = None
         self._needs_a_person = False
         count = len(self._tunnel.relays)
@@ -259,10 +264,10 @@ class Keeper:
     async def _reconnect(self) -> None:
         """Attempts, until a lane is up. Raises UserError."""
         await self._judge_session()
-        failures = 0
-        pause_s = 0.0
+        pause_s = self._attempts.pause_s()
         while self.is_down:
-            if failures and not await self._pause(pause_s):
+            self._stop_if_over()
+            if pause_s and not await self._pause(pause_s):
                 await self._until_reachable()
             self._end_overdue_session()
             before = list(self._tunnel.lanes.values())
@@ -270,17 +275,31 @@ class Keeper:
                 if not await self._attempt():
                     continue
             except UserError as error:
-                if isinstance(error, LaneRefusedError) and error.status == REFUSED_SESSION_GONE:
+                if self._is_gone(error):
                     self.lose_session(error.message)
-                    continue
-                failures += 1
-                pause_s = self._note_failure(error, failures)
+                    pause_s = 0.0
+                else:
+                    pause_s = self._note_failure(error)
                 continue
             self.note_peers()
             for lane in before:
                 self._tunnel.lane_ended(lane, "replaced")
-            if self._tunnel.lanes:
+            if not self._tunnel.lanes:  # what came with its HELLO has ended it
+                pause_s = self._note_failure(_ended_at_once())
+            else:
                 self._go_up()
+
+    def _is_gone(self, error: UserError) -> bool:
+        """True if the far side says that it has not got the session that was asked for."""
+        refused = isinstance(error, LaneRefusedError) and error.status == REFUSED_SESSION_GONE
+        return refused and self._lanes.are_resumable
+
+    def _end_broken_session(self) -> None:
+        self._tunnel.forgive()
+        if self._tunnel.lanes:  # else nobody can be told
+            self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, "")
+            self._tunnel.pump()
+        self.lose_session("it broke the protocol on one ssh connection after the other")
 
     async def _judge_session(self) -> None:
         """What the end of the last ssh says about the agent behind it."""
@@ -337,24 +356,28 @@ class Keeper:
         connecting.result()
         return True
 
-    def _note_failure(self, error: UserError, failures: int) -> float:
+    def _note_failure(self, error: UserError) -> float:
         """Say what is worth saying, once; how long to wait."""
-        self._console.detail(1, f"attempt {failures} failed: {error.message}")
-        if self._max_retries is not None and failures > self._max_retries:
-            raise UserError(
-                f"the connection to {self._host} was lost, and {failures} attempts failed:"
-                f" {error.message}",
-                error.hint,
-                ExitCode.LOST,
-            )
+        self._attempts.on_failure()
+        self._last_error = error
+        self._console.detail(1, f"attempt {self._attempts.failures} failed: {error.message}")
+        self._stop_if_over()
         if error.exit_code in _NEEDS_A_PERSON:
             if not self._needs_a_person:
                 self._needs_a_person = True
                 self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
             return NEED_S
         self._needs_a_person = False
-        pause_s = min(FIRST_PAUSE_S * 2.0 ** (failures - 1), LONGEST_PAUSE_S)
-        return pause_s * (1.0 - JITTER * random.random())
+        return self._attempts.pause_s()
+
+    def _stop_if_over(self) -> None:
+        if self._attempts.are_over:
+            raise UserError(
+                f"the connection to {self._host} was lost, and {self._attempts.failures} attempts"
+                f" failed: {self._last_error.message}",
+                self._last_error.hint,
+                ExitCode.LOST,
+            )
 
     async def _pause(self, seconds: float) -> bool:
         """Wait; True as soon as ``check`` is called."""
@@ -385,6 +408,14 @@ class Keeper:
                 await asyncio.wait(probes)
             if await self._pause(max(begin + PROBE_EVERY_S - self._loop.time(), 0.0)):
                 return
+
+
+def _ended_at_once(why: str = "") -> UserError:
+    return UserError(
+        f"it ended soon after it was made{f' ({why})' if why else ''}",
+        "ask the server's log: it may end what is started there",
+        ExitCode.LOST,
+    )
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, HelloSearch, make_hello
+from sshunt.mux.hello import ACCEPTED, CLIENT, FEATURE_CREATE, Hello, HelloSearch, make_hello
 from sshunt.mux.session import DataReceived, Event, Session
 from sshunt.transport.bootstrap import argv, upload
 from sshunt.transport.bundle import agent_bundle
@@ -87,12 +87,17 @@ class Lane:
 
     # --- what a test does -------------------------------------------------------------------
 
-    def greet(self, behind: bytes = b"") -> Hello:
-        """Upload everything at once, and ``behind``; the far side's HELLO."""
+    def greet(self, behind: bytes = b"", *, confirm: bool = True) -> Hello:
+        """Upload everything at once, and ``behind``; the far side's HELLO. If it took the lane, the
+        session is then confirmed.
+        """
         self.write(upload(agent_bundle(), self.hello) + behind)
         while self.answer is None:
             self.answer = self._search.feed(self.read())
         self._receive(self._search.rest)
+        if confirm and self.answer.status == ACCEPTED:
+            self.session.ping(self.hello.lane)
+            self.exchange(until=lambda: not self.session.lanes[self.hello.lane].outstanding)
         return self.answer
 
     def goodbye(self) -> bytes:
@@ -107,6 +112,7 @@ class Lane:
 
     def exchange(self, until: Callable[[], bool]) -> None:
         """Talk with the agent until the condition holds."""
+        self.write(self.outgoing())
         while not until():
             self.write(self.outgoing())
             if not until():

@@ -18,6 +18,8 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES
 from sshunt.mux.payload import Payload
+from sshunt.mux.session import GoodbyeReceived
+from sshunt.relay.tunnel import PROTOCOL_ERRORS
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle
 from tests.agent.far_side import DEADLINE_S, Lane, eventually, lane_hello, marked
@@ -71,13 +73,64 @@ def test_a_further_lane_that_died_on_its_way_leaves_the_others_alone(
     say_goodbye(lane)
 
 
-def test_an_agent_whose_only_lane_died_on_its_way_ends_after_the_grace_time(token: bytes) -> None:
-    lane = Lane(lane_hello(token, grace_s=0))
+def test_an_agent_whose_only_lane_died_on_its_way_ends_at_once(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=3600))
     if lane.process.stdout is not None:
         lane.process.stdout.close()
     lane.write(upload(agent_bundle(), lane.hello))
     lane.end()
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
+
+
+def test_a_session_of_which_its_client_may_not_know_ends_with_its_lane(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=3600))
+    assert lane.greet(confirm=False).grace_s == 3600
+    lane.end()
+    eventually(lambda: marked(lane.mark) == [], "the agent's end")
+
+
+def test_a_session_that_its_client_has_confirmed_outlives_its_lane(token: bytes) -> None:
+    lane = Lane(lane_hello(token, grace_s=3600))
+    lane.greet()
+    [agent] = lane.agents()
+    lane.end()
+    time.sleep(0.3)
+    assert marked(lane.mark) == [agent]
+    other = Lane(lane_hello(token, lane=2, create=False))
+    assert other.greet(confirm=False).status == ACCEPTED
+    other.end()
+    time.sleep(0.3)
+    assert marked(lane.mark) == [agent]  # once is enough
+    last = Lane(lane_hello(token, lane=3, create=False))
+    last.greet()
+    say_goodbye(last)
+
+
+def test_a_session_that_nobody_confirms_ends_though_its_lane_does_not(token: bytes) -> None:
+    soon = "from sshunt.agent import server; server.CONFIRM_DEADLINE_S = 0.2; "
+    with subprocess.Popen(
+        [sys.executable, "-c", soon + SERVED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as agent:
+        assert agent.wait(DEADLINE_S) == 0
+
+
+def test_an_agent_that_meets_garbage_on_lane_after_lane_gives_up_the_session(token: bytes) -> None:
+    first = Lane(lane_hello(token, grace_s=3600))
+    first.greet()
+    for number in range(2, 2 + PROTOCOL_ERRORS):
+        assert marked(first.mark) != []
+        lane = Lane(lane_hello(token, lane=number, create=False))
+        lane.greet()
+        lane.write(b"\xff" * 64)
+        assert lane.wait()[0] == 0
+    read_to_the_end(first)
+    assert [event.code for event in first.events if isinstance(event, GoodbyeReceived)] == [
+        frames.GOODBYE_PROTOCOL
+    ]
+    assert first.wait()[0] == 0
+    eventually(lambda: marked(first.mark) == [], "the agent's end")
 
 
 def test_a_refused_lane_is_told_its_own_number(token: bytes) -> None:
@@ -158,8 +211,15 @@ def read_to_the_end(lane: Lane) -> None:
         raise AssertionError("no stdout")
     while data := os.read(lane.process.stdout.fileno(), 65536):
         lane.session.receive(lane.hello.lane, memoryview(data), 0.0)
-        lane.session.take_events()
+        lane.events += lane.session.take_events()
 
+
+SERVED = """
+from sshunt.agent.attach import AttachedLane
+from sshunt.agent.server import serve
+from sshunt.mux.hello import CLIENT, make_hello
+serve([AttachedLane(0, 1, make_hello(CLIENT, bytes(32)), None)], None, bytes(32))
+"""
 
 # A bug inside the pump can't be had to order; this is the agent's own serve() with one built in.
 BROKEN = """

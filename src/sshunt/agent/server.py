@@ -4,6 +4,10 @@
     go on    take in further lanes that stubs bring; answer each HELLO
     end      GOODBYE from the client, or no lane for the grace time that the client asked for
 
+A session is the client's only once it has sent something behind its HELLO (it asks for an
+acknowledgement at once): it may have been stopped while it was starting, and knows nothing of a
+session then. Until that has come, the end of the lane is the end of the session.
+
 Nothing is written anywhere but to the lanes. Every lane that ends takes its stub along (closing
 ``control``), so no ssh command outlives its lane.
 """
@@ -43,6 +47,10 @@ DRAIN_DEADLINE_S = 1.0
 
 #: How often we look whether it has left.
 DRAIN_POLL_S = 0.01
+
+#: How long a client may take to say something behind its HELLO for the first time. It does so
+#: within a round trip; but where a network was cut just then, the lane may stay open for hours.
+CONFIRM_DEADLINE_S = 60.0
 
 #: Lanes a session may have at once. Clients open four.
 MAX_LANES = 64
@@ -98,6 +106,7 @@ class _Life:
         self._detached = listener is not None
         self._grace_s = min(first.hello.grace_s, MAX_GRACE_S) if self._detached else 0
         self._grace: Optional[asyncio.TimerHandle] = None
+        self._unconfirmed = loop.call_later(CONFIRM_DEADLINE_S, self._end_unless_confirmed)
         self.failure: Optional[BaseException] = None
         session = Session(
             AGENT, first.hello.initial_window_bytes, first.hello.max_streams, CHANNEL_WINDOW_BYTES
@@ -169,10 +178,20 @@ class _Life:
             lane.control.close()
         self._end_if_alone()
 
+    @property
+    def _is_confirmed(self) -> bool:
+        lanes = self._tunnel.session.lanes.values()
+        return self._tunnel.was_heard or any(lane.received for lane in lanes)
+
+    def _end_unless_confirmed(self) -> None:
+        if not self._is_confirmed:
+            self._loop.stop()
+
     def _end_if_alone(self) -> None:
         """Without a lane, end after the grace time; a running grace time is left as it is."""
         if not self._tunnel.lanes and self._grace is None:
-            self._grace = self._loop.call_later(self._grace_s, self._loop.stop)
+            grace_s = self._grace_s if self._is_confirmed else 0
+            self._grace = self._loop.call_later(grace_s, self._loop.stop)
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind == frames.ECHO:
@@ -185,9 +204,14 @@ class _Life:
             return
         self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())
 
-    def _on_lane_ended(self, lane: LaneIO, _reason: str) -> None:
+    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         if isinstance(lane.tag, socket.socket):
             lane.tag.close()
+        if self._tunnel.breaks_the_protocol:
+            self._tunnel.forgive()
+            self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, reason)
+            self._on_goodbye(frames.GOODBYE_PROTOCOL, "")
+            return
         self._end_if_alone()
 
     def _on_goodbye(self, _code: int, _sentence: str) -> None:

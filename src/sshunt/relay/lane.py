@@ -88,6 +88,7 @@ class LaneIO:
         "is_pipe",
         "lane_id",
         "tag",
+        "up_at",
     )
 
     def __init__(self, tunnel: "Tunnel", lane_id: int, read_fd: int, write_fd: int) -> None:
@@ -103,6 +104,7 @@ class LaneIO:
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
         self._bulk_reads = 0  # so many more reads expect the header of a large payload
         self.lane_id = lane_id
+        self.up_at = tunnel.loop.time()
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
@@ -369,5 +371,5 @@ class LaneIO:
         # Also what came before the error: its payloads lie in the buffer.
         self._tunnel.dispatch()
         if problem:
-            self._tunnel.lane_ended(self, problem)
+            self._tunnel.lane_ended(self, problem, broke_protocol=True)
         return self._tunnel.lanes.get(self.lane_id) is self

@@ -48,6 +48,13 @@ AUTO, COPY, SPLICE = 0, 1, 2
 #: there, and a read that makes several frames would be cut into as many pipes.
 PIPED_FRAME_BYTES = 64 * 1024
 
+#: Lanes in a row that end because the other side broke the protocol, before it is the session that
+#: is given up: the frame in question would be sent again over each further one.
+PROTOCOL_ERRORS = 3
+
+#: A lane that has lived for so long and ends for another reason interrupts the row.
+LIVED_S = 30.0
+
 
 class Tunnel:
     """Runs ``session`` in ``loop``; see the module's head for the callbacks. ``way``: AUTO, COPY or
@@ -73,6 +80,7 @@ class Tunnel:
         self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
+        self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
         self.readiness = readiness(loop)
@@ -95,6 +103,7 @@ class Tunnel:
             GoodbyeReceived: self._on_goodbye,
             LaneGone: self._on_lane_gone,
         }
+        self._protocol_errors = 0  # in a row
         self._pump_scheduled = False
         self._is_turning = False
         self._alarm = Alarm(loop, self.pump)
@@ -107,6 +116,7 @@ class Tunnel:
         """
         if session is not self.session:
             self.pipes.give_up()
+            self._protocol_errors = 0
         self.session = session
         self.outlives_lanes = outlives_lanes
 
@@ -124,10 +134,24 @@ class Tunnel:
         self.wake()
         return lane
 
-    def lane_ended(self, lane: LaneIO, reason: str) -> None:
+    @property
+    def breaks_the_protocol(self) -> bool:
+        """True if lane after lane has ended because the other side broke the protocol."""
+        return self._protocol_errors >= PROTOCOL_ERRORS
+
+    def forgive(self) -> None:
+        """What follows from that is being done."""
+        self._protocol_errors = 0
+
+    def lane_ended(self, lane: LaneIO, reason: str, *, broke_protocol: bool = False) -> None:
         """A lane died: close it, give its unacknowledged frames to the others."""
         if self.lanes.pop(lane.lane_id, None) is None:
             return
+        if broke_protocol:
+            self._protocol_errors += 1
+        elif self.loop.time() - lane.up_at >= LIVED_S:
+            self._protocol_errors = 0
+        self.was_heard = self.was_heard or self.session.lanes[lane.lane_id].received > 0
         lane.close()
         if not self.outlives_lanes and not self.lanes:
             self.reset_all()
