@@ -25,6 +25,7 @@ from typing import NamedTuple
 import sshunt
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import SYSTEM_PATH, ProgramFailedError, python
+from sshunt.lab.leftovers import left_by
 from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 
@@ -279,7 +280,7 @@ def _lab_gone(lab: Lab) -> str:
     """After the lab was closed: nothing of it is found where it was made."""
     left = [*Path("/run/netns").glob(f"{lab.name}*"), *Path("/tmp").glob(f"{lab.name}*")]
     left += [lab.folder] if lab.folder.exists() else []
-    left += [Path(f"/tmp/sshunt-{a.uid}") for a in lab.accounts.values() if a.uid]
+    left += left_by({account.uid for account in lab.accounts.values()} - {0})
     left = [path for path in left if path.exists()]
     if left:
         raise ProofError(f"still there: {left[0]}")

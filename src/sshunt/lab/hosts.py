@@ -301,6 +301,21 @@ def processes_in(netns_path: Path) -> list[int]:
     return found
 
 
+def ip(*lines: str, netns: str | None = None) -> None:
+    """Run commands of ip(8) in one batch, in the initial namespace or in ``netns``."""
+    where = [] if netns is None else ["-netns", netns]
+    done = subprocess.run(
+        ["ip", *where, "-batch", "-"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": SYSTEM_PATH},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"ip: {done.stderr.strip()}")
+
+
 def _set_network_namespace(fd: int) -> None:
     # os.setns exists since Python 3.12 only. setns(2) moves the calling thread alone.
     if _libc.setns(fd, _CLONE_NEWNET) != 0:

@@ -45,8 +45,16 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.lab.accounts import Account, plan_accounts, uids_of, write_etc, write_homes
-from sshunt.lab.hosts import SYSTEM_PATH, Host, processes_in, python
+from sshunt.lab.accounts import Account, plan_accounts, write_etc, write_homes
+from sshunt.lab.hosts import SYSTEM_PATH, Host, ip, python
+from sshunt.lab.leftovers import (
+    is_agents,
+    lab_name,
+    number_of,
+    remove_files,
+    remove_leftovers,
+    remove_namespace,
+)
 from sshunt.lab.link import DEFAULT_MTU, Link, Shape, start_link
 from sshunt.lab.servers import WEB_PORT
 from sshunt.lab.sshd import SSH_PORT, Sshd, start_sshd
@@ -96,14 +104,8 @@ _NAMES = {
 
 _FORWARDING = {"neighbour": 0, "client": 1, "server": 0, "target": 0}
 
-#: "sshunt-lab-<owner's pid>-<owner's start time>-<number>": see ``_remove_leftovers``.
-_PREFIX = "sshunt-lab-"
-
 #: How long killed processes may take to be gone.
 _KILL_DEADLINE_S = 5.0
-
-#: Where root's agents listen.
-_ROOTS_AGENTS = Path("/tmp/sshunt-0")
 
 #: Packets that wait in a host until the emulated link has read them: it reads at once, so all
 #: queueing that counts is its own.
@@ -133,7 +135,7 @@ class Lab:
         down: Shape | None = None,
         mtu: int = DEFAULT_MTU,
     ) -> None:
-        self.name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}"
+        self.name = lab_name(next(_numbers))
         self._want_sshd = sshd
         self._shapes = None if up is None or down is None else (up, down)
         self._mtu = mtu
@@ -141,12 +143,12 @@ class Lab:
 
     def __enter__(self) -> "Lab":
         _require_root_and_programs()
-        _remove_leftovers()
+        remove_leftovers()
         with self._cleanup:  # undoes what was done if anything fails below
             self._exit_on_sigterm()
             self.folder = self._make_folder()
             self._make_keys()
-            self.accounts = plan_accounts(self.folder / "home", _number_of(self.name))
+            self.accounts = plan_accounts(self.folder / "home", number_of(self.name))
             write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
             self._make_network()
             self._make_hosts(self._lay_over_etc())
@@ -235,10 +237,16 @@ class Lab:
         self._cleanup.callback(signal.signal, signal.SIGTERM, before)
 
     def _make_folder(self) -> Path:
-        folder = Path(tempfile.gettempdir(), self.name)
-        folder.mkdir(mode=0o755)
-        self._cleanup.callback(_remove_files, self.name)
-        return folder
+        """Its name can be foreseen, and in /tmp anybody may have taken it: then it is the next."""
+        while True:
+            folder = Path(tempfile.gettempdir(), self.name)
+            try:
+                folder.mkdir(mode=0o755)
+            except FileExistsError:
+                self.name = lab_name(next(_numbers))
+            else:
+                self._cleanup.callback(remove_files, self.name)
+                return folder
 
     def _make_keys(self) -> None:
         self.key = _make_key(self.folder / "key")
@@ -247,9 +255,9 @@ class Lab:
     def _make_network(self) -> None:
         for host in _KNOWN_AS:
             netns = f"{self.name}-{host}"
-            self._cleanup.callback(_remove_namespace, netns)
-            _ip(f"netns add {netns}")
-        _ip(
+            self._cleanup.callback(remove_namespace, netns)
+            ip(f"netns add {netns}")
+        ip(
             *(
                 f"link add to-{peer} netns {self.name}-{host} type veth"
                 f" peer name to-{host} netns {self.name}-{peer}"
@@ -265,22 +273,22 @@ class Lab:
                 f"link set to-{peer} up",
             ]
         for host, lines in commands.items():
-            _ip(*lines, *_ROUTES[host], netns=f"{self.name}-{host}")
+            ip(*lines, *_ROUTES[host], netns=f"{self.name}-{host}")
 
     def _emulate_link(self, up: Shape, down: Shape) -> None:
         """Replace the wire between client and server by an emulated link."""
-        _ip("link delete to-server", netns=self.client.netns)
+        ip("link delete to-server", netns=self.client.netns)
         self.link = start_link(self.client, "to-server", self.server, "to-client", up=up, down=down)
         for host, peer, v4, v6 in _ENDS:
             if {host, peer} != {"client", "server"}:
                 continue
-            _ip(
+            ip(
                 f"link set to-{peer} mtu {self._mtu} txqueuelen {_TUN_QUEUE_PACKETS} up",
                 f"address add {v4} dev to-{peer}",
                 f"address add {v6} dev to-{peer} nodad",
                 netns=f"{self.name}-{host}",
             )
-        _ip(*_ROUTES["client"], netns=self.client.netns)
+        ip(*_ROUTES["client"], netns=self.client.netns)
 
     def _lay_over_etc(self) -> int:
         """Make the mount namespace and return the pid of the process that holds it open."""
@@ -341,7 +349,7 @@ class Lab:
         self._cleanup.callback(self._kill_everybody)
 
     def _kill_everybody(self) -> None:
-        sockets = self._sockets_of_roots_agents()
+        sockets = self._sockets_of_agents()
         deadline = time.monotonic() + _KILL_DEADLINE_S
         while pids := [pid for host in self.hosts for pid in host.pids()]:
             for pid in pids:
@@ -354,17 +362,17 @@ class Lab:
             time.sleep(0.005)
         for path in sockets:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it never was, or the machine's own root uses it
-            _ROOTS_AGENTS.rmdir()
+            with suppress(OSError):  # the machine's own root uses the folder, too
+                path.parent.rmdir()
 
-    def _sockets_of_roots_agents(self) -> list[Path]:
-        """Root's agents share their folder with those of the machine's own root: ours are those
-        that listen in one of our namespaces.
+    def _sockets_of_agents(self) -> list[Path]:
+        """Those that listen in our namespace. Root's agents can be told from those of the machine's
+        own root by nothing else.
         """
         with self.server.entered():
-            lines = Path("/proc/thread-self/net/unix").read_text().splitlines()
-        paths = [Path(line.split()[-1]) for line in lines if f" {_ROOTS_AGENTS}/" in line]
-        return sorted(set(paths))
+            lines = Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()
+        # A name may have blanks, and line ends, but ours have none.
+        return sorted({Path(name) for line in lines if is_agents(name := line.split(" ")[-1])})
 
 
 def _use_cubic(host: Host) -> None:
@@ -410,21 +418,6 @@ def _in_etc(name: str) -> bool:
     return Path("/etc", name).is_file()
 
 
-def _ip(*lines: str, netns: str | None = None) -> None:
-    """Run commands of ip(8) in one batch, in the initial namespace or in ``netns``."""
-    where = [] if netns is None else ["-netns", netns]
-    done = subprocess.run(
-        ["ip", *where, "-batch", "-"],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": SYSTEM_PATH},
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"ip: {done.stderr.strip()}")
-
-
 def _require_root_and_programs() -> None:
     if os.geteuid() != 0:
         raise UserError(
@@ -440,56 +433,3 @@ def _require_root_and_programs() -> None:
             "on Debian and Ubuntu: apt-get install iproute2 util-linux openssh-client",
             ExitCode.CAPTURE,
         )
-
-
-# --- leftovers of labs whose owner was killed ------------------------------------------------
-
-
-def _start_time(pid: int) -> str:
-    """Return field 22 of /proc/PID/stat, which tells two processes with the same pid apart."""
-    # The name in field 2 may have blanks and parentheses; fields are counted from its end.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-
-
-def _owner_lives(name: str) -> bool:
-    pid, start_time = name.removeprefix(_PREFIX).split("-")[:2]
-    try:
-        return _start_time(int(pid)) == start_time
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _remove_leftovers() -> None:
-    for folder, remove in (
-        (Path("/run/netns"), _remove_namespace_and_its_processes),
-        (Path(tempfile.gettempdir()), _remove_files),
-    ):
-        for path in folder.glob(f"{_PREFIX}*"):
-            if not _owner_lives(path.name):
-                remove(path.name)
-
-
-def _remove_files(name: str) -> None:
-    """Remove the lab's folder, and what agents that were killed with the lab left in /tmp."""
-    for uid in uids_of(_number_of(name)):
-        shutil.rmtree(f"/tmp/sshunt-{uid}", ignore_errors=True)
-    shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
-
-
-def _number_of(name: str) -> int:
-    """Tell labs at work apart: pid of the owner, plus the number of his lab."""
-    pid, _, number = name.removeprefix(_PREFIX).split("-")
-    return int(pid) + int(number)
-
-
-def _remove_namespace_and_its_processes(netns: str) -> None:
-    for pid in processes_in(Path("/run/netns", netns)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    _remove_namespace(netns)
-
-
-def _remove_namespace(netns: str) -> None:
-    if Path("/run/netns", netns).exists():
-        with suppress(RuntimeError):  # another lab removed the same leftover a moment earlier
-            _ip(f"netns delete {netns}")
