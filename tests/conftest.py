@@ -1,8 +1,12 @@
 """Fixtures for every test: the lab (see ``sshunt.lab.world`` for its topology)."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,17 @@ def pytest_configure() -> None:
     """Let Ctrl-C reach what is tested also where the tests were started with ``&`` in a script."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _leave_nothing_in_a_checkout_of_somebody_else()
+
+
+def _leave_nothing_in_a_checkout_of_somebody_else() -> None:
+    """hypothesis keeps what it has found in the current directory. Root, whom ./dev test becomes,
+    would leave files there that the checkout's owner can't remove.
+    """
+    if Path.cwd().stat().st_uid != os.geteuid():
+        folder = tempfile.mkdtemp(prefix="hypothesis-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
 
 
 @pytest.fixture(scope="module")

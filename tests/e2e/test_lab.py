@@ -1,6 +1,7 @@
 """The lab that every end-to-end test stands on keeps its own promises."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.lab.hosts import Host, is_alive
+from sshunt.lab.leftovers import left_by
 from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, OFFICE_V4, Lab
 from tests.e2e.tunnels import Tunnel
@@ -112,13 +114,13 @@ def test_closing_ends_even_a_process_that_detached_itself_on_the_far_side() -> N
 @pytest.mark.parametrize("login", ["ada", "root"])
 def test_closing_removes_what_a_living_agent_has_in_tmp(login: str) -> None:
     with Lab() as lab:
-        before = set(Path("/tmp").glob("sshunt-[0-9]*/*"))
         tunnel = Tunnel(lab, ["-r", f"{login}@server", OFFICE_V4])
         tunnel.wait_until_connected()
-        listening = set(Path("/tmp").glob("sshunt-[0-9]*/*")) - before
-        assert Path(f"/tmp/sshunt-{lab.account(login).uid}") in {path.parent for path in listening}
+        table = lab.server.run(["cat", "/proc/net/unix"]).stdout
+        listening = [Path(path) for path in re.findall(r" (/tmp/sshunt-\S+)$", table, re.MULTILINE)]
+        assert {path.stat().st_uid for path in listening} == {lab.account(login).uid}
     assert [path for path in listening if path.exists()] == []
-    assert not Path(f"/tmp/sshunt-{lab.account('ada').uid}").exists()
+    assert left_by({lab.account("ada").uid}) == []
 
 
 def test_sigterm_takes_the_lab_down() -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench import processes
@@ -168,4 +168,5 @@ def fetch(host: Host, url: str, *options: str, user: str = "root") -> str:
 
 def kill(pids: Sequence[int]) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the end of one may be that of another
+            os.kill(pid, signal.SIGKILL)
