@@ -103,7 +103,7 @@ async def _run(
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
             loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
@@ -160,7 +160,11 @@ async def _start(
     choices = await _chosen(choosing)
     share = choices.sharing is Sharing.OURS and options.lanes > 1
     ssh = await begin(
-        options.remote, ssh_options=choices.cipher, on_stderr=console.raw, share=share
+        options.remote,
+        ssh_options=choices.cipher,
+        on_stderr=console.raw,
+        share=share,
+        control_path=choices.control_path,
     )
     # The rest of the program is loaded while ssh logs in.
     from sshunt.up import Up

@@ -171,6 +171,7 @@ class Lanes:
         self._console = console
         self._cipher = choices.cipher
         self._sharing = choices.sharing
+        self._control_path = choices.control_path
         self._most = most
         self._grace_s = grace_s
         self._ssh: dict[int, SshLane] = {}
@@ -220,6 +221,7 @@ class Lanes:
                 on_stderr=on_stderr,
                 deadline_s=deadline_s,
                 share=self._sharing is Sharing.OURS and self._most > 1,
+                control_path=self._control_path,
                 on_started=on_started,
                 begun=begun,
             )
@@ -328,6 +330,7 @@ class Lanes:
                 hello,
                 ssh_options=[*_QUIET, *options],
                 on_stderr=self._ignore,
+                asks_nobody=True,
                 deadline_s=CONNECT_DEADLINE_S,
                 go=go,
             )

@@ -1,11 +1,13 @@
 """A program: bring up a lane as the client does, say what came of it in one line of JSON, and end.
 
-    bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh] [--share]
+    bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh] [--stay]
+                  [--share]
 
 It runs on a host of the lab, and is what an end-to-end test of the bootstrap watches.
 
     --resume         kill ssh once the lane is up, and find the agent again with another one
     --interrupt-ssh  send ssh what Ctrl-C would send it, and see whether it lives
+    --stay           say "up" once the lane is up, and wait to be killed
     --share          say how further channels are had, and who bound the socket that they go through
 """
 
@@ -42,6 +44,9 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
         result["channel_options"] = words = lane.control.channel_options
         result["socket_of"] = os.stat(words[1].partition("=")[2]).st_uid if words else None
         result["master"] = await master_behind(words) if words else None
+    if arguments.stay:
+        print("up", flush=True)
+        await asyncio.sleep(60)
     if arguments.resume:
         lane = await resume(remote, lane)
     if arguments.interrupt_ssh:
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--python")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--interrupt-ssh", action="store_true")
+    parser.add_argument("--stay", action="store_true")
     parser.add_argument("--share", action="store_true")
     arguments = parser.parse_args()
     started = time.monotonic()

@@ -232,13 +232,19 @@ def test_ssh_that_is_killed_while_starting(lab: Lab) -> None:
     while not ssh and time.monotonic() - started < 10:
         time.sleep(0.05)
         found = lab.client.run(["pgrep", "-P", str(sshunt.pid), "-x", "ssh"], check=False).stdout
-        waiting = lab.client.run(["pgrep", "-f", "^sleep 60"], check=False).stdout
-        ssh = found.split() if waiting else []
+        # The one that has started its proxy: others only say how they are configured.
+        ssh = [pid for pid in found.split() if proxies_of(lab, pid)]
+    proxies = proxies_of(lab, *ssh)
     lab.client.run(["kill", "-KILL", *ssh])
     code = sshunt.wait(10)
     assert code in (ExitCode.CONNECT, ExitCode.REMOTE, ExitCode.LOST)
     two_lines(log.read_text())
-    lab.client.run(["pkill", "-f", "^sleep 60"], check=False)  # the proxy is ssh's, not ours
+    lab.client.run(["kill", "-KILL", *proxies], check=False)  # ssh's, not ours, and as deaf
+
+
+def proxies_of(lab: Lab, *pids: str) -> list[str]:
+    command = ["pgrep", "-P", ",".join(pids), "-x", "sleep"]
+    return lab.client.run(command, check=False).stdout.split()
 
 
 # --- the far side ------------------------------------------------------------------------------

@@ -34,10 +34,11 @@ class Sharing(enum.Enum):
 
 
 class Choices(NamedTuple):
-    """``cipher``: ssh options."""
+    """``cipher``: ssh options. ``control_path``: the user's, where sharing is THEIRS."""
 
     cipher: list[str]
     sharing: Sharing
+    control_path: str = ""
 
 
 NOTHING = Choices([], Sharing.NONE)
@@ -72,11 +73,12 @@ class Choosing:
         ciphers = configured.get("ciphers", "")
         if not ciphers:
             return NOTHING
-        # ssh prints no controlpath where there is none.
-        sharing = Sharing.THEIRS if "controlpath" in configured else Sharing.OURS
+        control_path = configured.get("controlpath", "")  # not printed where there is none
+        sharing = Sharing.THEIRS if control_path else Sharing.OURS
         is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
         wanted = is_default and _has_aes_instructions()
-        return Choices(["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else [], sharing)
+        cipher = ["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else []
+        return Choices(cipher, sharing, control_path)
 
     def close(self) -> None:
         """End what still runs. May be called twice, and while a thread waits in ``result``."""

@@ -12,9 +12,16 @@ Invariants: the descriptors of a lane belong to whoever called ``connect``, the 
 until ``close``; a cancelled or failed ``connect`` leaves neither behind; if this process dies, the
 kernel ends ssh (Linux).
 
-Ctrl-C is ours, not ssh's: the terminal sends it to both, and ssh must live until the goodbye is
-said. ssh starts with SIGINT ignored; a password prompt still returns on Ctrl-C (readpassphrase(3)
-catches it), and we end ssh.
+What asks us to stop asks ssh in the same moment: a terminal's keys and its end, timeout(1), a kill
+of the process group, a service manager. But ssh must live until the goodbye is said. So it starts
+with ``_NOT_FOR_SSH`` ignored, and so do its ProxyCommands. ssh respects that (clientloop.c) except
+where it only opens a channel through another ssh (mux.c), and a prompt still returns on Ctrl-C
+(readpassphrase(3) catches it). Where ssh can't ask anybody anything, in a channel and with
+BatchMode, it gets a session of its own (setsid(2)) and these signals blocked, too.
+
+ssh is therefore ended by closing its pipes, or by SIGKILL. Its ProxyCommands end when their pipes
+do; we kill those that don't with it. A prompt that is cut short leaves the terminal without echo,
+which is given back (``terminal``).
 
 Deadlines: none is right for a person looking for a password, so while nothing has come from the far
 side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over.
@@ -26,6 +33,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -48,6 +56,7 @@ from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.remote import Remote, find_program, no_ssh
 from sshunt.transport.sharing import ControlSocket
 from sshunt.transport.stderr import StderrLines
+from sshunt.transport.terminal import TerminalModes
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
 HELLO_DEADLINE_S = 600.0
@@ -55,9 +64,13 @@ HELLO_DEADLINE_S = 600.0
 #: From the first byte of the far side (a login script's chatter) to its HELLO.
 NOISE_DEADLINE_S = 60.0
 
-#: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL.
+#: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL. The first of them is for programs around
+#: ssh (sshpass, scripts), which may want to tidy up; ssh itself is deaf to it.
 CLOSE_DEADLINE_S = 2.0
-KILL_DEADLINE_S = 1.0
+KILL_DEADLINE_S = 0.2
+
+#: The signals that ask a whole process group, a terminal's or a service's processes to end.
+_NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 
 _OPTIONS = (
     "-T",  # no terminal: the lane is binary
@@ -130,6 +143,7 @@ class SshLane:
         process: asyncio.subprocess.Process,
         pipes: "_Pipes",
         control: ControlSocket | None,
+        modes: TerminalModes | None,
     ) -> None:
         self.process = process
         self.pid = process.pid
@@ -138,6 +152,7 @@ class SshLane:
         self.stderr = pipes.stderr
         self.rest = b""
         self.control = control
+        self._modes = modes
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
 
     def last_words(self) -> str:
@@ -151,20 +166,33 @@ class SshLane:
 
     async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first."""
-        for end, patience_s in ((None, deadline_s), (signal.SIGTERM, KILL_DEADLINE_S)):
-            if end is not None and not self.ended.done():
-                with suppress(ProcessLookupError):
-                    self.process.send_signal(end)
-            await asyncio.wait([self.ended], timeout=patience_s)
-            if self.ended.done():
-                break
-        else:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-            await self.ended
+        await asyncio.wait([self.ended], timeout=deadline_s)
+        if not self.ended.done():
+            await self._kill()
+        if self._modes is not None:
+            self._modes.restore()
+            self._modes = None
         self.stderr.close()
         if self.control is not None:
             self.control.close()
+
+    async def _kill(self) -> None:
+        """End ssh, and what it has started."""
+        import psutil  # rarely needed, and it takes its time
+
+        try:
+            started = psutil.Process(self.pid).children(recursive=True)
+        except (psutil.Error, OSError, RuntimeError):  # it has just ended, or can't be looked at
+            started = []
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+        await asyncio.wait([self.ended], timeout=KILL_DEADLINE_S)
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.ended
+        for process in started:
+            with suppress(psutil.Error):
+                process.kill()  # not if its pid is another process' by now
 
 
 async def begin(
@@ -173,18 +201,23 @@ async def begin(
     ssh_options: Sequence[str] = (),
     on_stderr: Callable[[str], None] = _echo,
     share: bool = False,
+    asks_nobody: bool = False,
+    control_path: str = "",
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
+    is_channel = "ControlPath=none" not in ssh_options and _is_master(control_path)
+    asks_nobody = asks_nobody or is_channel
     control = _control_socket() if share else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
     try:
         argv = ssh_argv(remote, options, remote_command(remote.python))
-        process, pipes = await _spawn(argv, on_stderr)
+        modes = None if asks_nobody else TerminalModes()
+        process, pipes = await _spawn(argv, on_stderr, asks_nobody=asks_nobody)
     except BaseException:
         if control is not None:
             control.close()
         raise
-    return SshLane(process, pipes, control)
+    return SshLane(process, pipes, control, modes)
 
 
 def _control_socket() -> ControlSocket | None:
@@ -203,6 +236,8 @@ async def connect(
     on_stderr: Callable[[str], None] = _echo,
     deadline_s: float = HELLO_DEADLINE_S,
     share: bool = False,
+    asks_nobody: bool = False,
+    control_path: str = "",
     on_started: Callable[[int], None] | None = None,
     go: asyncio.Event | None = None,
     begun: "SshLane | None" = None,
@@ -211,14 +246,22 @@ async def connect(
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
     will say. ``share``: others may open channels through this connection later (the lane's
-    ``control``). ``on_started`` gets the pid of ssh. The HELLO is not sent before ``go`` is set:
-    until then the far side only has a program that waits. ``begun`` is a lane that ``begin`` has
-    begun with these options; it belongs to this call from now on. Raises UserError
-    (LaneRefusedError if it was the agent that said no).
+    ``control``). ``asks_nobody``: the options see to that. ``control_path``: the user's own shared
+    connection; if it is there, ssh will only open a channel through it. ``on_started`` gets the pid
+    of ssh. The HELLO is not sent before ``go`` is set: until then the far side only has a program
+    that waits. ``begun`` is a lane that ``begin`` has begun with these options; it belongs to this
+    call from now on. Raises UserError (LaneRefusedError if it was the agent that said no).
     """
     lane = begun
     if lane is None:
-        lane = await begin(remote, ssh_options=ssh_options, on_stderr=on_stderr, share=share)
+        lane = await begin(
+            remote,
+            ssh_options=ssh_options,
+            on_stderr=on_stderr,
+            share=share,
+            asks_nobody=asks_nobody,
+            control_path=control_path,
+        )
     if on_started is not None:
         on_started(lane.pid)
     up = False
@@ -252,7 +295,7 @@ class _Pipes:
 
 
 async def _spawn(
-    argv: Sequence[str], on_stderr: Callable[[str], None]
+    argv: Sequence[str], on_stderr: Callable[[str], None], *, asks_nobody: bool
 ) -> tuple[asyncio.subprocess.Process, _Pipes]:
     with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
         try:
@@ -264,7 +307,7 @@ async def _spawn(
                 stdin=stdin_fd,
                 stdout=stdout_fd,
                 stderr=stderr_fd,
-                preexec_fn=_prepare_child(),
+                preexec_fn=_prepare_child(deaf=asks_nobody),
             )
         except OSError as error:
             raise no_ssh(argv[0], error.strerror or str(error))
@@ -282,15 +325,33 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return read_fd, write_fd
 
 
-def _prepare_child() -> Callable[[], None]:
-    """What to run between fork and exec. Everything that allocates or imports is done out here."""
+def _is_master(control_path: str) -> bool:
+    """True if an ssh answers there, so that ours will only open a channel through it."""
+    if not control_path.startswith("/"):
+        return False
+    with socket.socket(socket.AF_UNIX) as caller, suppress(OSError):
+        caller.setblocking(False)
+        caller.connect(control_path)
+        return True
+    return False
+
+
+def _prepare_child(*, deaf: bool) -> Callable[[], None]:
+    """What to run between fork and exec. Everything that allocates or imports is done out here.
+
+    ``deaf``: the child has no terminal, and no way to hear what would have it end.
+    """
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in _NOT_FOR_SSH:
+            signal.signal(number, signal.SIG_IGN)
+        if deaf:
+            os.setsid()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_SSH)
         if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             if os.getppid() != parent:  # it died before the line above
                 os._exit(1)
 

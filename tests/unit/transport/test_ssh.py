@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from sshunt.errors import ExitCode, UserError
+from sshunt.lab.hosts import is_alive
 from sshunt.mux.hello import CLIENT, make_hello
 from sshunt.transport.remote import Remote
 from sshunt.transport.ssh import connect, ssh_argv
 from sshunt.transport.stderr import STDERR_LINE_CHARACTERS
+from tests.agent.far_side import eventually
 
 
 def program(folder: Path, text: str, name: str = "ssh") -> str:
@@ -123,6 +125,15 @@ def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert not Path("/proc", pid_file.read_text().strip()).exists()
+
+
+def test_what_ssh_has_started_and_reads_no_pipe_ends_with_a_cancelled_start(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    path = program(tmp_path, f"sleep 60 & echo $! > {pid_file}; wait")
+    error, _ = attempt(path, deadline_s=0.5)
+    assert "did not answer" in error.message
+    sleep = int(pid_file.read_text())
+    eventually(lambda: not is_alive(sleep), "the end of what ssh had started")
 
 
 def test_a_start_leaks_no_descriptor_whenever_it_is_cancelled(tmp_path: Path) -> None:
