@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, Lab
+from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, OFFICE_V4, Lab
 from tests.e2e.conftest import Start
 from tests.e2e.tunnels import OFFICE, SSHUNT, fetch, kill
 
@@ -27,6 +27,28 @@ def out_of_reach(lab: Lab, address: str, port: int) -> bool:
     except OSError:
         return True
     return False
+
+
+@pytest.fixture
+def sshd_here(lab: Lab) -> None:
+    lab.sshd(lab.client)
+
+
+@pytest.mark.usefixtures("sshd_here")
+def test_a_server_that_is_this_host_itself_is_no_loop(lab: Lab, start: Start) -> None:
+    # Captured again, what the agent connects to would come back to the agent, and again.
+    start("-r", "192.0.2.1", "203.0.113.0/24", "2001:db8:3::/64")
+    for address in (ELSEWHERE_V4, ELSEWHERE_V6):
+        with lab.server.listen(address) as listener:
+            listener.settimeout(10)
+            with lab.client.connect(address, listener.getsockname()[1]) as program:
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.sendall(b"here")
+                    assert program.recv(100) == b"here"
+            listener.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                listener.accept()
 
 
 # --- targets -----------------------------------------------------------------------------------

@@ -10,6 +10,10 @@ one timer looks at all of them, for most connects are over before it would. geta
 deadline and can't be interrupted, so a look-up that takes too long is given up and its thread left
 to itself; LOOKUP_THREADS bounds those.
 
+An sshunt on this very host must not capture what is connected here, or a connection would go round
+and round: sockets bear a priority until they are connected, by which its rules know them
+(DIALED_PRIORITY). A look-up by the C library bears none.
+
 The last descriptors are not for connections (``is_reserved``): with them the next lane comes.
 """
 
@@ -24,7 +28,15 @@ from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.readiness import settle
-from sshunt.relay.sockets import error_of, is_reserved, keep_alive, reset_code, without_delay
+from sshunt.relay.sockets import (
+    DIALED_PRIORITY,
+    error_of,
+    is_reserved,
+    keep_alive,
+    reset_code,
+    set_priority,
+    without_delay,
+)
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
@@ -202,6 +214,7 @@ async def _connected(loop: asyncio.AbstractEventLoop, family: int, address: Any)
     except BaseException:
         sock.close()
         raise
+    set_priority(sock, 0)
     return sock
 
 
@@ -241,6 +254,7 @@ def _new_socket(family: int) -> socket.socket:
         sock.close()
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     without_delay(sock)
+    set_priority(sock, DIALED_PRIORITY)
     return sock
 
 

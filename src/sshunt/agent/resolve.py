@@ -20,7 +20,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Set
 from sshunt.mux import frames
 from sshunt.relay import dns
 from sshunt.relay.readiness import READ, WRITE, settle
-from sshunt.relay.sockets import error_of, is_reserved
+from sshunt.relay.sockets import DIALED_PRIORITY, error_of, is_reserved, set_priority
 from sshunt.relay.tunnel import Tunnel
 
 #: How long a resolver may take at first before the next is asked, and all of it: the C library
@@ -112,6 +112,7 @@ class Resolver:
             if is_reserved(sock.fileno()):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sock.setblocking(False)
+            set_priority(sock, DIALED_PRIORITY)  # never one of our own host's sshunt
             error_number = sock.connect_ex(address)
             if error_number == errno.EINPROGRESS:
                 await self._ready(sock, WRITE, until)

@@ -9,9 +9,11 @@ What a new connection meets, in order (only the first packet of a connection pas
     output (this host's own)                       prerouting (forwarded; only if the listener
                                                     can be reached from outside)
     to port 53 of a resolver (output only) . redirected to our DNS, unless made inside our cgroup
+                                             or by an agent
     not TCP ................................ left alone
     not a SYN .............................. left alone
     to an address of this host ............. left alone
+    made by an agent ....................... left alone   (output only)
     made inside our own cgroup ............. left alone   (output only)
     to a real peer of our own ssh .......... left alone   (output only)
     into a region .......................... redirected to the listener
@@ -26,6 +28,11 @@ Why each of them:
   here.
 * *Resolvers.* Those that this host's programs ask, with --dns; this host itself may be one. Our
   ssh asks them as it would without us: it looks up its server when the connection is lost.
+* *An agent.* The server may be this host itself (``-r localhost 0/0``), or have an sshunt of its
+  own that tunnels the same network to this host. If what the agent connects to were captured as
+  well, one connection would be made again and again until there are no descriptors left. Agents
+  give their sockets a priority by which to know them (relay.sockets, DIALED_PRIORITY). Whoever sets
+  it himself leaves the tunnel, as he may by other ways; forwarded packets have none.
 * *Our own cgroup, our own peers.* Two independent ways not to capture ourselves. Forwarded traffic
   is never ours, so the exception for the peers does not reach it.
 * *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
@@ -78,6 +85,10 @@ _NOTED_S = 10
 _MOST_NOTED = 4096
 
 _NOTED = f"flags dynamic,timeout; timeout {_NOTED_S}s; size {_MOST_NOTED};"
+
+#: relay.sockets' DIALED_PRIORITY, which the helper has no business to load; in two halves, as tc(8)
+#: writes priorities.
+_BY_AN_AGENT = "meta priority 0:3"
 
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
@@ -197,6 +208,7 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
     lines = ["\tchain dns {"]
     if cgroup is not None:
         lines.append(f"\t\t{_in_cgroup(cgroup)} return")
+    lines.append(f"\t\t{_BY_AN_AGENT} return")
     lines.append(f"\t\tmeta l4proto tcp {_NOT_A_SYN} return")
     for family in families:
         _, port = plan.dns(family) or ("", 0)
@@ -215,6 +227,7 @@ def _output_chain(families: list[int], asked: list[int], cgroup: Cgroup | None) 
             for family in asked
         ),
         *_left_alone(),
+        f"\t\t{_BY_AN_AGENT} return",
     ]
     if cgroup is not None:
         lines.append(f"\t\t{_in_cgroup(cgroup)} return")

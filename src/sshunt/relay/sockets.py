@@ -4,6 +4,7 @@ import errno
 import resource
 import socket
 import struct
+import sys
 
 from sshunt.mux import frames
 
@@ -16,6 +17,13 @@ KEEPALIVE_PROBES = 4
 
 #: SO_LINGER with zero seconds: close() sends a RST and drops what is unsent.
 _LINGER_RESET = struct.pack("ii", 1, 0)
+
+#: The priority of the far side's sockets until they are connected; 0 is everybody's. An sshunt on
+#: the same host captures no connection that is begun with it: without that, one which tunnels what
+#: its own far side connects to would send each connection round and round. Anybody may set 0 to 6,
+#: no type of service means 3 (rt_tos2priority), and no packet carries it to another host.
+DIALED_PRIORITY = 3
+_SO_PRIORITY = 12  # asm-generic/socket.h; Python knows it from 3.12 on
 
 _CODE_OF_ERRNO = {
     errno.ECONNREFUSED: frames.RESET_REFUSED,
@@ -76,6 +84,15 @@ def keep_alive(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def set_priority(sock: socket.socket, priority: int) -> None:
+    """Have the kernel give this priority (socket(7), SO_PRIORITY) to what is sent from now on."""
+    if sys.platform == "linux":
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, priority)
+        except OSError:
+            pass  # a sandbox that is not quite Linux
 
 
 def close_with_reset(sock: socket.socket) -> None:

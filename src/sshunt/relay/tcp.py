@@ -31,7 +31,7 @@ from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.piped import PipedPayload
 from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
-from sshunt.relay.sockets import close_with_reset, error_of, reset_code
+from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_priority
 
 if TYPE_CHECKING:
     from sshunt.relay.tunnel import Tunnel
@@ -176,6 +176,7 @@ class TcpRelay:
         if error:
             self.abort(reset_code(error))
         elif events & WRITE:
+            set_priority(self.sock, 0)  # see DIALED_PRIORITY
             self._accept()
             self._begin()
 

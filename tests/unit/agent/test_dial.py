@@ -17,8 +17,10 @@ import pytest
 
 from sshunt.agent import dial
 from sshunt.mux import frames
-from sshunt.relay.sockets import RESERVED_DESCRIPTORS
+from sshunt.relay.sockets import DIALED_PRIORITY, RESERVED_DESCRIPTORS
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+
+SO_PRIORITY = 12
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +128,34 @@ def test_the_next_address_is_tried_when_one_refuses_or_does_not_answer(
                 program.sendall(b"hello")
                 with await threaded(lambda: accept(listener)) as host:
                     assert await threaded(lambda: host.recv(100)) == b"hello"
+
+    run(conversation)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "name.example"])
+def test_a_socket_has_its_priority_only_until_it_is_connected(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    resolver.go.set()
+    made: list[socket.socket] = []
+    new_socket = dial._new_socket
+
+    def note(family: int) -> socket.socket:
+        made.append(new_socket(family))
+        assert made[-1].getsockopt(socket.SOL_SOCKET, SO_PRIORITY) == DIALED_PRIORITY
+        return made[-1]
+
+    monkeypatch.setattr(dial, "_new_socket", note)
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            resolver.answer = [listener.getsockname()]
+            with ends.connect(host, listener.getsockname()[1]) as program:
+                program.sendall(b"hello")
+                with await threaded(lambda: accept(listener)) as far:
+                    assert await threaded(lambda: far.recv(100)) == b"hello"
+                    (sock,) = made
+                    await until(lambda: sock.getsockopt(socket.SOL_SOCKET, SO_PRIORITY) == 0)
 
     run(conversation)
 

@@ -24,6 +24,7 @@ from sshunt.capture.nft import (
 )
 from sshunt.capture.plan import Plan
 from sshunt.model import Action, Route
+from sshunt.relay.sockets import DIALED_PRIORITY
 
 _GOLDEN = Path(__file__).parents[2] / "golden"
 _SESSION = "0123456789abcdef"
@@ -146,6 +147,11 @@ def test_a_bypass_can_be_replaced_in_place(namespace: list[str]) -> None:
 
 def test_a_bypass_of_a_family_without_listener_is_left_out() -> None:
     assert "bypass6" not in render_bypass(_OFFICE, [("2001:db8::9", 22)])
+
+
+def test_what_an_agent_on_this_host_connects_to_is_told_by_the_agent_s_own_priority() -> None:
+    for name in ("everything", "names"):
+        assert f"\t\tmeta priority 0:{DIALED_PRIORITY} return\n" in _TEXTS[name]
 
 
 @pytest.mark.parametrize("path", ['a" ; flush ruleset ; "', "a\nb", "a b", "", "/a", "a//b", "ä"])
