@@ -176,9 +176,13 @@ class TcpRelay:
         if error:
             self.abort(reset_code(error))
         elif events & WRITE:
-            set_priority(self.sock, 0)  # see DIALED_PRIORITY
-            self._accept()
-            self._begin()
+            self._come_up()
+
+    def _come_up(self) -> None:
+        """What we have been connecting is connected."""
+        set_priority(self.sock, 0)  # see DIALED_PRIORITY
+        self._accept()
+        self._begin()
 
     def _on_unwanted(self, events: int) -> None:
         """There is something to read, but not now. Has the connection died?"""
@@ -305,8 +309,7 @@ class TcpRelay:
                 self.on_unwritable(error)
                 return
         if sent and not self.connected:  # a near host has answered by now
-            self._accept()
-            self._begin()
+            self._come_up()
         if sent < len(view):
             self._keep(view[sent:])
         if sent:
