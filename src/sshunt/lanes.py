@@ -214,17 +214,18 @@ class Lanes:
         number = self._take_number()
         hello = make_hello(CLIENT, token, lane=number, features=features, grace_s=self._grace_s)
         try:
-            ssh = await connect(
-                self._remote,
-                hello,
-                ssh_options=[*self._cipher, *ssh_options],
-                on_stderr=on_stderr,
-                deadline_s=deadline_s,
-                share=self._sharing is Sharing.OURS and self._most > 1,
-                control_path=self._control_path,
-                on_started=on_started,
-                begun=begun,
-            )
+            with self._console.giving_way():
+                ssh = await connect(
+                    self._remote,
+                    hello,
+                    ssh_options=[*self._cipher, *ssh_options],
+                    on_stderr=on_stderr,
+                    deadline_s=deadline_s,
+                    share=self._sharing is Sharing.OURS and self._most > 1,
+                    control_path=self._control_path,
+                    on_started=on_started,
+                    begun=begun,
+                )
         except BaseException:
             self._note_gone(number)  # it may be up over there, and its answer be lost
             raise

@@ -5,12 +5,9 @@ sshunt. If ssh dies of it the goodbye is lost, and the far side keeps the sessio
 """
 
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import pytest
 from sshunt.lab.hosts import is_alive
 from sshunt.lab.world import OFFICE_V4, Lab
 from tests.agent.far_side import eventually
+from tests.e2e.terminals import Terminal
 from tests.e2e.tunnels import SSHUNT, STOP_DEADLINE_S, Remains, Tunnel
 
 BRING_LANE = str(Path(__file__).with_name("bring_lane.py"))
@@ -88,36 +86,6 @@ def test_a_service_that_is_stopped_with_all_its_processes_ends_in_order(lab: Lab
 
 
 # --- at a terminal --------------------------------------------------------------------------------
-
-
-class Terminal:
-    """A terminal of its own for a program on the client. ``screen`` is all that it showed."""
-
-    def __init__(self, lab: Lab, *command: str) -> None:
-        self.fd, theirs = pty.openpty()
-        self.process = lab.client.popen(
-            ["setsid", "--ctty", *command],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            new_session=False,
-        )
-        self._theirs = theirs
-        self.screen = ""
-
-    def has_echo(self) -> bool:
-        return bool(termios.tcgetattr(self._theirs)[3] & termios.ECHO)
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 20
-        while text not in self.screen:
-            assert time.monotonic() < deadline, self.screen
-            self.screen += os.read(self.fd, 1000).decode(errors="replace")
-
-    def close(self) -> None:
-        """What happens when somebody closes the window."""
-        os.close(self._theirs)
-        os.close(self.fd)
 
 
 def test_a_terminal_that_is_closed_ends_the_session_in_order(lab: Lab) -> None:

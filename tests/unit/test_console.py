@@ -5,12 +5,16 @@ import pty
 import re
 import select
 import tempfile
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import pytest
+
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
+from tests.e2e.terminals import Screen
 
 
 @contextmanager
@@ -113,3 +117,43 @@ def test_a_closed_stderr_ends_nothing() -> None:
     with file() as stream:
         pass
     Console(stream=stream).line("there is nobody")
+
+
+@contextmanager
+def asked(stream: TextIO) -> Iterator[None]:
+    """Somebody asks at the terminal, as ssh does for a password."""
+    before = termios.tcgetattr(stream)
+    now = termios.tcgetattr(stream)
+    now[3] &= ~termios.ECHO
+    termios.tcsetattr(stream, termios.TCSANOW, now)
+    yield
+    termios.tcsetattr(stream, termios.TCSANOW, before)
+
+
+def test_a_line_that_comes_while_a_question_is_open_is_written_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal() as (stream, seen):
+        console = Console(stream=stream)
+        with asked(stream):
+            os.write(stream.fileno(), b"password: ")
+            console.raw("Permission denied, please try again.")
+        screen = Screen(4, 80)
+        screen.feed(shown_up_to("\x1b8\x1b[1B", seen))
+        shown = [row.rstrip() for row in screen.rows]
+        assert shown[:3] == ["Permission denied, please try again.", "password:", ""]
+        assert (screen.row, screen.column) == (1, len("password: "))
+
+
+def test_the_status_line_gives_way_to_who_may_ask() -> None:
+    with terminal() as (stream, seen):
+        console = Console(stream=stream)
+        console.status("3 connections")
+        with console.giving_way():
+            console.status("4 connections")
+            os.write(stream.fileno(), b"password: ")
+            console.status("5 connections")
+        console.status("6 connections")
+        expected = "\r\x1b[K3 connections\r\x1b[Kpassword: \r\x1b[K6 connections"
+        assert shown_up_to(expected, seen) == expected

@@ -50,13 +50,13 @@ from sshunt.mux.hello import (
     HelloSearch,
     common_version,
 )
+from sshunt.terminal import TerminalModes
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.remote import Remote, find_program, no_ssh
 from sshunt.transport.sharing import ControlSocket
 from sshunt.transport.stderr import StderrLines
-from sshunt.transport.terminal import TerminalModes
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
 HELLO_DEADLINE_S = 600.0
@@ -205,8 +205,8 @@ async def begin(
     control_path: str = "",
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
-    is_channel = "ControlPath=none" not in ssh_options and _is_master(control_path)
-    asks_nobody = asks_nobody or is_channel
+    past_it = "-S" in ssh_options or "ControlPath=none" in ssh_options
+    asks_nobody = asks_nobody or (not past_it and _is_master(control_path))
     control = _control_socket() if share else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
     try:

@@ -9,7 +9,7 @@ import termios
 #: Remembers the modes, has the echo turned off as ssh does, and restores them.
 PROGRAM = """\
 import termios
-from sshunt.transport.terminal import TerminalModes
+from sshunt.terminal import TerminalModes
 modes = TerminalModes()
 now = termios.tcgetattr(0)
 now[3] &= ~termios.ECHO
