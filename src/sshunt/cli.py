@@ -32,6 +32,7 @@ from sshunt.model import Endpoint
 from sshunt.targets import Target, parse_target, read_target_file
 from sshunt.transport.choices import Choosing
 from sshunt.transport.remote import parse_remote
+from sshunt.wordfiles import expand
 
 _LISTEN = re.compile(
     r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
@@ -39,13 +40,24 @@ _LISTEN = re.compile(
 
 _BROADCAST = ip_address("255.255.255.255")
 
+#: What people type who know other programs. As the name of a target it needs "up" in front.
+_NO_COMMANDS = {
+    "status": "it says how it is on the terminal or in the log that it was started with",
+    "stop": "Ctrl-C stops it, or from elsewhere: pkill -x sshunt",
+    "down": "Ctrl-C stops it, or from elsewhere: pkill -x sshunt",
+    "start": "to start: sshunt -r HOST TARGET...",
+    "restart": "to connect again: sshunt reconnect",
+    "version": "the version: sshunt --version",
+}
+
 _EPILOG = """\
 targets:
   10.0.0.0/8                 a network; 0/0 is everything
   192.0.2.7:443              one port; 10.0.0.0/8:8000-9000 a range of ports
   2001:db8::/32              IPv6; with ports: [2001:db8::1]:80
   git.corp.example           a name: all its addresses, as this host resolves it
-  @FILE                      the words of a file, one a line
+  @FILE                      the words of a file, one a line: options, too, such as -e, which
+                             runs a command. For lists that others wrote: -s FILE
 
   The most specific target or exclusion wins.
 
@@ -78,8 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sshunt import control
 
             return control.reconnect(words[1:], console)
+        if words[:1] == ["help"]:
+            words[0] = "--help"
         if words[:1] == ["up"]:
             del words[0]
+        elif words and words[0] in _NO_COMMANDS:
+            raise _no_such_command(words[0])
         options = parse(words)
         console.verbosity = options.verbosity
         return _run(options, console)
@@ -101,6 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     except Exception:  # noqa: BLE001 (the top of the program: a bug, not an answer)
         return _bug(console)
+
+
+def _no_such_command(word: str) -> UserError:
+    return UserError(
+        f"there is no command {word!r}; there are up, reconnect, demo and help",
+        f"{_NO_COMMANDS[word]} (for a host of that name: sshunt up ... {word})",
+        ExitCode.USAGE,
+    )
 
 
 def _bug(console: Console) -> int:
@@ -140,19 +164,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message, "see: sshunt --help", ExitCode.USAGE)
 
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """A line of an @file: one word; none if it begins with ``#``. Quotes around it, copied from
-        a shell's command line, are dropped.
-        """
-        line = arg_line.strip()
-        if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
-            line = line[1:-1]
-        return [line] if line and not line.startswith("#") else []
-
 
 def parse(words: Sequence[str]) -> Options:
     """The options in ``words``; raises UserError."""
-    args = _parser().parse_intermixed_args(words)
+    args = _parser().parse_intermixed_args(expand(words))
     targets = [parse_target(word) for word in args.targets]
     for path in args.subnets:
         targets.extend(read_target_file(path))
@@ -199,7 +214,6 @@ def _parser() -> _Parser:
         "Nothing is installed on the server, no root is needed there.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        fromfile_prefix_chars="@",
         add_help=True,
     )
     add = parser.add_argument

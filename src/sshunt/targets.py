@@ -17,7 +17,7 @@ A short IPv4 form is only taken with a width, and is filled with zeros on the ri
 ``10.0.0.0/8``. Alone it would be ambiguous, because inet_aton(3) reads ``10`` as 0.0.0.10 and
 ``10.1`` as 10.0.0.1.
 
-Not here: what a target becomes (routes), and file options (cli).
+Not here: what a target becomes (routes), and how files are read (wordfiles).
 """
 
 import re
@@ -27,9 +27,7 @@ from pathlib import Path
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Network
-
-#: A list of all countries' networks has 200,000 lines and 4 MB; more is not a list of targets.
-FILE_BYTES = 16 * 1024 * 1024
+from sshunt.wordfiles import read_list
 
 EXAMPLES = (
     "examples: 10.0.0.0/8, 192.0.2.7:443, 10.0.0.0/8:8000-9000, [2001:db8::1]:80, example.com"
@@ -59,6 +57,7 @@ class Target:
 def parse_target(text: str) -> Target:
     """The target that ``text`` means; raises UserError."""
     stripped = text.strip()
+    _refuse_what_people_try(stripped)
     host, width_text, port_text, is_ipv6 = _split(stripped)
     first_port, last_port = _parse_ports(stripped, port_text)
     if is_ipv6 or _NUMERIC.fullmatch(host):
@@ -72,36 +71,33 @@ def parse_target(text: str) -> Target:
 
 def read_target_file(path: str | Path) -> tuple[Target, ...]:
     """The targets in a file: one a line, ``#`` begins a comment; raises UserError."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_BYTES + 1)
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise UserError(
-            f"can't read {path}: {error.strerror}",
-            "give a file with one target a line",
-            ExitCode.USAGE,
-        )
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path} is not a text file", "give a file with one target a line", ExitCode.USAGE
-        )
-    if len(data) > FILE_BYTES:
-        raise UserError(
-            f"{path} has more than {FILE_BYTES} bytes",
-            "split it, or use wider networks",
-            ExitCode.USAGE,
-        )
     targets = []
-    for number, line in enumerate(text.splitlines(), 1):
-        word = re.sub(r"(^|\s)#.*", "", line).strip()
-        if not word:
-            continue
+    for number, word in read_list(path):
         try:
             targets.append(parse_target(word))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error.message}", error.hint, error.exit_code)
     return tuple(targets)
+
+
+def _refuse_what_people_try(text: str) -> None:
+    """What other programs take and means something: raises UserError that says how it is here."""
+    if "," in text:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        raise UserError(
+            f"{text!r} has a comma",
+            f"targets are words of their own: {' '.join(parts[:3])}",
+            ExitCode.USAGE,
+        )
+    url = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(?:[^/@]*@)?([^/?#]*).*", text)
+    if url is not None:
+        port = {"http": ":80", "https": ":443"}.get(url[1].lower(), "")
+        host = url[2] if re.search(r":\d+$", url[2]) or not url[2] else url[2] + port
+        raise UserError(
+            f"{text!r} is a URL",
+            f"a target is a host or a network, with a port if you like: {host or 'example.com'}",
+            ExitCode.USAGE,
+        )
 
 
 def _split(text: str) -> tuple[str, str | None, str | None, bool]:

@@ -131,6 +131,10 @@ def test_a_wrong_number_of_lanes_is_quoted_with_what_is_possible(value: str) -> 
         ["-r", "gate", "10.0.0.0/8", "--no-such-option"],
         ["-r", "gate", "@/no/such/file"],
         ["-r", "gate", "-s", "/no/such/file"],
+        ["status"],
+        ["stop"],
+        ["status", "-r", "gate"],
+        ["version"],
     ],
 )
 def test_a_mistake_is_one_line_of_what_and_one_of_what_to_do(
@@ -149,8 +153,19 @@ def test_an_error_quotes_what_was_wrong() -> None:
     assert "10.0.0.0/33" in caught.value.message
 
 
+def test_a_command_that_there_is_not_is_told_with_what_there_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for word in ("status", "stop"):
+        assert main([word]) == ExitCode.USAGE
+        said = capfd.readouterr().err
+        assert f"no command '{word}'" in said
+        assert "reconnect" in said
+    assert parse(["-r", "gate", "status"]).targets[0].name == "status"  # a host may have that name
+
+
 def test_version_and_help_need_no_host(capfd: pytest.CaptureFixture[str]) -> None:
-    for words in (["--version"], ["--help"]):
+    for words in (["--version"], ["--help"], ["help"]):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0

@@ -99,7 +99,6 @@ def test_a_name_is_understood(
         "example.com/129",
         "*.example.com",
         "user@example.com",
-        "https://example.com/",
         "a" * 64 + ".example",
         "10.0.0.0/8,10.1.0.0/16",
     ],
@@ -139,3 +138,21 @@ def test_a_file_that_is_missing_or_no_text_is_a_usage_error(
     with pytest.raises(UserError) as caught:
         read_target_file(file)
     assert caught.value.exit_code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "hint"),
+    [
+        ("10.0.0.0/8,192.168.0.0/16", "comma", "10.0.0.0/8 192.168.0.0/16"),
+        ("http://intranet/", "URL", "intranet:80"),
+        ("https://user@wiki.corp:8443/a?b", "URL", "wiki.corp:8443"),
+        ("https://[fd00::1]/", "URL", "[fd00::1]:443"),
+        ("ftp://files", "URL", "files"),
+        ("http://", "URL", "example.com"),
+    ],
+)
+def test_what_people_try_is_told_how_it_is_written_here(text: str, problem: str, hint: str) -> None:
+    with pytest.raises(UserError, match=problem) as caught:
+        parse_target(text)
+    assert caught.value.hint.endswith(hint)
+    assert text in caught.value.message
