@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
@@ -64,6 +65,7 @@ async def master_behind(channel_options: list[str]) -> int:
 
 
 async def resume(remote: Remote, lane: SshLane) -> SshLane:
+    await confirm(lane)
     lane.process.kill()
     await lane.ended
     os.close(lane.read_fd)
@@ -72,17 +74,33 @@ async def resume(remote: Remote, lane: SshLane) -> SshLane:
     return await connect(remote, hello(2, create=False))
 
 
+async def confirm(lane: SshLane) -> None:
+    """Say something and wait for an answer: the session would not outlive its lane before that."""
+    session = Session(CLIENT)
+    session.add_lane(lane.hello.lane, 0.0)
+    session.ping(lane.hello.lane)
+    send(session, lane)
+    while not lane.rest:
+        await asyncio.sleep(0.01)
+        with suppress(BlockingIOError):
+            lane.rest = os.read(lane.read_fd, 65536)
+
+
 async def say_goodbye(lane: SshLane) -> int:
     session = Session(CLIENT)
     session.add_lane(lane.hello.lane, 0.0)
     session.say_goodbye(0, "")
-    for piece in session.transmit(lane.hello.lane, 0.0):
-        os.write(lane.write_fd, bytes(piece) if isinstance(piece, bytes) else bytes(piece.view))
+    send(session, lane)
     status = await asyncio.wait_for(asyncio.shield(lane.ended), 10)
     os.close(lane.read_fd)
     os.close(lane.write_fd)
     await lane.close()
     return status
+
+
+def send(session: Session, lane: SshLane) -> None:
+    for piece in session.transmit(lane.hello.lane, 0.0):
+        os.write(lane.write_fd, bytes(piece) if isinstance(piece, bytes) else bytes(piece.view))
 
 
 async def until_interrupted(arguments: argparse.Namespace) -> dict[str, object]:

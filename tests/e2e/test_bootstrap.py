@@ -117,7 +117,7 @@ def test_the_servers_banner_is_shown_and_does_no_harm(lab: Lab) -> None:
     sshd = lab.sshd(lab.server, port=2201, options={"Banner": str(banner)})
     result = bring(lab, "server:2201")
     assert result["exit_status"] == 0
-    assert result["shown"] == "Authorized use only.\n"
+    assert result["shown"] == "ssh: Authorized use only.\n"
     sshd.stop()
 
 
@@ -153,7 +153,8 @@ def test_a_jump_host_is_the_users_business(lab: Lab) -> None:
 
 
 def test_the_session_survives_the_death_of_its_ssh(lab: Lab) -> None:
-    assert bring(lab, "server", "--resume")["exit_status"] == 0
+    result = bring(lab, "server", "--resume")
+    assert result["exit_status"] == 0, result
 
 
 #: Binds the path that the ssh which started us has in its arguments, and holds it for a while.

@@ -4,6 +4,10 @@ ssh tells all it knows in English sentences on stderr and one exit status, 255. 
 interface, but they have been stable for twenty years; each pattern below was taken from a real run
 or ssh's source, and ``tests/e2e/test_bootstrap.py`` provokes most. What matches none is quoted.
 
+The lines may be the server's own (a banner), and nobody is logged in yet: a pattern is looked for
+at the beginning of a line only, in its first JUDGED_CHARACTERS, and repeats nothing that repeats.
+So what a line costs is bounded, whatever is in it.
+
 Not here: the reasons an agent gives itself; those come as sentences in its HELLO.
 """
 
@@ -21,13 +25,19 @@ OUR_PREFIX = "sshunt: "
 #: How much of the far side's chatter a message quotes.
 QUOTED_CHARACTERS = 120
 
+#: The beginning of a line that the patterns see. ssh's own sentences are shorter.
+JUDGED_CHARACTERS = 300
+
 _EXIT_SSH_FAILED = 255
 _EXIT_CANNOT_EXECUTE = (126, 127)
 
 
 @dataclass(frozen=True, slots=True)
 class _Saying:
-    """One thing ssh says. ``{0}`` in the message is the pattern's first group."""
+    """One thing ssh says. ``{0}`` in the message is the pattern's first group.
+
+    ``pattern`` is for ``match``: it begins where the line does.
+    """
 
     pattern: re.Pattern[str]
     message: str
@@ -41,78 +51,81 @@ def _saying(pattern: str, message: str, hint: str, exit_code: ExitCode) -> _Sayi
 
 _TRY_SSH = "try the same with ssh alone, and look at your ssh configuration"
 
+#: What ssh or a shell puts in front of some sentences: who is speaking.
+_WHO = r"(?:[\w./-]{1,40}: )?"
+
 #: In order of precedence: the first pattern found in any line wins.
 _SAYINGS = (
     _saying(
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        r"@* *WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the ssh server's host key has changed",
         "if that was expected, remove the old key with ssh-keygen -R HOST; otherwise do not go on",
         ExitCode.HOST_KEY,
     ),
     _saying(
-        r"host key is known for (\S+) and you have requested strict checking|"
-        r"^Host key verification failed",
+        r"No \S+ host key is known for \S+ and you have requested strict checking|"
+        r"Host key verification failed",
         "the ssh server's host key is not known here",
         "log in once with ssh and check the key's fingerprint",
         ExitCode.HOST_KEY,
     ),
     _saying(
-        r"Could not resolve hostname (\S+): ",
+        _WHO + r"Could not resolve hostname (\S+): ",
         "the name {0} can't be resolved",
         "check the spelling, your network, and HostName in your ssh configuration",
         ExitCode.NAME,
     ),
     _saying(
-        r"connect to (?:host|address) (\S+ port \d+): Connection refused",
+        _WHO + r"connect to (?:host|address) (\S+ port \d+): Connection refused",
         "nothing listens on {0}: connection refused",
         "check the port (HOST:PORT), and that the ssh server runs",
         ExitCode.CONNECT,
     ),
     _saying(
-        r"connect to (?:host|address) (\S+ port \d+: .*[^\s])",
+        _WHO + r"connect to (?:host|address) (\S+ port \d+: .*)",
         "the ssh server can't be reached: {0}",
         "check your network, the address, and firewalls between here and there",
         ExitCode.CONNECT,
     ),
     _saying(
-        r"Too many authentication failures",
+        _WHO + r"(?:Received disconnect from \S+ .{0,60})?Too many authentication failures",
         "the ssh server refused the login: too many keys were offered",
         "name the right key with IdentityFile and IdentitiesOnly in your ssh configuration",
         ExitCode.AUTH,
     ),
     _saying(
-        r"(\S+: Permission denied \(.*\))",
+        r"(.{1,200}: Permission denied \([^)]*\))",
         "the ssh server refused the login: {0}",
         "check the user name and the key; the same login must work with ssh alone",
         ExitCode.AUTH,
     ),
     _saying(
-        r"Unable to negotiate with (.*)",
+        _WHO + r"Unable to negotiate with (.*)",
         "ssh and the server have no algorithm in common: {0}",
         _TRY_SSH,
         ExitCode.CONNECT,
     ),
     _saying(
-        r"Bad owner or permissions on (\S+)",
+        _WHO + r"Bad owner or permissions on (\S+)",
         "ssh does not accept its configuration: bad owner or permissions on {0}",
         "make the file yours, and writable by nobody else",
         ExitCode.USAGE,
     ),
     _saying(
-        r"((?:command-line|\S+) ?(?:line \d+)?: .*(?:Bad configuration option|[Bb]ad .* spec).*)",
+        r"(.{1,200}line \d+: (?:Bad configuration option|[Bb]ad [^:]{1,40} spec).*)",
         "ssh does not accept its configuration: {0}",
         "correct that line; -e and your ssh configuration are passed on as they are",
         ExitCode.USAGE,
     ),
     _saying(
-        r"^(?:unknown option|usage: ssh|(?:\S+: )?(?:illegal|invalid) option)",
+        _WHO + r"(?:unknown option|usage: ssh|(?:illegal|invalid) option)",
         "the ssh command does not understand its options",
         "check -e: it must behave like OpenSSH's ssh",
         ExitCode.USAGE,
     ),
     _saying(
-        r"administratively prohibited|stdio forwarding failed|Connection closed by UNKNOWN|"
-        r"Exec format error",
+        r"channel \d+: open failed: administratively prohibited|stdio forwarding failed|"
+        r"Connection closed by UNKNOWN|.*: Exec format error$",
         "the way to the ssh server (ProxyJump or ProxyCommand) does not work",
         _TRY_SSH,
         ExitCode.CONNECT,
@@ -124,14 +137,14 @@ _SAYINGS = (
         ExitCode.CONNECT,
     ),
     _saying(
-        r"(\S+: restricted\b.*)",
+        r"(.*: restricted\b.*)",
         "the far side's login shell is restricted: {0}",
         "sshunt needs a login that may run /bin/sh and a Python",
         ExitCode.REMOTE,
     ),
     _saying(
-        r"((?:Connection (?:closed|reset) by|Received disconnect from|Connection to \S+ closed by|"
-        r"Read from remote host|Timeout, server|client_loop: send disconnect).*)",
+        _WHO + r"((?:Connection (?:closed|reset) by|Received disconnect from|Read from remote host|"
+        r"Connection to \S+ closed by|Timeout, server|client_loop: send disconnect).*)",
         "the ssh connection ended while it was being made: {0}",
         "try again; if it stays so, ask the server's log",
         ExitCode.CONNECT,
@@ -143,7 +156,8 @@ def is_diagnosed(line: str) -> bool:
     """True if the diagnosis will say what ``line`` says, so that it need not be shown as well."""
     if line.startswith(OUR_PREFIX):
         return True
-    return any(s.pattern.search(line) for s in _SAYINGS if s.exit_code != ExitCode.HOST_KEY)
+    begin = line[:JUDGED_CHARACTERS]
+    return any(s.pattern.match(begin) for s in _SAYINGS if s.exit_code != ExitCode.HOST_KEY)
 
 
 def diagnose(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> UserError:
@@ -171,9 +185,9 @@ def diagnose(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> Use
         )
     for saying in _SAYINGS:
         for line in stderr_lines:
-            found = saying.pattern.search(line)
+            found = saying.pattern.match(line[:JUDGED_CHARACTERS])
             if found:
-                message = saying.message.format(found.group(1) if found.groups() else "")
+                message = saying.message.format((found.group(1) or "") if found.groups() else "")
                 return UserError(message, saying.hint, saying.exit_code)
     return _by_status(exit_status, stderr_lines, noise)
 
@@ -212,9 +226,9 @@ def _ours(lines: Sequence[str], otherwise: str) -> str:
 
 
 def _by_status(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> UserError:
-    last = next((line for line in reversed(stderr_lines) if line.strip()), "")
-    said = last or (quote_untrusted(noise) if noise else "")
-    because = f": {said}" if said else ""
+    said = next((line for line in reversed(stderr_lines) if line.strip()), "")
+    printed = quote_untrusted(noise) if noise.strip() else ""
+    because = f": {said or printed}" if said or printed else ""
     if exit_status < 0:
         return UserError(
             f"ssh was killed by {_signal_name(-exit_status)} before the far side answered",
@@ -229,8 +243,11 @@ def _by_status(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> U
             "sshunt needs a login that may run /bin/sh and a Python",
             ExitCode.REMOTE,
         )
+    # What a login shell that takes no commands has to say is on stdout (nologin(8)); what is on
+    # stderr may be of no importance.
+    both = f": it printed {printed}{f', and {said}' if said else ''}" if printed else ""
     return UserError(
-        f"the far side's shell ended (status {exit_status}) and no agent answered{because}",
+        f"the far side's shell ended (status {exit_status}) and no agent answered{both or because}",
         "the login must be allowed to run commands: ssh HOST true must work and print nothing",
         ExitCode.REMOTE,
     )

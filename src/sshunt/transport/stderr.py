@@ -1,8 +1,9 @@
 """What ssh says while it lives, line by line.
 
 A person must see it as it comes: banners, warnings about keys, what ProxyCommands have to say. Part
-of it comes from the other side, so it is made printable (it can't control the terminal), and it is
-rationed: who prints without end neither fills the log nor keeps the event loop to himself. Not
+of it comes from the other side, even before anybody is logged in. So it is made printable (it can't
+control the terminal), each line says whose it is (it can't pass for one of ours, or sudo's), and it
+is rationed: who prints without end neither fills the log nor keeps the event loop to himself. Not
 reading is no way out, because ssh counts stderr against the same window as the lane. Lines that a
 failure's own message will repeat are held back until it is clear whether there is a failure.
 
@@ -18,6 +19,12 @@ from sshunt.transport import diagnosis
 
 #: What is kept for the diagnosis; ssh's longest message, a changed host key, has 14.
 STDERR_LINES = 30
+
+#: What a line begins with when it is shown. (ssh begins some of its own with it, too.)
+SPEAKER = "ssh: "
+
+#: Lines held back for a diagnosis. More than are kept for it would not be repeated by it.
+WITHHELD_LINES = STDERR_LINES
 
 #: Longer lines are cut: a server may send what it likes.
 STDERR_LINE_CHARACTERS = 1000
@@ -55,7 +62,7 @@ class StderrLines:
     def show_withheld(self) -> None:
         """The lane is up after all: show what was kept for a diagnosis, and all that follows."""
         for line in self._withheld or ():
-            self._show(line)
+            self._show_line(line)
         self._withheld = None
 
     def close(self) -> None:
@@ -86,7 +93,7 @@ class StderrLines:
         now = self._loop.time()
         if now >= self._period_end:
             if self._unshown:
-                self._show(f"({self._unshown} more lines of ssh were not shown)")
+                self._show_line(f"({self._unshown} more lines of ssh were not shown)")
             self._period_end, self._shown, self._unshown = now + PERIOD_S, 0, 0
         line = _printable(raw)
         self.lines.append(line)
@@ -94,10 +101,15 @@ class StderrLines:
             self._unshown += 1
             return
         self._shown += 1
-        if self._withheld is not None and diagnosis.is_diagnosed(line):
-            self._withheld.append(line)
+        withheld = self._withheld
+        has_room = withheld is not None and len(withheld) < WITHHELD_LINES
+        if withheld is not None and has_room and diagnosis.is_diagnosed(line):
+            withheld.append(line)
         else:
-            self._show(line)
+            self._show_line(line)
+
+    def _show_line(self, line: str) -> None:
+        self._show(line if line.startswith(SPEAKER) else SPEAKER + line)
 
     def _stop(self) -> None:
         if self._fd >= 0:

@@ -1,5 +1,7 @@
 """What ssh says becomes one line of what and one line of what to do."""
 
+import time
+
 import pytest
 
 from sshunt.errors import ExitCode
@@ -74,6 +76,30 @@ def test_what_ssh_says_has_its_kind_and_its_advice(
     assert "\n" not in error.message + error.hint
 
 
+def nasty_lines() -> list[str]:
+    """What makes patterns of these words try most: words of theirs repeated, alone and in pairs."""
+    words = {word for line, _, _ in SAID for word in (line, *line.split())}
+    ends = ("x", ": ", ":", " ", "sh: ", "(", "port 22: ", "line 0: ")
+    return [(word + end) * (1000 // len(word + end)) for word in sorted(words) for end in ends]
+
+
+def test_no_line_costs_more_than_a_bounded_time_whatever_is_in_it() -> None:
+    lines = nasty_lines() + [line * (1000 // len(line)) for line, _, _ in SAID]
+    begin = time.process_time()
+    for line in lines:
+        is_diagnosed(line)
+    for first in range(0, 450, 30):
+        diagnose(255, lines[first : first + 30], b"")
+    # 450 of them are what a server may send in one period. They take milliseconds; where patterns
+    # try everything, minutes.
+    assert time.process_time() - begin < 2.0 * len(lines) / 450
+
+
+def test_only_the_beginning_of_a_line_is_judged() -> None:
+    assert not is_diagnosed("At noon: Connection refused by ssh: connect to host gate port 22")
+    assert is_diagnosed("ssh: connect to host gate port 22: Connection refused" + "x" * 1000)
+
+
 def test_a_changed_key_is_told_before_the_failed_verification() -> None:
     lines = ["WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", "Host key verification failed."]
     assert "changed" in diagnose(255, lines, b"").message
@@ -115,6 +141,14 @@ def test_what_nobody_says_is_told_by_the_exit_status(
     error = diagnose(status, [], b"This account is not currently available.\n")
     assert error.exit_code == exit_code
     assert fragment in error.message
+
+
+def test_what_a_login_shell_printed_is_said_whatever_ssh_has_on_stderr() -> None:
+    lines = ["Warning: Permanently added 'gate' (ED25519) to the list of known hosts."]
+    error = diagnose(1, lines, b"This account is currently not available.\n")
+    assert "This account is currently not available." in error.message
+    assert "status 1" in error.message
+    assert "Warning: Permanently" in error.message
 
 
 def test_what_the_far_side_printed_is_quoted_printable_and_short() -> None:

@@ -11,7 +11,7 @@ from sshunt.lab.hosts import is_alive
 from sshunt.mux.hello import CLIENT, make_hello
 from sshunt.transport.remote import Remote
 from sshunt.transport.ssh import connect, ssh_argv
-from sshunt.transport.stderr import STDERR_LINE_CHARACTERS
+from sshunt.transport.stderr import SPEAKER, STDERR_LINE_CHARACTERS
 from tests.agent.far_side import eventually
 
 
@@ -71,18 +71,18 @@ def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
 def test_lines_that_the_diagnosis_will_say_are_not_shown_twice(tmp_path: Path) -> None:
     said = "echo Welcome to the gate >&2; echo 'a@gate: Permission denied (publickey).' >&2"
     error, shown = attempt(program(tmp_path, said + "; exit 255"))
-    assert shown == ["Welcome to the gate"]
+    assert shown == ["ssh: Welcome to the gate"]
     assert error.exit_code == ExitCode.AUTH
 
 
 def test_what_the_far_side_writes_can_not_control_the_terminal(tmp_path: Path) -> None:
     _, shown = attempt(program(tmp_path, r"printf 'a\033[2Jb\r\n' >&2; exit 1"))
-    assert shown == ["a [2Jb"]
+    assert shown == ["ssh: a [2Jb"]
 
 
 def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     _, shown = attempt(program(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1"))
-    assert max(map(len, shown)) <= STDERR_LINE_CHARACTERS
+    assert max(map(len, shown)) <= len(SPEAKER) + STDERR_LINE_CHARACTERS
 
 
 def test_an_answer_that_never_comes_has_a_deadline(tmp_path: Path) -> None:
