@@ -286,12 +286,14 @@ class Up:
         self.waiting.let_in(
             lambda sock, destination: begin(self.tunnel, self._console, sock, destination)
         )
-        if self._options.fail_open and self.plan is not None:
-            plan = self.plan
+        if self.plan is None:
+            return
+        plan = self.plan = replace(self.plan, bypass=self.peers())
+        if self._options.fail_open:
             self._change_rules(lambda: self._helper.apply(plan))
             self._keep_addresses()
         else:
-            self._change_rules(lambda: self._helper.bypass(self.peers()))
+            self._change_rules(lambda: self._helper.bypass(plan.bypass))
 
     def _on_network(self, why: str) -> None:
         self._keeper.check(why)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ class Capture:
         user: str = "root",
         env: dict[str, str] | None = None,
         terminal: int | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         self.host = host
         self.session = secrets.token_hex(6)
@@ -47,6 +48,7 @@ class Capture:
         descriptor = theirs.fileno()
         with theirs:
             program = [sys.executable, str(_PROGRAM), *options, str(descriptor), self.session]
+            program = [*before, *program]
             if terminal is not None:
                 program = ["setsid", "--ctty", "--wait", *program]
             self.process = host.popen(

@@ -38,7 +38,9 @@ TOUCHES_THE_KERNEL = {
     "privileges.py": {"ctypes"},
     "addresses.py": {"fcntl"},
 }
-KERNEL = {f"sshunt.helper.{name}" for name in ("nftables", "guard", "privileges", "addresses")}
+KERNEL = {
+    f"sshunt.helper.{name}" for name in ("nftables", "guard", "client", "privileges", "addresses")
+}
 SHIPPED = ("mux", "relay", "agent")
 
 

@@ -3,7 +3,8 @@
 * ``protocol``  requests and replies, and their strict decoding; pure
 * ``server``    one session's conversation: order, deadlines, undo at the end
 * ``apply``     what one session has made in the kernel, and how it is undone
-* ``nftables``, ``guard``, ``addresses``, ``privileges``  serve ``apply`` alone: tables, the control
-  group, addresses that stay local, our own process; nothing else touches the kernel
+* ``nftables``, ``guard``, ``client``, ``addresses``, ``privileges``  serve ``apply`` alone: tables,
+  the control group, who the client is, addresses that stay local, our own process; nothing else
+  touches the kernel
 * ``__main__``  what sudo runs
 """

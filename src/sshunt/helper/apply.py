@@ -16,7 +16,8 @@ and in this order:
 nobody else can alter it, and it is gone when we are, SIGKILL included. Where kernel or library
 don't know the flag, a plain table of the same name is made.
 
-Undo runs backwards: kept addresses, table, cgroup. All steps are idempotent.
+Undo runs backwards: kept addresses, table; at the end the cgroup, too. The guard outlives the
+rules: what it holds, ssh, is what may bring them back. All steps are idempotent.
 
 Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests
 (server).
@@ -29,12 +30,12 @@ from dataclasses import replace
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan
 from sshunt.helper.addresses import KeptAddresses
+from sshunt.helper.client import client_of
 from sshunt.helper.guard import (
     Guard,
     levels_can_be_trusted,
     make_guard,
     parent_cgroup,
-    peer_pid,
     remove_leftover_cgroups,
 )
 from sshunt.helper.nftables import Nftables, alive_mark, our_tables, remove_leftover_tables
@@ -51,11 +52,13 @@ class Kernel:
         self._session = session
         self._want_owner = owner
         self._nft = Nftables()
-        self._client_pid = peer_pid(client)
+        self._client = client_of(client)
         self._mark = alive_mark(nft.table_name(session))
         if self._mark is None:
             raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
-        self._parent = parent_cgroup(self._client_pid, session) if separate_mounts() else None
+        self._parent: str | None = None
+        if separate_mounts() and self._client is not None:
+            self._parent = parent_cgroup(self._client, session)
         drop_capabilities()
         self._plan: Plan | None = None
         self._guard: Guard | None = None
@@ -68,9 +71,9 @@ class Kernel:
         """Move the client into a cgroup of its own; False if that can't be had here."""
         if self._guard is not None:
             return True
-        if self._parent is None or not levels_can_be_trusted():
+        if self._client is None or self._parent is None or not levels_can_be_trusted():
             return False
-        guard = make_guard(nft.table_name(self._session), self._parent, self._client_pid)
+        guard = make_guard(nft.table_name(self._session), self._parent, self._client)
         if guard is None:
             return False
         try:
@@ -124,16 +127,22 @@ class Kernel:
             raise KernelError(Refusal.NOT_KEPT, str(error))
 
     def undo(self) -> None:
-        """Keep no address, remove the rules, then the cgroup; raises KernelError."""
+        """Keep no address, remove the rules, leave the guard; raises KernelError."""
         self._kept.close()
         if self._plan is not None:
             name = nft.table_name(self._session)
             if name in our_tables(self._nft):  # somebody's "flush ruleset" removes plain ones
                 self._nft.run(nft.render_delete(self._session))
             self._plan = None
-        if self._guard is not None:
-            self._guard.remove()
-            self._guard = None
+
+    def close(self) -> None:
+        """Undo, and let the client out of its guard; raises KernelError."""
+        try:
+            self.undo()
+        finally:
+            if self._guard is not None:
+                self._guard.remove()
+                self._guard = None
 
     def _make_table(self, plan: Plan) -> bool:
         """Make an owned table, or else a plain one; True if it is owned.

@@ -7,23 +7,26 @@ waits for the end of a pipe whose other end only we hold. It then moves whoever 
 to the parent and removes the directory. It must survive what kills us: it has its own session,
 ignores signals that are sent to groups, and nothing in its arguments has our name.
 
-**The client.** SO_PEERCRED of the socketpair is the process that made it, so a client can only have
-itself moved. A recycled process id is told by its start time, which is later than ours.
+**Delegated groups.** Where the client's cgroup was delegated to its user (systemd --user, a
+container), helper and sweeper live in it, too, and the user may freeze or kill all that is in
+there. Killed, the helper leaves nothing that the user could not have: the kernel removes an owned
+table, and the empty cgroup is one of the user's own. Frozen, it keeps the rules for as long: as a
+client does that lives and does not answer. Moving out would take helper and sweeper out of the
+limits that were put on the session, and away from what stops it as a whole.
 
-Not here: the rule that skips the group (capture.nft), the mount namespace in which it is found
-(privileges), when it is made (apply).
+Not here: who the client is (client), the rule that skips the group (capture.nft), the mount
+namespace in which it is found (privileges), when it is made (apply).
 """
 
 import errno
 import os
 import re
-import socket
-import struct
 import time
 from collections.abc import Callable
 from functools import partial
 
 from sshunt.capture import nft
+from sshunt.helper.client import ClientProcess
 from sshunt.helper.nftables import SESSION_NAME, alive_mark
 from sshunt.helper.privileges import CGROUP_ROOT
 
@@ -89,7 +92,7 @@ class Guard:
         return True
 
 
-def make_guard(name: str, parent: str, pid: int) -> Guard | None:
+def make_guard(name: str, parent: str, client: ClientProcess) -> Guard | None:
     """A new cgroup with the process in it, below its own; None if that can't be had.
 
     It can't where its own one is threaded, has too many descendants, or has a name that can't be
@@ -99,7 +102,13 @@ def make_guard(name: str, parent: str, pid: int) -> Guard | None:
     directory = os.path.join(parent, name)
     if not nft.cgroup_path_is_harmless(os.path.relpath(directory, CGROUP_ROOT)):
         return None
-    return Guard(directory) if _until_done(partial(_enter, directory, pid)) else None
+    if not client.is_the_same or not _until_done(partial(_enter, directory, client.pid)):
+        return None
+    guard = Guard(directory)
+    if client.is_the_same:
+        return guard
+    guard.remove()  # it ended meanwhile, and perhaps another with its number was moved
+    return None
 
 
 def _enter(directory: str, pid: int) -> bool:
@@ -152,16 +161,14 @@ def remove_leftover_cgroups(parent: str) -> None:
         place = os.path.dirname(place)
 
 
-def parent_cgroup(pid: int, session: str) -> str | None:
-    """The directory below which a process' guard belongs, or None if the process is not visible.
+def parent_cgroup(client: ClientProcess, session: str) -> str | None:
+    """The directory below which the client's guard belongs, or None if that is not visible.
 
     It is where the process is now, unless that is the guard of a helper that has just died (its
     sweeper is about to move the process out): then it is where that one began.
     """
-    if pid == 0 or _start_time(pid) > _start_time(os.getpid()):
-        return None
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
+        with open(f"/proc/{client.pid}/cgroup") as file:
             paths = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
     except OSError:
         return None
@@ -183,23 +190,6 @@ def _is_dead(table: str, session: str) -> bool:
         return False
     mark.close()
     return True
-
-
-def _start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; far in the future if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            # proc(5): the command is in parentheses and may hold anything; start time is field 22.
-            return int(file.read().rpartition(")")[2].split()[19])
-    except OSError:
-        return 1 << 63
-
-
-def peer_pid(client: socket.socket) -> int:
-    """The process that made the socketpair; 0 if it is in a foreign process namespace."""
-    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid: int = struct.unpack("3i", credentials)[0]
-    return pid
 
 
 def levels_can_be_trusted() -> bool:

@@ -42,9 +42,14 @@ class Nftables:
             getattr(self._library, name).restype = ctypes.c_char_p
             getattr(self._library, name).argtypes = [ctypes.c_void_p]
         self._library.nft_ctx_new.restype = ctypes.c_void_p
+        before = _descriptors()
         self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
         if not self._context:
             raise KernelError(Refusal.NOT_PERMITTED, "no netlink socket for nftables")
+        # The library has no way to name its socket, and does not close it on exec: whatever we
+        # start would own our table with us, and keep it when we are gone.
+        for descriptor in _descriptors() - before:
+            os.set_inheritable(descriptor, False)
         self._library.nft_ctx_buffer_error(self._context)
         self._library.nft_ctx_buffer_output(self._context)
 
@@ -59,6 +64,20 @@ class Nftables:
         denied = os.strerror(errno.EPERM) in text
         kind = Refusal.NOT_PERMITTED if denied else Refusal.KERNEL
         raise KernelError(kind, text or "nftables gave no reason")
+
+
+def _descriptors() -> set[int]:
+    """Those that are open now."""
+    numbers = {int(name) for name in os.listdir("/proc/self/fd")}
+    return {number for number in numbers if _is_open(number)}
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False  # the one that listdir itself had open
+    return True
 
 
 def our_tables(nftables: Nftables) -> list[str]:

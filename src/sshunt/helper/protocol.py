@@ -16,11 +16,11 @@ nothing is lost.)
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     KEEP(addresses)          ->  Done                 these, and no others, stay this host's own
-    UNDO                     ->  Done                 keeps none, removes the rules, then the cgroup
+    UNDO                     ->  Done                 keeps none, removes the rules; not the cgroup
     any                      ->  Refused(kind, message)
 
-The end of the stream, from either side, means UNDO. Descriptors may ride on replies by SCM_RIGHTS
-in later versions; today none do.
+The end of the stream, from either side, means UNDO and the end of the cgroup. Descriptors may ride
+on replies by SCM_RIGHTS in later versions; today none do.
 
 Invariants: ``decode_request_untrusted(encode_request(r)) == r``; any other bytes give RequestError
 and nothing else, in memory and time bounded by MAX_REQUEST_BYTES. What is not expected is an error:
@@ -38,7 +38,7 @@ from typing import Any, TypeAlias
 from sshunt.capture.plan import DNS_PORT, Plan, check_endpoint, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
 
-VERSION = 3
+VERSION = 4
 
 #: The helper's only exit status beside 0: its standard input is not the socketpair.
 EXIT_NO_SOCKET = 3

@@ -120,7 +120,7 @@ class _Service:
     def close(self) -> None:
         """Undo whatever is done."""
         if self._kernel is not None:
-            self._kernel.undo()
+            self._kernel.close()
 
     def _carry_out(self, request: Request) -> Reply:
         if not isinstance(request, _ALLOWED[self._state]):

@@ -1,0 +1,205 @@
+"""All that has to do with control groups, on every layout that users' machines have.
+
+The machine on which this was written has a layout that hardly any user has, and on all others the
+guard was once never made: see ``layouts``.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sshunt.lab.world import ELSEWHERE_V4, Lab
+from tests.e2e.captures import Start, captures, cgroups, helpers, soon, tables
+from tests.e2e.layouts import LAYOUTS, inside, layout, own_group
+from tests.e2e.tunnels import OFFICE, Remains, Tunnel, fetch, kill
+
+EVERYTHING = [["0.0.0.0/0", "remote", 0, 65535], ["::/0", "remote", 0, 65535]]
+
+
+@pytest.fixture(params=LAYOUTS)
+def before(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """The command prefix of a layout."""
+    with layout(request.param) as prefix:
+        yield prefix
+
+
+@pytest.fixture
+def start(lab: Lab) -> Iterator[Start]:
+    with captures(lab) as start:
+        yield start
+
+
+def reached(lab: Lab) -> str:
+    with lab.client.connect(ELSEWHERE_V4, 80, timeout_s=3) as sock:
+        return sock.makefile().readline().strip()
+
+
+# --- the guard ---------------------------------------------------------------------------------
+
+
+def test_the_guarded_client_is_not_captured_and_others_are(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    capture.apply(EVERYTHING)
+    with lab.server.listen(ELSEWHERE_V4) as listener:
+        port = listener.getsockname()[1]
+        assert capture.ask("peers", ELSEWHERE_V4, port) == [[ELSEWHERE_V4, port]]
+    assert reached(lab) == f"captured {ELSEWHERE_V4} 80"
+
+
+def test_killed_with_its_helper_it_leaves_nothing(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    capture.apply(EVERYTHING)
+    assert cgroups(capture.session)
+    kill([capture.helper_pid(), capture.process.pid])
+    soon(lambda: not tables(lab) and not cgroups(capture.session))
+
+
+def test_the_next_start_removes_what_no_sweeper_has_swept(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    (sweeper,) = psutil.Process(capture.helper_pid()).children()
+    kill([sweeper.pid, capture.helper_pid(), capture.process.pid])
+    soon(lambda: not helpers(lab.client))
+    assert cgroups(capture.session)
+    start(before=before)
+    assert not cgroups(capture.session)
+
+
+def test_while_the_sweeper_stands_still_the_rules_go_with_the_helper(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    assert capture.apply(EVERYTHING)[2] is True
+    (sweeper,) = psutil.Process(capture.helper_pid()).children()
+    sweeper.send_signal(signal.SIGSTOP)
+    kill([capture.helper_pid()])
+    soon(lambda: not tables(lab))
+    sweeper.send_signal(signal.SIGCONT)
+    soon(lambda: not cgroups(capture.session))
+
+
+def test_undo_removes_the_rules_and_leaves_the_guard(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    capture.apply(EVERYTHING)
+    capture.ask("undo")
+    assert not tables(lab)
+    assert cgroups(capture.session)
+    capture.apply(EVERYTHING)
+    assert "socket cgroupv2" in lab.client.run(["nft", "list", "ruleset"]).stdout
+    capture.ask("close")
+    assert not cgroups(capture.session)
+
+
+def test_a_group_that_was_delegated_to_the_user_holds_the_guard(lab: Lab, start: Start) -> None:
+    uid = lab.account("ben").uid
+    with own_group() as group:
+        for path in (group, group / "cgroup.procs", group / "cgroup.subtree_control"):
+            os.chown(path, uid, uid)
+        as_ben = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
+        capture = start(before=[*inside(group), *as_ben])
+        assert capture.ask("guard") is True
+        (guard,) = cgroups(capture.session)
+        assert Path(guard).parent == group
+        capture.apply(EVERYTHING)
+        assert reached(lab) == f"captured {ELSEWHERE_V4} 80"
+        capture.end()
+        soon(lambda: not helpers(lab.client) and not cgroups(capture.session))
+
+
+# --- the whole tunnel --------------------------------------------------------------------------
+
+
+def test_when_the_server_moves_to_its_other_address_ssh_is_not_captured(
+    lab: Lab, before: list[str]
+) -> None:
+    hosts = lab.folder / "two-addresses"
+    hosts.write_text(f"{lab.server.v4} gate\n{ELSEWHERE_V4} gate\n")
+    two = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["--dns", "-r", "gate", "0/0"], before=[*two, *before])
+    tunnel.wait_until_connected()
+    lab.server.run(["nft", "-f", "-"], stdin=_NO_FIRST_ADDRESS)
+    try:
+        kill(tunnel.pids("ssh"))
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+    finally:
+        lab.server.run(["nft", "delete", "table", "inet", "moved"])
+        assert tunnel.stop() == 0
+    assert remains.left() == []
+
+
+_NO_FIRST_ADDRESS = """
+table inet moved {
+    chain input {
+        type filter hook input priority 0;
+        ip daddr 192.0.2.2 tcp dport 22 reject with tcp reset
+    }
+}
+"""
+
+
+def test_with_fail_open_the_guard_is_there_again_after_an_outage(
+    lab: Lab, before: list[str]
+) -> None:
+    tunnel = Tunnel(lab, ["--fail", "open", "-r", "server", *OFFICE], before=before)
+    tunnel.wait_until_connected()
+
+    def guarded() -> bool:
+        return "socket cgroupv2" in lab.client.run(["nft", "list", "ruleset"]).stdout
+
+    assert guarded()
+    kill(tunnel.pids("ssh"))
+    tunnel.wait_until(lambda: "again after" in tunnel.said)
+    tunnel.wait_until(guarded)
+    assert tunnel.stop() == 0
+
+
+# --- other people's mounts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("propagation", ["private", "shared"])
+def test_what_is_unmounted_while_it_runs_is_on_the_disk(
+    lab: Lab, tmp_path: Path, propagation: str
+) -> None:
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(bytes(32 << 20))
+    disk.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    script = f'mount --make-r{propagation} / && mount -o loop {image} {disk} && exec "$@"'
+    tunnel = Tunnel(
+        lab,
+        ["-r", "server", *OFFICE],
+        before=["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"],
+    )
+    try:
+        tunnel.wait_until_connected()
+        its_mounts = ["nsenter", f"--mount=/proc/{tunnel.process.pid}/ns/mnt"]
+        leave = f"echo important >{disk}/note && umount {disk}"
+        subprocess.run([*its_mounts, "sh", "-c", leave], check=True)
+        features = subprocess.check_output(["dumpe2fs", "-h", image], stderr=subprocess.DEVNULL)
+        assert b"needs_recovery" not in features
+        note = subprocess.check_output(
+            ["debugfs", "-R", "cat /note", image], stderr=subprocess.DEVNULL
+        )
+        assert note == b"important\n"
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+    finally:
+        assert tunnel.stop() == 0
