@@ -22,10 +22,12 @@ waited for those once. On a path of 100 ms a login takes 1.3 s, and so long a tr
 quarter of the link; hence the logins in advance. The far side is not told of them: what is not
 wanted after SPARE_S is closed, and in this session none are made again.
 
-A further lane never asks anybody anything (BatchMode). First it is an ssh connection of its own.
-Where that would need a person, further channels are opened over the connection that is there: each
-has a window of its own, which is all they help against. Where that is not possible either, the
-session stays with one lane, says so once and does not try again.
+A further lane never asks anybody anything: BatchMode, and where the session's connection may have
+taken a person's time, or a further one has failed once, nothing else that could (``unattended``).
+First it is an ssh connection of its own. Where that would need a person, further channels are
+opened over the connection that is there: each has a window of its own, which is all they help
+against. Where that is not possible either, the session stays with one lane, says so once and does
+not try again.
 
 Not here: how bytes are spread over lanes (mux); when a lane counts as dead, and when another
 attempt is made after the last one (keeper).
@@ -55,6 +57,7 @@ from sshunt.mux.path import CONTENDED
 from sshunt.mux.session import Session
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
+from sshunt.transport import unattended
 from sshunt.transport.choices import Choices, Sharing
 from sshunt.transport.remote import Remote
 from sshunt.transport.ssh import HELLO_DEADLINE_S, SshLane, connect
@@ -172,6 +175,7 @@ class Lanes:
         self._cipher = choices.cipher
         self._sharing = choices.sharing
         self._control_path = choices.control_path
+        self._unattended = choices.unattended
         self._most = most
         self._grace_s = grace_s
         self._ssh: dict[int, SshLane] = {}
@@ -185,6 +189,8 @@ class Lanes:
         self._bulk_at = tunnel.loop.time()
         self._not_before = 0.0
         self._own_connection_refused = False
+        self._may_ask_agents = True  # as the session's connection did, for nobody noticed
+        self._least_rtt_s = 0.0
         self._channel_options: Sequence[str] | None = None  # None: there can't be more channels
         self.last: SshLane | None = None  # the one that came up last
 
@@ -286,6 +292,8 @@ class Lanes:
     def look(self, beliefs: Beliefs) -> None:
         """What the pacers of one side believe now."""
         now = self._tunnel.loop.time()
+        rtts = [self._least_rtt_s, *(lane.min_rtt_s for lane in beliefs.lanes.values())]
+        self._least_rtt_s = min(filter(None, rtts), default=0.0)
         if beliefs.bulk_bytes:
             self._bulk_at = now
         if not self._tunnel.lanes:
@@ -322,7 +330,10 @@ class Lanes:
 
     async def _open(self, go: asyncio.Event) -> None:
         by_channel = self._own_connection_refused
+        asks_agents = self._may_ask_agents and not self._login_took_a_person()
         options = self._channel_options or () if by_channel else (*_OWN_CONNECTION, *self._cipher)
+        if not by_channel and not asks_agents:
+            options = (*options, *self._unattended)
         number, token = self._take_number(), self._token
         try:
             hello = make_hello(CLIENT, token, lane=number)
@@ -332,6 +343,7 @@ class Lanes:
                 ssh_options=[*_QUIET, *options],
                 on_stderr=self._ignore,
                 asks_nobody=True,
+                env=None if asks_agents else unattended.environment(),
                 deadline_s=CONNECT_DEADLINE_S,
                 go=go,
             )
@@ -342,12 +354,19 @@ class Lanes:
             self._add(number, ssh)
         except (UserError, OSError) as error:
             self._note_gone(number)
+            self._may_ask_agents = False  # somebody may have been asked, and not have answered
             if not isinstance(error, UserError) or error.exit_code is not ExitCode.AUTH:
                 self._try_later(error)
             elif not by_channel and self._channel_options is not None:
                 self._take_channels()
             elif go.is_set():  # else nobody has missed it yet
                 self._stay_with_one()
+
+    def _login_took_a_person(self) -> bool:
+        """True if the session's connection may have waited for somebody; then for good."""
+        if self.last is not None and unattended.took_a_person(self.last.login_s, self._least_rtt_s):
+            self._may_ask_agents = False
+        return not self._may_ask_agents
 
     def _take_channels(self) -> None:
         if not self._own_connection_refused:

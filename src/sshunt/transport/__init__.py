@@ -6,6 +6,7 @@ bootstrap   stage one: the shell command that finds a Python and reads the blob
 remote      where the far side is, as -r and -e say it
 ssh         a lane through the ssh program
 choices     what we choose for ssh where the user did not
+unattended  logins that ask nobody
 sharing     more channels over a connection that is up
 stderr      what ssh says while it lives
 diagnosis   what that meant, when there is no lane

@@ -1,7 +1,8 @@
 """What we choose for ssh where the user did not: ``ssh -G`` says what is configured.
 
-    cipher    the fastest first, if this machine has AES instructions
-    sharing   whether a first connection of ours may be one that later ones open channels through
+    cipher      the fastest first, if this machine has AES instructions
+    sharing     whether a first connection of ours may be one that later ones open channels through
+    unattended  what keeps a later connection from asking anybody (``unattended``)
 
 In any doubt (another program than ssh, no answer, an answer that looks odd) nothing is chosen.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sshunt.errors import UserError
+from sshunt.transport import unattended
 from sshunt.transport.remote import Remote, find_program
 
 #: How long ``ssh -G`` may take.
@@ -34,11 +36,12 @@ class Sharing(enum.Enum):
 
 
 class Choices(NamedTuple):
-    """``cipher``: ssh options. ``control_path``: the user's, where sharing is THEIRS."""
+    """``cipher``, ``unattended``: ssh options. ``control_path``: the user's, if there is one."""
 
     cipher: list[str]
     sharing: Sharing
     control_path: str = ""
+    unattended: Sequence[str] = ()
 
 
 NOTHING = Choices([], Sharing.NONE)
@@ -78,7 +81,7 @@ class Choosing:
         is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
         wanted = is_default and _has_aes_instructions()
         cipher = ["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else []
-        return Choices(cipher, sharing, control_path)
+        return Choices(cipher, sharing, control_path, unattended.options(configured))
 
     def close(self) -> None:
         """End what still runs. May be called twice, and while a thread waits in ``result``."""

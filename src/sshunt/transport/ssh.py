@@ -35,7 +35,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +154,14 @@ class SshLane:
         self.rest = b""
         self.control = control
         self._modes = modes
+        self._began_at = time.monotonic()
+        self.login_s = 0.0  # from its start to the far side's HELLO, once that has come
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
+
+    def greeted(self, hello: Hello, rest: bytes) -> None:
+        """The far side has answered."""
+        self.hello, self.rest = hello, rest
+        self.login_s = time.monotonic() - self._began_at
 
     def last_words(self) -> str:
         """The last line that ssh printed, or what its exit status says; empty if neither does."""
@@ -203,6 +211,7 @@ async def begin(
     share: bool = False,
     asks_nobody: bool = False,
     control_path: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
     past_it = "-S" in ssh_options or "ControlPath=none" in ssh_options
@@ -212,7 +221,7 @@ async def begin(
     try:
         argv = ssh_argv(remote, options, remote_command(remote.python))
         modes = None if asks_nobody else TerminalModes()
-        process, pipes = await _spawn(argv, on_stderr, asks_nobody=asks_nobody)
+        process, pipes = await _spawn(argv, on_stderr, env, asks_nobody=asks_nobody)
     except BaseException:
         if control is not None:
             control.close()
@@ -238,6 +247,7 @@ async def connect(
     share: bool = False,
     asks_nobody: bool = False,
     control_path: str = "",
+    env: Mapping[str, str] | None = None,
     on_started: Callable[[int], None] | None = None,
     go: asyncio.Event | None = None,
     begun: "SshLane | None" = None,
@@ -247,10 +257,11 @@ async def connect(
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
     will say. ``share``: others may open channels through this connection later (the lane's
     ``control``). ``asks_nobody``: the options see to that. ``control_path``: the user's own shared
-    connection; if it is there, ssh will only open a channel through it. ``on_started`` gets the pid
-    of ssh. The HELLO is not sent before ``go`` is set: until then the far side only has a program
-    that waits. ``begun`` is a lane that ``begin`` has begun with these options; it belongs to this
-    call from now on. Raises UserError (LaneRefusedError if it was the agent that said no).
+    connection; if it is there, ssh will only open a channel through it. ``env``: ssh's, instead of
+    ours. ``on_started`` gets the pid of ssh. The HELLO is not sent before ``go`` is set: until then
+    the far side only has a program that waits. ``begun`` is a lane that ``begin`` has begun with
+    these options; it belongs to this call from now on. Raises UserError (LaneRefusedError if it was
+    the agent that said no).
     """
     lane = begun
     if lane is None:
@@ -261,6 +272,7 @@ async def connect(
             share=share,
             asks_nobody=asks_nobody,
             control_path=control_path,
+            env=env,
         )
     if on_started is not None:
         on_started(lane.pid)
@@ -295,7 +307,11 @@ class _Pipes:
 
 
 async def _spawn(
-    argv: Sequence[str], on_stderr: Callable[[str], None], *, asks_nobody: bool
+    argv: Sequence[str],
+    on_stderr: Callable[[str], None],
+    env: Mapping[str, str] | None,
+    *,
+    asks_nobody: bool,
 ) -> tuple[asyncio.subprocess.Process, _Pipes]:
     with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
         try:
@@ -307,6 +323,7 @@ async def _spawn(
                 stdin=stdin_fd,
                 stdout=stdout_fd,
                 stderr=stderr_fd,
+                env=env,
                 preexec_fn=_prepare_child(deaf=asks_nobody),
             )
         except OSError as error:
@@ -420,7 +437,7 @@ async def _listen(lane: SshLane, search: HelloSearch, deadline_s: float) -> bool
         except RemoteProtocolError:
             raise diagnosis.endless_noise(search.unmatched)
         if found is not None:
-            lane.hello, lane.rest = found, search.rest
+            lane.greeted(found, search.rest)
             return True
 
 
