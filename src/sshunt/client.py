@@ -158,7 +158,7 @@ async def _start(
 
     undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(choosing)
-    share = choices.sharing is Sharing.OURS and options.lanes > 1
+    share = choices.sharing is Sharing.OURS  # it also tells when ssh has logged in
     ssh = await begin(
         options.remote,
         ssh_options=choices.cipher,

@@ -226,8 +226,9 @@ class Lanes:
                     hello,
                     ssh_options=[*self._cipher, *ssh_options],
                     on_stderr=on_stderr,
+                    on_silence=self._tell_silence,
                     deadline_s=deadline_s,
-                    share=self._sharing is Sharing.OURS and self._most > 1,
+                    share=self._sharing is Sharing.OURS,
                     control_path=self._control_path,
                     on_started=on_started,
                     begun=begun,
@@ -342,6 +343,7 @@ class Lanes:
                 hello,
                 ssh_options=[*_QUIET, *options],
                 on_stderr=self._ignore,
+                on_silence=self._ignore,
                 asks_nobody=True,
                 env=None if asks_agents else unattended.environment(),
                 deadline_s=CONNECT_DEADLINE_S,
@@ -387,6 +389,12 @@ class Lanes:
         self._not_before = self._tunnel.loop.time() + RETRY_S
         message = error.message if isinstance(error, UserError) else error.strerror
         self._console.detail(1, f"no further ssh connection: {message}")
+
+    def _tell_silence(self, line: str) -> None:
+        if self.last is None:
+            self._console.line(line)
+        else:  # an attempt of many
+            self._console.detail(1, line)
 
     def _ignore(self, line: str) -> None:
         """The banner and the greetings have been shown by the first connection."""

@@ -386,6 +386,21 @@ def test_a_killed_client_takes_its_ssh_along(lab: Lab, sleepers: Callable[[], li
     eventually(lambda: not is_alive(ssh), "the end of ssh")
 
 
+def test_a_login_shell_that_hangs_is_told_from_a_login_that_does(
+    lab: Lab, sleepers: Callable[[], list[int]]
+) -> None:
+    result = bring(lab, "server", "--share", "--hasty")
+    assert sleepers() != []
+    assert "logged in, but" in result["shown"]
+    assert "logged in, but" in result["error"]
+    assert result["exit_code"] == ExitCode.REMOTE
+    with lab.server.listen(lab.server.v4) as silent:
+        destination = f"server:{silent.getsockname()[1]}"
+        result = bring(lab, destination, "--share", "--hasty", "--deadline", "2")
+    assert "logged in" not in result["shown"]
+    assert "did not answer within 2 s" in result["error"]
+
+
 # --- at a terminal --------------------------------------------------------------------------------
 
 

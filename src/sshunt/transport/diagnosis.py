@@ -49,6 +49,12 @@ def _saying(pattern: str, message: str, hint: str, exit_code: ExitCode) -> _Sayi
     return _Saying(re.compile(pattern), message, hint, exit_code)
 
 
+#: Said while it can still change.
+NO_WORD_AFTER_LOGIN = (
+    "logged in, but the far side's shell has not started sshunt's program yet; a start-up file"
+    " there that waits (sleep, exec fish, a home directory that hangs) would explain it"
+)
+
 _TRY_SSH = "try the same with ssh alone, and look at your ssh configuration"
 
 #: What ssh or a shell puts in front of some sentences: who is speaking.
@@ -207,6 +213,16 @@ def silence(waited_s: float, noise: bytes) -> UserError:
     return UserError(
         f"the far side did not answer within {waited_s:.0f} s{printed}",
         "log in with ssh HOST true: does that return?",
+        ExitCode.REMOTE,
+    )
+
+
+def silence_after_login(waited_s: float) -> UserError:
+    """ssh has logged in, and the far side's shell does not come to our command."""
+    return UserError(
+        "logged in, but the far side's shell did not start sshunt's program"
+        f" within {waited_s:.0f} s",
+        "a start-up file there that waits keeps it from doing so: ssh HOST true must return",
         ExitCode.REMOTE,
     )
 

@@ -24,7 +24,9 @@ do; we kill those that don't with it. A prompt that is cut short leaves the term
 which is given back (``terminal``).
 
 Deadlines: none is right for a person looking for a password, so while nothing has come from the far
-side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over.
+side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over; and it
+is when ssh has bound its control socket (``sharing``), by which a login shell that hangs can be
+told from a person who does not answer.
 
 Not here: what the sentences of ssh mean (diagnosis), more lanes and reconnects (client).
 """
@@ -64,6 +66,15 @@ HELLO_DEADLINE_S = 600.0
 
 #: From the first byte of the far side (a login script's chatter) to its HELLO.
 NOISE_DEADLINE_S = 60.0
+
+#: From the login to the HELLO. The bundle takes 30 s of it on a line of 10 kbit/s.
+LOGGED_IN_DEADLINE_S = 90.0
+
+#: After so long without a word from a far side that one is logged in to, it is said.
+SILENCE_S = 6.0
+
+#: How often is looked whether ssh has logged in.
+LOGIN_LOOK_S = 0.5
 
 #: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL. The first of them is for programs around
 #: ssh (sshpass, scripts), which may want to tidy up; ssh itself is deaf to it.
@@ -145,6 +156,8 @@ class SshLane:
         pipes: "_Pipes",
         control: ControlSocket | None,
         modes: TerminalModes | None,
+        *,
+        is_channel: bool = False,
     ) -> None:
         self.process = process
         self.pid = process.pid
@@ -154,9 +167,15 @@ class SshLane:
         self.rest = b""
         self.control = control
         self._modes = modes
+        self._is_channel = is_channel
         self._began_at = time.monotonic()
         self.login_s = 0.0  # from its start to the far side's HELLO, once that has come
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
+
+    @property
+    def is_logged_in(self) -> bool:
+        """True if ssh has logged in, as far as that can be known before there is a HELLO."""
+        return self._is_channel or (self.control is not None and self.control.is_bound)
 
     def greeted(self, hello: Hello, rest: bytes) -> None:
         """The far side has answered."""
@@ -215,7 +234,8 @@ async def begin(
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
     past_it = "-S" in ssh_options or "ControlPath=none" in ssh_options
-    asks_nobody = asks_nobody or (not past_it and _is_master(control_path))
+    is_channel = not past_it and _is_master(control_path)
+    asks_nobody = asks_nobody or is_channel
     control = _control_socket() if share else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options
     try:
@@ -226,7 +246,7 @@ async def begin(
         if control is not None:
             control.close()
         raise
-    return SshLane(process, pipes, control, modes)
+    return SshLane(process, pipes, control, modes, is_channel=is_channel)
 
 
 def _control_socket() -> ControlSocket | None:
@@ -243,6 +263,7 @@ async def connect(
     *,
     ssh_options: Sequence[str] = (),
     on_stderr: Callable[[str], None] = _echo,
+    on_silence: Callable[[str], None] = _echo,
     deadline_s: float = HELLO_DEADLINE_S,
     share: bool = False,
     asks_nobody: bool = False,
@@ -255,13 +276,13 @@ async def connect(
     """Start ssh, bring the agent there, and wait until it has answered ``hello``.
 
     ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
-    will say. ``share``: others may open channels through this connection later (the lane's
-    ``control``). ``asks_nobody``: the options see to that. ``control_path``: the user's own shared
-    connection; if it is there, ssh will only open a channel through it. ``env``: ssh's, instead of
-    ours. ``on_started`` gets the pid of ssh. The HELLO is not sent before ``go`` is set: until then
-    the far side only has a program that waits. ``begun`` is a lane that ``begin`` has begun with
-    these options; it belongs to this call from now on. Raises UserError (LaneRefusedError if it was
-    the agent that said no).
+    will say; ``on_silence`` gets one when ssh has logged in and nothing follows. ``share``: others
+    may open channels through this connection later (the lane's ``control``). ``asks_nobody``: the
+    options see to that. ``control_path``: the user's own shared connection; if it is there, ssh
+    will only open a channel through it. ``env``: ssh's, instead of ours. ``on_started`` gets the
+    pid of ssh. The HELLO is not sent before ``go`` is set: until then the far side only has a
+    program that waits. ``begun`` is a lane that ``begin`` has begun with these options; it belongs
+    to this call from now on. Raises UserError (LaneRefusedError if it was the agent that said no).
     """
     lane = begun
     if lane is None:
@@ -284,7 +305,7 @@ async def connect(
             await _write_all(lane.write_fd, upload(agent_bundle(), None))
             await _until(go, lane)
             await _write_all(lane.write_fd, hello.encode())
-        await _greet(lane, hello, deadline_s)
+        await _greet(lane, hello, deadline_s, on_silence)
         if lane.control is not None:
             lane.control.hold()
         up = True
@@ -388,10 +409,12 @@ async def _until(go: asyncio.Event, lane: SshLane) -> None:
         going.cancel()
 
 
-async def _greet(lane: SshLane, ours: Hello, deadline_s: float) -> None:
+async def _greet(
+    lane: SshLane, ours: Hello, deadline_s: float, on_silence: Callable[[str], None]
+) -> None:
     """Find the far side's HELLO; ``lane`` then has it, and the bytes behind it. UserError."""
     search = HelloSearch()
-    listening = asyncio.ensure_future(_listen(lane, search, deadline_s))
+    listening = asyncio.ensure_future(_listen(lane, search, deadline_s, on_silence))
     either: list[asyncio.Future[Any]] = [listening, lane.ended]
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -417,21 +440,34 @@ async def _greet(lane: SshLane, ours: Hello, deadline_s: float) -> None:
         raise LaneRefusedError(theirs)
 
 
-async def _listen(lane: SshLane, search: HelloSearch, deadline_s: float) -> bool:
+async def _listen(
+    lane: SshLane, search: HelloSearch, deadline_s: float, on_silence: Callable[[str], None]
+) -> bool:
     """True when the HELLO has come, False at the end of the stream. Raises UserError."""
     loop = asyncio.get_running_loop()
     waited_s = deadline_s
     deadline = loop.time() + deadline_s
+    login = _LoginWatch(lane, on_silence)
     while True:
+        left_s = deadline - loop.time()
         try:
-            data = await asyncio.wait_for(_read_some(lane.read_fd), deadline - loop.time())
+            data = await asyncio.wait_for(
+                _read_some(lane.read_fd), min(left_s, LOGIN_LOOK_S) if login.is_of_use else left_s
+            )
         except asyncio.TimeoutError:
+            if login.look(loop.time()) and deadline - loop.time() > LOGGED_IN_DEADLINE_S:
+                deadline = loop.time() + LOGGED_IN_DEADLINE_S
+            if loop.time() < deadline:
+                continue
+            if login.at is not None:
+                raise diagnosis.silence_after_login(loop.time() - login.at)
             raise diagnosis.silence(waited_s, search.unmatched)
         if not data:
             return False
         if not search.unmatched and deadline - loop.time() > NOISE_DEADLINE_S:
             waited_s = NOISE_DEADLINE_S
             deadline = loop.time() + NOISE_DEADLINE_S
+        login.is_of_use = False
         try:
             found = search.feed(data)
         except RemoteProtocolError:
@@ -439,6 +475,28 @@ async def _listen(lane: SshLane, search: HelloSearch, deadline_s: float) -> bool
         if found is not None:
             lane.greeted(found, search.rest)
             return True
+
+
+class _LoginWatch:
+    """Notices that ssh has logged in, and says so when nothing follows."""
+
+    def __init__(self, lane: SshLane, on_silence: Callable[[str], None]) -> None:
+        self.at: float | None = None  # when the login was noticed
+        self.is_of_use = True  # False once the far side has said something
+        self._lane = lane
+        self._say: Callable[[str], None] | None = on_silence
+
+    def look(self, now: float) -> bool:
+        """True if this is the first look that finds ssh logged in."""
+        if not self.is_of_use:
+            return False
+        if self.at is None:
+            self.at = now if self._lane.is_logged_in else None
+            return self.at is not None
+        if self._say is not None and now - self.at >= SILENCE_S:
+            self._say(diagnosis.NO_WORD_AFTER_LOGIN)
+            self._say = None
+        return False
 
 
 async def _read_some(fd: int) -> bytes:
