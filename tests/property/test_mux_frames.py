@@ -46,10 +46,14 @@ encoded = st.one_of(
     st.builds(data, streams, offsets, st.binary(min_size=1, max_size=300)),
     st.builds(lambda s, o: (frames.encode_fin(s, o), (frames.FIN, s, o, None)), streams, offsets),
     st.builds(
-        lambda s, o: (frames.encode_window(s, o), (frames.WINDOW, s, o, None)), streams, offsets
+        lambda s, o: (frames.encode_window(s, o, 3), (frames.WINDOW, s, 0, (o, 3))),
+        streams,
+        offsets,
     ),
     st.builds(
-        lambda s, d: (frames.encode_open(s, d), (frames.OPEN, s, 0, d)), streams, destinations
+        lambda s, d: (frames.encode_open(s, d, 9), (frames.OPEN, s, 0, (d, 9))),
+        streams,
+        destinations,
     ),
     st.builds(lambda s: (frames.encode_opened(s), (frames.OPENED, s, 0, None)), streams),
     st.builds(lambda s, c: (frames.encode_reset(s, c), (frames.RESET, s, c, None)), streams, codes),
@@ -88,6 +92,8 @@ def meaning(kind: int, raw: bytes) -> object:
         return raw
     if kind == frames.OPEN:
         return frames.decode_open_untrusted(raw)
+    if kind == frames.WINDOW:
+        return frames.decode_window_untrusted(raw)
     if kind == frames.LANE_ACK:
         return frames.decode_ack_untrusted(raw)
     if kind == frames.GOODBYE:
@@ -148,11 +154,11 @@ def test_any_bytes_are_frames_or_an_error_of_the_peer(pieces: list[bytes]) -> No
 @given(st.binary(max_size=300))
 def test_any_body_of_an_open_is_a_destination_that_can_be_sent_or_an_error(raw: bytes) -> None:
     try:
-        destination = frames.decode_open_untrusted(raw)
+        destination, window_bytes = frames.decode_open_untrusted(raw)
     except RemoteProtocolError:
         return
-    again = frames.encode_open(1, destination)[frames.HEADER_BYTES :]
-    assert frames.decode_open_untrusted(again) == destination
+    again = frames.encode_open(1, destination, window_bytes)[frames.HEADER_BYTES :]
+    assert frames.decode_open_untrusted(again) == (destination, window_bytes)
 
 
 @settings(deadline=None, max_examples=300)
@@ -160,10 +166,10 @@ def test_any_body_of_an_open_is_a_destination_that_can_be_sent_or_an_error(raw: 
 def test_any_host_is_sent_as_it_is_or_refused_here(host: str) -> None:
     destination = Destination(frames.TCP, host, 80)
     try:
-        raw = frames.encode_open(1, destination)
+        raw = frames.encode_open(1, destination, 7)
     except LocalProtocolError:
         return
-    assert frames.decode_open_untrusted(raw[frames.HEADER_BYTES :]) == destination
+    assert frames.decode_open_untrusted(raw[frames.HEADER_BYTES :]) == (destination, 7)
 
 
 @settings(deadline=None, max_examples=200)

@@ -11,9 +11,10 @@ from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import EARLY_PIECES, MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES
+from sshunt.mux.limits import EARLY_PIECES, MAX_WINDOW_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import DataReceived, Session, StreamRequested, StreamWritable
+from sshunt.mux.windows import MOST_FORCED, PLACES
 
 #: Small numbers meet; large ones try the edges.
 numbers = st.one_of(
@@ -35,16 +36,17 @@ hostile_frames = st.one_of(
         numbers,
         st.binary(min_size=1, max_size=50),
     ),
+    st.builds(lambda s, o: frame(frames.FIN, s, struct.pack("!Q", o)), stream_numbers, numbers),
     st.builds(
-        lambda k, s, o: frame(k, s, struct.pack("!Q", o)),
-        st.sampled_from([frames.FIN, frames.WINDOW]),
+        lambda s, o, n: frame(frames.WINDOW, s, struct.pack("!QI", o, n)),
         stream_numbers,
         numbers,
+        st.one_of(st.integers(0, 3), st.integers(0, (1 << 32) - 1)),
     ),
     st.builds(
         lambda s: frames.encode_open(s, Destination(frames.TCP, "10.0.0.1", 80)), stream_numbers
     ),
-    st.builds(lambda s, b: frame(frames.OPEN, s, b), stream_numbers, st.binary(min_size=5)),
+    st.builds(lambda s, b: frame(frames.OPEN, s, b), stream_numbers, st.binary(min_size=9)),
     st.builds(lambda s: frame(frames.OPENED, s, b""), stream_numbers),
     st.builds(
         lambda s, c: frame(frames.RESET, s, struct.pack("!H", c)),
@@ -105,17 +107,19 @@ class Victim:
 
     def check(self, fed_bytes: int) -> None:
         assert self.read <= fed_bytes
-        growth = 0
+        steps: list[int] = []
         for stream in self.session.streams.values():
             window = stream.receiver.window
             assert stream.receiver.early_bytes <= MAX_WINDOW_BYTES
             assert len(stream.receiver._early or ()) <= EARLY_PIECES + 2
             assert stream.sender.limit <= stream.sender.next_offset + MAX_WINDOW_BYTES
-            growth += window.grown_bytes
+            steps.append(window.step)
         assert self.session._early.pieces == sum(
             len(stream.receiver._early or ()) for stream in self.session.streams.values()
         )
-        assert growth + self.session._growth.left_bytes == SESSION_GROWTH_BYTES
+        for step in range(1, len(PLACES)):
+            taken = sum(each >= step for each in steps)
+            assert taken == self.session._credit.taken[step] <= MOST_FORCED * PLACES[step]
         assert len(self.session.streams) <= 3 + fed_bytes // frames.HEADER_BYTES
 
 

@@ -9,13 +9,14 @@ from sshunt.mux.limits import DATA_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import QUANTUM_BYTES, SPARSE_BYTES, SPARSE_RUN_BYTES, Scheduler
 from sshunt.mux.streams import ANY_LANE, NO_LANE, Stream
+from tests.unit.mux.ends import stream_of
 
 ENDLESS = 1 << 40
 BACKLOG = memoryview(bytes(64 * 1024 * 1024))
 
 
 def stream_with(number: int, size: int, credit: int = ENDLESS, home: int = ANY_LANE) -> Stream:
-    stream = Stream(number, credit, 1000, home)
+    stream = stream_of(number, credit, home)
     if size:
         stream.sender.write(Payload(BACKLOG[:size]))
     return stream

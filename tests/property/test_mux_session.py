@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES
+from sshunt.mux.limits import MAX_WINDOW_BYTES
 from sshunt.mux.session import (
     DataReceived,
     FinReceived,
@@ -60,7 +60,7 @@ class Peer:
         ours, theirs = CONTENT[stream.id :], CONTENT[stream.id + 100 :]
         if not own:
             ours, theirs = theirs, ours
-        book = self.observer.streams[stream.id] = StreamBook(ours, own)
+        book = self.observer.streams[stream.id] = StreamBook(ours, own, stream)
         end = self.ends[stream.id] = StreamEnd(stream, book, theirs)
         return end
 
@@ -292,7 +292,7 @@ class TwoSessions(RuleBasedStateMachine):
         for peer in (self.client, self.agent):
             assert peer.session.streams == {}
             assert peer.observer.ledger.live_bytes == 0
-            assert peer.session._growth.left_bytes == SESSION_GROWTH_BYTES
+            assert peer.session._credit.promised_bytes == 0
 
     def _settle(self) -> None:
         moved, rounds = True, 0

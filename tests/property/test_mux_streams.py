@@ -6,8 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sshunt.mux.limits import EARLY_JOIN_BYTES
 from sshunt.mux.payload import Payload
-from sshunt.mux.streams import Receiver, Sender
+from sshunt.mux.streams import Sender
 from tests.sim.oracle import CountedPayload, Ledger
+from tests.unit.mux.ends import receiver_of
 
 WINDOW_BYTES = 300
 
@@ -18,7 +19,7 @@ class DataInAnyOrder(RuleBasedStateMachine):
     @initialize(content=st.binary(max_size=3 * WINDOW_BYTES))
     def begin(self, content: bytes) -> None:
         self.content = content
-        self.receiver = Receiver(WINDOW_BYTES)
+        self.receiver = receiver_of(WINDOW_BYTES)
         self.arrived: set[int] = set()
         self.handed_out = b""
         self.ended = False
@@ -50,7 +51,8 @@ class DataInAnyOrder(RuleBasedStateMachine):
 
     @rule()
     def grant_more(self) -> None:
-        self.receiver.window.limit = len(self.handed_out) + WINDOW_BYTES
+        window = self.receiver.window
+        window.limit = window.top = len(self.handed_out) + WINDOW_BYTES
 
     @precondition(lambda self: self.receiver.window.limit >= len(self.content))
     @rule()
@@ -90,6 +92,7 @@ class SendingHalf(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.sender = Sender(limit)
         self.limit = limit
+        self.serial = 0
         self.written = b""
         self.acked: set[int] = set()
         self.under_way: list[tuple[int, Payload]] = []
@@ -110,8 +113,16 @@ class SendingHalf(RuleBasedStateMachine):
     @rule(more=st.integers(0, 100))
     def grant(self, more: int) -> None:
         self.limit += more
-        self.sender.grant(self.limit)
-        self.sender.grant(self.limit - 1)
+        self.serial += 1
+        self.sender.grant(self.limit, self.serial)
+        self.sender.grant(self.limit - 1, self.serial - 1)
+
+    @rule(less=st.integers(0, 100))
+    def call_back(self, less: int) -> None:
+        self.serial += 1
+        self.sender.grant(self.limit - less, self.serial)
+        self.limit = self.sender.limit
+        assert self.limit >= self.sender.next_offset
 
     @precondition(lambda self: self.sender.has_work)
     @rule(size=st.integers(1, 60))
@@ -186,7 +197,7 @@ test_sending_half = SendingHalf.TestCase
 @given(st.lists(st.integers(1, EARLY_JOIN_BYTES), min_size=1, max_size=40), st.randoms())
 def test_early_frames_of_any_size_come_out_whole(sizes: list[int], random: object) -> None:
     content = b"".join(bytes([index % 251]) * size for index, size in enumerate(sizes))
-    receiver = Receiver(1 + len(content))
+    receiver = receiver_of(1 + len(content))
     starts = [1 + sum(sizes[:index]) for index in range(len(sizes))]
     pieces = list(zip(starts, sizes, strict=True))
     random.shuffle(pieces)  # type: ignore[attr-defined]

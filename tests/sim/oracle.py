@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from sshunt.mux.limits import (
-    INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     TRANSMIT_BYTES,
     TWIN_BYTES,
 )
 from sshunt.mux.payload import Payload
+from sshunt.mux.streams import Stream
 from tests.sim import wire
 from tests.sim.wire import WireFrame
 
@@ -60,15 +60,16 @@ class TwinPayload(Payload):
 class StreamBook:
     """What one end has sent of one stream."""
 
-    def __init__(self, content: bytes, own: bool) -> None:
+    def __init__(self, content: bytes, own: bool, stream: Stream) -> None:
         self.content = content
         self.own = own  # this end opens it
         self.written = 0
         self.finished = False
         self.reset = False
         self.fin_left = False
-        self.credit = INITIAL_WINDOW_BYTES
-        self.granted = INITIAL_WINDOW_BYTES  # by us to the peer
+        self.credit = stream.sender.limit
+        self.credit_serial = 0
+        self.granted = stream.receiver.window.limit  # by us to the peer
         self.next_new = 0
         self.lost: list[tuple[int, int]] = []
         self.acked_bytes = 0
@@ -163,7 +164,7 @@ class Observer:
     def _check_data(book: StreamBook, frame: WireFrame) -> None:
         start, end = frame.offset, frame.offset + len(frame.payload)
         assert frame.payload == book.content[start:end], "other bytes than were written"
-        assert end <= book.credit, "more than the peer granted"
+        assert end <= max(book.credit, book.next_new), "more than the peer granted"
         book.on_lanes_bytes += end - start
         if start >= book.next_new:
             assert start == book.next_new, "a hole was left"
@@ -195,7 +196,9 @@ class Observer:
                 self._on_ack(lane, frame.offset)
             elif frame.kind == wire.WINDOW and frame.stream in self.streams:
                 book = self.streams[frame.stream]
-                book.credit = max(book.credit, frame.offset)
+                if frame.serial > book.credit_serial:
+                    book.credit_serial = frame.serial
+                    book.credit = max(frame.offset, book.next_new)
 
     def _on_ack(self, lane: LaneBook, position: int) -> None:
         lane.acked = max(lane.acked, position)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES, TRANSMIT_BYTES
+from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
 from sshunt.mux.session import (
     DatagramReceived,
     DataReceived,
@@ -187,7 +187,7 @@ class Side:
         self._adopt(stream, plan, plan.question).write_some()
 
     def _adopt(self, stream: Stream, plan: Plan, content: bytes) -> End:
-        book = self.observer.streams[stream.id] = StreamBook(content, own=self.role == CLIENT)
+        book = self.observer.streams[stream.id] = StreamBook(content, self.role == CLIENT, stream)
         assert plan.number not in self.ends, "the same stream a second time"
         end = self.ends[plan.number] = self.by_stream[stream.id] = End(self, stream, plan, book)
         wish = plan.client_resets_after_s if book.own else plan.agent_resets_after_s
@@ -395,7 +395,7 @@ class Simulation:
             assert side.session.streams == {}, "a stream was not forgotten"
             assert not side.session.has_work(self.clock.now), "something was never sent"
             assert side.observer.ledger.live_bytes == 0, "something was never released"
-            assert side.session._growth.left_bytes == SESSION_GROWTH_BYTES, "growth was kept"
+            assert side.session._credit.promised_bytes == 0, "a place was kept"
             sent = self.sent_datagrams[other.role]
             assert len(set(side.datagrams)) == len(side.datagrams), "a datagram came twice"
             assert set(side.datagrams) <= set(sent), "a datagram that nobody sent"

@@ -28,6 +28,11 @@ class WireFrame(NamedTuple):
         return self.body[8:]
 
     @property
+    def serial(self) -> int:
+        """Of a WINDOW."""
+        return int.from_bytes(self.body[8:12], "big")
+
+    @property
     def code(self) -> int:
         return int.from_bytes(self.body[:2], "big")
 
@@ -57,8 +62,8 @@ def check_shape(frame: WireFrame) -> None:
     assert {
         DATA: 9 <= size <= 8 + 262144,
         FIN: size == 8,
-        WINDOW: size == 8,
-        OPEN: 5 <= size <= 4 + 255,
+        WINDOW: size == 12,
+        OPEN: 9 <= size <= 8 + 255,
         OPENED: size == 0,
         RESET: size == 2,
         LANE_ACK: size == 16,

@@ -3,8 +3,9 @@
     header       u8 type, u24 length of what follows the header, u32 stream       8 bytes
     DATA         u64 offset, payload                              offset of the payload's first byte
     FIN          u64 offset                                       where the stream ends
-    WINDOW       u64 offset                                       the sender may send up to here
-    OPEN         u8 kind, u8 address type, u16 port, address      4: IPv4, 6: IPv6, 0: a name
+    WINDOW       u64 offset, u32 serial                           the sender may send up to here
+    OPEN         u8 kind, u8 address type, u16 port, u32 window, address
+                                                                  4: IPv4, 6: IPv6, 0: a name
     OPENED       -
     RESET        u16 code
     LANE_ACK     u64 position, u32 held, u32 clock (microseconds) stream is 0
@@ -28,7 +29,13 @@ import struct
 from typing import List, NamedTuple, Optional, Tuple, Union
 
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
-from sshunt.mux.limits import CONTROL_BYTES, DATA_BYTES, DATAGRAM_BYTES, SENTENCE_BYTES
+from sshunt.mux.limits import (
+    CONTROL_BYTES,
+    DATA_BYTES,
+    DATAGRAM_BYTES,
+    LEAST_WINDOW_BYTES,
+    SENTENCE_BYTES,
+)
 from sshunt.mux.payload import Payload
 
 DATA = 1
@@ -47,8 +54,8 @@ LANE_GONE = 11
 _BODY_BYTES = {
     DATA: (9, 8 + DATA_BYTES),
     FIN: (8, 8),
-    WINDOW: (8, 8),
-    OPEN: (5, CONTROL_BYTES),
+    WINDOW: (12, 12),
+    OPEN: (9, CONTROL_BYTES),
     OPENED: (0, 0),
     RESET: (2, 2),
     LANE_ACK: (16, 16),
@@ -98,13 +105,15 @@ MAX_OFFSET = (1 << 63) - 1
 MAX_STREAM = (1 << 32) - 1
 
 _HEADER = struct.Struct("!II")
-_OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN, WINDOW
-_OPEN_HEAD = struct.Struct("!IIBBH")
+_OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN
+_WINDOW_FRAME = struct.Struct("!IIQI")
+_OPEN_HEAD = struct.Struct("!IIBBHI")
 _RESET_FRAME = struct.Struct("!IIH")
 _ACK_FRAME = struct.Struct("!IIQII")
 _OFFSET = struct.Struct("!Q")
 _ACK_BODY = struct.Struct("!QII")
-_OPEN_BODY = struct.Struct("!BBH")
+_WINDOW_BODY = struct.Struct("!QI")
+_OPEN_BODY = struct.Struct("!BBHI")
 _CODE = struct.Struct("!H")
 
 #: Bodies of DATA up to this size are handed on whole: a segment or a line of a conversation.
@@ -116,7 +125,7 @@ DATA_HEAD_BYTES = 16
 _ADDRESS_NAME, _ADDRESS_IPV4, _ADDRESS_IPV6 = 0, 4, 6
 _NAME_BYTES = 255  # the longest name the DNS can hold
 
-#: One decoded frame. ``number`` is DATA's, FIN's and WINDOW's offset, LANE_ACK's position, RESET's
+#: One decoded frame: kind, stream, number, body. ``number`` is DATA's and FIN's offset, RESET's
 #: code; ``body`` is the payload of DATA and the raw body of the others.
 Frame = Tuple[int, int, int, Union[Payload, bytes]]
 
@@ -139,12 +148,14 @@ def encode_fin(stream: int, offset: int) -> bytes:
     return _OFFSET_FRAME.pack(FIN << 24 | 8, stream, offset)
 
 
-def encode_window(stream: int, limit: int) -> bytes:
+def encode_window(stream: int, limit: int, serial: int) -> bytes:
     """A WINDOW frame."""
-    return _OFFSET_FRAME.pack(WINDOW << 24 | 8, stream, limit)
+    return _WINDOW_FRAME.pack(WINDOW << 24 | 12, stream, limit, serial)
 
 
-def encode_open(stream: int, destination: Destination) -> bytes:
+def encode_open(
+    stream: int, destination: Destination, window_bytes: int = LEAST_WINDOW_BYTES
+) -> bytes:
     """An OPEN frame; raises LocalProtocolError for a host that can't be sent."""
     try:
         address = _parse_address(destination.host)
@@ -157,7 +168,12 @@ def encode_open(stream: int, destination: Destination) -> bytes:
     length = _OPEN_BODY.size + len(raw)
     return (
         _OPEN_HEAD.pack(
-            OPEN << 24 | length, stream, destination.kind, address_type, destination.port
+            OPEN << 24 | length,
+            stream,
+            destination.kind,
+            address_type,
+            destination.port,
+            window_bytes,
         )
         + raw
     )
@@ -214,22 +230,32 @@ def encode_goodbye(code: int, sentence: str) -> bytes:
     return _HEADER.pack(GOODBYE << 24 | (2 + len(raw)), 0) + _CODE.pack(code) + raw
 
 
-def decode_open_untrusted(body: bytes) -> Destination:
-    """The destination in an OPEN frame's body; raises RemoteProtocolError."""
+def decode_window_untrusted(body: bytes) -> Tuple[int, int]:
+    """(limit, serial) of a WINDOW frame's body; raises RemoteProtocolError."""
+    limit, serial = _WINDOW_BODY.unpack(body)
+    if limit > MAX_OFFSET:
+        raise RemoteProtocolError("limit %d" % limit)
+    return limit, serial
+
+
+def decode_open_untrusted(body: bytes) -> Tuple[Destination, int]:
+    """(destination, credit that the opener gives) of an OPEN frame's body; raises
+    RemoteProtocolError.
+    """
     if len(body) <= _OPEN_BODY.size:
         raise RemoteProtocolError("OPEN of %d bytes" % len(body))
-    kind, address_type, port = _OPEN_BODY.unpack_from(body)
+    kind, address_type, port, window_bytes = _OPEN_BODY.unpack_from(body)
     raw = body[_OPEN_BODY.size :]
     if address_type in (_ADDRESS_IPV4, _ADDRESS_IPV6):
         if len(raw) != (4 if address_type == _ADDRESS_IPV4 else 16):
             raise RemoteProtocolError("OPEN with an address of %d bytes" % len(raw))
-        return Destination(kind, _address_text(raw), port)
+        return Destination(kind, _address_text(raw), port), window_bytes
     if address_type != _ADDRESS_NAME:
         raise RemoteProtocolError("OPEN with address type %d" % address_type)
     name = raw.decode("latin-1")
     if not _is_name(name):
         raise RemoteProtocolError("OPEN with an impossible name")
-    return Destination(kind, name, port)
+    return Destination(kind, name, port), window_bytes
 
 
 def _is_name(name: str) -> bool:
@@ -367,7 +393,7 @@ def _check_length(kind: int, length: int) -> None:
 def _decode_small(kind: int, stream: int, body: bytes) -> Frame:
     """A frame other than DATA; its length has been checked."""
     number = 0
-    if kind in (FIN, WINDOW):
+    if kind == FIN:
         (number,) = _OFFSET.unpack(body)
         if number > MAX_OFFSET:
             raise RemoteProtocolError("offset %d" % number)

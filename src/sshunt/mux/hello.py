@@ -23,7 +23,7 @@ from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
     HELLO_BODY_BYTES,
     HELLO_SEARCH_BYTES,
-    INITIAL_WINDOW_BYTES,
+    LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     SENTENCE_BYTES,
 )
@@ -119,7 +119,7 @@ def make_hello(
         status,
         sentence,
         grace_s,
-        INITIAL_WINDOW_BYTES,
+        LEAST_WINDOW_BYTES,
         MAX_STREAMS,
         VERSION_MIN,
         VERSION_MAX,

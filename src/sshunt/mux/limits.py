@@ -29,15 +29,18 @@ CONTROL_BYTES = 1024
 
 # --- streams and windows ----------------------------------------------------------------------
 
-#: Credit that every stream has from its first byte. Fills 20 Mbit/s at 100 ms before the first
-#: answer; small enough that thousands of stopped readers are bearable.
+#: Credit that every stream has from its first byte, whatever happens: what a sender of TCP may send
+#: at once (RFC 6928: ten segments). 2,000 stopped readers hold 32 MiB of it, all that may be open
+#: 512 MiB.
+LEAST_WINDOW_BYTES = 16 * KIB
+
+#: Credit that an opener gives with OPEN while there are places for it, and that a stream gets which
+#: needs more than the least. Fills 20 Mbit/s at 100 ms before the first answer.
 INITIAL_WINDOW_BYTES = 256 * KIB
 
-#: What one stream's window may grow to: 600 Mbit/s at 100 ms need 7.5 MB, doubled for bursts.
+#: What one stream's window may grow to: 600 Mbit/s at 100 ms need 7.5 MB, doubled for bursts. What
+#: all of them may have together is the ladder's affair (windows).
 MAX_WINDOW_BYTES = 16 * MIB
-
-#: What all windows of a session may have grown by, together, above their initial size.
-SESSION_GROWTH_BYTES = 256 * MIB
 
 #: What one stream may have queued unsent, at least; on a lane of large frames SEND_QUEUE_FRAMES of
 #: them are shared by all that have bulk. That keeps it busy while the next is read; more would only
@@ -48,6 +51,16 @@ SEND_QUEUE_FRAMES = 2
 #: Payloads that one stream may have queued unsent. A program that writes single bytes would cost
 #: us some 300 bytes for each of them; here its backlog stays in the kernel, which joins them.
 SEND_QUEUE_PAYLOADS = 1024
+
+#: What all streams of a session may have queued unsent, ENTRY_BYTES for each payload included. Each
+#: may have an eighth of what is left of it, half while nothing leaves, but always
+#: LEAST_QUEUE_BYTES.
+SESSION_QUEUE_BYTES = 32 * MIB
+LEAST_QUEUE_BYTES = 16 * KIB
+
+#: Nothing leaves if no lane has been answered for so long. Round trips and queues are shorter, and
+#: a peer notices a lost link no sooner.
+STALL_S = 5.0
 
 #: Early pieces that one receiver keeps: each costs some 300 bytes besides its own. Lanes reorder by
 #: whole frames and neighbours are joined, so a real peer needs a few dozen.

@@ -18,7 +18,7 @@ from typing import Deque, Optional, Tuple
 
 from sshunt.mux.limits import DATA_BYTES, KIB
 from sshunt.mux.payload import Payload
-from sshunt.mux.streams import ANY_LANE, CLOSED, Stream
+from sshunt.mux.streams import ANY_LANE, Stream
 
 #: A stream that sent no more than this since its last round trip began is sparse: an interactive
 #: session's screenful, a small request and its answer.
@@ -116,7 +116,7 @@ class Scheduler:
             if stream.home != lane and stream.home != home:
                 queue.rotate(-1)
                 continue
-            if stream.sender.state is CLOSED:  # nothing else takes away its work
+            if not stream.sender.has_work:  # it was reset, or its credit was called back
                 queue.popleft()
                 stream.scheduled = False
                 continue

@@ -40,10 +40,14 @@ from sshunt.mux.limits import (
     ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
+    LEAST_QUEUE_BYTES,
+    LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_FRAMES,
+    SESSION_QUEUE_BYTES,
+    STALL_S,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
@@ -53,8 +57,16 @@ from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import SPARSE_BYTES, Scheduler
-from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Stream
-from sshunt.mux.windows import GrowthBudget
+from sshunt.mux.streams import (
+    ANY_LANE,
+    CLOSED,
+    NO_LANE,
+    QueueTotal,
+    Receiver,
+    Sender,
+    Stream,
+)
+from sshunt.mux.windows import ReceiveWindow, SessionCredit
 
 
 class StreamRequested(NamedTuple):
@@ -139,7 +151,9 @@ _URGENT = (frames.PING, frames.DATAGRAM, frames.GOODBYE)
 
 
 class _Control(NamedTuple):
-    """A reliable frame other than DATA and FIN that waits for a lane."""
+    """A reliable frame other than DATA and FIN that waits for a lane. A WINDOW is encoded when it
+    leaves.
+    """
 
     kind: int
     stream: Optional[Stream]
@@ -188,7 +202,7 @@ class Session:
     def __init__(
         self,
         role: int,
-        peer_window_bytes: int = INITIAL_WINDOW_BYTES,
+        peer_window_bytes: int = LEAST_WINDOW_BYTES,
         peer_max_streams: int = MAX_STREAMS,
         lane_window_bytes: int = LANE_IN_FLIGHT_BYTES,
     ) -> None:
@@ -206,7 +220,9 @@ class Session:
         self._datagrams: Deque[_Datagram] = deque()
         self._datagram_bytes = 0  # of their payload and ENTRY_BYTES for each
         self._events: List[Event] = []
-        self._growth = GrowthBudget()
+        self._credit = SessionCredit()
+        self._queued = QueueTotal()
+        self._now = 0.0  # of the last call that knew it
         self._early = PieceCount()
         self.dropped_datagrams = 0
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
@@ -234,11 +250,23 @@ class Session:
         if not self.can_open:
             raise LocalProtocolError("too many streams")
         number = self._next_id
-        raw = frames.encode_open(number, destination)
+        window = ReceiveWindow(self._credit, number, self._now, INITIAL_WINDOW_BYTES)
+        try:
+            raw = frames.encode_open(number, destination, window.limit)
+        except LocalProtocolError:
+            window.close()
+            raise
         self._next_id += 2
-        stream = Stream(number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, NO_LANE, self._early)
-        self.streams[number] = stream
+        stream = self._new_stream(self._peer_window_bytes, window, NO_LANE)
         self._control.append(_Control(frames.OPEN, stream, raw))
+        return stream
+
+    def _new_stream(self, credit: int, window: ReceiveWindow, home: int) -> Stream:
+        """One that may send ``credit`` bytes, and receive what ``window`` says."""
+        stream = Stream(Sender(credit, self._queued), Receiver(window, self._early), home)
+        self.streams[stream.id] = stream
+        if self._credit.is_short:
+            self._make_places()
         return stream
 
     def accept(self, stream: Stream) -> None:
@@ -249,7 +277,30 @@ class Session:
 
     def room_bytes(self, stream: Stream) -> int:
         """How much may be written now; after a 0 comes StreamWritable when there is more."""
-        return stream.sender.room_bytes(self._queue_bytes)
+        return stream.sender.room_bytes(self._queue_share_bytes)
+
+    @property
+    def _queue_share_bytes(self) -> int:
+        """How much one stream may have queued now."""
+        left = SESSION_QUEUE_BYTES - self._queued.size_bytes
+        share = left // 2 if self._queue_bytes == MAX_WINDOW_BYTES else left // 8
+        if share >= self._queue_bytes:
+            return self._queue_bytes
+        return max(share, LEAST_QUEUE_BYTES)
+
+    def relieve(self, now: float) -> bool:
+        """Let blocked writers write on if nothing has left for STALL_S, as far as credit and the
+        session's queue reach; True if there are any, so that it is to be asked again.
+
+        The far host's kernel, or ours, gives up a socket that nobody owns any more when nothing is
+        read from it for a minute and a half. Much of what it has to say fits here.
+        """
+        blocked = [stream for stream in self.streams.values() if stream.sender.blocked]
+        if all(lane.unanswered_s(now) >= STALL_S for lane in self.lanes.values()):
+            self._queue_bytes = MAX_WINDOW_BYTES
+            for stream in blocked:
+                self._wake(stream)
+        return bool(blocked)
 
     def write(self, stream: Stream, payload: Payload, now: float) -> None:
         """Send ``payload``; the caller keeps to ``room_bytes``."""
@@ -284,10 +335,29 @@ class Session:
             receiver.window.consumed += size
             self._forget_if_over(stream)
             return
-        limit = receiver.window.consume(size, now, self.rtt_s, self._growth)
-        if limit is not None:
-            raw = frames.encode_window(stream.id, limit)
-            self._control.append(_Control(frames.WINDOW, None, raw))
+        if receiver.window.consume(size, now, self.rtt_s):
+            self._tell_window(stream)
+        if self._credit.is_short:
+            self._make_places()
+
+    def _tell_window(self, stream: Stream) -> None:
+        """The peer is told the stream's limit when a lane takes it: the newest, once."""
+        if not stream.window_waits:
+            stream.window_waits = True
+            self._control.append(_Control(frames.WINDOW, stream, b""))
+
+    def _make_places(self) -> None:
+        """Call back the larger windows of streams that don't use them."""
+        self._credit.is_short = False
+        for number in self._credit.idle(self._now):
+            stream = self.streams[number]
+            receiver, window = stream.receiver, stream.receiver.window
+            if receiver.final is not None:
+                window.shrink_to(receiver.final, self._now)
+            elif stream.home != ANY_LANE:
+                window.keep(self._now)  # a WINDOW by another lane would overtake the OPEN
+            elif window.recall(receiver.arrived, self._now):
+                self._tell_window(stream)
 
     def send_datagram(self, flow: int, kind: int, data: bytes, now: float) -> None:
         """Send a datagram, or drop the oldest ones that wait if there are too many."""
@@ -333,6 +403,8 @@ class Session:
             elif sent.kind == frames.FIN and sent.stream:
                 sent.stream.sender.give_back_fin()
                 self._scheduler.activate(sent.stream, now, self.rtt_s)
+            elif sent.kind == frames.WINDOW and sent.stream:
+                self._tell_window(sent.stream)
             elif sent.raw:
                 if sent.stream:  # an OPEN: no lane may carry its stream before it left again
                     sent.stream.home = NO_LANE
@@ -368,6 +440,7 @@ class Session:
     def transmit(self, lane_id: int, now: float, size: int = TRANSMIT_BYTES) -> List[Piece]:
         """What to write to the lane next, about ``size`` bytes at most. Written all or lost."""
         lane = self.lanes[lane_id]
+        self._now = now
         pieces: List[Piece] = []
         due = lane.ack_due
         if due is not None and (due <= now or self.has_work(now)):
@@ -393,11 +466,22 @@ class Session:
         return pieces
 
     def _transmit_control(self, lane: Lane, pieces: List[Piece], now: float) -> None:
-        control = self._control.popleft()
-        if control.kind == frames.OPEN and control.stream:
-            control.stream.home = lane.id
-        lane.note_sent(len(control.raw), now, control.kind, stream=control.stream, raw=control.raw)
-        pieces.append(control.raw)
+        kind, stream, raw = self._control.popleft()
+        if stream is not None:
+            if kind == frames.OPEN:
+                stream.home = lane.id
+            elif not self._is_receiving(stream):
+                return  # a WINDOW that has lost its purpose
+            else:
+                stream.window_waits = False
+                stream.window_serial += 1
+                limit = stream.receiver.window.limit
+                raw = frames.encode_window(stream.id, limit, stream.window_serial)
+        lane.note_sent(len(raw), now, kind, stream=stream, raw=raw)
+        pieces.append(raw)
+
+    def _is_receiving(self, stream: Stream) -> bool:
+        return stream.receiver.final is None and stream.receiver.state is not CLOSED
 
     def _transmit_datagrams(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
         while self._datagrams and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
@@ -539,6 +623,7 @@ class Session:
     def receive(self, lane_id: int, data: memoryview, now: float) -> None:
         """Bytes came in on a lane; raises RemoteProtocolError (the lane must then be closed)."""
         lane = self.lanes[lane_id]
+        self._now = now
         eliciting_bytes = 0
         urgent = False
         for frame in lane.reader.feed(data):
@@ -598,10 +683,10 @@ class Session:
         kind, number, value, body = frame
         if kind == frames.LANE_ACK and isinstance(body, bytes):
             self._on_ack(lane, body, now)
-        elif kind == frames.WINDOW:
-            self._on_window(number, value, now)
+        elif kind == frames.WINDOW and isinstance(body, bytes):
+            self._on_window(number, *frames.decode_window_untrusted(body), now)
         elif kind == frames.OPEN and isinstance(body, bytes):
-            self._on_open(number, frames.decode_open_untrusted(body))
+            self._on_open(number, *frames.decode_open_untrusted(body))
         elif kind == frames.OPENED:
             self._on_opened(number)
         elif kind == frames.FIN:
@@ -654,18 +739,18 @@ class Session:
         for lane in others:
             lane.is_spared = False
 
-    def _on_window(self, number: int, limit: int, now: float) -> None:
+    def _on_window(self, number: int, limit: int, serial: int, now: float) -> None:
         stream = self._find(number)
         if stream is None:
             return
         if limit > stream.sender.next_offset + MAX_WINDOW_BYTES:
             limit = stream.sender.next_offset + MAX_WINDOW_BYTES
-        stream.sender.grant(limit)
+        stream.sender.grant(limit, serial)
         self._scheduler.activate(stream, now, self.rtt_s)
         if stream.sender.blocked:
             self._wake(stream)
 
-    def _on_open(self, number: int, destination: Destination) -> None:
+    def _on_open(self, number: int, destination: Destination, window_bytes: int) -> None:
         if number % 2 != self._peer_parity or not number:
             raise RemoteProtocolError("OPEN of our own stream %d" % number)
         if number in self._seen:
@@ -677,11 +762,9 @@ class Session:
             raw = frames.encode_reset(number, frames.RESET_NO_RESOURCES)
             self._control.append(_Control(frames.RESET, None, raw))
             return
-        stream = Stream(
-            number, self._peer_window_bytes, INITIAL_WINDOW_BYTES, ANY_LANE, self._early
-        )
+        window = ReceiveWindow(self._credit, number, self._now)
+        stream = self._new_stream(min(window_bytes, MAX_WINDOW_BYTES), window, ANY_LANE)
         stream.opened = destination.kind == frames.QUIET_TCP
-        self.streams[number] = stream
         self._peer_streams += 1
         self._events.append(StreamRequested(stream, destination))
 
@@ -731,7 +814,7 @@ class Session:
     def _wake(self, stream: Stream) -> None:
         """Its writer was told that there is no room."""
         stream.sender.blocked = False
-        if stream.sender.room_bytes(self._queue_bytes):
+        if self.room_bytes(stream):
             self._events.append(StreamWritable(stream))
 
     def _forget_if_over(self, stream: Stream) -> None:
@@ -741,6 +824,6 @@ class Session:
     def _forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is None:
             return
-        stream.receiver.window.close(self._growth)
+        stream.receiver.window.close()
         if stream.id % 2 == self._peer_parity:
             self._peer_streams -= 1

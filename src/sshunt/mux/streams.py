@@ -16,8 +16,8 @@ closes both halves at once. What is not in the tables is an error of the caller.
 
 The sender keeps what was written and not yet put on a lane (a bounded queue of payloads), and what
 a dead lane gave back. The receiver hands out payloads strictly in order; what arrives early it
-keeps, within the window it granted. Invariants: sent <= limit granted; handed out is a prefix of
-what was sent, all of it once FIN was handed out; kept bytes <= window.
+keeps, within the window it granted. Invariants: sent <= limit granted by then; handed out is a
+prefix of what was sent, all of it once FIN was handed out; kept bytes <= window.
 
 Not here: how early pieces are kept (early), which stream sends next (scheduler), what is
 unacknowledged (lanes).
@@ -29,7 +29,7 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 from sshunt.mux.early import EarlyPieces, PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
-    INITIAL_WINDOW_BYTES,
+    ENTRY_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_PAYLOADS,
 )
@@ -60,9 +60,15 @@ RECEIVER_TRANSITIONS: Dict[str, Dict[str, str]] = {
 ANY_LANE = -1
 NO_LANE = -2
 
-#: Room below which a blocked writer is not woken: one good read. Less where the peer's window is
-#: so small that it would never come: a receiver grants more when half of its window was consumed.
-WAKE_ROOM_BYTES = INITIAL_WINDOW_BYTES // 4
+#: Room below which a blocked writer is not woken: one good read.
+WAKE_ROOM_BYTES = 64 * 1024
+
+
+def wake_room_bytes(credit: int) -> int:
+    """The same where the peer gives ``credit`` bytes: its window is at least as large, and it
+    grants more when half of that was consumed. With more than a quarter left unused, it never came.
+    """
+    return min(WAKE_ROOM_BYTES, max(credit // 4, 1))
 
 
 def next_state(table: Dict[str, Dict[str, str]], state: str, event: str) -> str:
@@ -73,12 +79,23 @@ def next_state(table: Dict[str, Dict[str, str]], state: str, event: str) -> str:
         raise LocalProtocolError("%s is not possible in state %s" % (event, state))
 
 
+class QueueTotal:
+    """What all senders of a session have queued, ENTRY_BYTES for each payload included."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
 class Sender:
     """The sending half. Offsets count from 0; ``limit`` is the peer's credit, absolute."""
 
     __slots__ = (
         "_lost",
         "_queue",
+        "_serial",
+        "_total",
         "_wake_room_bytes",
         "blocked",
         "limit",
@@ -87,13 +104,15 @@ class Sender:
         "state",
     )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, total: Optional[QueueTotal] = None) -> None:
         self.state = OPEN
         self.limit = limit
+        self._serial = 0  # of the newest grant
+        self._total = total or QueueTotal()
         self.next_offset = 0  # of the first byte that was never put on a lane
         self.queued_bytes = 0  # written and never put on a lane
         self.blocked = False  # the writer was told that there is no room and waits to be woken
-        self._wake_room_bytes = min(WAKE_ROOM_BYTES, max(limit // 4, 1))
+        self._wake_room_bytes = wake_room_bytes(limit)
         self._queue: Optional[Deque[Payload]] = None
         self._lost: Optional[Deque[Tuple[int, Payload]]] = None
 
@@ -104,10 +123,11 @@ class Sender:
         if self.state is not OPEN:
             return 0  # reset by the peer perhaps, and the writer has not heard of it yet
         credit = self.limit - self.next_offset
+        least = min(self._wake_room_bytes, queue_bytes // 4)
+        if self._queue:
+            queue_bytes -= ENTRY_BYTES * len(self._queue)
         room = (credit if credit < queue_bytes else queue_bytes) - self.queued_bytes
-        if room < self._wake_room_bytes or (
-            self._queue and len(self._queue) >= SEND_QUEUE_PAYLOADS
-        ):
+        if room < least or (self._queue and len(self._queue) >= SEND_QUEUE_PAYLOADS):
             self.blocked = True
             return 0
         return room
@@ -120,14 +140,20 @@ class Sender:
             self._queue = deque()
         self._queue.append(payload)
         self.queued_bytes += len(payload)
+        self._total.size_bytes += len(payload) + ENTRY_BYTES
 
     def finish(self) -> None:
         """Nothing more will be written."""
         self.state = next_state(SENDER_TRANSITIONS, self.state, "FINISH")
 
-    def grant(self, limit: int) -> None:
-        """The peer lets us send up to ``limit``; an older limit changes nothing."""
-        self.limit = max(self.limit, limit)
+    def grant(self, limit: int, serial: int) -> None:
+        """The peer lets us send up to ``limit``; an older grant changes nothing, a newer one may
+        lower the limit.
+        """
+        if serial > self._serial:
+            self._serial = serial
+            self.limit = max(limit, self.next_offset)
+            self._wake_room_bytes = wake_room_bytes(self.limit - self.next_offset)
 
     @property
     def sendable_bytes(self) -> int:
@@ -172,8 +198,10 @@ class Sender:
         else:
             self._queue.popleft()
             size = len(payload)
+            self._total.size_bytes -= ENTRY_BYTES
         self.next_offset += size
         self.queued_bytes -= size
+        self._total.size_bytes -= size
         return offset, payload
 
     def give_back(self, offset: int, payload: Payload) -> None:
@@ -198,6 +226,8 @@ class Sender:
         self.state = next_state(SENDER_TRANSITIONS, self.state, "RESET")
         for payload in self._queue or ():
             payload.release()
+            self._total.size_bytes -= ENTRY_BYTES
+        self._total.size_bytes -= self.queued_bytes
         for _, payload in self._lost or ():
             payload.release()
         self._queue = self._lost = None
@@ -216,9 +246,9 @@ class Receiver:
 
     __slots__ = ("_count", "_early", "final", "next_offset", "state", "window")
 
-    def __init__(self, window_bytes: int, count: Optional[PieceCount] = None) -> None:
+    def __init__(self, window: ReceiveWindow, count: Optional[PieceCount] = None) -> None:
         self.state = OPEN
-        self.window = ReceiveWindow(window_bytes)
+        self.window = window
         self.next_offset = 0  # everything before it was handed out
         self.final: Optional[int] = None
         self._count = count or PieceCount()
@@ -230,7 +260,7 @@ class Receiver:
         Raises RemoteProtocolError when the peer has no credit for it or goes beyond its own FIN.
         """
         end = offset + len(payload)
-        if end > self.window.limit:
+        if end > self.window.limit and not self.window.admit(end):
             raise RemoteProtocolError("data up to %d, granted %d" % (end, self.window.limit))
         if self.final is not None and end > self.final:
             raise RemoteProtocolError("data up to %d, final offset %d" % (end, self.final))
@@ -276,8 +306,7 @@ class Receiver:
             if final != self.final:
                 raise RemoteProtocolError("two final offsets, %d and %d" % (self.final, final))
             return
-        early_end = self._early.end if self._early is not None else 0
-        if not max(self.next_offset, early_end) <= final <= self.window.limit:
+        if not self.arrived <= final <= self.window.top:
             raise RemoteProtocolError("final offset %d" % final)
         self.final = final
         self.state = next_state(RECEIVER_TRANSITIONS, self.state, "FIN_KNOWN")
@@ -304,6 +333,11 @@ class Receiver:
         self._early = None
 
     @property
+    def arrived(self) -> int:
+        """The offset behind the last byte that has come, whatever is missing before it."""
+        return self._early.end if self._early is not None else self.next_offset
+
+    @property
     def early_bytes(self) -> int:
         """Bytes kept because something before them is missing."""
         return self._early.size_bytes if self._early is not None else 0
@@ -327,22 +361,19 @@ class Stream:
         "recent_bytes",
         "scheduled",
         "sender",
+        "window_serial",
+        "window_waits",
     )
 
-    def __init__(
-        self,
-        stream_id: int,
-        send_limit: int,
-        window_bytes: int,
-        home: int,
-        early: Optional[PieceCount] = None,
-    ) -> None:
-        self.id = stream_id
-        self.sender = Sender(send_limit)
-        self.receiver = Receiver(window_bytes, early)
+    def __init__(self, sender: Sender, receiver: Receiver, home: int) -> None:
+        self.id = receiver.window.number
+        self.sender = sender
+        self.receiver = receiver
         self.home = home
         self.opened = False  # the connection is up, and the opener told if it wants to hear of it
         self.owner: Any = None
+        self.window_serial = 0  # of the last WINDOW that left
+        self.window_waits = False  # another one waits for a lane
         # The scheduler's notes.
         self.scheduled = False
         self.quantum_left = 0

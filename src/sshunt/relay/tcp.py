@@ -228,6 +228,7 @@ class TcpRelay:
         room = self._tunnel.session.room_bytes(self.stream)
         if not room:
             self._reading = ROOM  # on_writable comes when there is some
+            self._tunnel.note_full()
             if self._told & _DEAD:  # told once, and it may be long until we read again
                 self._on_unwanted(self._told)
             return False

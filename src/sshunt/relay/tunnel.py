@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
-from sshunt.mux.limits import DATA_BYTES
+from sshunt.mux.limits import DATA_BYTES, STALL_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import (
     DatagramReceived,
@@ -80,7 +80,6 @@ class Tunnel:
         self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
-        self.past_sent = self.past_received = 0  # bytes on lanes that are over
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
@@ -107,6 +106,7 @@ class Tunnel:
         self._protocol_errors = 0  # in a row
         self._pump_scheduled = False
         self._is_turning = False
+        self._relief: Optional[asyncio.TimerHandle] = None  # while sockets wait for room
         self._alarm = Alarm(loop, self.pump)
 
     # --- the session and its lanes ------------------------------------------------------------
@@ -152,10 +152,7 @@ class Tunnel:
             self._protocol_errors += 1
         elif self.loop.time() - lane.up_at >= LIVED_S:
             self._protocol_errors = 0
-        figures = self.session.lanes[lane.lane_id]
-        self.was_heard = self.was_heard or figures.received > 0
-        self.past_sent += figures.sent
-        self.past_received += figures.received
+        self.was_heard = self.was_heard or self.session.lanes[lane.lane_id].received > 0
         lane.close()
         if not self.outlives_lanes and not self.lanes:
             self.reset_all()
@@ -185,6 +182,17 @@ class Tunnel:
         self.session.write(stream, payload, self.loop.time())
         if not self._pump_scheduled:
             self.wake()
+
+    def note_full(self) -> None:
+        """A socket has more than its stream has room for."""
+        if self._relief is None:
+            self._relief = self.loop.call_later(STALL_S, self._relieve)
+
+    def _relieve(self) -> None:
+        self._relief = None
+        if self.session.relieve(self.loop.time()):
+            self.note_full()
+        self.wake()
 
     @property
     def wants_pipes(self) -> bool:
@@ -317,6 +325,8 @@ class Tunnel:
     def close(self) -> None:
         """End everything at once: relays are reset, lanes closed."""
         self.reset_all()
+        if self._relief is not None:
+            self._relief.cancel()
         self.readiness.close()
         for lane in list(self.lanes.values()):
             lane.close()

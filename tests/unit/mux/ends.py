@@ -8,12 +8,25 @@ of it or a part, so that a test can show what one end does before the other has 
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination, Frame, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
+from sshunt.mux.limits import DATA_BYTES, INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import DataReceived, Event, Piece, Session, StreamRequested
-from sshunt.mux.streams import Stream
+from sshunt.mux.streams import ANY_LANE, Receiver, Sender, Stream
+from sshunt.mux.windows import ReceiveWindow, SessionCredit
 
 WEB = Destination(frames.TCP, "10.1.2.3", 80)
+
+
+def receiver_of(limit: int, number: int = 1) -> Receiver:
+    """A receiving half that has granted ``limit`` bytes."""
+    window = ReceiveWindow(SessionCredit(), number)
+    window.limit = window.top = limit
+    return Receiver(window)
+
+
+def stream_of(number: int, credit: int, home: int = ANY_LANE) -> Stream:
+    """A stream that may send ``credit`` bytes."""
+    return Stream(Sender(credit), receiver_of(1000, number), home)
 
 
 def join(pieces: list[Piece]) -> bytes:
@@ -105,12 +118,20 @@ class Ends:
             client += self.deliver(self.client, lane)
         raise AssertionError("they never stop talking")
 
-    def connect(self, lane: int = 1) -> tuple[Stream, Stream]:
-        """An accepted stream: its two ends at the client and at the agent."""
+    def connect(self, lane: int = 1, *, bulky: bool = False) -> tuple[Stream, Stream]:
+        """An accepted stream: its two ends at the client and at the agent. ``bulky``: the client
+        has an initial window's credit already.
+        """
         near = self.client.open(WEB)
         requested = [e for e in self.settle(lane)[1] if isinstance(e, StreamRequested)]
         (request,) = requested
         self.agent.accept(request.stream)
+        if bulky:
+            window = request.stream.receiver.window
+            self.agent._credit.climb(window, INITIAL_WINDOW_BYTES)
+            window.limit = window.top = window.window_bytes
+            request.stream.window_serial = 1
+            near.sender.grant(window.limit, 1)
         self.settle(lane)
         return near, request.stream
 

@@ -15,6 +15,10 @@ def header(kind: int, length: int, stream: int = 0) -> bytes:
     return struct.pack("!BBHI", kind, length >> 16, length & 0xFFFF, stream)
 
 
+#: The credit in an OPEN.
+WINDOW = struct.pack("!I", 70000)
+
+
 def plain(frame: Frame) -> tuple[int, int, int, bytes]:
     return (frame[0], frame[1], frame[2], body(frame[3]))
 
@@ -47,9 +51,9 @@ def read_in_pieces(data: bytes, size: int) -> list[tuple[int, int, int, bytes]]:
             (frames.FIN, 7, 261, bytes.fromhex("0000000000000105")),
         ),
         (
-            frames.encode_window(7, 262144),
-            header(3, 8, 7) + bytes.fromhex("0000000000040000"),
-            (frames.WINDOW, 7, 262144, bytes.fromhex("0000000000040000")),
+            frames.encode_window(7, 262144, 5),
+            header(3, 12, 7) + bytes.fromhex("000000000004000000000005"),
+            (frames.WINDOW, 7, 0, bytes.fromhex("000000000004000000000005")),
         ),
         (frames.encode_opened(9), header(5, 0, 9), (frames.OPENED, 9, 0, b"")),
         (
@@ -81,19 +85,22 @@ def test_a_frame_is_these_bytes_and_is_read_back_whole_or_byte_by_byte(
 @pytest.mark.parametrize(
     ("destination", "tail"),
     [
-        (Destination(frames.TCP, "10.1.2.3", 80), "01 04 0050 0a010203"),
-        (Destination(frames.TCP, "2001:db8::1", 443), "01 06 01bb 20010db8" + "00" * 11 + "01"),
-        (Destination(frames.TCP, "web.example", 22), "01 00 0016" + b"web.example".hex()),
+        (Destination(frames.TCP, "10.1.2.3", 80), "01 04 0050 00011170 0a010203"),
+        (
+            Destination(frames.TCP, "2001:db8::1", 443),
+            "01 06 01bb 00011170 20010db8" + "00" * 11 + "01",
+        ),
+        (Destination(frames.TCP, "web.example", 22), "01 00 0016 00011170" + b"web.example".hex()),
     ],
 )
 def test_an_open_names_its_destination_by_address_or_by_name(
     destination: Destination, tail: str
 ) -> None:
-    raw = frames.encode_open(3, destination)
+    raw = frames.encode_open(3, destination, 70000)
     assert raw[8:] == bytes.fromhex(tail)
     kind, stream, _, tail_read = read_one(raw)
     assert (kind, stream) == (frames.OPEN, 3)
-    assert frames.decode_open_untrusted(tail_read) == destination
+    assert frames.decode_open_untrusted(tail_read) == (destination, 70000)
 
 
 @pytest.mark.parametrize("host", ["", "x" * 256, "two words", "bücher.example", "nul\0", "del\x7f"])
@@ -107,13 +114,14 @@ def test_a_host_that_the_other_side_would_not_take_is_never_sent(host: str) -> N
     [
         b"",
         b"\1\4\0\x50",
-        b"\1\4\0\x50abc",
-        b"\1\4\0\x50abcde",
-        b"\1\6\0\x50" + bytes(15),
-        b"\1\5\0\x50abcd",
-        b"\1\0\0\x50two words",
-        b"\1\0\0\x50caf\xe9",
-        b"\1\0\0\x50" + b"x" * 256,
+        b"\1\4\0\x50" + WINDOW,
+        b"\1\4\0\x50" + WINDOW + b"abc",
+        b"\1\4\0\x50" + WINDOW + b"abcde",
+        b"\1\6\0\x50" + WINDOW + bytes(15),
+        b"\1\5\0\x50" + WINDOW + b"abcd",
+        b"\1\0\0\x50" + WINDOW + b"two words",
+        b"\1\0\0\x50" + WINDOW + b"caf\xe9",
+        b"\1\0\0\x50" + WINDOW + b"x" * 256,
     ],
 )
 def test_an_open_with_an_impossible_destination_is_refused(tail: bytes) -> None:
@@ -179,7 +187,7 @@ def test_frames_mean_the_same_in_pieces_of_any_size(size: int) -> None:
     wire = (
         frames.encode_data_head(1, 100, 6)
         + b"abcdef"
-        + frames.encode_window(1, 7)
+        + frames.encode_window(1, 7, 1)
         + frames.encode_opened(1)
         + frames.encode_data_head(1, 106, 2)
         + b"gh"
@@ -187,7 +195,7 @@ def test_frames_mean_the_same_in_pieces_of_any_size(size: int) -> None:
     )
     read = read_in_pieces(wire, size)
     others = [frame[:3] for frame in read if frame[0] != frames.DATA]
-    assert others == [(frames.WINDOW, 1, 7), (frames.OPENED, 1, 0), (frames.LANE_ACK, 0, 0)]
+    assert others == [(frames.WINDOW, 1, 0), (frames.OPENED, 1, 0), (frames.LANE_ACK, 0, 0)]
     assert b"".join(frame[3] for frame in read if frame[0] == frames.DATA) == b"abcdefgh"
 
 
@@ -211,8 +219,8 @@ def test_one_read_may_hold_many_frames() -> None:
 LENGTHS = {
     frames.DATA: (9, 8 + DATA_BYTES),
     frames.FIN: (8, 8),
-    frames.WINDOW: (8, 8),
-    frames.OPEN: (5, CONTROL_BYTES),
+    frames.WINDOW: (12, 12),
+    frames.OPEN: (9, CONTROL_BYTES),
     frames.OPENED: (0, 0),
     frames.RESET: (2, 2),
     frames.LANE_ACK: (16, 16),
@@ -251,7 +259,7 @@ def test_a_type_that_nobody_knows_is_refused(kind: int, size: int) -> None:
         read_in_pieces(header(kind, 0), size)
 
 
-@pytest.mark.parametrize("kind", [frames.DATA, frames.FIN, frames.WINDOW])
+@pytest.mark.parametrize("kind", [frames.DATA, frames.FIN])
 @pytest.mark.parametrize("size", [1, 1000])
 def test_an_offset_above_63_bits_is_refused(kind: int, size: int) -> None:
     wire = header(kind, 9 if kind == frames.DATA else 8) + struct.pack("!Q", 1 << 63) + b"x"
@@ -259,7 +267,13 @@ def test_an_offset_above_63_bits_is_refused(kind: int, size: int) -> None:
         read_in_pieces(wire, size)
 
 
-@pytest.mark.parametrize("kind", [frames.FIN, frames.WINDOW])
-def test_the_largest_offset_is_taken(kind: int) -> None:
-    wire = header(kind, 8, 1) + struct.pack("!Q", frames.MAX_OFFSET)
+def test_the_largest_offset_is_taken() -> None:
+    wire = header(frames.FIN, 8, 1) + struct.pack("!Q", frames.MAX_OFFSET)
     assert read_one(wire)[2] == frames.MAX_OFFSET
+
+
+def test_no_limit_is_beyond_the_largest_offset() -> None:
+    largest = struct.pack("!QI", frames.MAX_OFFSET, 1)
+    assert frames.decode_window_untrusted(largest) == (frames.MAX_OFFSET, 1)
+    with pytest.raises(RemoteProtocolError):
+        frames.decode_window_untrusted(struct.pack("!QI", frames.MAX_OFFSET + 1, 1))

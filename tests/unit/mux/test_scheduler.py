@@ -10,13 +10,14 @@ from sshunt.mux.scheduler import (
     Scheduler,
 )
 from sshunt.mux.streams import ANY_LANE, NO_LANE, Stream
+from tests.unit.mux.ends import stream_of
 
 LANE = 1
 RTT_S = 0.1
 
 
 def stream_with(number: int, size: int, home: int = ANY_LANE) -> Stream:
-    stream = Stream(number, 1 << 40, 1000, home)
+    stream = stream_of(number, 1 << 40, home)
     if size:
         stream.sender.write(Payload(bytes(size)))
     return stream
@@ -270,7 +271,20 @@ def test_what_waits_is_told_by_class() -> None:
 
 
 def test_what_the_peer_has_granted_no_credit_for_does_not_wait_for_us() -> None:
-    scheduler, stream = Scheduler(), Stream(1, 20_000, 1000, ANY_LANE)
+    scheduler, stream = Scheduler(), stream_of(1, 20_000)
     stream.sender.write(Payload(bytes(100_000)))
     scheduler.activate(stream, 0.0, RTT_S)
     assert scheduler.queued_bytes() == (0, 20_000)
+
+
+def test_a_stream_whose_credit_was_called_back_is_passed_over() -> None:
+    scheduler, stream = Scheduler(), stream_of(1, 20_000)
+    stream.sender.write(Payload(bytes(100_000)))
+    scheduler.activate(stream, 0.0, RTT_S)
+    scheduler.activate(stream_with(3, 100_000), 0.0, RTT_S)
+    stream.sender.grant(0, 1)
+    assert served(scheduler) == (3, 100_000)
+    assert scheduler.take(LANE, DATA_BYTES) is None
+    stream.sender.grant(50_000, 2)
+    scheduler.activate(stream, 0.0, RTT_S)
+    assert served(scheduler) == (1, 50_000)

@@ -18,9 +18,12 @@ from sshunt.mux.limits import (
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
+    LEAST_QUEUE_BYTES,
+    LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
-    SESSION_GROWTH_BYTES,
+    SESSION_QUEUE_BYTES,
+    STALL_S,
     STREAM_GAP,
     TRANSMIT_BUFFERS,
 )
@@ -38,6 +41,7 @@ from sshunt.mux.session import (
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.windows import IDLE_S
 from tests.unit.mux.ends import WEB, Ends, join, kinds, read_frames, text
 
 
@@ -167,7 +171,7 @@ def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
     assert len(agent.take_events()) == len(agent.streams) == MAX_STREAMS
     last = 1 + 2 * MAX_STREAMS
     assert frames.encode_reset(last, frames.RESET_NO_RESOURCES) in join(agent.transmit(1, 0.0))
-    feed(agent, frames.encode_window(last, 1))  # a frame of it that was under way: ignored
+    feed(agent, frames.encode_window(last, 1, 1))  # a frame of it that was under way: ignored
     feed(agent, frames.encode_reset(1, frames.RESET_ABORTED))
     feed(agent, frames.encode_open(last + 2, WEB))
     assert last + 2 in agent.streams
@@ -207,7 +211,7 @@ def test_a_large_payload_leaves_in_frames_of_the_largest_size() -> None:
     ends = Ends()
     near, _ = ends.connect()
     ends.open_throttle()
-    near.sender.grant(10 * DATA_BYTES)
+    near.sender.grant(10 * DATA_BYTES, 1)
     ends.client.write(near, Payload(bytes(DATA_BYTES + 1)), ends.now)
     sent = read_frames(ends.transmit(ends.client)) + read_frames(ends.transmit(ends.client))
     data = [frame for frame in sent if frame[0] == frames.DATA]
@@ -224,24 +228,24 @@ def test_an_empty_write_is_our_own_bug() -> None:
 def test_a_stopped_reader_stops_its_sender_and_credit_starts_it_again() -> None:
     ends = Ends()
     near, far = ends.connect()
-    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
     assert ends.client.room_bytes(near) == 0
     client, agent = ends.settle()
-    assert len(text(agent)) == INITIAL_WINDOW_BYTES
+    assert len(text(agent)) == LEAST_WINDOW_BYTES
     assert client == []
-    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
     client, _ = ends.settle()
     assert client == [StreamWritable(near)]
-    assert ends.client.room_bytes(near) >= INITIAL_WINDOW_BYTES
+    assert ends.client.room_bytes(near) >= LEAST_WINDOW_BYTES
 
 
 def test_bytes_that_were_written_beyond_the_credit_leave_when_there_is_more() -> None:
     ends = Ends()
     near, far = ends.connect()
-    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES) + b"the rest"), ends.now)
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES) + b"the rest"), ends.now)
     _, agent = ends.settle()
-    assert len(text(agent)) == INITIAL_WINDOW_BYTES
-    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    assert len(text(agent)) == LEAST_WINDOW_BYTES
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
     _, agent = ends.settle()
     assert text(agent) == b"the rest"
 
@@ -250,31 +254,32 @@ def test_a_full_queue_that_drains_wakes_its_writer() -> None:
     ends = Ends()
     near, _ = ends.connect()
     ends.open_throttle()
-    near.sender.grant(MAX_WINDOW_BYTES)
+    near.sender.grant(MAX_WINDOW_BYTES, 1)
     while room := ends.client.room_bytes(near):
         ends.client.write(near, Payload(bytes(room)), ends.now)
     ends.transmit(ends.client)
     assert StreamWritable(near) in ends.client.take_events()
 
 
-def test_a_grant_too_small_for_a_good_read_wakes_nobody() -> None:
+def test_a_small_grant_wakes_a_writer_too_for_its_window_may_be_no_larger() -> None:
     client = client_with_lane()
     stream = client.open(WEB)
-    client.write(stream, Payload(bytes(INITIAL_WINDOW_BYTES)), 0.0)
+    client.write(stream, Payload(bytes(LEAST_WINDOW_BYTES + 1)), 0.0)
     client.transmit(1, 0.0)
     assert client.room_bytes(stream) == 0
-    feed(client, frames.encode_window(stream.id, INITIAL_WINDOW_BYTES + 1))
-    assert client.take_events() == []
+    feed(client, frames.encode_window(stream.id, LEAST_WINDOW_BYTES + 4, 1))
+    assert client.take_events() == [StreamWritable(stream)]
+    assert client.room_bytes(stream) == 3
 
 
 def test_a_writer_that_has_finished_is_not_woken() -> None:
     client = client_with_lane()
     stream = client.open(WEB)
-    client.write(stream, Payload(bytes(INITIAL_WINDOW_BYTES)), 0.0)
+    client.write(stream, Payload(bytes(LEAST_WINDOW_BYTES)), 0.0)
     assert client.room_bytes(stream) == 0
     client.finish(stream, 0.0)
     client.transmit(1, 0.0)
-    feed(client, frames.encode_window(stream.id, 1 << 30))
+    feed(client, frames.encode_window(stream.id, 1 << 30, 1))
     assert client.take_events() == []
 
 
@@ -282,7 +287,7 @@ def test_no_peer_can_grant_more_than_the_largest_window() -> None:
     client = client_with_lane()
     stream = client.open(WEB)
     client.transmit(1, 0.0)
-    feed(client, frames.encode_window(stream.id, frames.MAX_OFFSET))
+    feed(client, frames.encode_window(stream.id, frames.MAX_OFFSET, 1))
     assert stream.sender.limit == MAX_WINDOW_BYTES
     assert Session(CLIENT, peer_window_bytes=1 << 31).open(WEB).sender.limit == MAX_WINDOW_BYTES
 
@@ -300,33 +305,170 @@ def test_consuming_a_little_grants_nothing_yet() -> None:
 def test_growth_of_a_window_returns_to_the_session_when_the_stream_ends(orderly: bool) -> None:
     ends = Ends()
     near, far = ends.connect()
-    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
     ends.settle()
     ends.agent.ping(1)
     ends.transmit(ends.agent)
     ends.now += 0.1
     ends.deliver(ends.client)
     ends.send(ends.client)  # the agent knows the round-trip time now
-    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
-    assert far.receiver.window.window_bytes == 2 * INITIAL_WINDOW_BYTES
-    assert ends.agent._growth.left_bytes == SESSION_GROWTH_BYTES - INITIAL_WINDOW_BYTES
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
+    assert far.receiver.window.window_bytes == INITIAL_WINDOW_BYTES
+    assert ends.agent._credit.promised_bytes == INITIAL_WINDOW_BYTES - LEAST_WINDOW_BYTES
     if orderly:
         ends.client.finish(near, ends.now)
         ends.agent.finish(far, ends.now)
     else:
         ends.client.reset(near, frames.RESET_ABORTED)
     ends.settle()
-    assert ends.agent._growth.left_bytes == SESSION_GROWTH_BYTES
+    assert ends.agent._credit.promised_bytes == 0
 
 
 def test_once_the_end_is_known_no_credit_is_sent() -> None:
     ends = Ends()
     near, far = ends.connect()
-    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
     ends.client.finish(near, ends.now)
     ends.settle()
-    ends.agent.consumed(far, INITIAL_WINDOW_BYTES, ends.now)
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
     assert not ends.transmit(ends.agent)
+
+
+# --- credit of the whole session ------------------------------------------------------------------
+
+
+def test_the_opener_says_in_its_open_how_much_it_takes() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    assert near.receiver.window.limit == far.sender.limit == INITIAL_WINDOW_BYTES
+    assert far.receiver.window.limit == near.sender.limit == LEAST_WINDOW_BYTES
+
+
+def test_thousands_of_idle_connections_keep_nobody_from_a_large_window() -> None:
+    ends = Ends()
+    for _ in range(40):
+        for _ in range(50):
+            ends.client.open(WEB)
+        ends.settle()
+        ends.now += 2 * IDLE_S
+    ends.transmit(ends.client)
+    ends.client.open(WEB)  # it calls some back
+    ends.settle()
+    _, far = ends.connect()
+    assert far.sender.limit == INITIAL_WINDOW_BYTES
+    idle = [stream.sender.limit for stream in ends.agent.streams.values() if stream is not far]
+    assert sum(limit > LEAST_WINDOW_BYTES for limit in idle) < 64
+
+
+def test_a_connection_whose_credit_was_called_back_still_moves_everything() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    assert near.receiver.window.recall(0, ends.now)
+    ends.client._tell_window(near)
+    ends.settle()
+    assert far.sender.limit == LEAST_WINDOW_BYTES
+    content, heard = bytes(range(256)) * 4096, b""
+    ends.agent.write(far, Payload(content), ends.now)
+    while len(heard) < len(content):
+        data = text(ends.settle()[0])
+        assert data
+        heard += data
+        ends.client.consumed(near, len(data), ends.now)
+    assert heard == content
+
+
+def test_bytes_that_cross_the_news_that_their_credit_is_called_back_arrive() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.agent.write(far, Payload(bytes(100_000)), ends.now)
+    ends.open_throttle()
+    ends.transmit(ends.agent)
+    assert near.receiver.window.recall(0, ends.now)
+    ends.client._tell_window(near)
+    ends.transmit(ends.client)
+    assert len(text(ends.deliver(ends.client))) == 100_000
+    ends.deliver(ends.agent)
+    ends.client.consumed(near, 100_000, ends.now)
+    ends.settle()
+    assert far.sender.limit > 100_000
+
+
+def test_no_credit_is_called_back_before_the_open_was_acknowledged() -> None:
+    client = client_with_lane()
+    streams = [client.open(WEB) for _ in range(2000)]
+    client.transmit(1, 10 * IDLE_S)
+    client.open(WEB)
+    assert not any(stream.window_waits for stream in streams)
+
+
+def test_a_window_that_was_lost_with_its_lane_is_told_again_as_it_is_by_then() -> None:
+    ends = Ends(lanes=2)
+    near, far = ends.connect()
+    ends.agent.write(far, Payload(bytes(200_000)), ends.now)
+    ends.settle()
+    ends.client.consumed(near, 150_000, ends.now)
+    ends.transmit(ends.client)
+    ends.client.consumed(near, 50_000, ends.now)
+    ends.lose_lane(1)
+    ends.settle(lane=2)
+    assert far.sender.limit == near.receiver.window.limit
+
+
+def test_a_peer_that_reads_nothing_has_one_window_of_a_stream_waiting() -> None:
+    client = client_with_lane()
+    stream = client.open(WEB)
+    client.transmit(1, 0.0)
+    for at in range(0, 1 << 24, 65536):
+        feed(client, frames.encode_data_head(stream.id, at, 65536) + bytes(65536))
+        client.take_events()
+        client.consumed(stream, 65536, 0.0)
+    assert client.beliefs(0.0)["control_frames"] == 1
+
+
+def test_what_all_streams_have_queued_is_bounded_but_everybody_has_a_little() -> None:
+    client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
+    queued = 0
+    for _ in range(1000):
+        stream = client.open(WEB)
+        while room := client.room_bytes(stream):
+            client.write(stream, Payload(bytes(min(room, 100_000))), 0.0)
+            queued += min(room, 100_000)
+        assert stream.sender.queued_bytes >= LEAST_QUEUE_BYTES
+    assert queued <= SESSION_QUEUE_BYTES + 1000 * LEAST_QUEUE_BYTES
+
+
+def test_a_stream_of_single_bytes_costs_the_session_no_more_than_any_other() -> None:
+    client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
+    payloads = 0
+    for _ in range(1000):
+        stream = client.open(WEB)
+        while client.room_bytes(stream):
+            client.write(stream, Payload(b"x"), 0.0)
+            payloads += 1
+    assert payloads * ENTRY_BYTES <= SESSION_QUEUE_BYTES + 1000 * LEAST_QUEUE_BYTES
+
+
+def test_while_nothing_leaves_a_writer_may_write_as_far_as_its_credit_reaches() -> None:
+    client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
+    client.add_lane(1, 0.0)
+    stream = client.open(WEB)
+
+    def fill(now: float) -> None:
+        while room := client.room_bytes(stream):
+            client.write(stream, Payload(bytes(min(room, 65536))), now)
+
+    fill(0.0)
+    client.transmit(1, 0.0)
+    client.take_events()
+    fill(0.0)
+    before = stream.sender.queued_bytes
+    assert client.relieve(STALL_S - 0.1)
+    assert client.take_events() == []
+    assert client.relieve(STALL_S)
+    assert client.take_events() == [StreamWritable(stream)]
+    fill(STALL_S)
+    assert stream.sender.queued_bytes > MAX_WINDOW_BYTES // 2 > before
+    assert stream.sender.queued_bytes <= MAX_WINDOW_BYTES
 
 
 # --- the end of a stream --------------------------------------------------------------------------
@@ -384,12 +526,12 @@ def test_a_reset_ends_both_ways_at_once_and_keeps_its_meaning() -> None:
 def test_a_writer_that_is_woken_and_reset_by_the_same_read_finds_no_room() -> None:
     ends = Ends()
     near, _ = ends.connect()
-    ends.client.write(near, Payload(bytes(INITIAL_WINDOW_BYTES)), ends.now)
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
     assert ends.client.room_bytes(near) == 0
     ends.transmit(ends.client)
     feed(
         ends.client,
-        frames.encode_window(near.id, 2 * INITIAL_WINDOW_BYTES)
+        frames.encode_window(near.id, 2 * INITIAL_WINDOW_BYTES, 1)
         + frames.encode_reset(near.id, frames.RESET_ABORTED),
     )
     heard = ends.client.take_events()
@@ -839,7 +981,7 @@ def test_bulk_is_offered_to_the_lanes_that_take_it_and_the_others_know_that_they
     None
 ):
     ends = with_lanes(0.2, 0.05)
-    near, _ = ends.connect(lane=2)
+    near, _ = ends.connect(lane=2, bulky=True)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
     full = ends.client.lanes[1].pacer
     full.next_at = ends.now + 1.0
@@ -850,7 +992,7 @@ def test_bulk_is_offered_to_the_lanes_that_take_it_and_the_others_know_that_they
 
 def test_bulk_takes_every_lane() -> None:
     ends = with_lanes(0.2, 0.05)
-    near, _ = ends.connect(lane=2)
+    near, _ = ends.connect(lane=2, bulky=True)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=1))
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=2))
@@ -896,7 +1038,7 @@ def test_an_only_lane_carries_everything_however_slow() -> None:
 
 def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
-    near, _ = ends.connect(lane=3)
+    near, _ = ends.connect(lane=3, bulky=True)
     lose_segments(ends, 1, 2)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
     ends.client.open(WEB)
@@ -911,7 +1053,7 @@ def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() ->
 
 def test_no_lane_is_spared_unless_all_others_lose() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
-    near, _ = ends.connect(lane=3)
+    near, _ = ends.connect(lane=3, bulky=True)
     for each in ends.client.lanes.values():
         each.pacer._start_up = 0.0  # its start is over
     lose_segments(ends, 1, 3)
@@ -922,7 +1064,7 @@ def test_no_lane_is_spared_unless_all_others_lose() -> None:
 
 def test_of_those_that_have_just_joined_one_is_spared_at_once() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
-    near, _ = ends.connect(lane=3)
+    near, _ = ends.connect(lane=3, bulky=True)
     ends.client.lanes[1].pacer._start_up = 0.0
     lose_segments(ends, 1)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
@@ -940,7 +1082,7 @@ def test_of_two_lanes_none_is_spared() -> None:
 @pytest.mark.parametrize("dead", [(1,), (2,), (1, 2)])
 def test_a_spared_lane_carries_bulk_when_too_few_others_are_left(dead: tuple[int, ...]) -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
-    near, _ = ends.connect(lane=3)
+    near, _ = ends.connect(lane=3, bulky=True)
     lose_segments(ends, 1, 2)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
     assert not ends.transmit(ends.client, lane=3)
@@ -969,7 +1111,7 @@ def test_with_bulk_of_its_own_to_send_a_side_holds_acknowledgements_for_longer()
 
 def test_while_bulk_waits_for_its_time_the_deadline_says_when_that_is() -> None:
     ends = Ends()
-    near, _ = ends.connect()
+    near, _ = ends.connect(bulky=True)
     pacer = ends.client.lanes[1].pacer
     pacer.next_at = ends.now + 0.004
     assert ends.client.next_deadline(ends.now) is None
@@ -983,7 +1125,7 @@ def test_while_bulk_waits_for_its_time_the_deadline_says_when_that_is() -> None:
 
 def test_bulk_that_waits_for_its_time_lets_what_is_urgent_pass() -> None:
     ends = Ends()
-    bulk, _ = ends.connect()
+    bulk, _ = ends.connect(bulky=True)
     key, _ = ends.connect()
     ends.client.lanes[1].pacer.next_at = ends.now + 0.004
     ends.client.write(bulk, Payload(bytes(100_000)), ends.now)
@@ -1007,7 +1149,7 @@ def test_no_more_bulk_is_in_flight_than_the_pacer_lets() -> None:
 
 def test_beliefs_say_what_waits_and_what_is_under_way() -> None:
     ends = with_lanes(0.05, 0.1)
-    bulk, _ = ends.connect()
+    bulk, _ = ends.connect(bulky=True)
     key, _ = ends.connect()
     ends.client.write(bulk, Payload(bytes(100_000)), ends.now)
     ends.client.write(key, Payload(b"key"), ends.now)
@@ -1106,11 +1248,11 @@ def test_a_goodbye_says_why() -> None:
     [
         frames.encode_data_head(1, 0, 1) + b"x",
         frames.encode_fin(3, 0),
-        frames.encode_window(2, 5),
+        frames.encode_window(2, 5, 1),
         frames.encode_opened(2),
         frames.encode_reset(2, 1),
         frames.encode_reset(0, 1),
-        frames.encode_window(0, 1),
+        frames.encode_window(0, 1, 1),
         frames.encode_open(2, WEB),
         frames.encode_open(0, WEB),
         frames.encode_open(1 + 2 * (STREAM_GAP + 1), WEB),
@@ -1129,7 +1271,7 @@ def test_an_agent_refuses_frames_that_make_no_sense(data: bytes) -> None:
     [
         frames.encode_data_head(1, 0, 1) + b"x",
         frames.encode_fin(2, 0),
-        frames.encode_window(0, 1),
+        frames.encode_window(0, 1, 1),
         frames.encode_reset(0, 1),
         frames.encode_reset(1, 1),
         frames.encode_open(1, WEB),
@@ -1223,7 +1365,7 @@ def test_what_passed_grants_a_new_window() -> None:
     size = INITIAL_WINDOW_BYTES
     ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, size)), 1.0)
     ours.passed(0, size, 1.0)
-    assert frames.encode_window(stream.id, 2 * size) in ours.transmit(0, 1.0)
+    assert frames.encode_window(stream.id, 2 * size, 1) in ours.transmit(0, 1.0)
 
 
 def test_a_closed_stream_has_no_passage() -> None:

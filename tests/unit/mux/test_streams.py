@@ -6,6 +6,7 @@ from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
     EARLY_JOIN_BYTES,
     EARLY_PIECES,
+    ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
     MAX_WINDOW_BYTES,
     SEND_QUEUE_BYTES,
@@ -27,6 +28,7 @@ from sshunt.mux.streams import (
     Stream,
     next_state,
 )
+from tests.unit.mux.ends import receiver_of
 
 SENDER_INPUTS = ("FINISH", "FIN_LEFT", "FIN_LOST", "RESET")
 RECEIVER_INPUTS = ("FIN_KNOWN", "ALL_READ", "RESET")
@@ -90,14 +92,25 @@ def test_nothing_is_sent_beyond_the_credit() -> None:
     sender.write(Payload(b"hello"))
     assert taken(sender) == (0, b"hell")
     assert not sender.has_work
-    sender.grant(5)
+    sender.grant(5, 1)
     assert taken(sender) == (4, b"o")
 
 
-def test_an_older_and_smaller_grant_changes_nothing() -> None:
+def test_an_older_grant_changes_nothing() -> None:
     sender = Sender(100)
-    sender.grant(50)
-    assert sender.limit == 100
+    sender.grant(200, 2)
+    sender.grant(300, 1)
+    assert sender.limit == 200
+
+
+def test_a_newer_grant_may_call_credit_back_but_not_for_what_was_sent() -> None:
+    sender = Sender(100)
+    sender.write(Payload(bytes(100)))
+    sender.take(60)
+    sender.grant(80, 1)
+    assert (sender.limit, sender.sendable_bytes) == (80, 20)
+    sender.grant(40, 2)
+    assert (sender.limit, sender.has_work) == (60, False)
 
 
 def test_room_is_what_credit_and_queue_allow() -> None:
@@ -105,7 +118,7 @@ def test_room_is_what_credit_and_queue_allow() -> None:
     rich = Sender(MAX_WINDOW_BYTES)
     assert rich.room_bytes() == SEND_QUEUE_BYTES
     rich.write(Payload(bytes(1000)))
-    assert rich.room_bytes() == SEND_QUEUE_BYTES - 1000
+    assert rich.room_bytes() == SEND_QUEUE_BYTES - 1000 - ENTRY_BYTES
 
 
 def test_there_is_no_room_once_the_end_was_written_or_the_stream_was_reset() -> None:
@@ -229,12 +242,12 @@ def test_writing_or_finishing_after_the_end_is_our_own_bug() -> None:
 
 
 def test_bytes_in_order_are_handed_out_at_once() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     assert received(receiver, 0, b"ab") + received(receiver, 2, b"cd") == [b"ab", b"cd"]
 
 
 def test_early_bytes_wait_for_the_missing_ones() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     assert received(receiver, 2, b"cd") == []
     assert receiver.early_bytes == 2
     assert received(receiver, 0, b"ab") == [b"ab", b"cd"]
@@ -242,7 +255,7 @@ def test_early_bytes_wait_for_the_missing_ones() -> None:
 
 
 def test_early_bytes_survive_the_buffer_that_they_came_in() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     buffer = bytearray(b"cd")
     receiver.receive(2, Payload(memoryview(buffer)))
     buffer[:] = b"XX"
@@ -250,7 +263,7 @@ def test_early_bytes_survive_the_buffer_that_they_came_in() -> None:
 
 
 def test_what_came_before_is_not_handed_out_again() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     received(receiver, 0, b"abcd")
     assert received(receiver, 0, b"abcd") == []
     assert received(receiver, 2, b"cdef") == [b"ef"]
@@ -270,7 +283,7 @@ def test_what_came_before_is_not_handed_out_again() -> None:
 def test_overlapping_early_pieces_are_put_together_without_gap_or_repetition(
     pieces: list[tuple[int, bytes]],
 ) -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     for offset, data in pieces:
         assert received(receiver, offset, data) == []
     covered = {at for offset, data in pieces for at in range(offset, offset + len(data))}
@@ -280,7 +293,7 @@ def test_overlapping_early_pieces_are_put_together_without_gap_or_repetition(
 
 
 def test_bytes_in_order_may_cover_early_ones_partly_or_wholly() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     received(receiver, 2, b"c")
     received(receiver, 4, b"efg")
     received(receiver, 9, b"j")
@@ -289,14 +302,14 @@ def test_bytes_in_order_may_cover_early_ones_partly_or_wholly() -> None:
 
 
 def test_a_thousand_small_neighbours_behind_one_missing_byte_are_few_pieces() -> None:
-    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    receiver = receiver_of(INITIAL_WINDOW_BYTES)
     for at in range(1, 3 * EARLY_PIECES):
         received(receiver, at, b"x")
     assert received(receiver, 0, b"a") == [b"a", b"x" * (3 * EARLY_PIECES - 1)]
 
 
 def test_neighbours_are_joined_only_up_to_a_size_that_is_cheap_to_copy() -> None:
-    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    receiver = receiver_of(INITIAL_WINDOW_BYTES)
     half = EARLY_JOIN_BYTES // 2
     for index in range(3):
         received(receiver, 1 + index * half, bytes(half))
@@ -304,7 +317,7 @@ def test_neighbours_are_joined_only_up_to_a_size_that_is_cheap_to_copy() -> None
 
 
 def test_a_peer_that_leaves_endless_gaps_breaks_the_protocol() -> None:
-    receiver = Receiver(INITIAL_WINDOW_BYTES)
+    receiver = receiver_of(INITIAL_WINDOW_BYTES)
     for index in range(EARLY_PIECES):
         received(receiver, 1 + 2 * index, b"x")
     with pytest.raises(RemoteProtocolError):
@@ -312,7 +325,7 @@ def test_a_peer_that_leaves_endless_gaps_breaks_the_protocol() -> None:
 
 
 def test_bytes_beyond_the_credit_break_the_protocol() -> None:
-    receiver = Receiver(4)
+    receiver = receiver_of(4)
     with pytest.raises(RemoteProtocolError):
         received(receiver, 0, b"hello")
     with pytest.raises(RemoteProtocolError):
@@ -320,7 +333,7 @@ def test_bytes_beyond_the_credit_break_the_protocol() -> None:
 
 
 def test_the_end_comes_once_when_all_before_it_was_handed_out() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     receiver.finish(4)
     assert receiver.state == FIN_KNOWN
     received(receiver, 2, b"cd")
@@ -332,11 +345,11 @@ def test_the_end_comes_once_when_all_before_it_was_handed_out() -> None:
 
 
 def test_before_the_end_is_known_there_is_none() -> None:
-    assert not Receiver(100).take_fin()
+    assert not receiver_of(100).take_fin()
 
 
 def test_the_same_end_may_come_twice_but_not_another() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     receiver.finish(4)
     receiver.finish(4)
     with pytest.raises(RemoteProtocolError):
@@ -344,7 +357,7 @@ def test_the_same_end_may_come_twice_but_not_another() -> None:
 
 
 def test_an_end_before_bytes_that_came_breaks_the_protocol() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     received(receiver, 0, b"abc")
     with pytest.raises(RemoteProtocolError):
         receiver.finish(2)
@@ -355,21 +368,21 @@ def test_an_end_before_bytes_that_came_breaks_the_protocol() -> None:
 
 
 def test_an_end_beyond_the_credit_breaks_the_protocol() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     with pytest.raises(RemoteProtocolError):
         receiver.finish(101)
     receiver.finish(100)
 
 
 def test_bytes_behind_the_end_break_the_protocol() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     receiver.finish(2)
     with pytest.raises(RemoteProtocolError):
         received(receiver, 0, b"abc")
 
 
 def test_after_a_reset_nothing_is_handed_out() -> None:
-    receiver = Receiver(100)
+    receiver = receiver_of(100)
     received(receiver, 2, b"cd")
     receiver.reset()
     assert receiver.early_bytes == 0
@@ -383,7 +396,7 @@ def test_after_a_reset_nothing_is_handed_out() -> None:
 
 
 def test_a_stream_is_over_when_both_halves_are() -> None:
-    stream = Stream(1, 100, 100, ANY_LANE)
+    stream = Stream(Sender(100), receiver_of(100), ANY_LANE)
     assert (stream.sender.state, stream.receiver.state, stream.is_over) == (OPEN, OPEN, False)
     stream.sender.finish()
     stream.sender.take(1)
@@ -394,6 +407,6 @@ def test_a_stream_is_over_when_both_halves_are() -> None:
 
 
 def test_a_reset_ends_both_halves() -> None:
-    stream = Stream(1, 100, 100, ANY_LANE)
+    stream = Stream(Sender(100), receiver_of(100), ANY_LANE)
     stream.reset()
     assert stream.is_over

@@ -1,84 +1,237 @@
-"""Credit: when a receiver grants more, and how its window grows."""
+"""Credit: when a receiver grants more, how its window grows, what all of them may be together."""
 
 import pytest
 
 from sshunt.mux.errors import LocalProtocolError
-from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SESSION_GROWTH_BYTES
-from sshunt.mux.windows import GrowthBudget, ReceiveWindow
+from sshunt.mux.limits import (
+    INITIAL_WINDOW_BYTES,
+    KIB,
+    LEAST_WINDOW_BYTES,
+    MAX_STREAMS,
+    MAX_WINDOW_BYTES,
+    MIB,
+)
+from sshunt.mux.windows import (
+    IDLE_S,
+    MOST_FORCED,
+    MOST_PROMISED_BYTES,
+    PLACES,
+    PROVEN_BYTES,
+    SIZES,
+    SLOW_S,
+    ReceiveWindow,
+    SessionCredit,
+)
 
 RTT_S = 0.1
+HALF = LEAST_WINDOW_BYTES // 2
 
 
-def test_a_new_window_grants_its_initial_size() -> None:
-    window = ReceiveWindow(1000)
-    assert (window.limit, window.consumed, window.window_bytes) == (1000, 0, 1000)
+def a_window(size: int = LEAST_WINDOW_BYTES) -> ReceiveWindow:
+    return ReceiveWindow(SessionCredit(), 1, 0.0, size)
+
+
+def read_fast(window: ReceiveWindow, now: float = 0.0) -> None:
+    """Consume all that may come, at once."""
+    window.consume(window.limit - window.consumed, now, RTT_S)
+
+
+def windows_of(credit: SessionCredit, count: int, size: int) -> list[ReceiveWindow]:
+    return [ReceiveWindow(credit, 2 * number + 1, 0.0, size) for number in range(count)]
+
+
+# --- one window -----------------------------------------------------------------------------------
+
+
+def test_a_new_window_grants_its_size() -> None:
+    window = a_window(INITIAL_WINDOW_BYTES)
+    assert (window.limit, window.consumed) == (INITIAL_WINDOW_BYTES, 0)
 
 
 def test_nothing_is_granted_before_half_of_the_window_was_consumed() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
-    assert window.consume(499, 0.0, RTT_S, budget) is None
-    assert window.limit == 1000
+    window = a_window()
+    assert not window.consume(HALF - 1, 0.0, RTT_S)
+    assert window.limit == LEAST_WINDOW_BYTES
 
 
-def test_a_slow_consumer_gets_back_exactly_what_it_consumed() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
-    window.consume(1, 0.0, RTT_S, budget)
-    assert window.consume(499, 2 * RTT_S, RTT_S, budget) == 1500
-    assert window.window_bytes == 1000
+def test_a_consumer_that_does_not_hurry_gets_back_exactly_what_it_consumed() -> None:
+    window = a_window()
+    window.consume(1, 0.0, RTT_S)
+    assert window.consume(HALF - 1, 2 * RTT_S, RTT_S)
+    assert window.limit == HALF + LEAST_WINDOW_BYTES
 
 
-def test_a_window_that_is_half_used_within_two_round_trips_doubles() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget(10_000)
-    window.consume(1, 0.0, RTT_S, budget)
-    assert window.consume(499, 1.9 * RTT_S, RTT_S, budget) == 500 + 2000
-    assert budget.left_bytes == 9000
+def test_a_least_window_that_is_half_used_within_two_round_trips_is_an_initial_one() -> None:
+    window = a_window()
+    window.consume(1, 0.0, RTT_S)
+    window.consume(HALF - 1, 1.9 * RTT_S, RTT_S)
+    assert window.limit == HALF + INITIAL_WINDOW_BYTES
+
+
+def test_any_other_that_is_half_used_within_two_round_trips_doubles() -> None:
+    window = a_window(INITIAL_WINDOW_BYTES)
+    window.consume(INITIAL_WINDOW_BYTES // 2, 0.0, RTT_S)
+    assert window.window_bytes == 2 * INITIAL_WINDOW_BYTES
+    window.consume(INITIAL_WINDOW_BYTES, 2 * RTT_S, RTT_S)  # exactly two: not limited by us
+    assert window.window_bytes == 2 * INITIAL_WINDOW_BYTES
+    window.consume(INITIAL_WINDOW_BYTES, 3 * RTT_S, RTT_S)
+    assert window.window_bytes == 4 * INITIAL_WINDOW_BYTES
 
 
 def test_without_a_round_trip_time_nothing_grows() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
-    assert window.consume(500, 0.0, 0.0, budget) == 1500
+    window = a_window()
+    window.consume(HALF, 0.0, 0.0)
+    assert window.window_bytes == LEAST_WINDOW_BYTES
 
 
-def test_the_clock_starts_anew_with_each_grant() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
-    window.consume(500, 0.0, RTT_S, budget)
-    assert window.window_bytes == 2000
-    window.consume(1000, 2 * RTT_S, RTT_S, budget)  # exactly two round trips: not limited by us
-    assert window.window_bytes == 2000
-    window.consume(1000, 3 * RTT_S, RTT_S, budget)
-    assert window.window_bytes == 4000
-
-
-def test_a_window_grows_to_its_own_limit_and_no_further() -> None:
-    window, budget = ReceiveWindow(INITIAL_WINDOW_BYTES), GrowthBudget()
+def test_one_stream_alone_reaches_the_largest_window_and_no_more() -> None:
+    window = a_window(INITIAL_WINDOW_BYTES)
     for _ in range(12):
-        window.consume(window.limit - window.consumed, 0.0, RTT_S, budget)
-    assert window.window_bytes == MAX_WINDOW_BYTES
-    assert window.grown_bytes == MAX_WINDOW_BYTES - INITIAL_WINDOW_BYTES
-
-
-def test_a_window_that_is_no_power_of_two_of_the_first_still_ends_at_the_limit() -> None:
-    window, budget = ReceiveWindow(MAX_WINDOW_BYTES - 10), GrowthBudget()
-    window.consume(MAX_WINDOW_BYTES - 10, 0.0, RTT_S, budget)
-    assert window.window_bytes == MAX_WINDOW_BYTES
-
-
-def test_a_window_does_not_grow_when_the_session_has_no_growth_left() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget(999)
-    assert window.consume(1000, 0.0, RTT_S, budget) == 2000
-    assert (window.window_bytes, budget.left_bytes) == (1000, 999)
-
-
-def test_closing_gives_the_growth_back_once() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
-    window.consume(1000, 0.0, RTT_S, budget)
-    assert budget.left_bytes == SESSION_GROWTH_BYTES - 1000
-    window.close(budget)
-    window.close(budget)
-    assert budget.left_bytes == SESSION_GROWTH_BYTES
+        read_fast(window)
+    assert window.limit - window.consumed == window.window_bytes == MAX_WINDOW_BYTES
 
 
 def test_consuming_more_than_was_granted_is_our_own_bug() -> None:
-    window, budget = ReceiveWindow(1000), GrowthBudget()
     with pytest.raises(LocalProtocolError):
-        window.consume(1001, 0.0, RTT_S, budget)
+        a_window().consume(LEAST_WINDOW_BYTES + 1, 0.0, RTT_S)
+
+
+def test_a_slow_reader_of_a_large_window_is_never_without_credit_for_long() -> None:
+    window, now = a_window(INITIAL_WINDOW_BYTES), 0.0
+    while window.window_bytes < MAX_WINDOW_BYTES:
+        read_fast(window)
+    arrived, opened_at, shut_s = window.limit, now, 0.0
+    for _ in range(1200):  # two minutes of 50 kB/s from a sender that always uses all credit
+        now += 0.1
+        if window.consume(5000, now, RTT_S):
+            arrived = max(arrived, window.limit)
+            opened_at = now
+        shut_s = max(shut_s, now - opened_at)
+        assert arrived - window.consumed <= MAX_WINDOW_BYTES
+    assert shut_s <= 2 * SLOW_S
+
+
+def test_the_window_of_a_slow_reader_shrinks_to_what_it_needs() -> None:
+    window, now = a_window(INITIAL_WINDOW_BYTES), 0.0
+    while window.window_bytes < MAX_WINDOW_BYTES:
+        read_fast(window)
+    for _ in range(10_000):
+        now += 0.1
+        window.consume(5000, now, RTT_S)
+    assert window.limit - window.consumed <= window.window_bytes <= 2 * INITIAL_WINDOW_BYTES
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def test_every_step_of_the_ladder_has_half_the_places_of_the_one_below() -> None:
+    assert SIZES[0] == LEAST_WINDOW_BYTES
+    assert (SIZES[-1], PLACES[-1]) == (MAX_WINDOW_BYTES, 1)
+    assert PLACES[SIZES.index(256 * KIB)] == 64
+    assert MOST_PROMISED_BYTES == 80 * MIB
+
+
+def test_fifty_web_pages_at_once_have_all_their_bytes_in_the_first_round_trip() -> None:
+    windows = windows_of(SessionCredit(), 50, INITIAL_WINDOW_BYTES)
+    assert min(window.limit for window in windows) >= 100 * KIB
+
+
+@pytest.mark.parametrize("reads", [0, 1, 8, 30])
+def test_any_number_of_stopped_readers_hold_no_more_than_was_promised(reads: int) -> None:
+    credit = SessionCredit()
+    windows = windows_of(credit, MAX_STREAMS, INITIAL_WINDOW_BYTES)
+    for _ in range(reads):
+        for window in windows[:2000]:
+            read_fast(window)
+    held = sum(window.limit - window.consumed for window in windows)
+    assert held <= MOST_PROMISED_BYTES + MAX_STREAMS * LEAST_WINDOW_BYTES
+
+
+def test_a_reader_that_has_proved_itself_is_not_slowed_by_thousands_that_stopped() -> None:
+    credit = SessionCredit()
+    stopped = windows_of(credit, 2000, INITIAL_WINDOW_BYTES)
+    while any(window.consumed < 2 * MIB for window in stopped):  # what a kernel buffers for each
+        for window in stopped:
+            if window.consumed < 2 * MIB:
+                read_fast(window)
+    reader = ReceiveWindow(credit, 9999, 0.0, INITIAL_WINDOW_BYTES)
+    while reader.consumed < 2 * PROVEN_BYTES:
+        read_fast(reader)
+    assert reader.window_bytes >= MAX_WINDOW_BYTES // 4
+
+
+def test_many_that_read_share_the_ladder_and_a_place_that_is_left_is_taken() -> None:
+    credit = SessionCredit()
+    windows = windows_of(credit, 8, INITIAL_WINDOW_BYTES)
+    for _ in range(20):
+        for window in windows:
+            read_fast(window)
+    assert min(window.window_bytes for window in windows) >= 2 * MIB
+    largest = max(windows, key=lambda window: window.window_bytes)
+    largest.close()
+    largest.close()
+    others = [window for window in windows if window is not largest]
+    for window in others:
+        read_fast(window)
+    assert max(window.window_bytes for window in others) == MAX_WINDOW_BYTES
+
+
+def test_an_idle_window_is_called_back_to_the_least() -> None:
+    credit = SessionCredit()
+    window = ReceiveWindow(credit, 1, 0.0, INITIAL_WINDOW_BYTES)
+    assert credit.idle(IDLE_S / 2) == []
+    assert credit.idle(IDLE_S) == [1]
+    assert window.recall(0, IDLE_S)
+    assert (window.limit, credit.promised_bytes) == (LEAST_WINDOW_BYTES, 0)
+    assert credit.idle(2 * IDLE_S) == []
+
+
+def test_a_window_that_holds_bytes_keeps_room_for_as_many_again() -> None:
+    window = a_window(INITIAL_WINDOW_BYTES)
+    window.consume(1000, 0.0, RTT_S)
+    assert window.recall(1000 + 20 * KIB, IDLE_S)
+    assert window.limit == 1000 + 64 * KIB
+    full = a_window(INITIAL_WINDOW_BYTES)
+    assert not full.recall(INITIAL_WINDOW_BYTES, IDLE_S)
+    assert full.limit == INITIAL_WINDOW_BYTES
+
+
+def test_a_window_that_was_called_back_grants_again_when_its_reader_reads() -> None:
+    window = a_window(INITIAL_WINDOW_BYTES)
+    window.consume(100 * KIB, 0.0, RTT_S)
+    window.recall(100 * KIB, IDLE_S)
+    assert window.limit == 100 * KIB + LEAST_WINDOW_BYTES
+    assert not window.consume(HALF - 1, 2 * IDLE_S, RTT_S)
+    assert window.consume(1, 2 * IDLE_S, RTT_S)
+
+
+def test_bytes_under_way_when_their_credit_was_called_back_are_taken_in_and_count() -> None:
+    credit = SessionCredit()
+    window = ReceiveWindow(credit, 1, 0.0, INITIAL_WINDOW_BYTES)
+    window.recall(0, IDLE_S)
+    assert window.admit(100 * KIB)
+    assert window.limit == 100 * KIB
+    assert credit.promised_bytes == 128 * KIB - LEAST_WINDOW_BYTES
+    assert not window.admit(INITIAL_WINDOW_BYTES + 1)
+    assert window.consume(100 * KIB, 2 * IDLE_S, RTT_S)
+
+
+def test_a_peer_that_always_uses_what_was_called_back_has_an_end() -> None:
+    credit, refused = SessionCredit(), 0
+    windows = []
+    for number in range(1, 10_000, 2):  # all of them, before the first uses what it was given
+        windows.append(ReceiveWindow(credit, number, 0.0, INITIAL_WINDOW_BYTES))
+        windows[-1].recall(0, IDLE_S)
+    for window in windows:
+        refused += not window.admit(window.top)
+    assert refused
+    credit.taken[SIZES.index(INITIAL_WINDOW_BYTES)] -= refused  # the session would have ended
+    assert credit.taken[SIZES.index(INITIAL_WINDOW_BYTES)] <= MOST_FORCED * PLACES[4]
+
+
+def test_once_the_end_is_known_only_what_may_still_come_has_a_place() -> None:
+    credit = SessionCredit()
+    window = ReceiveWindow(credit, 1, 0.0, INITIAL_WINDOW_BYTES)
+    window.shrink_to(20 * KIB, 1.0)
+    assert credit.promised_bytes == 32 * KIB - LEAST_WINDOW_BYTES
+    assert window.limit == INITIAL_WINDOW_BYTES
