@@ -56,6 +56,12 @@ _HINTS = {
     Refusal.NO_NFT: "install it: apt install nftables, or dnf install nftables",
     Refusal.NOT_PERMITTED: "in a container it needs CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
     Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
+    Refusal.NO_NF_TABLES: "modprobe nf_tables; a kernel that was built without it can't redirect",
+    Refusal.NO_PLACE: "root must be able to write /run (docker run --tmpfs /run)",
+    Refusal.TOO_MANY: "end some of the other sshunt sessions first",
+    Refusal.CRASHED: "does `sudo nft list ruleset` crash, too? A table that a newer nft has made,"
+    " in a container with this host's network, does that: update nftables, or remove it there",
+    Refusal.STUCK: "does `sudo nft list ruleset` get stuck, too? then the kernel or nftables does",
     Refusal.TOO_COMPLEX: "use fewer port ranges, or wider networks",
     Refusal.LISTENER: "give --listen an address of this host",
     Refusal.NOT_KEPT: "a TUN device is needed: modprobe tun, or docker run --device /dev/net/tun",

@@ -150,9 +150,9 @@ def cgroups(*sessions: str) -> list[str]:
     return [path for path, _, _ in os.walk(root) if os.path.basename(path) in names]
 
 
-def soon(condition: Callable[[], bool]) -> None:
+def soon(condition: Callable[[], bool], *, within_s: float = _GONE_S) -> None:
     begin = time.monotonic()
     while not condition():
         waited_s = time.monotonic() - begin
-        assert waited_s < _GONE_S, f"something is left after {waited_s:.2f} s"
+        assert waited_s < within_s, f"something is left after {waited_s:.2f} s"
         time.sleep(0.02)

@@ -41,8 +41,10 @@ from sshunt.privilege import Helper, start_helper
 _PLAIN = """
 import socket, sys
 sys.path.append(sys.argv[1])
-from sshunt.helper.server import serve
-serve(socket.socket(fileno=0), owner=False)
+from sshunt.capture import nft
+from sshunt.helper import server
+nft.ALIVE_S, server.RENEW_EVERY_S = 2, 0.5  # a test can't wait for half a minute
+server.serve(socket.socket(fileno=0), owner=False)
 """
 
 

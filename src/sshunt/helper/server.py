@@ -1,8 +1,9 @@
 """One session's conversation with its client: order, deadlines, and undoing at the end.
 
-The loop is synchronous: there is one client and nothing to do meanwhile. It sleeps in poll(2) on
-two descriptors, the client's socket and a pipe into which the kernel's SIGTERM is written, so no
-signal interrupts a request half-way.
+The loop is synchronous: there is one client and hardly anything to do meanwhile. It sleeps in
+poll(2) on the client's socket and a pipe into which the kernel's SIGTERM is written, so no signal
+interrupts a request half-way; where the table is a plain one it wakes now and then to say that we
+live.
 
 Which request is allowed when::
 
@@ -15,20 +16,25 @@ What is not in the table is refused with WRONG_ORDER and changes nothing. What d
 refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
 not ours. A bug ends it too: the client gets the traceback (we have no terminal, see ``__main__``).
 
-A request has a deadline from its first byte to its reply. It is an alarm(2) that nobody handles: a
-stuck call into libnftables can't be interrupted in any other way, and dying undoes everything.
+A request must have come whole some seconds after its first byte, and its reply must be taken in
+the same time; else the conversation ends in order, as if the client were gone. What is done for a
+request has deadlines of its own (nftables, guard).
 
 Not here: what a request means to the kernel (apply).
 """
 
+import math
 import os
 import select
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum, auto
 
+from sshunt.capture.nft import RENEW_EVERY_S
 from sshunt.helper.apply import Kernel
 from sshunt.helper.protocol import (
     MAX_REQUEST_BYTES,
@@ -54,7 +60,7 @@ from sshunt.helper.protocol import (
     encode_reply,
 )
 
-#: 20,000 routes take half a second; a slow machine with a busy kernel twenty times as long.
+#: How long the client may take to send a request, or to take a reply. It does so in milliseconds.
 REQUEST_DEADLINE_S = 10.0
 
 _READ_BYTES = 64 * 1024
@@ -81,19 +87,17 @@ def serve(client: socket.socket, *, owner: bool = True) -> None:
     ``owner=False`` makes plain tables even where the kernel could own them.
     """
     service = _Service(client, owner=owner)
+    client.settimeout(REQUEST_DEADLINE_S)
     try:
-        for line in _requests(client, _termination()):
+        for line in _requests(client, _termination(), service):
             reply, last = service.answer(line)
             client.sendall(encode_reply(reply))
-            signal.setitimer(signal.ITIMER_REAL, 0)
             if last:
                 break
-    except ConnectionError:
-        pass  # the client died; so does the session
+    except (ConnectionError, TimeoutError):
+        pass  # the client died, or is as good as dead; so does the session
     finally:
-        signal.setitimer(signal.ITIMER_REAL, REQUEST_DEADLINE_S)
         service.close()
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class _Service:
@@ -117,10 +121,22 @@ class _Service:
         except Exception:  # noqa: BLE001 (the top of the process: told, then the session ends)
             return Refused(Refusal.INTERNAL, traceback.format_exc()), True
 
+    @property
+    def must_renew(self) -> bool:
+        """True if there is a plain table."""
+        return self._kernel is not None and self._kernel.is_plain
+
+    def renew(self) -> None:
+        """To be called every RENEW_EVERY_S."""
+        if self._kernel is not None:
+            with suppress(KernelError):  # somebody's "flush ruleset", or it succeeds the next time
+                self._kernel.renew()
+
     def close(self) -> None:
         """Undo whatever is done."""
         if self._kernel is not None:
-            self._kernel.close()
+            with suppress(KernelError):  # there is nobody left to tell; our end does the rest
+                self._kernel.close()
 
     def _carry_out(self, request: Request) -> Reply:
         if not isinstance(request, _ALLOWED[self._state]):
@@ -159,31 +175,51 @@ class _Service:
         return Welcome(VERSION)
 
 
-def _requests(client: socket.socket, termination: int) -> Iterator[bytes]:
-    """Whole lines, and at last a line that is too long; ends at EOF or SIGTERM.
-
-    Starts the alarm at a request's first byte; the caller stops it after the reply.
+def _requests(client: socket.socket, termination: int, service: _Service) -> Iterator[bytes]:
+    """Whole lines, and at last a line that is too long; ends at EOF, at SIGTERM, or when a line is
+    not whole in time. Lets the service renew meanwhile.
     """
     buffer = bytearray()
     poll = select.poll()
     poll.register(client, select.POLLIN)
     poll.register(termination, select.POLLIN)
+    renewal, deadline = 0.0, math.inf
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        if now >= renewal:
+            service.renew()
+            renewal = now + RENEW_EVERY_S
+        wait_s = min(deadline, renewal if service.must_renew else math.inf) - now
+        ready = {descriptor for descriptor, _ in poll.poll(_milliseconds(wait_s))}
         if termination in ready:
             return
+        if client.fileno() not in ready:
+            continue
         data = client.recv(_READ_BYTES)
         if not data:
             return
         buffer += data
-        while buffer:
-            signal.setitimer(signal.ITIMER_REAL, REQUEST_DEADLINE_S)
-            end = buffer.find(b"\n")
-            if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
-                break
-            line = bytes(buffer if end < 0 else buffer[: end + 1])
-            del buffer[: len(line)]
+        deadline = min(deadline, time.monotonic() + REQUEST_DEADLINE_S)
+        while line := _taken_line(buffer):
             yield line
+            deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
+
+
+def _taken_line(buffer: bytearray) -> bytes:
+    """The first line, taken out of the buffer; nothing if it is not whole and may still become."""
+    end = buffer.find(b"\n")
+    if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
+        return b""
+    line = bytes(buffer if end < 0 else buffer[: end + 1])
+    del buffer[: len(line)]
+    return line
+
+
+def _milliseconds(wait_s: float) -> int | None:
+    """As poll(2) takes it, rounded up; None means for ever."""
+    return None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000))
 
 
 def _termination() -> int:

@@ -1,0 +1,148 @@
+"""Netlink as far as the helper speaks it: a request and its acknowledgement, dumps, news. Linux.
+
+Only what the kernel itself has sent is read (its port is 0), and of that only the answer to our own
+request: other messages are skipped. What does not add up is an OSError like any refusal.
+
+Not here: what any message means (addresses, interfaces, nftables).
+"""
+
+import errno
+import os
+import socket
+import struct
+
+# linux/netlink.h
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+CREATE, APPEND = 0x400, 0x800
+_DUMP_INTERRUPTED = 0x10
+_ERROR, _DONE = 2, 3
+_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_CODE = struct.Struct("=i")  # begins nlmsgerr, and a dump's end: a negative errno, or 0
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+_TYPE_MASK = 0x3FFF  # the upper two bits are flags
+
+#: The kernel never sends more in one datagram (netlink_dump: 32 KiB).
+_RECEIVED_BYTES = 64 * 1024
+
+#: The kernel answers while it is asked; this is for one that is not quite Linux.
+_DEADLINE_S = 5.0
+
+#: A dump during which something has changed is asked for again.
+_DUMPS = 8
+
+
+class Netlink:
+    """A netlink socket. ``groups`` is what it hears news of (``drain``)."""
+
+    def __init__(self, protocol: int, groups: int = 0) -> None:
+        self._sequence = 0
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        try:
+            self._sock.bind((0, groups))
+        except OSError:
+            self._sock.close()
+            raise
+        self._sock.settimeout(_DEADLINE_S)
+
+    def close(self) -> None:
+        """Send and hear nothing more."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._sock.fileno()
+
+    def ask(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Send one request and wait for its acknowledgement; raises OSError if it is an error."""
+        self._send(kind, _REQUEST | _ACK | flags, body)
+        while True:
+            for answer, _, payload in self._receive():
+                if answer == _ERROR:
+                    return _check(payload)
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all messages that answer a request for a list; raises OSError."""
+        for _ in range(_DUMPS):
+            found = self._dump(kind, body)
+            if found is not None:
+                return found
+        raise _broken()
+
+    def drain(self) -> None:
+        """Forget all news that have come; that some were lost is news, too."""
+        while True:
+            try:
+                self._sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def _dump(self, kind: int, body: bytes) -> list[bytes] | None:
+        found: list[bytes] = []
+        whole = True
+        self._send(kind, _REQUEST | _DUMP, body)
+        while True:
+            for answer, flags, payload in self._receive():
+                whole = whole and not flags & _DUMP_INTERRUPTED
+                if answer in (_ERROR, _DONE):
+                    _check(payload)
+                    return found if whole else None
+                found.append(payload)
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        head = _MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0)
+        self._sock.sendto(head + body, (0, 0))
+
+    def _receive(self) -> list[tuple[int, int, bytes]]:
+        """Type, flags and body of the messages in one datagram that answer our last request."""
+        data, _, flags, (port, _) = self._sock.recvmsg(_RECEIVED_BYTES)
+        if flags & socket.MSG_TRUNC:
+            raise _broken()
+        found = []
+        while port == 0 and data:
+            if len(data) < _MESSAGE.size:
+                raise _broken()
+            length, kind, message_flags, sequence, _ = _MESSAGE.unpack_from(data)
+            if not _MESSAGE.size <= length <= len(data):
+                raise _broken()
+            if sequence == self._sequence:
+                found.append((kind, message_flags, data[_MESSAGE.size : length]))
+            data = data[_aligned(length) :]
+        return found
+
+
+def attribute(kind: int, body: bytes) -> bytes:
+    """One attribute, padded for the next."""
+    length = _ATTRIBUTE.size + len(body)
+    return _ATTRIBUTE.pack(length, kind) + body + bytes(_aligned(length) - length)
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes in the rest of a message; raises OSError."""
+    found = {}
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if not _ATTRIBUTE.size <= length <= len(data):
+            raise _broken()
+        found[kind & _TYPE_MASK] = data[_ATTRIBUTE.size : length]
+        data = data[_aligned(length) :]
+    return found
+
+
+def _check(payload: bytes) -> None:
+    if len(payload) < _CODE.size:
+        raise _broken()
+    (code,) = _CODE.unpack_from(payload)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _broken() -> OSError:
+    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))

@@ -1,0 +1,202 @@
+"""What goes wrong around the helper: it undoes what it did, or says what it could not do and why.
+
+client ------------------------------------- server
+ capturing.py, helper, rules                  answers "direct"
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sshunt.errors import ExitCode
+from sshunt.helper.protocol import VERSION
+from sshunt.lab.world import ELSEWHERE_V4, Lab
+from tests.e2e.captures import Start, captures, helpers, soon, tables
+
+_HERE = Path(__file__).parent
+_SOURCE = _HERE.parents[1] / "src"
+_EVERY = [["0.0.0.0/0", "remote", 0, 65535]]
+
+#: A helper that makes plain tables and is in more of a hurry than the real one.
+_HASTY = """
+import socket, sys
+sys.path.append(sys.argv[1])
+from sshunt.helper import server
+server.REQUEST_DEADLINE_S = 0.5
+server.serve(socket.socket(fileno=0), owner=False)
+"""
+
+
+@pytest.fixture
+def start(lab: Lab) -> Iterator[Start]:
+    with captures(lab) as start:
+        yield start
+
+
+class Conversation:
+    """With a helper that runs on the client."""
+
+    def __init__(self, lab: Lab, *program: str) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(20)
+        with theirs:
+            self.process = lab.client.popen(program, stdin=theirs.fileno())
+        self._answers = self.socket.makefile("rb")
+
+    def ask(self, request: str, **fields: Any) -> dict[str, Any]:
+        line = json.dumps({"request": request, **fields}).encode() + b"\n"
+        self.socket.sendall(line)
+        answer: dict[str, Any] = json.loads(self._answers.readline())
+        return answer
+
+    def apply(self, session: str, routes: list[Any], port: int = 1) -> dict[str, Any]:
+        self.ask("hello", version=VERSION, session=session)
+        plan: dict[str, Any] = dict.fromkeys(("listen6", "dns4", "dns6"))
+        plan |= {"session": session, "listen4": ["127.0.0.1", port], "routes": routes}
+        return self.ask("apply", plan={**plan, "bypass": [], "resolvers": []})
+
+    def has_ended(self) -> bool:
+        return self._answers.read() == b""
+
+    def close(self) -> None:
+        self._answers.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def hasty(lab: Lab) -> Iterator[Conversation]:
+    conversation = Conversation(lab, sys.executable, "-ISBc", _HASTY, str(_SOURCE))
+    yield conversation
+    conversation.close()
+    assert conversation.process.wait(20) == 0
+
+
+# --- a client that is as good as dead ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rest", [b'{"request":', b'{"request":"bypass","endpoints":[]}\n{"re'])
+def test_half_a_request_and_silence_is_the_end_in_order(
+    lab: Lab, hasty: Conversation, rest: bytes
+) -> None:
+    assert hasty.apply("feedfacefeed", _EVERY) == {"reply": "applied", "owner": False}
+    hasty.socket.sendall(rest)
+    soon(lambda: "feedfacefeed" not in tables(lab))
+
+
+def test_a_client_that_takes_no_replies_is_the_end_in_order(lab: Lab, hasty: Conversation) -> None:
+    hasty.apply("feedfacefeed", _EVERY)
+    hasty.socket.settimeout(1)
+    with pytest.raises((TimeoutError, ConnectionError)):
+        hasty.socket.sendall(b'{"request":"guard"}\n' * 100_000)
+    soon(lambda: "feedfacefeed" not in tables(lab))
+
+
+# --- a plain table whose helper is killed --------------------------------------------------------
+
+
+def test_a_plain_table_captures_nothing_soon_after_its_helper_was_killed(
+    lab: Lab, start: Start
+) -> None:
+    capture = start("--plain")
+    port, _, owner = capture.apply(_EVERY, listen6=None)
+    assert owner is False
+    with lab.client.connect("198.18.0.1", 80) as program:
+        assert program.recv(100).startswith(b"captured")
+    os.kill(capture.child_pid(), signal.SIGKILL)
+    capture.process.kill()  # and its listener is gone
+    capture.process.wait()
+    with lab.client.listen("127.0.0.1", port) as mallory:
+        mallory.settimeout(0.1)
+        with lab.server.listen(ELSEWHERE_V4) as server:
+            soon(lambda: not listed(lab, capture.session, "alive"), within_s=10)
+            with lab.client.connect(ELSEWHERE_V4, server.getsockname()[1]):
+                server.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            mallory.accept()
+    assert capture.session in tables(lab)
+    start()
+    assert capture.session not in tables(lab)
+
+
+def test_a_plain_table_goes_on_capturing_while_its_helper_lives(lab: Lab, start: Start) -> None:
+    capture = start("--plain")
+    capture.apply(_EVERY, listen6=None)
+    for _ in range(8):  # twice the time that it would live without
+        time.sleep(0.5)
+        with lab.client.connect("198.18.0.1", 80) as program:
+            assert program.recv(100).startswith(b"captured")
+
+
+def test_nobody_else_can_keep_a_dead_session_s_table_alive(lab: Lab, start: Start) -> None:
+    capture = start("--plain")
+    capture.apply(_EVERY, listen6=None)
+    os.kill(capture.child_pid(), signal.SIGKILL)
+    with lab.client.make_socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mallory:
+        mallory.bind(f"\0sshunt-{capture.session}")
+        start()
+    assert capture.session not in tables(lab)
+
+
+def listed(lab: Lab, session: str, name: str) -> bool:
+    """Whether a set of a session's has elements."""
+    command = ["nft", "list", "set", "inet", f"sshunt-{session}", name]
+    return "elements" in lab.client.run(command).stdout
+
+
+# --- what is in the kernel, or is not ------------------------------------------------------------
+
+
+def test_where_a_foreign_table_crashes_libnftables_that_is_said(lab: Lab, start: Start) -> None:
+    lab.client.run([sys.executable, str(_HERE / "foreign_table.py")])
+    try:
+        crashed = lab.client.popen(["nft", "list", "tables"], stdout=subprocess.DEVNULL).wait()
+        if crashed != -signal.SIGSEGV:
+            pytest.skip("this libnftables is not among those that crash")
+        capture = start()
+        message, hint, exit_code = capture.apply(_EVERY, listen6=None)
+        assert message == "can't capture connections: libnftables died of SIGSEGV"
+        assert "newer nft" in hint
+        assert exit_code == ExitCode.CAPTURE
+        assert capture.ask("helper") is True
+        assert capture.ask("close") is None
+        soon(lambda: not helpers(lab.client))
+    finally:
+        lab.client.run([sys.executable, str(_HERE / "foreign_table.py"), "delete"])
+
+
+def test_a_kernel_without_nf_tables_is_said_so(lab: Lab) -> None:
+    wrapped = str(_HERE / "without_nf_tables.py")
+    helper = str(_SOURCE / "sshunt/helper/__main__.py")
+    conversation = Conversation(
+        lab, sys.executable, wrapped, sys.executable, "-I", "-S", "-B", helper
+    )
+    reply = conversation.ask("hello", version=VERSION, session="feedfacefeed")
+    conversation.close()
+    assert (reply["reply"], reply["kind"]) == ("refused", "no-nf-tables")
+    assert "this kernel has no nf_tables" in reply["message"]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_thousands_of_routes_do_not_stay_in_root_s_memory(lab: Lab, start: Start) -> None:
+    capture = start()
+    before = anonymous_kib(capture.helper_pid())
+    routes = [[f"10.{i // 200}.{i % 200}.0/25", "remote", i + 1, 65535] for i in range(20_000)]
+    capture.apply(routes, listen6=None)
+    grown = anonymous_kib(capture.helper_pid()) - before
+    assert grown < 16 * 1024  # 60 MiB, while rules and routes stayed
+
+
+def anonymous_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

@@ -1,0 +1,57 @@
+"""Calls into a library that may end its process, or never come back."""
+
+import ctypes
+import os
+import signal
+import time
+
+import pytest
+
+from sshunt.helper import nftables
+from sshunt.helper.nftables import _in_a_child
+from sshunt.helper.protocol import KernelError, Refusal
+
+
+def crash() -> bytes:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # not pytest's, which says so on stderr
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return b""
+
+
+def leave() -> bytes:
+    ctypes.CDLL(None)._exit(1)
+    return b""
+
+
+def sleep() -> bytes:
+    time.sleep(60)
+    return b""
+
+
+def broken(work: object) -> KernelError:
+    with pytest.raises(KernelError) as caught:
+        _in_a_child(work)  # type: ignore[arg-type]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    return caught.value
+
+
+def test_what_the_work_says_comes_back() -> None:
+    assert _in_a_child(lambda: b"") == b""
+    assert _in_a_child(lambda: b"no such table") == b"no such table"
+
+
+def test_a_crash_is_told_by_its_name() -> None:
+    error = broken(crash)
+    assert (error.kind, error.message) == (Refusal.CRASHED, "libnftables died of SIGSEGV")
+
+
+def test_a_library_that_ends_its_process_does_not_end_ours() -> None:
+    error = broken(leave)
+    assert error.kind is Refusal.CRASHED
+    assert error.message == "libnftables ended its process (status 1)"
+
+
+def test_work_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "CALL_DEADLINE_S", 0.1)
+    assert broken(sleep).kind is Refusal.STUCK
