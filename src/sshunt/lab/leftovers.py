@@ -20,6 +20,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from sshunt.errors import ExitCode, UserError
 from sshunt.lab.accounts import uids_of
 from sshunt.lab.hosts import ip, processes_in
 
@@ -33,7 +34,11 @@ _NAMESPACE = re.compile(rf"({_NAME.pattern})-[a-z]+")
 
 
 def lab_name(number: int) -> str:
-    """The name of this process' lab of that number."""
+    """The name of this process' lab of that number; raises UserError."""
+    if not Path("/proc/self/stat").exists():
+        raise UserError(
+            "there is no /proc here", "mount it: mount -t proc proc /proc", ExitCode.CAPTURE
+        )
     return f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{number}"
 
 

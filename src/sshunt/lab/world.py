@@ -144,19 +144,15 @@ class Lab:
     def __enter__(self) -> "Lab":
         _require_root_and_programs()
         remove_leftovers()
-        with self._cleanup:  # undoes what was done if anything fails below
-            self._exit_on_sigterm()
-            self.folder = self._make_folder()
-            self._make_keys()
-            self.accounts = plan_accounts(self.folder / "home", number_of(self.name))
-            write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
-            self._make_network()
-            self._make_hosts(self._lay_over_etc())
-            if self._shapes is not None:
-                self._emulate_link(*self._shapes)
-            if self._want_sshd:
-                self.sshd(self.server)
-            self._cleanup = self._cleanup.pop_all()
+        try:
+            self._build()
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise UserError(
+                f"the lab can't be built here: {error}",
+                "it makes network namespaces and mounts: a chroot's / must be a mount of its own,"
+                " a container must be privileged",
+                ExitCode.CAPTURE,
+            )
         return self
 
     def __exit__(
@@ -223,18 +219,35 @@ class Lab:
 
     # --- building, in order ----------------------------------------------------------------
 
-    def _exit_on_sigterm(self) -> None:
-        """Make SIGTERM an exception, so that the lab is taken down as with Ctrl-C."""
+    def _build(self) -> None:
+        with self._cleanup:  # undoes what was done if anything fails below
+            self._exit_when_asked()
+            self.folder = self._make_folder()
+            self._make_keys()
+            self.accounts = plan_accounts(self.folder / "home", number_of(self.name))
+            write_homes(self.accounts.values(), key=self.key, host_key=self.host_key)
+            self._make_network()
+            self._make_hosts(self._lay_over_etc())
+            if self._shapes is not None:
+                self._emulate_link(*self._shapes)
+            if self._want_sshd:
+                self.sshd(self.server)
+            self._cleanup = self._cleanup.pop_all()
+
+    def _exit_when_asked(self) -> None:
+        """Make SIGTERM and SIGHUP (the terminal was closed) exceptions, so that the lab is taken
+        down as with Ctrl-C.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-            return  # whoever set it has his own plan
 
         def leave(number: int, frame: FrameType | None) -> None:
             raise SystemExit(128 + number)
 
-        before = signal.signal(signal.SIGTERM, leave)
-        self._cleanup.callback(signal.signal, signal.SIGTERM, before)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # else somebody has a plan of his own
+                signal.signal(number, leave)
+                self._cleanup.callback(signal.signal, number, signal.SIG_DFL)
 
     def _make_folder(self) -> Path:
         """Its name can be foreseen, and in /tmp anybody may have taken it: then it is the next."""
