@@ -11,8 +11,8 @@ While another lane works, a suspect one is dropped and the session goes on. If n
     UP --lost--> DOWN   connect again, in parallel to a suspect lane that may yet answer
                         first at once, then after pauses (attempts);
                         before each further attempt wait until the ssh server's address answers (a
-                        bare TCP connection, tried every PROBE_EVERY_S: where a cable was unplugged
-                        ssh itself would find out much later); at once when ``check`` is called
+                        bare TCP connection: where a cable was unplugged ssh itself would find out
+                        much later); at once when ``check`` is called
     DOWN --a lane is up, or answers again--> UP
 
 What needs a person (a password nobody can be asked for, a changed host key) is said once and tried
@@ -22,26 +22,27 @@ The far side says if it holds the session no more; then its connections are over
 begins. The same when the grace time is over, if the far side never could keep it, or if it breaks
 the protocol on lane after lane (what it chokes on would be sent over each of them).
 
-Not here: how long to pause (attempts), ssh and its lanes (lanes), what is new in the network
-(network), rules (client).
+Not here: when and how to log in next (attempts), ssh and its lanes (lanes), what is new in the
+network (network), rules (client).
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sshunt.agent.stub import EXIT_AGENT_DIED
-from sshunt.attempts import LONGEST_PAUSE_S, Attempts
+from sshunt.attempts import PROBE_EVERY_S, Attempts, Probes, Way, Ways
 from sshunt.console import Console, counted
 from sshunt.errors import ExitCode, UserError
-from sshunt.lanes import Lanes
+from sshunt.lanes import OWN_CONNECTION, Lanes
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.mux.hello import REFUSED_SESSION_GONE
 from sshunt.mux.lanes import Lane
 from sshunt.peers import has_connection, ssh_peers
 from sshunt.relay.tunnel import Tunnel
+from sshunt.transport import known_address
 from sshunt.transport.ssh import HELLO_DEADLINE_S, LaneRefusedError
 from sshunt.waiting import WaitingRoom
 
@@ -65,9 +66,14 @@ PING_EVERY_S = 15.0
 NEED_S = 300.0
 _NEEDS_A_PERSON = (ExitCode.AUTH, ExitCode.HOST_KEY)
 
-#: Whether the server can be reached is tried so often, for so many of its addresses.
-PROBE_EVERY_S = 1.5
+#: Addresses of the server (and of whom it is reached by) that are probed.
 PROBED_PEERS = 4
+
+#: A login that fails sooner was refused by somebody who is there: no need to probe for him.
+QUICK_S = 3.0
+
+#: A shared connection of the user's answers within a round trip, or is dead.
+SHARED_DEADLINE_S = 5.0
 
 #: ssh gives up what does not answer at all; what comes then is probed. A login without a terminal
 #: waits for nobody.
@@ -108,6 +114,10 @@ class Keeper:
         self._loop = tunnel.loop
         self._attempts = Attempts(max_retries=max_retries)
         self._attempts.on_up(self._loop.time())
+        self._probes = Probes()
+        self._is_answered = False  # the server's address answers though logins fail
+        self._ways = Ways(is_shared=lanes.may_share_theirs)
+        self._address: Endpoint | None = None  # that the server's name had last
         self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or login failed
         self._look = asyncio.Event()  # something happened: look now
         self._retry = asyncio.Event()  # do not wait for the next attempt
@@ -137,6 +147,7 @@ class Keeper:
         last = self._lanes.last
         found = ssh_peers(last.pid) if last is not None else ()
         self._peers = found or self._peers
+        self._address = self._lanes.address or self._address
         return found
 
     def check(self, why: str, *, asked: bool = False) -> None:
@@ -151,6 +162,10 @@ class Keeper:
                 session.ping(number)
             self._tunnel.wake()
         self._hurry_until = now + HURRY_S
+        if asked:
+            self._probes.begin(now)
+        else:
+            self._probes.refresh(now)
         if asked or not self._needs_a_person:
             self._retry.set()
         self._look.set()
@@ -220,6 +235,9 @@ class Keeper:
         if self.is_down:
             return
         self.down_since = self._loop.time() - silent_s
+        self._probes.begin(self._loop.time())
+        self._is_answered = False
+        self._ways.begin(is_silent=bool(self._tunnel.lanes))
         if self._attempts.on_down(self.down_since):
             self._last_error = _ended_at_once(why)
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
@@ -267,14 +285,16 @@ class Keeper:
         pause_s = self._attempts.pause_s()
         while self.is_down:
             self._stop_if_over()
-            if pause_s and not await self._pause(pause_s):
-                await self._until_reachable()
+            if pause_s and not await self._pause(pause_s) and not self._is_answered:
+                self._is_answered = await self._until_reachable()
             self._end_overdue_session()
             before = list(self._tunnel.lanes.values())
+            began = self._loop.time()
             try:
                 if not await self._attempt():
                     continue
             except UserError as error:
+                self._is_answered &= self._loop.time() < began + QUICK_S
                 if self._is_gone(error):
                     self.lose_session(error.message)
                     pause_s = 0.0
@@ -326,13 +346,14 @@ class Keeper:
         self._retry.clear()
         pids: list[int] = []
         began = self._loop.time()
-        deadline_s = HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S
+        way = self._ways.next
+        patience_s = SHARED_DEADLINE_S if way.shares else None
         connecting = asyncio.ensure_future(
             self._lanes.connect(
-                ssh_options=("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}"),
+                ssh_options=self._options(way),
                 on_stderr=lambda line: self._console.detail(1, line),
                 on_started=pids.append,
-                deadline_s=deadline_s,
+                deadline_s=HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S,
             )
         )
         asked: asyncio.Future[Any] = self._loop.create_future()
@@ -340,8 +361,12 @@ class Keeper:
             while not connecting.done():
                 asked = asyncio.ensure_future(self._retry.wait())
                 either: list[asyncio.Future[Any]] = [connecting, asked]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 asked.cancel()
+                if not self._retry.is_set() and not connecting.done():
+                    patience_s = None
+                    if pids and not has_connection(pids[0]):
+                        raise _nobody_answers()
                 self._retry.clear()
                 overdue = self._loop.time() > began + LEAST_ATTEMPT_S
                 if not connecting.done() and overdue and pids and not has_connection(pids[0]):
@@ -356,13 +381,26 @@ class Keeper:
         connecting.result()
         return True
 
+    def _options(self, way: Way) -> tuple[str, ...]:
+        """What ssh is given for it."""
+        options = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
+        if way.by_address and self._address is not None:
+            address, port = self._address
+            self._console.detail(1, f"trying the address that the server had last, {address}")
+            return *options, *known_address.options(address, port, deadline_s=CONNECT_TIMEOUT_S)
+        if self._lanes.may_share_theirs and not way.shares:
+            return *options, *OWN_CONNECTION
+        return options
+
     def _note_failure(self, error: UserError) -> float:
         """Say what is worth saying, once; how long to wait."""
         self._attempts.on_failure()
         self._last_error = error
         self._console.detail(1, f"attempt {self._attempts.failures} failed: {error.message}")
         self._stop_if_over()
-        if error.exit_code in _NEEDS_A_PERSON:
+        self._ways.on_failure(error.exit_code, has_address=self._address is not None)
+        if error.exit_code in _NEEDS_A_PERSON and not self._ways.is_another_untried:
+            self._ways.begin_anew()
             if not self._needs_a_person:
                 self._needs_a_person = True
                 self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
@@ -385,29 +423,18 @@ class Keeper:
         self._retry.clear()
         return await _happens(self._retry, seconds)
 
-    async def _until_reachable(self) -> None:
-        """Wait until one of the addresses that ssh was connected to answers, if any is known; not
-        for ever, because the server may have got another one, and not after ``check``.
+    async def _until_reachable(self) -> bool:
+        """Wait until one of the addresses that ssh was connected to answers, if any is known: then
+        True. Not for ever, because the server may have got another one, and not after ``check``.
         """
-        end = self._loop.time() + LONGEST_PAUSE_S
-        while self._peers and self._loop.time() < end:
+        while self._peers:
             begin = self._loop.time()
-            probes = [
-                asyncio.ensure_future(_answers(address, port))
-                for address, port in self._peers[:PROBED_PEERS]
-            ]
-            try:
-                for probe in asyncio.as_completed(probes, timeout=PROBE_EVERY_S):
-                    if await probe:
-                        return
-            except asyncio.TimeoutError:
-                pass
-            finally:
-                for task in probes:
-                    task.cancel()
-                await asyncio.wait(probes)
-            if await self._pause(max(begin + PROBE_EVERY_S - self._loop.time(), 0.0)):
-                return
+            if await _one_answers(self._peers[:PROBED_PEERS]):
+                return True
+            pause_s, is_sshs_turn = self._probes.next(begin)
+            if await self._pause(max(begin + pause_s - self._loop.time(), 0.0)) or is_sshs_turn:
+                break
+        return False
 
 
 def _ended_at_once(why: str = "") -> UserError:
@@ -415,6 +442,14 @@ def _ended_at_once(why: str = "") -> UserError:
         f"it ended soon after it was made{f' ({why})' if why else ''}",
         "ask the server's log: it may end what is started there",
         ExitCode.LOST,
+    )
+
+
+def _nobody_answers() -> UserError:
+    return UserError(
+        "the shared ssh connection (ControlPath) does not answer",
+        "end it: ssh -O exit HOST",
+        ExitCode.CONNECT,
     )
 
 
@@ -428,6 +463,21 @@ async def _happens(event: asyncio.Event, seconds: float) -> bool:
     finally:
         waiting.cancel()
     return event.is_set()
+
+
+async def _one_answers(peers: Sequence[Endpoint]) -> bool:
+    probes = [asyncio.ensure_future(_answers(address, port)) for address, port in peers]
+    try:
+        for probe in asyncio.as_completed(probes, timeout=PROBE_EVERY_S):
+            if await probe:
+                return True
+    except asyncio.TimeoutError:
+        pass
+    finally:
+        for task in probes:
+            task.cancel()
+        await asyncio.wait(probes)
+    return False
 
 
 async def _answers(address: str, port: int) -> bool:

@@ -41,6 +41,7 @@ from collections.abc import Callable, Sequence
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.metrics import Beliefs, LaneBeliefs
+from sshunt.model import Endpoint
 from sshunt.mux.hello import (
     CLIENT,
     FEATURE_COPY,
@@ -55,6 +56,7 @@ from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_STREAMS
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
 from sshunt.mux.session import Session
+from sshunt.peers import own_peer
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.transport import unattended
@@ -108,7 +110,8 @@ MOST_GONE = 256
 _WISHES = {COPY: FEATURE_COPY, SPLICE: FEATURE_SPLICE}
 
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
-_OWN_CONNECTION = ("-o", "ControlPath=none")
+#: Past every shared connection. (The last -S counts, and more than ControlPath: whatever -e says.)
+OWN_CONNECTION = ("-S", "none")
 
 
 def new_session(
@@ -176,6 +179,7 @@ class Lanes:
         self._sharing = choices.sharing
         self._control_path = choices.control_path
         self._unattended = choices.unattended
+        self._is_direct = choices.is_direct
         self._most = most
         self._grace_s = grace_s
         self._ssh: dict[int, SshLane] = {}
@@ -195,6 +199,18 @@ class Lanes:
         self.last: SshLane | None = None  # the one that came up last
 
     # --- the session's connection -------------------------------------------------------------
+
+    @property
+    def may_share_theirs(self) -> bool:
+        """True if ssh may go through a connection of the user's (ControlPath)."""
+        return self._sharing is Sharing.THEIRS
+
+    @property
+    def address(self) -> Endpoint | None:
+        """Where the ssh that came up last is connected to, if it found that out by itself."""
+        if self.last is None or not self._is_direct:
+            return None
+        return own_peer(self.last.pid)
 
     @property
     def are_resumable(self) -> bool:
@@ -332,7 +348,7 @@ class Lanes:
     async def _open(self, go: asyncio.Event) -> None:
         by_channel = self._own_connection_refused
         asks_agents = self._may_ask_agents and not self._login_took_a_person()
-        options = self._channel_options or () if by_channel else (*_OWN_CONNECTION, *self._cipher)
+        options = self._channel_options or () if by_channel else (*OWN_CONNECTION, *self._cipher)
         if not by_channel and not asks_agents:
             options = (*options, *self._unattended)
         number, token = self._take_number(), self._token

@@ -43,6 +43,18 @@ def ssh_peers(pid: int) -> tuple[Endpoint, ...]:
     return tuple(peers)
 
 
+def own_peer(pid: int) -> Endpoint | None:
+    """The remote (address, port) of a process that has one TCP connection of its own."""
+    try:
+        peers = _peers_of(psutil.Process(pid), frozenset({psutil.CONN_ESTABLISHED}))
+    except psutil.Error:
+        return None
+    if len(peers) != 1:
+        return None
+    address, port = peers[0]
+    return address.removeprefix("::ffff:"), port
+
+
 def behind(peers: Iterable[Endpoint]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
     """Peers that are programs on this host, followed to the peers these are connected to.
 

@@ -33,11 +33,12 @@ OFFICES, HOMES = "10.55.0.2", "192.0.2.2"
 BIG = 60  # addresses: more than 512 bytes take
 
 
-def resolver(host: Host, *words: str) -> None:
+def resolver(host: Host, *words: str, port_at: str = "") -> "subprocess.Popen[bytes]":
     """A dnsmasq on all addresses of a host that answers by itself only."""
     only = ["--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--cache-size=0", "--pid-file="]
-    host.popen(["dnsmasq", "--keep-in-foreground", "--user=root", *only, *words])
-    host.wait_for_port(host.v4, 53)
+    started = host.popen(["dnsmasq", "--keep-in-foreground", "--user=root", *only, *words])
+    host.wait_for_port(port_at or host.v4, 53)
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,32 @@ def test_ssh_finds_its_server_by_the_resolver_at_home_also_when_it_was_lost(
         kill(tunnel.pids("ssh"))
         tunnel.wait_until(lambda: " again after " in tunnel.said)
         assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
+def test_a_server_whose_name_only_a_local_daemon_tells_is_found_again_by_its_last_address(
+    lab: Lab, at_home: list[str]
+) -> None:
+    """The daemon's own queries are captured, so that it knows nothing while sshunt is down."""
+    forwarder = ["--listen-address=127.0.0.1,127.0.0.2,127.0.0.3", "--bind-interfaces"]
+    daemon = resolver(lab.client, *forwarder, f"--server={lab.neighbour.v4}", port_at="127.0.0.1")
+    conf, switch = lab.folder / "daemon-resolv.conf", lab.folder / "home-nsswitch.conf"
+    # Programs ask the first three; all are captured.
+    resolvers = ("127.0.0.1", "127.0.0.2", "127.0.0.3", lab.neighbour.v4)
+    conf.write_text("".join(f"nameserver {address}\n" for address in resolvers))
+    at_the_daemon = ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+    ssh = f"ssh -F {lab.ssh_config}"
+    words = ("-v", "--dns", "-e", ssh, "-r", "gate.home", OFFICE_V4)
+    try:
+        with running(lab, *words, program=[*at_the_daemon, *SSHUNT]) as tunnel:
+            kill(tunnel.pids("ssh"))
+            tunnel.wait_until(lambda: " again after " in tunnel.said)
+            assert "can't be resolved" in tunnel.said
+            assert tunnel.said.count("trying the address that the server had last") == 1
+            # And once more, from the address that was found by itself this time.
+            kill(tunnel.pids("ssh"))
+            tunnel.wait_until(lambda: tunnel.said.count(" again after ") == 2)
+    finally:
+        daemon.kill()
 
 
 def test_many_look_ups_at_once_are_all_answered(lab: Lab, at_home: list[str]) -> None:

@@ -1,8 +1,23 @@
-"""When the next login is tried."""
+"""When and how the next login is tried."""
+
+import itertools
 
 import pytest
 
-from sshunt.attempts import FIRST_PAUSE_S, JITTER, LIVED_S, LONGEST_PAUSE_S, Attempts
+from sshunt.attempts import (
+    DENSE_S,
+    FIRST_PAUSE_S,
+    FRESH_EVERY_S,
+    JITTER,
+    LIVED_S,
+    LONGEST_PAUSE_S,
+    PROBE_EVERY_S,
+    Attempts,
+    Probes,
+    Way,
+    Ways,
+)
+from sshunt.errors import ExitCode
 
 
 def attempts(max_retries: int | None = None) -> Attempts:
@@ -78,3 +93,114 @@ def test_a_hundred_clients_do_not_come_back_in_step() -> None:
     made = Attempts(max_retries=None, chance=lambda: 1.0)
     made.on_failure()
     assert made.pause_s() == FIRST_PAUSE_S * (1 - JITTER)
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probe_times(made: Probes, count: int) -> list[tuple[float, bool]]:
+    """When the server is looked at after 0, and whether by ssh; looking takes no time."""
+    now, times = 0.0, []
+    for _ in range(count):
+        pause_s, is_sshs_turn = made.next(now)
+        now += pause_s
+        times.append((now, is_sshs_turn))
+    return times
+
+
+def test_a_young_outage_is_looked_at_often_and_an_old_one_seldom() -> None:
+    made = Probes()
+    made.begin(0.0)
+    times = [when for when, _ in probe_times(made, 30)]
+    assert sum(when <= DENSE_S for when in times) == DENSE_S // PROBE_EVERY_S
+    assert len([when for when in times if when <= 600]) < 25
+
+
+def test_a_ban_that_begins_anew_with_each_packet_can_pass() -> None:
+    made = Probes()
+    made.begin(0.0)
+    times = [0.0, *(when for when, _ in probe_times(made, 60))]
+    quiet = [(begin, end) for begin, end in itertools.pairwise(times) if end - begin > 60.0]
+    assert quiet[0][1] < 180
+    assert all(later[0] - sooner[1] < 90 for sooner, later in itertools.pairwise(quiet))
+
+
+def test_ssh_itself_is_tried_now_and_then_though_nothing_answers() -> None:
+    made = Probes()
+    made.begin(0.0)
+    turns = [when for when, is_sshs_turn in probe_times(made, 60) if is_sshs_turn]
+    assert turns[0] < 60
+    assert all(later - sooner < 150 for sooner, later in itertools.pairwise(turns))
+
+
+def test_a_link_that_flaps_does_not_keep_probes_dense() -> None:
+    made = Probes()
+    made.begin(0.0)
+    probe_times(made, 20)
+    made.refresh(FRESH_EVERY_S - 1)
+    assert made.next(FRESH_EVERY_S - 1)[0] > PROBE_EVERY_S
+    made.refresh(FRESH_EVERY_S)
+    assert made.next(FRESH_EVERY_S)[0] == PROBE_EVERY_S
+    made.begin(FRESH_EVERY_S + 20)  # a person asks
+    assert made.next(FRESH_EVERY_S + 20)[0] == PROBE_EVERY_S
+
+
+# --- ways -----------------------------------------------------------------------------------------
+
+
+def tried(made: Ways, *codes: ExitCode, has_address: bool = True) -> list[Way]:
+    """The ways that are taken while logins fail with these."""
+    found = [made.next]
+    for code in codes:
+        made.on_failure(code, has_address=has_address)
+        found.append(made.next)
+    return found
+
+
+BY_NAME, SHARED = Way(shares=False, by_address=False), Way(shares=True, by_address=False)
+BY_ADDRESS = Way(shares=False, by_address=True)
+
+
+def test_without_a_shared_connection_there_is_one_way() -> None:
+    made = Ways(is_shared=False)
+    made.begin(is_silent=True)
+    assert tried(made, ExitCode.CONNECT, ExitCode.AUTH) == [BY_NAME] * 3
+    assert not made.is_another_untried
+
+
+@pytest.mark.parametrize(("is_silent", "first"), [(True, BY_NAME), (False, SHARED)])
+def test_a_shared_connection_is_used_first_unless_the_old_lane_fell_silent_in_it(
+    is_silent: bool, first: Way
+) -> None:
+    made = Ways(is_shared=True)
+    made.begin(is_silent=is_silent)
+    second = SHARED if first is BY_NAME else BY_NAME
+    assert tried(made, ExitCode.CONNECT, ExitCode.CONNECT) == [first, second, first]
+
+
+def test_a_person_is_asked_for_only_when_both_ways_have_been_tried() -> None:
+    made = Ways(is_shared=True)
+    made.begin(is_silent=True)
+    made.on_failure(ExitCode.AUTH, has_address=True)
+    assert made.is_another_untried
+    made.on_failure(ExitCode.AUTH, has_address=True)
+    assert not made.is_another_untried
+    made.begin_anew()
+    assert made.is_another_untried
+
+
+def test_after_a_name_that_can_not_be_resolved_the_last_address_is_tried_and_then_the_name() -> (
+    None
+):
+    made = Ways(is_shared=False)
+    made.begin(is_silent=False)
+    ways = tried(made, ExitCode.NAME, ExitCode.CONNECT, ExitCode.NAME, ExitCode.NAME)
+    assert ways == [BY_NAME, BY_ADDRESS, BY_NAME, BY_ADDRESS, BY_NAME]
+    made.begin(is_silent=False)
+    assert made.next == BY_NAME
+
+
+def test_where_no_address_is_known_the_name_is_tried_again() -> None:
+    made = Ways(is_shared=False)
+    made.begin(is_silent=False)
+    assert tried(made, ExitCode.NAME, has_address=False) == [BY_NAME, BY_NAME]

@@ -3,6 +3,7 @@
     cipher      the fastest first, if this machine has AES instructions
     sharing     whether a first connection of ours may be one that later ones open channels through
     unattended  what keeps a later connection from asking anybody (``unattended``)
+    direct      whether ssh connects to the server by itself, from whatever address the kernel takes
 
 In any doubt (another program than ssh, no answer, an answer that looks odd) nothing is chosen.
 """
@@ -24,6 +25,9 @@ from sshunt.transport.remote import Remote, find_program
 #: How long ``ssh -G`` may take.
 ASK_DEADLINE_S = 2.0
 
+#: With one of these ssh does not simply connect to the server's address.
+_INDIRECT = ("proxycommand", "proxyjump", "bindaddress", "bindinterface")
+
 FAST_CIPHER = "aes128-gcm@openssh.com"
 
 
@@ -42,6 +46,7 @@ class Choices(NamedTuple):
     sharing: Sharing
     control_path: str = ""
     unattended: Sequence[str] = ()
+    is_direct: bool = False
 
 
 NOTHING = Choices([], Sharing.NONE)
@@ -81,7 +86,10 @@ class Choosing:
         is_default = ciphers == default.get("ciphers") and FAST_CIPHER in ciphers.split(",")
         wanted = is_default and _has_aes_instructions()
         cipher = ["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else []
-        return Choices(cipher, sharing, control_path, unattended.options(configured))
+        is_direct = all(configured.get(word, "none") == "none" for word in _INDIRECT)
+        return Choices(
+            cipher, sharing, control_path, unattended.options(configured), is_direct=is_direct
+        )
 
     def close(self) -> None:
         """End what still runs. May be called twice, and while a thread waits in ``result``."""
