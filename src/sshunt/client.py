@@ -38,6 +38,7 @@ from sshunt.listener import CannotListen, bind
 from sshunt.model import Action, Endpoint, Route
 from sshunt.names.doors import Door, open_door, system_resolvers
 from sshunt.notify import notify
+from sshunt.own import has_ipv6, own_routes
 from sshunt.privilege import start_helper
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
@@ -82,7 +83,7 @@ def run(
 
 def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
-    routes = asyncio.run(_routes(options))
+    routes = asyncio.run(_routes(options, console))
     listeners, routes = _bind(options, routes, console)
     doors = _open_doors(options, console)
     try:
@@ -116,8 +117,14 @@ async def _run(
                 await starting
             console.line(f"stopped while starting ({stop.result()})")
             return ExitCode.SIGNALLED + signal.Signals[stop.result()]
-        await starting.result().watch(stop)
-        console.status("")
+        up = starting.result()
+        how = "ended"
+        try:
+            await up.watch(stop)
+            how = f"stopped ({stop.result()})"
+        finally:
+            console.status("")
+            console.line(up.summary(how))
     return ExitCode.OK
 
 
@@ -134,7 +141,7 @@ async def _start(
 ) -> "Up":
     session_id = secrets.token_hex(4)
     console.detail(1, f"session {session_id}")
-    routes = await _routes(options)
+    routes = await _routes(options, console)
     raise_descriptor_limit()
     keep_heap()
     listeners, routes = _bind(options, routes, console)
@@ -167,9 +174,12 @@ async def _start(
         control_path=choices.control_path,
     )
     # The rest of the program is loaded while ssh logs in.
+    from sshunt.control import sessions
     from sshunt.up import Up
 
-    up = Up(options, console, helper, choices)
+    # Where another session of this user's runs, lines must tell them apart.
+    name = options.remote.host + (f" [{session_id}]" if sessions() else "")
+    up = Up(options, console, helper, choices, name)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
@@ -193,9 +203,11 @@ async def _start(
     gc.enable()
     rtt_s = await up.first_rtt()
     await up.check()
-    up.listen_to_others(session_id)
+    targets = _targets_text(options, routes)
+    up.listen_to_others(session_id, targets)
     undo.callback(up.listen_no_more)
-    connected = _connected_line(options, routes, rtt_s)
+    rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
+    connected = f"connected to {name}{rtt}: {targets}"
     console.line(connected)
     notify("READY=1", f"STATUS={connected}")
     undo.callback(notify, "STOPPING=1")
@@ -227,14 +239,24 @@ async def _look_at_arrivals(
     prober.close()
 
 
-async def _routes(options: Options) -> tuple[Route, ...]:
+async def _routes(options: Options, console: Console) -> tuple[Route, ...]:
     loop = asyncio.get_running_loop()
-    return await resolve(
+    routes = await resolve(
         options.targets,
         options.excludes,
         ipv6=options.listen6 is not None,
         getaddrinfo=loop.getaddrinfo,
     )
+    own = own_routes(routes)
+    if own and len(own) == len(_remote(routes)):
+        raise UserError(
+            f"{_route_text(own[0])} is this host itself, and what goes there is never captured",
+            "for what listens on the server's own localhost: ssh -L 8080:localhost:80 HOST",
+            ExitCode.USAGE,
+        )
+    for route in own[:ROUTES_SHOWN]:
+        console.line(f"{_route_text(route)} is this host itself: what goes there is never captured")
+    return routes
 
 
 def _bind(
@@ -245,6 +267,7 @@ def _bind(
 
     A host without IPv6 has no ::1. What it can't have and nobody asked for by --listen is left
     alone, with a line that says so: a name's IPv6 address must not keep its IPv4 one from working.
+    But only where nothing of this host gets anywhere over IPv6: it would go past the tunnel.
     """
     listeners: list[socket.socket] = []
     try:
@@ -258,7 +281,9 @@ def _bind(
                 rest = tuple(r for r in routes if r not in wanted)
                 no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
                 optional = no_family and endpoint == DEFAULT_LISTEN6
-                if not optional or not any(r.action is Action.REMOTE for r in rest):
+                if optional and has_ipv6():
+                    raise _no_loopback6("IPv6 targets")
+                if not optional or not _remote(rest):
                     raise
                 console.line("this host has no IPv6: IPv6 targets are left alone")
                 routes = rest
@@ -278,8 +303,19 @@ def _open_doors(options: Options, console: Console) -> list[Door]:
         try:
             doors.append(open_door(6))
         except CannotListen as error:  # a host without IPv6
+            if has_ipv6() and any(":" in address for address in system_resolvers()):
+                doors[0].close()
+                raise _no_loopback6("queries to IPv6 resolvers")
             console.detail(1, f"DNS over IPv6 is left alone: {error.message}")
     return doors
+
+
+def _no_loopback6(what: str) -> UserError:
+    return UserError(
+        f"this host has IPv6, but no ::1 to accept anything at: {what} would go past the tunnel",
+        "give it one: ip address add ::1/128 dev lo; or leave IPv6 alone: --disable-ipv6",
+        ExitCode.LISTEN,
+    )
 
 
 def _plan(
@@ -327,13 +363,11 @@ def _unseen_way_line(host: str, way: Endpoint) -> str:
     )
 
 
-def _connected_line(options: Options, routes: tuple[Route, ...], rtt_s: float) -> str:
+def _targets_text(options: Options, routes: tuple[Route, ...]) -> str:
     remote = _remote(routes)
     shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
     more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
-    dns = ", and DNS" if options.dns else ""
-    rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
-    return f"connected to {options.remote.host}{rtt}: {shown}{more}{dns}"
+    return f"{shown}{more}{', and DNS' if options.dns else ''}"
 
 
 def _route_text(route: Route) -> str:

@@ -1,7 +1,8 @@
 """What a person sees: lines on stderr, and on a terminal one status line below them.
 
 A line begins with the program's name, as other daemons' lines do. Errors are two lines: what
-happened, what to do. The status line is redrawn in place and never ends up in a file.
+happened, what to do. The status line is redrawn in place and never ends up in a file. What is typed
+meanwhile stands behind it until it is redrawn, as with any program that leaves the echo on.
 
 Nobody who reads this output, or has stopped to, may hold up the tunnel: what can't be written at
 once is dropped and counted, and the count is written when there is room again. (Not by making
@@ -19,7 +20,6 @@ ssh, which we would copy to the real one, for then passwords would pass through 
 
 import os
 import select
-import shutil
 import sys
 import termios
 import time
@@ -30,7 +30,10 @@ from typing import TextIO
 from sshunt.errors import UserError
 from sshunt.terminal import has_echo
 
-_CLEAR_LINE = "\r\x1b[K"
+_CLEAR_LINE, _CLEAR_BELOW = "\r\x1b[K", "\r\x1b[J"
+
+#: Where a terminal does not say how wide it is.
+_COLUMNS = 80
 
 #: What it takes to write above the cursor's line: make room below it, where the screen may have to
 #: scroll, and insert lines (VT100 and VT102, which all terminals follow).
@@ -50,9 +53,12 @@ class Console:
         self._stream = sys.stderr if stream is None else stream
         self._fd = _descriptor(self._stream)
         self._status = ""
+        self._columns = 0  # when the status line was drawn
         self._dropped_lines = 0
         self._gives_way = 0  # to how many that may ask
         self.is_terminal = self._fd >= 0 and os.isatty(self._fd)
+        # Emacs' shell, say: no sequences, and no line that is redrawn by them.
+        self._can_draw = self.is_terminal and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
     def line(self, text: str) -> None:
         """One line that everybody should see."""
@@ -75,13 +81,14 @@ class Console:
 
     def status(self, text: str) -> None:
         """Redraw the status line, on a terminal that we are in the foreground of."""
-        if not self.is_terminal or text == self._status or not self._in_foreground():
+        if not self._can_draw or (text and self._gives_way):
             return
-        if text and self._gives_way:
+        columns = self._width()
+        shown = text[: columns - 1]
+        if shown == self._status and (columns == self._columns or not shown):
             return
-        shown = text[: shutil.get_terminal_size().columns - 1]
-        if self._emit(_CLEAR_LINE + shown):
-            self._status = shown
+        if self._in_foreground() and self._emit(self._cleared(columns) + shown):
+            self._status, self._columns = shown, columns
 
     @contextmanager
     def giving_way(self) -> Iterator[None]:
@@ -97,13 +104,28 @@ class Console:
         if self._dropped_lines:
             text = f"sshunt: ({self._dropped_lines} lines were not shown)\n{text}"
         if self._is_asked():
-            text = _above(text, shutil.get_terminal_size().columns)
+            text = _above(text, self._width())
         elif self._status:
-            text = f"{_CLEAR_LINE}{text}{self._status}"
+            text = f"{self._cleared(self._width())}{text}{self._status}"
         if self._emit(text):
             self._dropped_lines = 0
         else:
             self._dropped_lines += 1
+
+    def _cleared(self, columns: int) -> str:
+        """What wipes the status line out. In a window that is narrower now most terminals have
+        wrapped it, and the cursor stands in the last of its rows.
+        """
+        rows = -(-len(self._status) // columns)
+        if rows <= 1 or not _wraps_again():
+            return _CLEAR_LINE
+        return _UP * (rows - 1) + _CLEAR_BELOW
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._fd).columns or _COLUMNS
+        except OSError:
+            return _COLUMNS
 
     def _emit(self, text: str) -> bool:
         """Write ``text`` if that is possible at once; False if it was not."""
@@ -132,7 +154,7 @@ class Console:
 
     def _is_asked(self) -> bool:
         """True if a question is open at the terminal, and it can be written above it."""
-        if not self.is_terminal or os.environ.get("TERM", "dumb") == "dumb":
+        if not self._can_draw:
             return False
         try:
             modes = termios.tcgetattr(self._fd)
@@ -152,6 +174,13 @@ class Console:
 def counted(count: int, noun: str) -> str:
     """``count`` and what is counted: "1 connection", "2 connections"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _wraps_again() -> bool:
+    """False in terminals that cut lines off when they get narrower, and are known by a variable."""
+    env = os.environ
+    cuts = "XTERM_VERSION" in env or "STY" in env or env.get("TERM") == "linux"
+    return "TMUX" in env or not cuts
 
 
 def _above(text: str, columns: int) -> str:

@@ -3,10 +3,14 @@
     the command   {"do": "reconnect"}             one line of JSON
     the session   {"ok": true, "says": "..."}     one line, or {"error": "a sentence"}; then the end
 
+    the command   {"do": "about"}
+    the session   {"ok": true, "host": "gate", "says": "gate, 10.0.0.0/8: connected"}
+
 They meet at an abstract socket (unix(7)) named ``\\0sshunt/<uid>/<session>``. The kernel forgets it
 together with its process: whatever is killed, no file is left behind. But such a name has no owner
 and no mode, anybody may bind it or connect to it. So both ends ask the kernel who the other is
-(SO_PEERCRED), and say nothing to anybody but this user and root.
+(SO_PEERCRED), and say nothing to anybody but this user and root. Names that others hold, and those
+behind which nobody answers the call, are passed over when all sessions are asked.
 
 The name belongs to a network namespace: a command finds the sessions of its own. Where there are
 no abstract sockets (not Linux), a session does without; it works, it can't be spoken with.
@@ -67,10 +71,19 @@ Makes a running sshunt that has lost its server try to connect again now, instea
 attempt: when you know that the network is back. One that thinks it is connected makes sure of it.
 Connections in the tunnel live on.
 
-Without SESSION, all sessions of yours are asked. One line each says what it does about it.
+Without SESSION, all sessions of yours are asked. One line each says which it is (its digits, its
+process, its server, its targets) and what it does about it.
 """
 
 Answer = Callable[[str], Mapping[str, object]]
+
+
+class UnknownPeerError(UserError):
+    """Whoever has the session's name, it was not shown to be a session of this user's."""
+
+
+class NotCalledError(UnknownPeerError):
+    """... because it has no room for another caller, or we have none."""
 
 
 class ControlServer:
@@ -179,12 +192,16 @@ def sessions() -> list[str]:
 
 def ask(session: str, verb: str) -> dict[str, object]:
     """What ``session`` answers to ``verb``. Waits for it, DEADLINE_S at most; raises UserError."""
+    return _ask(session, verb)[0]
+
+
+def _ask(session: str, verb: str) -> tuple[dict[str, object], int]:
+    """The answer, and the pid of who gave it (0: in a place that has no number for it)."""
     if not _SESSION.fullmatch(session):
         raise _no_such(session)
     try:
-        answer = _decode_untrusted(_converse(session, _line({"do": verb})), ANSWER_BYTES)
-    except ConnectionRefusedError:
-        raise _no_such(session)
+        said, pid = _converse(session, _line({"do": verb}))
+        answer = _decode_untrusted(said, ANSWER_BYTES)
     except TimeoutError:
         raise UserError(
             f"session {session} does not answer",
@@ -203,7 +220,7 @@ def ask(session: str, verb: str) -> dict[str, object]:
             "if it is an sshunt of another version, end it and start it anew",
             ExitCode.LOST,
         )
-    return answer
+    return answer, pid
 
 
 def reconnect(argv: Sequence[str], console: Console) -> int:
@@ -211,22 +228,44 @@ def reconnect(argv: Sequence[str], console: Console) -> int:
     one that fails does not keep the others from being asked.
     """
     named = _parser().parse_args(argv).session
-    wanted = sessions() if named is None else [named]
-    if not wanted:
-        raise UserError("no sshunt of yours is running", _START_ONE, ExitCode.USAGE)
-    failure: UserError | None = None
+    running = sessions()
+    if named is None:
+        wanted = running
+    elif named in running or not (wanted := [s for s in running if _host_of(s) == named]):
+        wanted = [named]
+    answered = False
+    failures: list[UserError] = []
+    strangers: list[UserError] = []
     for session in wanted:
         try:
-            answer = ask(session, "reconnect")
+            answer, pid = _ask(session, "reconnect")
+        except UnknownPeerError as error:
+            strangers.append(error)
         except UserError as error:
-            if failure is not None:
-                console.error(failure)
-            failure = error
+            failures.append(error)
         else:
-            print(f"session {session}: {_sentence_untrusted(answer.get('says', 'reconnecting'))}")
-    if failure is not None:
-        raise failure
+            answered = True
+            process = f" (process {pid})" if pid else ""
+            says = _sentence_untrusted(answer.get("says", "reconnecting"))
+            print(f"session {session}{process}: {says}")
+    if not answered and not failures:
+        told = UnknownPeerError if named is not None else NotCalledError
+        failures = [error for error in strangers if isinstance(error, told)]
+        if not failures:
+            raise UserError("no sshunt of yours is running", _START_ONE, ExitCode.USAGE)
+    for failure in failures[:-1]:
+        console.error(failure)
+    if failures:
+        raise failures[-1]
     return ExitCode.OK
+
+
+def _host_of(session: str) -> str:
+    """The server of a session as it was given to it; nothing if it does not say."""
+    try:
+        return _sentence_untrusted(ask(session, "about").get("host", ""))
+    except UserError:
+        return ""
 
 
 def decode_request_untrusted(said: bytes) -> str:
@@ -260,22 +299,39 @@ def _listen(session: str) -> socket.socket | None:
 
 def _is_trusted(peer: socket.socket) -> bool:
     """True if the other end is this user or root: as of its connect(2), or its listen(2)."""
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", credentials)
-    return uid in (0, os.geteuid())
+    return _credentials(peer)[1] in (0, os.geteuid())
 
 
-def _converse(session: str, request: bytes) -> bytes:
-    """What comes back for ``request``. Raises UserError if somebody else has the name, TimeoutError
-    after DEADLINE_S, another OSError or RemoteProtocolError if there is no answer.
+def _credentials(peer: socket.socket) -> tuple[int, int]:
+    """The (pid, uid) at the other end."""
+    size = struct.calcsize("3i")
+    pid, uid, _gid = struct.unpack(
+        "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return pid, uid
+
+
+def _converse(session: str, request: bytes) -> tuple[bytes, int]:
+    """What comes back for ``request``, and from which process. Raises UnknownPeerError if nobody of
+    ours is there, TimeoutError after DEADLINE_S, another OSError or RemoteProtocolError if there
+    is no answer.
     """
     deadline_s = time.monotonic() + DEADLINE_S
     said = b""
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(DEADLINE_S)
-        peer.connect(_name(session))
+        try:
+            peer.connect(_name(session))
+        except ConnectionRefusedError:
+            raise _no_such(session)
+        except OSError as error:  # so many callers wait already that it can't even be called
+            raise NotCalledError(
+                f"session {session} gave no answer: {error}",
+                "try again; if that does not help, end it and start it anew",
+                ExitCode.LOST,
+            )
         if not _is_trusted(peer):
-            raise UserError(
+            raise UnknownPeerError(
                 f"the name of session {session} is held by another user, who was told nothing",
                 "end your sshunt and start it anew: it will have another name",
                 ExitCode.LOST,
@@ -290,7 +346,7 @@ def _converse(session: str, request: bytes) -> bytes:
             if not data:
                 raise RemoteProtocolError("it hung up")
             said += data
-    return said
+        return said, _credentials(peer)[0]
 
 
 # --- what is said -----------------------------------------------------------------------------
@@ -325,10 +381,16 @@ def _sentence_untrusted(text: object) -> str:
 _START_ONE = "start one: sshunt -r HOST TARGET..."
 
 
+#: Names told to somebody who gave another one.
+_SHOWN = 8
+
+
 def _no_such(session: str) -> UserError:
     running = sessions()
-    hint = f"running: {', '.join(running)}" if running else f"none is running; {_START_ONE}"
-    return UserError(f"no session {session!r} of yours is running", hint, ExitCode.USAGE)
+    more = ", ..." if len(running) > _SHOWN else ""
+    shown = ", ".join(running[:_SHOWN]) + more
+    hint = f"running: {shown}" if running else f"none is running; {_START_ONE}"
+    return UnknownPeerError(f"no session {session!r} of yours is running", hint, ExitCode.USAGE)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -345,6 +407,9 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "session", nargs="?", metavar="SESSION", help="its eight digits, as sshunt -v shows them"
+        "session",
+        nargs="?",
+        metavar="SESSION",
+        help="its eight digits, as `sshunt reconnect` shows them, or its server as given to -r",
     )
     return parser

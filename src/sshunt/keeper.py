@@ -243,7 +243,8 @@ class Keeper:
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
         count = len(self._tunnel.relays)
         wait = "wait" if count != 1 else "waits"
-        fate = f"{counted(count, 'connection')} {wait}, " if self._tunnel.outlives_lanes else ""
+        kept = count and self._tunnel.outlives_lanes
+        fate = f"{counted(count, 'connection')} {wait}, " if kept else ""
         self._console.line(
             f"the connection to {self._host} is lost since {since}"
             f"{f' ({why})' if why else ''}: {fate}connecting again"

@@ -427,7 +427,8 @@ class Lanes:
             self._not_before = self._tunnel.loop.time() + RETRY_S
         self._note_gone(lane.lane_id)
         self._tell_gone()
-        self._console.detail(1, f"lane {lane.lane_id} ended: {reason or ssh.last_words()}")
+        why = reason or ssh.last_words() or "the far side closed it"
+        self._console.detail(1, f"lane {lane.lane_id} ended: {why}")
         self._end(ssh)
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from sshunt.config import Options
 from sshunt.console import Console, counted
 from sshunt.control import ControlServer
 from sshunt.errors import ExitCode, UserError
+from sshunt.figures import bit_rate, duration, size
 from sshunt.keeper import Keeper
 from sshunt.lanes import Lanes, new_session
 from sshunt.listener import Listener
@@ -65,7 +66,7 @@ _WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
 
 @dataclass(slots=True)
 class _Traffic:
-    """Bytes on all lanes so far."""
+    """Bytes on all lanes so far, those that have ended included."""
 
     sent: int = 0
     received: int = 0
@@ -75,9 +76,12 @@ class Up:
     """The running session: its tunnel, its lanes, and everything whose end ends it."""
 
     def __init__(
-        self, options: Options, console: Console, helper: Helper, choices: Choices
+        self, options: Options, console: Console, helper: Helper, choices: Choices, name: str
     ) -> None:
         loop = asyncio.get_running_loop()
+        self.name = name  # of the server, as lines for people call it
+        self._targets = ""
+        self._up_at = loop.time()
         self._options = options
         self._console = console
         self._helper = helper
@@ -114,7 +118,7 @@ class Up:
             self.lanes,
             self.waiting,
             console,
-            options.remote.host,
+            name,
             grace_s=options.grace_s,
             max_retries=options.max_retries,
         )
@@ -151,9 +155,11 @@ class Up:
         beyond, self.unseen_ways = behind(peers)
         return (*peers, *beyond)
 
-    def listen_to_others(self, session_id: str) -> None:
+    def listen_to_others(self, session_id: str, targets: str) -> None:
         """From now on: news of the network, and other commands of this user."""
         loop = self.tunnel.loop
+        self._targets = targets
+        self._up_at = loop.time()
         self._events = NetworkEvents(loop, self._on_network)
         self._control = ControlServer(loop, session_id, self._answer)
 
@@ -166,13 +172,23 @@ class Up:
 
     def _answer(self, verb: str) -> dict[str, object]:
         """What another command of this user asks; raises KeyError."""
+        host = self._options.remote.host
+        if verb == "about":
+            state = "connecting again" if self.is_down else "connected"
+            return {"host": host, "says": f"{host}, {self._targets}: {state}"}
         if verb != "reconnect":
             raise KeyError(verb)
         self._keeper.check("asked to by sshunt reconnect", asked=True)
-        return {"says": f"{self._options.remote.host}: {self._state()}"}
+        does = "connecting again" if self.is_down else "looking at the connection"
+        return {"says": f"{host}, {self._targets}: {does}"}
 
-    def _state(self) -> str:
-        return "connecting again" if self.is_down else "looking at the connection"
+    def summary(self, how: str) -> str:
+        """What there is to say at the end, in one line."""
+        moved = self._traffic()
+        return (
+            f"{how} after {duration(self.tunnel.loop.time() - self._up_at)} with {self.name}:"
+            f" {size(moved.received)} down, {size(moved.sent)} up"
+        )
 
     async def first_rtt(self) -> float:
         """The first measured round-trip time in seconds, 0 if it takes too long."""
@@ -192,7 +208,7 @@ class Up:
             return
         await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
         raise UserError(
-            f"the connection to {self._options.remote.host} was lost while starting:"
+            f"the connection to {self.name} was lost while starting:"
             f" {last.last_words() or 'the far side closed it'}",
             "check the network and the ssh server, then start sshunt again",
             ExitCode.LOST,
@@ -219,7 +235,6 @@ class Up:
         if self._bug.done():
             raise self._bug.result()
         if stop.done():
-            self._console.detail(1, f"stopping ({stop.result()})")
             return
         if self._helper.gone.is_set():
             removed = "the kernel has removed them" if self._helper.owner else "they stay in place"
@@ -374,7 +389,7 @@ class Up:
             rtt_ms = self.tunnel.session.rtt_s * 1000
             self._console.status(
                 f"{counted(count, 'connection')}, "
-                f"down {_bit_rate(down)}, up {_bit_rate(up)}, RTT {rtt_ms:.1f} ms"
+                f"down {bit_rate(down)}, up {bit_rate(up)}, RTT {rtt_ms:.1f} ms"
             )
             before = after
 
@@ -417,8 +432,12 @@ class Up:
                 self._console.detail(1, line)
 
     def _traffic(self) -> _Traffic:
-        lanes = self.tunnel.session.lanes.values()
-        return _Traffic(sum(lane.sent for lane in lanes), sum(lane.received for lane in lanes))
+        tunnel = self.tunnel
+        lanes = tunnel.session.lanes.values()
+        return _Traffic(
+            tunnel.past_sent + sum(lane.sent for lane in lanes),
+            tunnel.past_received + sum(lane.received for lane in lanes),
+        )
 
 
 def _other_ends(socks: Iterable[socket.socket]) -> set[str]:
@@ -428,11 +447,3 @@ def _other_ends(socks: Iterable[socket.socket]) -> set[str]:
         with suppress(OSError):  # it is just being closed
             found.add(str(sock.getpeername()[0]).partition("%")[0])
     return found
-
-
-def _bit_rate(bits_per_s: float) -> str:
-    for unit in ("bit/s", "kbit/s", "Mbit/s"):
-        if bits_per_s < 1000:
-            return f"{bits_per_s:.0f} {unit}"
-        bits_per_s /= 1000
-    return f"{bits_per_s:.1f} Gbit/s"

@@ -1,16 +1,19 @@
 """The command itself: what it inherits, how it is stopped, what it says of it."""
 
+import re
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sshunt.lab.world import OFFICE_V4, Lab
+from sshunt.errors import ExitCode
+from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 from tests.e2e.conftest import Start
-from tests.e2e.tunnels import SSHUNT, START_DEADLINE_S, STOP_DEADLINE_S, fetch
+from tests.e2e.tunnels import OFFICE, SSHUNT, START_DEADLINE_S, STOP_DEADLINE_S, fetch, kill
 
 
 @pytest.mark.parametrize("user", ["root", "ben"])
@@ -89,3 +92,96 @@ def test_a_service_manager_is_told_when_it_is_up_and_when_it_stops(lab: Lab, sta
         assert told[1].startswith("STATUS=connected to server")
         assert tunnel.stop() == 0
         assert manager.recv(1000) == b"STOPPING=1"
+
+
+# --- what it says at the start ------------------------------------------------------------------
+
+
+def fails(lab: Lab, code: ExitCode, *words: str) -> str:
+    done = lab.client.run([*SSHUNT, "-r", "server", *words], check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("own", ["localhost", "127.0.0.1:8080", "192.0.2.1", "2001:db8:1::1"])
+def test_a_target_that_is_this_host_itself_is_told_and_alone_is_an_error(
+    lab: Lab, start: Start, own: str
+) -> None:
+    assert "this host itself" in fails(lab, ExitCode.USAGE, own)
+    tunnel = start("-r", "server", own, OFFICE_V4)
+    assert "this host itself: what goes there is never captured" in tunnel.said
+
+
+@contextmanager
+def without_loopback6(lab: Lab) -> Iterator[None]:
+    lab.client.run(["ip", "-6", "address", "flush", "dev", "lo"])
+    try:
+        yield
+    finally:
+        lab.client.run(["ip", "-6", "address", "add", "::1/128", "dev", "lo"])
+
+
+def test_with_ipv6_and_without_its_loopback_nothing_goes_past_the_tunnel(
+    lab: Lab, start: Start
+) -> None:
+    with without_loopback6(lab):
+        for targets in (OFFICE, ("0/0", "::/0"), ("target",)):  # a name with both kinds of address
+            said = fails(lab, ExitCode.LISTEN, *targets)
+            assert "no ::1" in said
+            assert "past the tunnel" in said
+        tunnel = start("-r", "server", *OFFICE, "--disable-ipv6")
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+        assert "has no IPv6" not in tunnel.said
+
+
+# --- several at once, and the end ---------------------------------------------------------------
+
+
+def test_two_sessions_to_one_server_can_be_told_apart(lab: Lab, start: Start) -> None:
+    one = start("-r", "server", OFFICE_V4)
+    other = start("-r", "server", OFFICE_V6)
+    found = re.search(r"connected to server \[([0-9a-f]{8})\]", other.said)
+    assert found
+    assert re.search(r"connected to server(?! \[)", one.said)
+
+    said = lab.client.run([*SSHUNT, "reconnect"]).stdout
+    for tunnel, targets in ((one, OFFICE_V4), (other, OFFICE_V6)):
+        assert re.search(
+            rf"^session [0-9a-f]{{8}} \(process {tunnel.process.pid}\): server, {targets}: looking",
+            said,
+            re.MULTILINE,
+        )
+    assert f"session {found[1]} (process {other.process.pid})" in said
+    assert lab.client.run([*SSHUNT, "reconnect", "server"]).stdout.count("looking") == 2
+    only = lab.client.run([*SSHUNT, "reconnect", found[1]]).stdout
+    assert only.count("looking") == 1
+    done = lab.client.run([*SSHUNT, "reconnect", "elsewhere"], check=False)
+    assert done.returncode == ExitCode.USAGE
+
+
+def test_the_last_line_tells_how_it_ended_how_long_it_was_up_and_what_went_through(
+    lab: Lab, start: Start
+) -> None:
+    tunnel = start("-r", "server", OFFICE_V4)
+    fetch(lab.client, f"http://{lab.target.v4}/bytes/3000000", "-o", "/dev/null")
+    assert tunnel.stop() == 0
+    last = tunnel.said.splitlines()[-1]
+    assert re.fullmatch(
+        r"sshunt: stopped \(SIGTERM\) after \d+\.\d s with server: 3\.\d MB down, [\d.]+ k?B up",
+        last,
+    )
+
+
+def test_bytes_of_ssh_connections_that_ended_are_counted_and_nobody_waits_is_not_said(
+    lab: Lab, start: Start
+) -> None:
+    tunnel = start("-v", "-r", "server", OFFICE_V4)
+    fetch(lab.client, f"http://{lab.target.v4}/bytes/3000000", "-o", "/dev/null")
+    tunnel.wait_until(lambda: tunnel.pids("ssh") != [])
+    kill(tunnel.pids("ssh"))
+    tunnel.wait_until(lambda: "connected to server again" in tunnel.said)
+    assert tunnel.stop() == 0
+    assert re.search(r"stopped \(SIGTERM\) after .*: 3\.\d MB down", tunnel.said)
+    assert "0 connections" not in tunnel.said
+    assert not re.search(r"lane \d+ ended: *$", tunnel.said, re.MULTILINE)

@@ -1,9 +1,11 @@
 """What a person sees, on a terminal and in a file, and that nobody who reads it can stop us."""
 
+import fcntl
 import os
 import pty
 import re
 import select
+import struct
 import tempfile
 import termios
 from collections.abc import Iterator
@@ -15,6 +17,13 @@ import pytest
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from tests.e2e.terminals import Screen
+
+
+@pytest.fixture(autouse=True)
+def an_ordinary_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("XTERM_VERSION", "STY", "TMUX", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @contextmanager
@@ -157,3 +166,54 @@ def test_the_status_line_gives_way_to_who_may_ask() -> None:
         console.status("6 connections")
         expected = "\r\x1b[K3 connections\r\x1b[Kpassword: \r\x1b[K6 connections"
         assert shown_up_to(expected, seen) == expected
+
+
+def resize(stream: TextIO, columns: int) -> None:
+    fcntl.ioctl(stream.fileno(), termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+
+
+def test_a_status_line_that_a_narrower_window_has_wrapped_is_wiped_out_whole() -> None:
+    with terminal() as (stream, seen):
+        resize(stream, 80)
+        console = Console(stream=stream)
+        console.status("x" * 75)
+        resize(stream, 40)
+        console.status("x" * 75)  # nothing new but the width
+        expected = "\x1b[A\r\x1b[J" + "x" * 39
+        assert shown_up_to(expected, seen).endswith(expected)
+        resize(stream, 20)
+        console.line("news")
+        expected = "\x1b[A\r\x1b[Jsshunt: news\r\n" + "x" * 39
+        assert shown_up_to(expected, seen).endswith(expected)
+
+
+@pytest.mark.parametrize("name", ["XTERM_VERSION", "STY"])
+def test_a_terminal_that_cuts_lines_off_keeps_the_line_above(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with terminal() as (stream, seen):
+        resize(stream, 80)
+        console = Console(stream=stream)
+        console.status("x" * 75)
+        resize(stream, 40)
+        console.status("done")
+        assert shown_up_to("\r\x1b[Kdone", seen).endswith("\r\x1b[Kdone")
+
+
+@pytest.mark.parametrize("term", ["dumb", "", None])
+def test_a_terminal_without_sequences_gets_none_and_no_status_line(
+    term: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if term is None:
+        monkeypatch.delenv("TERM")
+    else:
+        monkeypatch.setenv("TERM", term)
+    with terminal() as (stream, seen):
+        console = Console(stream=stream)
+        console.status("3 connections")
+        console.line("one")
+        console.status("4 connections")
+        console.status("")
+        console.line("two")
+        assert shown_up_to("two\r\n", seen) == "sshunt: one\r\nsshunt: two\r\n"

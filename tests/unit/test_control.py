@@ -441,7 +441,7 @@ def test_reconnect_says_what_the_named_session_does(
     session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert session.meanwhile(lambda: reconnect([session.name], Console())) == ExitCode.OK
-    assert capsys.readouterr().out == f"session {session.name}: {SAYS['says']}\n"
+    assert capsys.readouterr().out == line_of(session)
 
 
 @as_root  # whom every session trusts, whoever we seem to be
@@ -459,7 +459,69 @@ def test_reconnect_asks_all_sessions_even_if_some_fail(
             session.meanwhile(lambda: reconnect([], Console(stream=stream)))
     assert stderr.read_text().startswith("sshunt: error: session 00000000 refused: ")
     assert len(stderr.read_text().splitlines()) == 2
-    assert capsys.readouterr().out == f"session {session.name}: {SAYS['says']}\n"
+    assert capsys.readouterr().out == line_of(session)
+
+
+def squatters(names: list[str], uid: int) -> "subprocess.Popen[bytes]":
+    """Another user who listens at these names of user ``uid``; half of them have no room."""
+    program = """
+held = []
+for place, name in enumerate(sys.argv[2:]):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].bind(NAME + name)
+    held[-1].listen(0 if place % 2 else 5)
+    if place % 2:
+        held.append(socket.socket(socket.AF_UNIX))
+        held[-1].connect(NAME + name)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+    command = [*as_nobody(program, f"sshunt/{uid}/"), *names]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+@as_root
+def test_names_that_another_user_has_taken_are_passed_over(
+    alone: None, session: Session, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{number:08x}" for number in range(8)]
+    with squatters(names, os.geteuid()) as squatter:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == b"taken\n"
+        assert set(names) < set(sessions())
+        assert session.meanwhile(lambda: reconnect([], Console())) == ExitCode.OK
+        assert capfd.readouterr() == (line_of(session), "")
+        with pytest.raises(UserError, match="held by another user"):
+            reconnect([names[0]], Console())
+        squatter.communicate()
+
+
+@as_root
+def test_with_nobody_but_squatters_no_session_is_running(alone: None) -> None:
+    with squatters(["00000000"], os.geteuid()) as squatter:
+        assert squatter.stdout is not None
+        squatter.stdout.readline()
+        with pytest.raises(UserError, match="no sshunt of yours is running"):
+            reconnect([], Console())
+        squatter.communicate()
+
+
+@as_root
+def test_a_session_may_be_named_by_its_server(
+    alone: None, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.verbs["about"] = lambda: {"host": "gate.example", "says": ""}
+    other = ControlServer(session.loop, "00000000", lambda verb: {"host": "door", "says": "asked"})
+    session.undo.callback(other.close)
+    asked = session.meanwhile(lambda: reconnect(["gate.example"], Console()))
+    assert asked == ExitCode.OK
+    assert capsys.readouterr().out == line_of(session)
+    with pytest.raises(UserError, match="no session 'elsewhere'"):
+        session.meanwhile(lambda: reconnect(["elsewhere"], Console()))
+
+
+def line_of(session: Session) -> str:
+    return f"session {session.name} (process {os.getpid()}): {SAYS['says']}\n"
 
 
 def test_reconnect_without_a_session_needs_one_that_runs(alone: None) -> None:

@@ -80,6 +80,7 @@ class Tunnel:
         self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
+        self.past_sent = self.past_received = 0  # bytes on lanes that are over
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
@@ -152,7 +153,10 @@ class Tunnel:
             self._protocol_errors += 1
         elif self.loop.time() - lane.up_at >= LIVED_S:
             self._protocol_errors = 0
-        self.was_heard = self.was_heard or self.session.lanes[lane.lane_id].received > 0
+        figures = self.session.lanes[lane.lane_id]
+        self.was_heard = self.was_heard or figures.received > 0
+        self.past_sent += figures.sent
+        self.past_received += figures.received
         lane.close()
         if not self.outlives_lanes and not self.lanes:
             self.reset_all()
