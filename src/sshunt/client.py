@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sshunt.arrival import Arrivals, Fate, Prober, check, destination_to_try
+from sshunt.arrival import Fate, Prober, check, destination_to_try
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
@@ -39,7 +39,7 @@ from sshunt.model import Action, Endpoint, Route
 from sshunt.names.doors import Door, open_door, system_resolvers
 from sshunt.notify import notify
 from sshunt.own import has_ipv6, own_routes
-from sshunt.privilege import start_helper
+from sshunt.privilege import Helper, start_helper
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.routes import resolve
@@ -211,25 +211,24 @@ async def _start(
     console.line(connected)
     notify("READY=1", f"STATUS={connected}")
     undo.callback(notify, "STOPPING=1")
-    looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, up.plan, console))
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up, helper, console))
     undo.callback(looking.cancel)
     return up
 
 
-async def _look_at_arrivals(
-    prober: Prober, arrivals: Arrivals, plan: Plan, console: Console
-) -> None:
-    """Say so if what the rules redirect does not arrive here."""
+async def _look_at_arrivals(prober: Prober, up: "Up", helper: Helper, console: Console) -> None:
+    """Say so if what the rules redirect does not arrive here, or may not."""
+    plan = up.plan
+    if plan is None:
+        return
+    lost = []
     for family in (4, 6):
         destination = destination_to_try(plan.routes, family)
         if plan.listener(family) is None or destination is None:
             continue
-        fate = await check(prober, arrivals, destination)
+        fate = await check(prober, up.arrivals, destination)
         if fate is Fate.LOST:
-            console.line(
-                f"connections to the IPv{family} targets are captured and do not arrive:"
-                " a firewall of this host stops them, or does not let them be tracked"
-            )
+            lost.append(f"IPv{family}")
         elif fate is Fate.NOT_ROUTED:
             console.detail(1, f"this host has no IPv{family} route to {destination[0]}")
         else:
@@ -237,6 +236,24 @@ async def _look_at_arrivals(
                 1, f"looked whether what is captured arrives: IPv{family} {fate.name.lower()}"
             )
     prober.close()
+    forwards = [family for family in (4, 6) if plan.forwards(family)]
+    if not lost and not forwards:
+        return
+    with suppress(UserError):  # it is gone, and others say so
+        chains = await helper.suspects()
+        if lost:
+            console.line(
+                f"connections to the {' and '.join(lost)} targets are captured and do not arrive:"
+                " a firewall of this host stops them, or does not let them be tracked:"
+                f" {'; '.join(chains) or 'nothing in nftables; look at iptables-legacy -S'}"
+            )
+        gates = [chain for chain in chains if "(input: drops" in chain]
+        if forwards and gates:
+            _, port = plan.listener(forwards[0]) or ("", 0)
+            console.line(
+                f"hosts behind this one get through only if it lets them in to TCP port {port}:"
+                f" {'; '.join(gates)}"
+            )
 
 
 async def _routes(options: Options, console: Console) -> tuple[Route, ...]:

@@ -33,6 +33,8 @@ from sshunt.helper.protocol import (
     ReplyError,
     Request,
     Resolvers,
+    Suspected,
+    Suspects,
     Undo,
     decode_reply,
     encode_request,
@@ -140,6 +142,11 @@ class Helper:
         still; ValueError for what Keep does not take: see ``can_be_kept`` and MAX_KEPT.
         """
         await self._ask(Keep(tuple(addresses)))
+
+    async def suspects(self) -> tuple[str, ...]:
+        """Chains of others that may stop what is captured, for a person to read."""
+        reply = await self._ask(Suspects())
+        return reply.chains if isinstance(reply, Suspected) else ()
 
     async def undo(self) -> None:
         """Leave the kernel as it was; the helper stays."""

@@ -25,6 +25,15 @@ chain outgoing {
 }
 """
 
+DENY_INCOMING = """
+chain incoming {
+    type filter hook input priority filter; policy drop;
+    iifname "lo" accept
+    ct state established,related accept
+    meta l4proto ipv6-icmp accept
+}
+"""
+
 NO_TRACKING = """
 chain untracked {
     type filter hook output priority raw; policy accept;
@@ -50,9 +59,20 @@ def test_a_firewall_that_stops_what_is_captured_is_told_of(
 ) -> None:
     with firewall(lab, chains):
         tunnel = start("-r", "server", *OFFICE)
-        tunnel.wait_until(lambda: tunnel.said.count(STOPPED) == 2)
-        assert "IPv4" in tunnel.said
-        assert "IPv6" in tunnel.said
+        tunnel.wait_until(lambda: STOPPED in tunnel.said)
+        assert "to the IPv4 and IPv6 targets" in tunnel.said
+        assert ": table inet strict, chain " in tunnel.said
+        tunnel.stop()
+
+
+def test_an_input_chain_that_drops_is_named_to_who_serves_hosts_behind_this_one(
+    lab: Lab, start: Start
+) -> None:
+    with firewall(lab, DENY_INCOMING):
+        tunnel = start("-r", "server", "-l", "0.0.0.0:0,[::]:0", *OFFICE)
+        tunnel.wait_until(lambda: "table inet strict, chain incoming" in tunnel.said)
+        assert "hosts behind this one get through only if" in tunnel.said
+        assert STOPPED not in tunnel.said
         tunnel.stop()
 
 

@@ -19,6 +19,7 @@ from sshunt.helper.protocol import (
     Request,
     RequestError,
     Resolvers,
+    Suspects,
     Undo,
     can_be_kept,
     decode_request_untrusted,
@@ -72,6 +73,7 @@ _requests = st.one_of(
     st.builds(Bypass, _bypasses),
     st.builds(Keep, _kept),
     st.builds(Resolvers, _resolvers),
+    st.builds(Suspects),
     st.builds(Undo),
 )
 

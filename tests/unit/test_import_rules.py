@@ -41,7 +41,16 @@ TOUCHES_THE_KERNEL = {
 }
 KERNEL = {
     f"sshunt.helper.{name}"
-    for name in ("nftables", "marks", "netlink", "guard", "client", "privileges", "addresses")
+    for name in (
+        "nftables",
+        "marks",
+        "netlink",
+        "guard",
+        "chains",
+        "client",
+        "privileges",
+        "addresses",
+    )
 }
 SHIPPED = ("mux", "relay", "agent")
 
@@ -106,7 +115,7 @@ def test_the_privileged_helper_knows_nothing_of_the_client(path: Path) -> None:
 
 def test_only_apply_and_its_own_modules_touch_the_kernel() -> None:
     knowing = {path.name for path in ROOT.rglob("*.py") if KERNEL & set(imports(path))}
-    assert knowing == {"apply.py", "guard.py", "nftables.py", "addresses.py"}
+    assert knowing == {"apply.py", "guard.py", "chains.py", "nftables.py", "addresses.py"}
 
 
 def test_a_package_is_a_docstring_and_imports_nothing() -> None:

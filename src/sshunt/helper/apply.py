@@ -33,6 +33,7 @@ from dataclasses import replace
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan
 from sshunt.helper.addresses import KeptAddresses
+from sshunt.helper.chains import suspects
 from sshunt.helper.client import client_of
 from sshunt.helper.guard import (
     Guard,
@@ -146,6 +147,13 @@ class Kernel:
         """Let a plain table live on, if there is one; raises KernelError."""
         if self.is_plain:
             self._nft.run(nft.render_renewal(self._session))
+
+    def suspects(self) -> tuple[str, ...]:
+        """Chains of others that may stop what is captured, for a person to read."""
+        try:
+            return suspects()
+        except OSError:
+            return ()  # it was only a hint
 
     def undo(self) -> None:
         """Keep no address, remove the rules, leave the guard; raises KernelError."""

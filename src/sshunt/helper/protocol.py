@@ -16,6 +16,7 @@ nothing is lost.)
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     KEEP(addresses)          ->  Done                 these, and no others, stay this host's own
+    SUSPECTS                 ->  Suspected(chains)    whose rules may stop what is captured
     UNDO                     ->  Done                 keeps none, removes the rules; not the cgroup
     any                      ->  Refused(kind, message)
 
@@ -169,6 +170,11 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspects:
+    """Which chains of others may stop what is captured?"""
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """Leave the kernel as it was."""
 
@@ -200,6 +206,13 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspected:
+    """Answers Suspects, for a person to read."""
+
+    chains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Answers anything: nothing was changed, or what was changed has been undone."""
 
@@ -207,8 +220,8 @@ class Refused:
     message: str
 
 
-Request: TypeAlias = Hello | Guard | Apply | Bypass | Resolvers | Keep | Undo
-Reply: TypeAlias = Welcome | Guarded | Applied | Done | Refused
+Request: TypeAlias = Hello | Guard | Apply | Bypass | Resolvers | Keep | Suspects | Undo
+Reply: TypeAlias = Welcome | Guarded | Applied | Done | Suspected | Refused
 
 
 def can_be_kept(address: str) -> bool:
@@ -238,6 +251,8 @@ def encode_request(request: Request) -> bytes:
             fields = {"request": "resolvers", "addresses": request.addresses}
         case Keep():
             fields = {"request": "keep", "addresses": request.addresses}
+        case Suspects():
+            fields = {"request": "suspects"}
         case Undo():
             fields = {"request": "undo"}
     line = _to_line(fields)
@@ -268,6 +283,8 @@ def encode_reply(reply: Reply) -> bytes:
             return _to_line({"reply": "applied", "owner": reply.owner})
         case Done():
             return _to_line({"reply": "done"})
+        case Suspected():
+            return _to_line({"reply": "suspected", "chains": reply.chains})
         case Refused():
             message = reply.message[-MAX_MESSAGE:]
             return _to_line({"reply": "refused", "kind": reply.kind.value, "message": message})
@@ -287,6 +304,9 @@ def decode_reply(line: bytes) -> Reply:
             reply = Applied(_take_bool(fields, "owner"))
         elif name == "done":
             reply = Done()
+        elif name == "suspected":
+            chains = _typed(fields.pop("chains"), list)
+            reply = Suspected(tuple(_typed(chain, str) for chain in chains))
         elif name == "refused":
             reply = Refused(Refusal(_take_str(fields, "kind")), _take_str(fields, "message"))
         else:
@@ -317,6 +337,8 @@ def _request_from_json(fields: dict[str, Any]) -> Request:
     elif name == "keep":
         addresses = _typed(fields.pop("addresses"), list)
         request = Keep(tuple(_typed(address, str) for address in addresses))
+    elif name == "suspects":
+        request = Suspects()
     elif name == "undo":
         request = Undo()
     else:

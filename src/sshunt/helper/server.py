@@ -7,7 +7,8 @@ live.
 
 Which request is allowed when::
 
-    state   HELLO    GUARD   APPLY      BYPASS, RESOLVERS, KEEP  UNDO     end of stream, SIGTERM
+    state   HELLO    GUARD   APPLY      BYPASS, RESOLVERS,       UNDO     end of stream, SIGTERM
+                                        KEEP, SUSPECTS
     NEW     -> IDLE  -       -          -                        -        exit
     IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
     ACTIVE  -        ACTIVE  -          ACTIVE                   -> IDLE  undo, exit
@@ -54,6 +55,8 @@ from sshunt.helper.protocol import (
     Request,
     RequestError,
     Resolvers,
+    Suspected,
+    Suspects,
     Undo,
     Welcome,
     decode_request_untrusted,
@@ -77,7 +80,7 @@ class State(Enum):
 _ALLOWED = {
     State.NEW: (Hello,),
     State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Bypass, Resolvers, Keep, Undo),
+    State.ACTIVE: (Guard, Bypass, Resolvers, Keep, Suspects, Undo),
 }
 
 
@@ -161,6 +164,8 @@ class _Service:
                 self._kernel.resolvers(request.addresses)
             case Keep():
                 self._kernel.keep(request.addresses)
+            case Suspects():
+                return Suspected(self._kernel.suspects())
             case Undo():
                 self._kernel.undo()
                 self._state = State.IDLE
