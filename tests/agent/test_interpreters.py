@@ -1,9 +1,11 @@
 """The real bundle under every Python found: started by sh, it answers, relays, detaches, ends."""
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,14 @@ from sshunt.mux.hello import (
 )
 from sshunt.mux.payload import Payload
 from sshunt.relay.tunnel import COPY, SPLICE
-from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_OLD_PYTHON, upload
+from sshunt.transport import bootstrap
+from sshunt.transport.bootstrap import (
+    EXIT_FAILED,
+    EXIT_NO_PYTHON,
+    EXIT_OLD_PYTHON,
+    argv,
+    upload,
+)
 from sshunt.transport.bundle import agent_bundle
 from tests.agent.far_side import (
     VERSIONS,
@@ -111,6 +120,60 @@ def test_a_second_lane_finds_the_agent_that_outlived_the_first(python: str, toke
     assert no_trace_of(token)
 
 
+#: What may stand first on PATH and call itself python3.
+OF_NO_USE = {
+    "a shim that finds nothing": "echo 'python3: command not found' >&2; exit 127",
+    "what can't be run": "exit 126",
+    "one that fails while it starts": "exit 1",
+    "one that crashes": "kill -SEGV $$",
+    "one without zlib": f"""exec {sys.executable} -E -S -c '
+import sys
+sys.modules["zlib"] = None
+exec(sys.argv[1])' "$4"
+""",
+}
+
+
+def named_python3(folder: Path, text: str) -> None:
+    folder.joinpath("python3").write_text(f"#!/bin/sh\n{text}\n")
+    folder.joinpath("python3").chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", OF_NO_USE)
+def test_the_next_python_is_tried_when_the_first_is_of_no_use(
+    kind: str, token: bytes, tmp_path: Path
+) -> None:
+    named_python3(tmp_path, OF_NO_USE[kind])
+    tmp_path.joinpath("python").symlink_to(sys.executable)
+    lane = Lane(lane_hello(token), env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert lane.greet().status == ACCEPTED
+    lane.write(lane.goodbye())
+    assert lane.wait()[0] == 0
+
+
+def test_the_systems_own_python_is_tried_last(token: bytes, tmp_path: Path) -> None:
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("this system has none")
+    for name in ("sh", "dirname"):
+        tmp_path.joinpath(name).symlink_to(str(shutil.which(name)))
+    named_python3(tmp_path, "exit 127")
+    lane = Lane(lane_hello(token), env={"PATH": str(tmp_path)})
+    assert lane.greet().status == ACCEPTED
+    lane.write(lane.goodbye())
+    assert lane.wait()[0] == 0
+
+
+def test_where_none_is_of_use_each_is_named_with_its_reason(tmp_path: Path) -> None:
+    named_python3(tmp_path, OF_NO_USE["one without zlib"])
+    tmp_path.joinpath("py").write_text("#!/bin/sh\nexit 127\n")
+    tmp_path.joinpath("py").chmod(0o755)
+    for name, why in (("python3", "lacks zlib"), ("py", "does not run (status 127)")):
+        path = tmp_path / name
+        done = subprocess.run(argv(str(path)), capture_output=True, text=True, check=False)
+        assert done.returncode == EXIT_OLD_PYTHON
+        assert done.stderr == f"sshunt: {path} {why}, and Python 3.6 or newer is needed\n"
+
+
 def test_without_an_agent_a_lane_that_must_find_one_is_told_so(python: str, token: bytes) -> None:
     lane = Lane(lane_hello(token, create=False), python=python)
     answer = lane.greet()
@@ -134,7 +197,7 @@ def test_a_client_from_the_future_is_told_which_versions_are_spoken(
 
 def test_bytes_behind_the_hello_reach_the_agent(token: bytes) -> None:
     lane = Lane(lane_hello(token))
-    lane.greet(behind=lane.goodbye())
+    lane.greet(behind=lane.goodbye(), confirm=False)
     assert lane.wait() == (0, "")
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
 
@@ -183,6 +246,13 @@ def folder_with(folder: Path, **programs: str) -> dict[str, str]:
     return {"PATH": str(folder)}
 
 
+@pytest.fixture
+def no_python_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system without one."""
+    monkeypatch.setattr(bootstrap, "CANDIDATES", ("python3", "python"))
+
+
+@pytest.mark.usefixtures("no_python_of_the_system")
 def test_no_python_at_all_is_one_sentence_and_its_status(tmp_path: Path, token: bytes) -> None:
     lane = Lane(lane_hello(token), env=folder_with(tmp_path))
     status, said = lane.wait()
@@ -191,6 +261,7 @@ def test_no_python_at_all_is_one_sentence_and_its_status(tmp_path: Path, token: 
     assert said.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_python_of_the_system")
 def test_only_a_python_2_is_named_with_its_version(tmp_path: Path, token: bytes) -> None:
     old = python2()
     if old is None:
@@ -232,5 +303,5 @@ def test_garbage_instead_of_a_hello_ends_with_a_sentence(token: bytes) -> None:
     blob = upload(agent_bundle(), lane.hello)
     lane.write(blob[: -len(lane.hello.encode())] + b"GET / HTTP/1.0\r\n\r\n")
     status, said = lane.wait()
-    assert status == 1
+    assert status == EXIT_FAILED
     assert said.startswith("sshunt: the client did not introduce itself")

@@ -1,13 +1,14 @@
 """A program: bring up a lane as the client does, say what came of it in one line of JSON, and end.
 
     bring_lane.py DESTINATION SSH_COMMAND [--python NAME] [--resume] [--interrupt-ssh] [--stay]
-                  [--share] [--hasty] [--deadline SECONDS]
+                  [--share] [--only-on-path] [--hasty] [--deadline SECONDS]
 
 It runs on a host of the lab, and is what an end-to-end test of the bootstrap watches.
 
     --resume         kill ssh once the lane is up, and find the agent again with another one
     --interrupt-ssh  send ssh what Ctrl-C would send it, and see whether it lives
     --stay           say "up" once the lane is up, and wait to be killed
+    --only-on-path   as on a server whose system has no Python of its own
     --hasty          with less patience for a login shell that hangs
     --share          say how further channels are had, and who bound the socket that they go through
 """
@@ -24,7 +25,7 @@ from contextlib import suppress
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
-from sshunt.transport import ssh
+from sshunt.transport import bootstrap, ssh
 from sshunt.transport.choices import Choosing
 from sshunt.transport.remote import Remote, parse_remote
 from sshunt.transport.ssh import SshLane, connect
@@ -128,9 +129,12 @@ def main() -> None:
     parser.add_argument("--interrupt-ssh", action="store_true")
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--deadline", type=float, default=ssh.HELLO_DEADLINE_S)
+    parser.add_argument("--only-on-path", action="store_true")
     parser.add_argument("--hasty", action="store_true")
     parser.add_argument("--share", action="store_true")
     arguments = parser.parse_args()
+    if arguments.only_on_path:
+        bootstrap.CANDIDATES = ("python3", "python")
     if arguments.hasty:
         ssh.SILENCE_S, ssh.LOGGED_IN_DEADLINE_S = 0.5, 2.0
     started = time.monotonic()

@@ -55,9 +55,11 @@ def bring(lab: Lab, destination: str, *options: str, ssh: tuple[str, ...] = ()) 
     return {**json.loads(done.stdout), "shown": done.stderr}
 
 
-def refused(lab: Lab, destination: str, *, ssh: tuple[str, ...] = ()) -> tuple[ExitCode, str]:
+def refused(
+    lab: Lab, destination: str, *options: str, ssh: tuple[str, ...] = ()
+) -> tuple[ExitCode, str]:
     """The kind of failure and its line, when there must be one."""
-    result = bring(lab, destination, ssh=ssh)
+    result = bring(lab, destination, *options, ssh=ssh)
     assert result["hint"]
     assert "\n" not in result["error"]
     return ExitCode(result["exit_code"]), result["error"]
@@ -269,7 +271,7 @@ def test_options_that_ssh_does_not_know(lab: Lab) -> None:
 
 def test_no_python_on_the_far_side(lab: Lab, bashrc: Path) -> None:
     bashrc.write_text("PATH=/nowhere\n")
-    kind, said = refused(lab, "server")
+    kind, said = refused(lab, "server", "--only-on-path")
     assert kind == ExitCode.NO_PYTHON
     assert "found no Python" in said
 
@@ -283,7 +285,7 @@ def test_only_a_python_2_on_the_far_side(lab: Lab, bashrc: Path, tmp_path: Path)
     tmp_path.joinpath("python").symlink_to(old)
     root.write_text(f"PATH={tmp_path}\n")
     bashrc.touch()
-    kind, said = refused(lab, "root@server")
+    kind, said = refused(lab, "root@server", "--only-on-path")
     root.unlink()
     assert kind == ExitCode.NO_PYTHON
     assert "Python 2.7" in said

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ def fails(
     user: str = "root",
     env: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
+    program: Sequence[str] = SSHUNT,
 ) -> str:
     """Run sshunt, assert that it fails as a program should, and return its two lines."""
     done = lab.client.run(
-        [*before, *SSHUNT, *words],
+        [*before, *program, *words],
         user=user,
         env=env,
         check=False,
@@ -272,9 +274,20 @@ def test_a_banner_without_end(lab: Lab) -> None:
     fails(lab, ExitCode.REMOTE, "-r", "server:2202", OFFICE_V4)
 
 
+#: sshunt itself, as with a server whose system has no Python of its own.
+ONLY_ON_PATH = """\
+import sys
+from sshunt import cli
+from sshunt.transport import bootstrap
+bootstrap.CANDIDATES = ("python3", "python")
+sys.exit(cli.main())
+"""
+
+
 def test_no_python_on_the_far_side(lab: Lab) -> None:
     sshd = lab.sshd(lab.server, port=2203, options={"SetEnv": "PATH=/nowhere"})
-    fails(lab, ExitCode.NO_PYTHON, "-r", "server:2203", OFFICE_V4)
+    program = (sys.executable, "-c", ONLY_ON_PATH)
+    fails(lab, ExitCode.NO_PYTHON, "-r", "server:2203", OFFICE_V4, program=program)
     sshd.stop()
 
 
@@ -294,7 +307,8 @@ def test_only_an_old_python_on_the_far_side(lab: Lab) -> None:
     (folder / "python").symlink_to(old)
     sshd = lab.sshd(lab.server, port=2204, options={"SetEnv": f"PATH={folder}"})
     # As root: an ordinary user may not look into root's home, where this Python lives.
-    said = fails(lab, ExitCode.NO_PYTHON, "-r", "root@server:2204", OFFICE_V4)
+    program = (sys.executable, "-c", ONLY_ON_PATH)
+    said = fails(lab, ExitCode.NO_PYTHON, "-r", "root@server:2204", OFFICE_V4, program=program)
     assert "2.7" in said
     sshd.stop()
 

@@ -49,7 +49,7 @@ def main() -> None:
         hello = read_hello(0)
     except RemoteProtocolError as error:
         sys.stderr.write("sshunt: the client did not introduce itself: %s\n" % error)
-        sys.exit(1)
+        sys.exit(stub.EXIT_FAILED)
     sys.exit(_answer(hello))
 
 

@@ -26,8 +26,9 @@ from typing import Callable, Tuple
 from sshunt.agent.rendezvous import GO, PROOF_MAGIC, meet, socket_name
 from sshunt.mux.hello import Hello
 
-#: Exit statuses, beyond 0 (the lane ended in order) and 1 (no HELLO, or a bug). Reserved by stage
-#: one: 97 no Python, 98 only Pythons that are too old.
+#: Exit statuses, beyond 0 (the lane ended in order). Never 1 or another one that a Python may end
+#: with by itself: see ``transport.bootstrap``, which has 94 to 98 for what happens before.
+EXIT_FAILED = 95  # no HELLO, or a bug
 EXIT_AGENT_DIED = 99
 
 #: An agent closes its last lanes, then its listener, then removes its socket. This long may lie

@@ -1,8 +1,8 @@
 """Stage one: the command that ssh runs on the far side, and what is sent to its stdin.
 
     login shell   exec /bin/sh -c '...'                  any of sh, bash, dash, zsh, fish, csh, tcsh
-    sh            tries python3, python, platform-python  (or exactly what --python names)
-    stage one     one line of Python: is this one 3.6 or newer? then read the bundle, run stage two
+    sh            tries python3, python and where systems keep theirs (or what --python names)
+    stage one     one line of Python: is this one of use? then read the bundle, run stage two
     stage two     ``loader``: install the modules, run ``sshunt.agent.main``
 
     stdin:  6 digits, the bundle's length | bundle | HELLO | lane ...
@@ -13,9 +13,11 @@ round trip. The command is the same for every bundle: it can be started while th
 Why it looks as it does:
 * The login shell is whatever the account has. All of them agree on a single-quoted word without
   quotes, newlines, ``!`` and backslashes in it; so the Python has no quotes at all.
-* Python 2 must be able to parse stage one, to say that it is too old. It says so (exit status 97)
-  before it has read a byte, so the next candidate finds the stdin whole. An interpreter that can't
-  be started (126, 127: broken links, version shims) has read nothing either.
+* The first Python on PATH may be none: too old, built without zlib, a version manager's shim that
+  finds nothing (126, 127), one that crashes while it starts. The next candidate can be tried as
+  long as nobody has read from stdin. So stage one is sure of all it needs before it reads a byte,
+  and from then on it never ends with a status that a Python could have ended with before: whatever
+  goes wrong is EXIT_FAILED. Python 2 must be able to parse it, to say that it is too old.
 * Reads are unbuffered and never for more than is missing: what follows belongs to somebody else.
 * -S and -E: no site-packages, no PYTHON* variables, and a third less start-up time. -I would say
   more, but Python 2 does not know it, so the current directory, where a stray ``socket.py`` may
@@ -32,25 +34,45 @@ if TYPE_CHECKING:  # they take their time, and the command line is checked befor
     from sshunt.mux.hello import Hello
     from sshunt.transport.bundle import Bundle
 
-#: Exit status of stage one: somebody has read the beginning of its stdin.
+#: Exit statuses of stage one. This Python lacks what the agent needs; nothing was read.
+EXIT_LACKS_ZLIB = 94
+
+#: Something failed after the upload was begun to be read. (``agent.stub`` has it, too.)
+EXIT_FAILED = 95
+
+#: Somebody has read the beginning of its stdin.
 EXIT_NO_UPLOAD = 96
 
 #: Exit statuses of the sh code: nothing that could be run; nothing that is new enough.
 EXIT_NO_PYTHON = 97
 EXIT_OLD_PYTHON = 98
 
-CANDIDATES = ("python3", "python", "/usr/libexec/platform-python")
+CANDIDATES: tuple[str, ...] = (
+    "python3",
+    "python",
+    "/usr/bin/python3",
+    "/usr/libexec/platform-python",
+)
+
+#: With any other status no candidate has read anything: in order; those of the stub (99: its agent
+#: died); Python could not flush at its end (120); ended by HUP, INT, KILL, TERM.
+_FINAL = f"0|{EXIT_FAILED}|{EXIT_NO_UPLOAD}|99|120|129|130|137|143"
 
 _LENGTH_DIGITS = 6
 
-#: b: what was read so far; r(n): read until there are n bytes.
+#: e: what prints a traceback; b: what was read so far; r(n): read until there are n bytes.
 _STAGE_ONE = (
     "import sys;"
     f"sys.version_info<(3,6)and sys.exit({EXIT_NO_PYTHON});"
     "sys.path[:]=[p for p in sys.path if p];"
-    "import os,zlib;"
+    "import os;"
+    "e=sys.excepthook;"
+    f"sys.excepthook=lambda*a:os._exit({EXIT_LACKS_ZLIB});"
+    "import zlib;"
+    f"sys.excepthook=lambda*a:(e(*a),sys.stderr.flush(),os._exit({EXIT_FAILED}));"
     "b=bytearray();"
-    "r=lambda n:[b.extend(os.read(0,n-len(b))or sys.exit(1))for _ in iter(lambda:len(b)<n,False)];"
+    f"r=lambda n:[b.extend(os.read(0,n-len(b))or sys.exit({EXIT_FAILED}))"
+    "for _ in iter(lambda:len(b)<n,False)];"
     f"r({_LENGTH_DIGITS});"
     f"b.isdigit()or sys.exit({EXIT_NO_UPLOAD});"
     f"r({_LENGTH_DIGITS}+int(b));"
@@ -59,7 +81,7 @@ _STAGE_ONE = (
     "start(d)"
 )
 
-#: o: the Pythons that are too old, for the sentence.
+#: o: the Pythons that are of no use, and why, for the sentence.
 _SCRIPT = (
     "o=; "
     "for p in @CANDIDATES@; do "
@@ -68,8 +90,9 @@ _SCRIPT = (
     "r=$?; "
     "case $r in "
     f'{EXIT_NO_PYTHON}) o="$o $p is $("$p" -V 2>&1),";; '
-    "126|127) ;; "
-    "*) exit $r;; "
+    f'{EXIT_LACKS_ZLIB}) o="$o $p lacks zlib,";; '
+    f"{_FINAL}) exit $r;; "
+    '*) o="$o $p does not run (status $r),";; '
     "esac; "
     "done; "
     'if [ -n "$o" ]; then '

@@ -179,7 +179,7 @@ def diagnose(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> Use
         )
     if exit_status == EXIT_OLD_PYTHON:
         return UserError(
-            f"the far side's Python is too old: {_ours(stderr_lines, 'older than 3.6')}",
+            f"no Python on the far side is of use: {_ours(stderr_lines, 'all are too old')}",
             "name a Python 3.6 or newer with --python",
             ExitCode.NO_PYTHON,
         )

@@ -5,9 +5,17 @@ import subprocess
 
 import pytest
 
+from sshunt.agent import stub
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.transport.bootstrap import argv, remote_command, upload
+from sshunt.transport.bootstrap import (
+    EXIT_FAILED,
+    EXIT_NO_UPLOAD,
+    EXIT_OLD_PYTHON,
+    argv,
+    remote_command,
+    upload,
+)
 from sshunt.transport.bundle import agent_bundle
 
 HELLO = make_hello(CLIENT, bytes(32))
@@ -53,7 +61,23 @@ def test_a_python_in_the_home_directory_is_found_there(tmp_path: os.PathLike[str
     done = subprocess.run(
         argv("~/py"), env={"HOME": home}, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (3, "here\n")
+    assert done.returncode == EXIT_OLD_PYTHON
+    assert done.stderr.startswith("here\nsshunt: ")
+    assert "/py does not run (status 3)" in done.stderr
+
+
+def test_what_ends_after_the_upload_was_begun_to_be_read_is_final() -> None:
+    for sent, status in ((b"", EXIT_FAILED), (b"000003xyz", EXIT_FAILED), (b"login", EXIT_FAILED)):
+        done = subprocess.run(argv(), input=sent, capture_output=True, check=False)
+        assert done.returncode == status, sent
+        assert b"sshunt:" not in done.stderr, sent
+    done = subprocess.run(argv(), input=b"not digits", capture_output=True, check=False)
+    assert done.returncode == EXIT_NO_UPLOAD
+
+
+def test_both_ends_agree_on_the_exit_statuses() -> None:
+    assert stub.EXIT_FAILED == EXIT_FAILED
+    assert f"|{stub.EXIT_AGENT_DIED}|" in argv()[2]
 
 
 @pytest.mark.parametrize("python", ["", "-c", "py'thon", 'py"thon', "a;b", "$(x)", "a\nb", "`x`"])
