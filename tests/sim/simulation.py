@@ -10,8 +10,9 @@ watched by ``oracle`` at both ends. Nothing here looks into a session's own book
 import random
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
-from sshunt.mux import frames
+from sshunt.mux import frames, windows
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
@@ -308,6 +309,9 @@ class Simulation:
         self.client = Side(CLIENT, self.clock, rng, self.plans)
         self.agent = Side(AGENT, self.clock, rng, self.plans)
         self.deaths_left = rng.choice((0, rng.randint(1, 12)))
+        if rng.random() < 0.5:  # large windows are rare, and called back from who does not use them
+            for side in (self.client, self.agent):
+                side.session._credit.places = [rng.randint(0, 2)] * len(windows.PLACES)
         self.sent_datagrams: dict[int, list[bytes]] = {CLIENT: [], AGENT: []}
         self._next_lane = 1
         for _ in range(rng.randint(1, 4)):
@@ -316,9 +320,20 @@ class Simulation:
             self.clock.at(plan.start_s, self._opener(plan))
         for number in range(rng.choice((0, 30))):
             self.clock.at(rng.uniform(0, 6), self._datagram_sender(number))
+        for _ in range(rng.choice((0, 30))):
+            self.clock.at(rng.uniform(0, 6), self._caller_back())
 
     def _opener(self, plan: Plan) -> Callable[[], None]:
         return lambda: self.client.open(plan)
+
+    def _caller_back(self) -> Callable[[], None]:
+        side = self.rng.choice((self.client, self.agent))
+
+        def call_back() -> None:
+            side.session._make_places()
+            side.wake()
+
+        return call_back
 
     def _datagram_sender(self, number: int) -> Callable[[], None]:
         side = self.rng.choice((self.client, self.agent))
@@ -385,8 +400,10 @@ class Simulation:
             rng.choice((up, down)).dies_at = int(10 ** rng.uniform(0, 6))
 
     def run(self) -> None:
-        while self.clock.run_next():
-            assert self.clock.steps < MAX_STEPS, "it does not end"
+        # Streams live for seconds here: what idles for a moment is called back.
+        with mock.patch.object(windows, "IDLE_S", 0.05):
+            while self.clock.run_next():
+                assert self.clock.steps < MAX_STEPS, "it does not end"
 
     def check_outcome(self) -> None:
         for plan in self.plans:

@@ -6,9 +6,9 @@ alone bounds memory and lets one slow reader stall only itself.
 
 Growth: when half a window has been consumed in less than two round trips, the window is what limits
 the stream, and it doubles. (The rule is that of QUIC implementations such as quic-go; TCP's dynamic
-right-sizing asks the same question.) When half a window takes SLOW_S, what was consumed meanwhile
-returns all the same, or the far host would see a window that is shut for minutes and give up; but
-only half of it, so that the window shrinks to what its reader needs.
+right-sizing asks the same question.) When half a window takes longer than SLOW_S, what was consumed
+meanwhile returns all the same, or the far host would see a window that is shut for minutes and give
+up.
 
 What the session promises: every stream has LEAST_WINDOW_BYTES, without asking. Larger windows are
 steps of a ladder, each twice as large as the one below and with half as many places:
@@ -29,7 +29,9 @@ again. So thousands of idle connections keep nobody from speed. What was under w
 fell is taken in all the same (``admit``), and counts.
 
 Rejected: credit for the session as a whole (HTTP/2, QUIC's MAX_DATA): the first stopped readers
-would hold all of it and stall everybody else.
+would hold all of it and stall everybody else. Less credit for slow readers than they consume, so
+that their windows shrink: then the far host reads in steps that are too rare or too small for a
+kernel with a large buffer to open its window.
 
 Invariants: consumed <= received <= highest limit granted; limit - consumed <= window whenever a
 limit is granted; a sender without credit will be granted more when its reader reads; the places
@@ -48,6 +50,9 @@ from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LEAST_WINDOW_BYTES, MAX_WIND
 #: nobody owns any more when its window has been shut for a minute and a half (tcp(7),
 #: tcp_orphan_retries); every sixteenth of its buffer that is read opens it.
 SLOW_S = 10.0
+
+#: Less of a window than one of so many parts is not worth a frame: the chat of an idle connection.
+SLOW_PARTS = 64
 
 #: A window of which not even half was used for so long is more than its stream needs.
 IDLE_S = 1.0
@@ -86,9 +91,10 @@ def step_for(size: int) -> int:
 class SessionCredit:
     """The ladder of one session: which of its receive windows have which size."""
 
-    __slots__ = ("_holders", "is_short", "taken")
+    __slots__ = ("_holders", "is_short", "places", "taken")
 
     def __init__(self) -> None:
+        self.places = PLACES
         self.taken = [0] * len(SIZES)  # windows at each step or above; not counted at the lowest
         self.is_short = False  # somebody was refused a place
         #: Windows above the lowest step by the number of their stream, the longest unused first.
@@ -103,7 +109,7 @@ class SessionCredit:
         """Raise ``window`` to ``size``, or as far as there are places."""
         step, wanted = window.step, step_for(size)
         while step < wanted:
-            places = PLACES[step + 1]
+            places = self.places[step + 1]
             if window.consumed < PROVEN_BYTES:
                 places = max(places // 2, 1)
             if self.taken[step + 1] >= places:
@@ -143,9 +149,7 @@ class ReceiveWindow:
     """
 
     __slots__ = (
-        "_consumed_then",
         "_credit",
-        "_full_at",
         "consumed",
         "granted_at",
         "limit",
@@ -165,9 +169,7 @@ class ReceiveWindow:
         self.number = number
         self.step = 0
         self.consumed = 0
-        self._consumed_then = 0  # when credit was last granted
         self.granted_at = now
-        self._full_at = now  # when all of the window was granted
         if size > LEAST_WINDOW_BYTES:
             credit.climb(self, size)
         self.limit = self.top = SIZES[self.step]
@@ -182,27 +184,23 @@ class ReceiveWindow:
         ``limit``, so that the peer must be told.
         """
         if not self.consumed:
-            # The first data: the clock of the first half window starts.
-            self.granted_at = self._full_at = now
+            self.granted_at = now  # the first data: the clock of the first half window starts
         self.consumed += size
         if self.consumed > self.top:
             raise LocalProtocolError("more consumed than was ever granted")
-        if self.limit - self.consumed > SIZES[self.step] // 2:
-            if now - self.granted_at < SLOW_S:
+        took_s = now - self.granted_at
+        size = SIZES[self.step]
+        moved = self.consumed + size - self.limit  # since credit was last granted
+        if moved < size // 2:
+            if took_s < SLOW_S or moved < size // SLOW_PARTS:
                 return False
-            moved = self.consumed - self._consumed_then
-            is_large = SIZES[self.step] > INITIAL_WINDOW_BYTES
-            self._grant(self.limit + (moved - moved // 2 if is_large else moved), now)
-            return True
-        took_s = now - self._full_at
-        step = self.step
-        if took_s < 2 * rtt_s:
-            self._credit.climb(self, max(2 * SIZES[step], INITIAL_WINDOW_BYTES))
-        elif step:
-            is_large = SIZES[step] > INITIAL_WINDOW_BYTES
-            self._credit.move(self, step - 1 if took_s >= SLOW_S and is_large else step)
-        self._full_at = now
-        self._grant(self.consumed + SIZES[self.step], now)
+        elif took_s < 2 * rtt_s:
+            self._credit.climb(self, max(2 * size, INITIAL_WINDOW_BYTES))
+        self._credit.move(self, self.step)
+        self.granted_at = now
+        self.limit = self.consumed + SIZES[self.step]
+        if self.limit > self.top:
+            self.top = self.limit
         return True
 
     def recall(self, arrived: int, now: float) -> bool:
@@ -214,8 +212,6 @@ class ReceiveWindow:
         limit = self.consumed + SIZES[self.step]
         if limit >= self.limit:
             return False
-        self._full_at = now
-        self._consumed_then = self.consumed
         self.limit = limit
         return True
 
@@ -244,10 +240,3 @@ class ReceiveWindow:
     def close(self) -> None:
         """Give its place back. May be called twice."""
         self._credit.move(self, 0)
-
-    def _grant(self, limit: int, now: float) -> None:
-        self.granted_at = now
-        self._consumed_then = self.consumed
-        self.limit = limit
-        if limit > self.top:
-            self.top = limit
