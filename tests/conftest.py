@@ -13,8 +13,12 @@ import pytest
 from sshunt.lab.world import Lab
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C reach what is tested also where the tests were started with ``&`` in a script."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach what is tested also where the tests were started with ``&`` in a script, and
+    let what draws by itself use the seed that hypothesis is given (./dev fuzz).
+    """
+    if seed := config.getoption("--hypothesis-seed"):
+        os.environ["SSHUNT_FUZZ_SEED"] = seed
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _leave_nothing_in_a_checkout_of_somebody_else()

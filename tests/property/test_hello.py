@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from sshunt.mux.hello import (
     decode_body_untrusted,
 )
 from sshunt.mux.limits import HELLO_BODY_BYTES, HELLO_SEARCH_BYTES, SENTENCE_BYTES
+
+pytestmark = pytest.mark.fuzz
 
 unhurried = settings(deadline=None)  # other programs share this machine
 

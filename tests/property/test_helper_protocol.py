@@ -4,6 +4,7 @@ import json
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,8 @@ from sshunt.helper.protocol import (
     encode_request,
 )
 from sshunt.model import Action, Endpoint, Network, Route
+
+pytestmark = pytest.mark.fuzz
 
 _sessions = st.text("0123456789abcdef", min_size=8, max_size=16)
 _ports = st.integers(1, 65535)

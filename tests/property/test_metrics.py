@@ -5,6 +5,7 @@ import math
 from dataclasses import astuple, fields
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from sshunt.metrics import (
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.limits import DATAGRAM_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
+
+pytestmark = pytest.mark.fuzz
 
 unhurried = settings(deadline=None)  # other programs share this machine
 

@@ -3,6 +3,7 @@
 import tracemalloc
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination, FrameReader
 from sshunt.mux.limits import DATAGRAM_BYTES, SENTENCE_BYTES
 from tests.unit.mux.ends import body
+
+pytestmark = pytest.mark.fuzz
 
 streams = st.integers(0, frames.MAX_STREAM)
 offsets = st.integers(0, frames.MAX_OFFSET)

@@ -4,6 +4,7 @@ memory, and never anything else.
 
 import struct
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from sshunt.mux.limits import EARLY_PIECES, MAX_WINDOW_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import DataReceived, Session, StreamRequested, StreamWritable
 from sshunt.mux.windows import MOST_FORCED, PLACES
+
+pytestmark = pytest.mark.fuzz
 
 #: Small numbers meet; large ones try the edges.
 numbers = st.one_of(

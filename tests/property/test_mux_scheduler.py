@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,8 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import QUANTUM_BYTES, SPARSE_BYTES, SPARSE_RUN_BYTES, Scheduler
 from sshunt.mux.streams import ANY_LANE, NO_LANE, Stream
 from tests.unit.mux.ends import stream_of
+
+pytestmark = pytest.mark.fuzz
 
 ENDLESS = 1 << 40
 BACKLOG = memoryview(bytes(64 * 1024 * 1024))

@@ -5,6 +5,7 @@ of what is on a lane arrives, or a lane dies at both ends or at one long before 
 oracle of the simulation watches the wire; what was written is known to the test alone.
 """
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -24,6 +25,8 @@ from sshunt.mux.session import (
 )
 from sshunt.mux.streams import Stream
 from tests.sim.oracle import CountedPayload, LaneBook, Observer, StreamBook
+
+pytestmark = pytest.mark.fuzz
 
 #: What every stream's content is cut from; each end writes a prefix of its own part.
 CONTENT = bytes(range(251)) * 4000

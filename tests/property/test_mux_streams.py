@@ -1,5 +1,6 @@
 """Properties of a stream's two halves, each alone."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,6 +10,8 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Sender
 from tests.sim.oracle import CountedPayload, Ledger
 from tests.unit.mux.ends import receiver_of
+
+pytestmark = pytest.mark.fuzz
 
 WINDOW_BYTES = 300
 

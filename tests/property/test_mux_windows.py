@@ -1,11 +1,14 @@
 """Properties of credit, for the windows of one session and a peer that uses what it was given."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LEAST_WINDOW_BYTES, MAX_WINDOW_BYTES
 from sshunt.mux.windows import MOST_PROMISED_BYTES, PLACES, ReceiveWindow, SessionCredit
+
+pytestmark = pytest.mark.fuzz
 
 
 class WindowsOfOneSession(RuleBasedStateMachine):

@@ -2,12 +2,15 @@
 
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.capture.plan import Region, remote_regions
 from sshunt.model import Action, Network, Route
 from sshunt.routes import RouteTable
+
+pytestmark = pytest.mark.fuzz
 
 # Few distinct bits and ports, so that networks nest and ranges touch nearly always.
 _BITS = {4: 32, 6: 128}

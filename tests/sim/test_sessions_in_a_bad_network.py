@@ -6,6 +6,7 @@ One seed is one network with its programs; see simulation.py. To run just one se
 """
 
 import os
+import random
 
 import pytest
 
@@ -18,7 +19,10 @@ DEEP_SEEDS = range(1000, 4000)
 
 def chosen(seeds: range) -> list[int]:
     wanted = os.environ.get("SSHUNT_SIM_SEED")
-    return [int(wanted)] if wanted else list(seeds)
+    if wanted:
+        return [int(wanted)]
+    others = os.environ.get("SSHUNT_FUZZ_SEED")  # ./dev fuzz
+    return random.Random(others).sample(range(10**9), len(seeds)) if others else list(seeds)
 
 
 def run(seed: int) -> None:
@@ -29,6 +33,7 @@ def run(seed: int) -> None:
     simulation.check_outcome()
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", chosen(SEEDS))
 def test_every_stream_ends_as_planned(seed: int) -> None:
     run(seed)

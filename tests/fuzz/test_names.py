@@ -1,0 +1,82 @@
+"""Whatever this host's programs send to the door for DNS, by UDP and TCP: it holds a bounded number
+of queries and connections, and answers the next honest one.
+"""
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+
+import dns.message
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sshunt.names.dns import MOST_CONNECTIONS, MOST_QUERIES
+from tests.unit.names.test_dns import Names, talk
+
+pytestmark = pytest.mark.fuzz
+
+QUERY = dns.message.make_query("git.corp.example", "A").to_wire()
+
+
+def framed(message: bytes) -> bytes:
+    return len(message).to_bytes(2, "big") + message
+
+
+def mutated(at: int, value: int, data: bytes) -> bytes:
+    at %= len(data)
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+messages = st.one_of(
+    st.just(QUERY),
+    st.builds(mutated, st.integers(0, 1000), st.integers(0, 255), st.just(QUERY)),
+    st.binary(max_size=100),
+    st.integers(0, 65535).map(lambda size: QUERY + bytes(size - size // 20)),
+)
+by_tcp = st.one_of(
+    messages.map(lambda message: framed(message[:65535])),
+    messages.map(lambda message: framed(message[:65535])[: len(message) // 2 + 1]),
+    st.binary(min_size=1, max_size=300),
+)
+steps = st.one_of(
+    st.tuples(st.just("udp"), messages, st.integers(1, 30)),
+    st.tuples(st.just("tcp"), by_tcp, st.integers(1, 5)),
+    st.tuples(st.just("hang up"), st.just(b""), st.just(0)),
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(steps, max_size=15))
+def test_no_program_harms_the_door_or_the_next_program(
+    attack: list[tuple[str, bytes, int]],
+) -> None:
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        here = (one.address, one.port)
+        ours: list[socket.socket] = []
+        for act, said, times in attack:
+            for _ in range(times):
+                kind = socket.SOCK_DGRAM if act == "udp" else socket.SOCK_STREAM
+                sock = socket.socket(socket.AF_INET, kind)
+                ours.append(sock)
+                sock.connect(here)
+                sock.setblocking(False)
+                with suppress(OSError):
+                    sock.send(said[:65507] if act == "udp" else said)
+            if act == "hang up":
+                while ours:
+                    ours.pop().close()
+            await asyncio.sleep(0.005)
+            assert len(one.forwarder._queries) <= MOST_QUERIES
+            assert len(one.forwarder._conversations) <= MOST_CONNECTIONS
+            most = before + len(ours) + MOST_CONNECTIONS + 2 * len(one.resolver._asking)
+            assert len(os.listdir("/proc/self/fd")) <= most
+        for sock in ours:
+            sock.close()
+        for tcp in (False, True):
+            assert await one.ask(tcp=tcp) == "SERVFAIL"  # no resolver over there listens
+
+    with pytest.MonkeyPatch.context() as patch:
+        talk(patch, [None], conversation)
