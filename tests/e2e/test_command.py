@@ -135,6 +135,20 @@ def test_with_ipv6_and_without_its_loopback_nothing_goes_past_the_tunnel(
         assert "has no IPv6" not in tunnel.said
 
 
+def test_without_ipv6_loopback_queries_to_ipv6_resolvers_do_not_go_past_the_tunnel(
+    lab: Lab,
+) -> None:
+    resolv_conf = lab.folder / "resolv.conf"
+    resolv_conf.write_text("nameserver fd00:55::2\n")
+    lay_over = f'mount --bind {resolv_conf} /etc/resolv.conf; exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", lay_over, "sh"]
+    with without_loopback6(lab):
+        words = [*before, *SSHUNT, "--dns", "-r", "server", OFFICE_V4]
+        done = lab.client.run(words, check=False)
+    assert done.returncode == ExitCode.LISTEN, done.stderr
+    assert "queries to IPv6 resolvers would go past the tunnel" in done.stderr
+
+
 # --- several at once, and the end ---------------------------------------------------------------
 
 
