@@ -54,6 +54,7 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
         result["socket_of"] = os.stat(words[1].partition("=")[2]).st_uid if words else None
         result["master"] = await master_behind(words) if words else None
     if arguments.stay:
+        await confirm(lane)
         print("up", flush=True)
         await asyncio.sleep(60)
     if arguments.resume:
