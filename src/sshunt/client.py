@@ -168,7 +168,7 @@ async def _start(
     share = choices.sharing is Sharing.OURS  # it also tells when ssh has logged in
     ssh = await begin(
         options.remote,
-        ssh_options=choices.cipher,
+        ssh_options=[*choices.cipher, *choices.session],
         on_stderr=console.raw,
         share=share,
         control_path=choices.control_path,

@@ -176,6 +176,7 @@ class Lanes:
         self._remote = remote
         self._console = console
         self._cipher = choices.cipher
+        self._session_options = choices.session
         self._sharing = choices.sharing
         self._control_path = choices.control_path
         self._unattended = choices.unattended
@@ -240,7 +241,7 @@ class Lanes:
                 ssh = await connect(
                     self._remote,
                     hello,
-                    ssh_options=[*self._cipher, *ssh_options],
+                    ssh_options=[*self._cipher, *self._session_options, *ssh_options],
                     on_stderr=on_stderr,
                     on_silence=self._tell_silence,
                     deadline_s=deadline_s,
@@ -357,7 +358,7 @@ class Lanes:
             ssh = await connect(
                 self._remote,
                 hello,
-                ssh_options=[*_QUIET, *options],
+                ssh_options=[*_QUIET, *self._session_options, *options],
                 on_stderr=self._ignore,
                 on_silence=self._ignore,
                 asks_nobody=True,

@@ -40,7 +40,8 @@ def hello(lane: int, *, create: bool) -> Hello:
 
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
-    options = Choosing(remote).result().cipher
+    choices = Choosing(remote).result()
+    options = [*choices.cipher, *choices.session]
     lane = await connect(
         remote,
         hello(1, create=True),
@@ -48,7 +49,7 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
         share=arguments.share,
         deadline_s=arguments.deadline,
     )
-    result: dict[str, object] = {"features": lane.hello.features, "cipher": options}
+    result: dict[str, object] = {"features": lane.hello.features, "cipher": choices.cipher}
     if lane.control is not None:
         result["channel_options"] = words = lane.control.channel_options
         result["socket_of"] = os.stat(words[1].partition("=")[2]).st_uid if words else None

@@ -143,11 +143,25 @@ def test_a_configuration_made_for_people_does_not_disturb(lab: Lab) -> None:
         "  ControlPersist 60\n"
         "  EscapeChar ^Q\n"
         "  ServerAliveInterval 15\n"
+        "  PermitLocalCommand yes\n"
+        "  LocalCommand cat > /dev/null\n"
         f"Include {lab.ssh_config}\n"
     )
     result = bring(lab, "server", ssh=("-F", str(config)))
     assert result["exit_status"] == 0
     assert not list(lab.folder.glob("control-*"))
+
+
+@pytest.mark.parametrize(
+    "line", ["StdinNull yes", "ForkAfterAuthentication yes", "SessionType none"]
+)
+def test_a_configuration_made_for_forwarding_only_does_not_disturb(lab: Lab, line: str) -> None:
+    config = lab.folder / "forwarding"
+    config.write_text(f"Host *\n  IgnoreUnknown {line.split()[0]}\n  {line}\n")
+    with config.open("a") as file:
+        file.write(f"Include {lab.ssh_config}\n")
+    result = bring(lab, "server", ssh=("-F", str(config)))
+    assert result.get("exit_status") == 0, result
 
 
 def test_a_jump_host_is_the_users_business(lab: Lab) -> None:

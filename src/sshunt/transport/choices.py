@@ -2,6 +2,7 @@
 
     cipher      the fastest first, if this machine has AES instructions
     sharing     whether a first connection of ours may be one that later ones open channels through
+    session     what undoes a configuration that is for other commands than ours
     unattended  what keeps a later connection from asking anybody (``unattended``)
     direct      whether ssh connects to the server by itself, from whatever address the kernel takes
 
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,10 @@ _INDIRECT = ("proxycommand", "proxyjump", "bindaddress", "bindinterface")
 FAST_CIPHER = "aes128-gcm@openssh.com"
 
 
+#: What a session of ours needs, and ``ssh -G`` says of it.
+_SESSION = (("StdinNull", "no"), ("ForkAfterAuthentication", "no"), ("SessionType", "default"))
+
+
 class Sharing(enum.Enum):
     """How a second channel over an existing connection can be had."""
 
@@ -40,11 +45,12 @@ class Sharing(enum.Enum):
 
 
 class Choices(NamedTuple):
-    """``cipher``, ``unattended``: ssh options. ``control_path``: the user's, if there is one."""
+    """``cipher``, ``session`` and ``unattended`` are ssh options."""
 
     cipher: list[str]
     sharing: Sharing
-    control_path: str = ""
+    control_path: str = ""  # the user's, if sharing is THEIRS
+    session: Sequence[str] = ()
     unattended: Sequence[str] = ()
     is_direct: bool = False
 
@@ -67,7 +73,9 @@ class Choosing:
         port = ["-p", str(remote.port)] if remote.port is not None else []
         with suppress(UserError, OSError):  # it is said when ssh is to connect
             ssh = find_program(program)
-            self._ask([ssh, *arguments, *port, "-G", remote.destination])
+            # With a command, as ours will have one: without, some configurations are an error.
+            command = ["-o", "RemoteCommand=none", "-G", remote.destination, "true"]
+            self._ask([ssh, *arguments, *port, *command])
             self._ask([ssh, "-F", "none", "-G", remote.destination])
 
     def result(self) -> Choices:
@@ -88,7 +96,12 @@ class Choosing:
         cipher = ["-o", f"Ciphers=^{FAST_CIPHER}"] if wanted else []
         is_direct = all(configured.get(word, "none") == "none" for word in _INDIRECT)
         return Choices(
-            cipher, sharing, control_path, unattended.options(configured), is_direct=is_direct
+            cipher,
+            sharing,
+            control_path,
+            session=_session_options(configured),
+            unattended=unattended.options(configured),
+            is_direct=is_direct,
         )
 
     def close(self) -> None:
@@ -123,6 +136,14 @@ def _read(process: "subprocess.Popen[bytes]", deadline: float) -> dict[str, str]
         return {}
     lines = output.decode("utf-8", "replace").splitlines()
     return dict(line.split(" ", 1) for line in lines if re.match(r"[a-z0-9]+ \S", line))
+
+
+def _session_options(configured: Mapping[str, str]) -> list[str]:
+    """What lets ssh run our command and reads our pipe, whatever its configuration says. Options
+    that are as we need them are not named: an ssh before 8.7 does not know them.
+    """
+    changed = [name for name, ours in _SESSION if configured.get(name.lower(), ours) != ours]
+    return [word for name, ours in _SESSION if name in changed for word in ("-o", f"{name}={ours}")]
 
 
 def _has_aes_instructions() -> bool:

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
@@ -92,7 +93,64 @@ def _split_command(command: str) -> tuple[str, ...]:
         raise UserError(
             "-e names no program", "give it one, for example: -e 'ssh -v'", ExitCode.USAGE
         )
+    if os.path.basename(words[0]) == "ssh":
+        for option in _options(words[1:]):
+            _refuse_other_uses(option)
     return words
+
+
+#: ssh's options that take an argument (ssh.c's getopt string, all versions).
+_WITH_ARGUMENT = frozenset("bcDEeFIiJLlmOopQRSWwBP")
+
+#: ... with which it does not run a command, or not with our pipe as its stdin, and what it does.
+_OTHER_USES = {
+    "n": "reads no standard input",
+    "f": "goes into the background",
+    "N": "runs no command",
+    "s": "starts a subsystem instead of a command",
+    "W": "forwards to another host instead of running a command",
+    "O": "controls a connection that is there instead of making one",
+    "Q": "only lists algorithms",
+    "G": "only prints its configuration",
+    "V": "only prints its version",
+}
+_OTHER_USES_BY_NAME = {
+    "stdinnull": ("n", "no"),
+    "forkafterauthentication": ("f", "no"),
+    "sessiontype": ("N", "default"),
+}
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(letter, argument) of each of ssh's options, up to the first other word."""
+    left = iter(words)
+    for word in left:
+        if not word.startswith("-") or word == "--":
+            return
+        letters = iter(word[1:])
+        for letter in letters:
+            if letter in _WITH_ARGUMENT:
+                yield letter, "".join(letters) or next(left, "")
+            else:
+                yield letter, ""
+
+
+def _refuse_other_uses(option: tuple[str, str]) -> None:
+    """Raise UserError for an option that can't be undone by another behind it."""
+    letter, argument = option
+    shown = f"-{letter}"
+    if letter == "o":
+        name, _, value = re.sub(r"\s*=\s*|\s+", "=", argument.strip(), count=1).partition("=")
+        letter, harmless = _OTHER_USES_BY_NAME.get(name.lower(), ("", ""))
+        if value.lower() == harmless:
+            return
+        shown = f"-o {argument}"
+    if letter in _OTHER_USES:
+        raise UserError(
+            f"-e: with {shown} ssh {_OTHER_USES[letter]}, and sshunt needs it to run a command",
+            f"leave {shown} out",
+            ExitCode.USAGE,
+        )
 
 
 # --- the program ---------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ _OPTIONS = (
     *("-o", "ForwardAgent=no"),
     *("-o", "Tunnel=no"),
     *("-o", "EscapeChar=none"),
+    *("-o", "PermitLocalCommand=no"),  # it would have our stdin, and may read it
     # An existing shared connection (ControlPath) is used: its owner wants no second login. But we
     # never become the one that other logins share: they would end with us. (``sharing`` is for our
     # own lanes.)
@@ -233,8 +234,7 @@ async def begin(
     env: Mapping[str, str] | None = None,
 ) -> SshLane:
     """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
-    past_it = "-S" in ssh_options or "ControlPath=none" in ssh_options
-    is_channel = not past_it and _is_master(control_path)
+    is_channel = "-S" not in ssh_options and _is_master(control_path)  # -S none: past it
     asks_nobody = asks_nobody or is_channel
     control = _control_socket() if share else None
     options = [*ssh_options, *control.options] if control is not None else ssh_options

@@ -90,3 +90,24 @@ def test_another_program_than_ssh_is_not_asked(tmp_path: Path) -> None:
     path = program(tmp_path, f"touch {tmp_path}/asked", name="plink")
     assert asked(Remote("gate", ssh_command=(path,))) == []
     assert not (tmp_path / "asked").exists()
+
+
+def test_only_what_the_configuration_changed_of_our_session_is_undone(tmp_path: Path) -> None:
+    nothing, changed = tmp_path / "nothing", tmp_path / "changed"
+    nothing.write_text("Host *\n  Compression no\n")
+    changed.write_text(
+        "StdinNull yes\nSessionType none\nForkAfterAuthentication yes\nRemoteCommand tmux\n"
+    )
+    forked = tmp_path / "forked"
+    forked.write_text("ForkAfterAuthentication yes\n")
+
+    def session(file: Path) -> list[str]:
+        return list(choose(Remote("gate", ssh_command=("ssh", "-F", str(file)))).session)
+
+    assert session(nothing) == []
+    assert session(forked)[1::2] == ["ForkAfterAuthentication=no"]
+    assert session(changed)[1::2] == [
+        "StdinNull=no",
+        "ForkAfterAuthentication=no",
+        "SessionType=default",
+    ]

@@ -72,3 +72,35 @@ def test_the_ssh_command_is_split_as_a_shell_would() -> None:
 def test_an_ssh_command_that_is_none_is_refused(command: str) -> None:
     with pytest.raises(UserError, match="-e"):
         parse_remote("gate", ssh_command=command)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("ssh -N", "-N"),
+        ("/usr/bin/ssh -vfn", "-f"),
+        ("ssh -i key -n", "-n"),
+        ("ssh -W target:22", "-W"),
+        ("ssh -o StdinNull=yes", "-o StdinNull=yes"),
+        ("ssh -osessiontype=none", "-o sessiontype=none"),
+        ("ssh -o 'ForkAfterAuthentication yes'", "-o ForkAfterAuthentication yes"),
+    ],
+)
+def test_options_with_which_ssh_runs_no_command_are_refused_by_name(words: str, shown: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_remote("gate", ssh_command=words)
+    assert f"with {shown} ssh" in raised.value.message
+    assert raised.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ssh -i N -l nfs -F f",
+        "ssh -iN -4 -v -o StdinNull=no -o sessiontype=default",
+        "ssh -o ProxyCommand='ssh -W %h:%p gate' -J n -p 22",
+        "plink -N",
+    ],
+)
+def test_what_only_looks_like_such_an_option_is_passed_on(words: str) -> None:
+    assert parse_remote("gate", ssh_command=words).ssh_command[1:]
