@@ -1,6 +1,6 @@
 """A stand-in for the client, for ``test_capture``: the real helper, and listeners that tell.
 
-    python capturing.py [--plain] CONTROL_FD SESSION
+    python capturing.py [--plain | --impatient] CONTROL_FD SESSION
 
 Every accepted connection is answered with "captured ADDRESS PORT" (the original destination) and
 closed. Commands come as JSON lines on the control socket, each is answered by one line:
@@ -18,7 +18,7 @@ closed. Commands come as JSON lines on the control socket, each is answered by o
 
 PROGRAMS in the environment is where programs are looked for, instead of PATH. The first line says
 "ready", or the UserError that kept the helper from starting. ``--plain`` starts a helper that makes
-tables without the owner flag.
+tables without the owner flag, ``--impatient`` one whose sweeper waits for it a second only.
 """
 
 import asyncio
@@ -38,21 +38,22 @@ from sshunt.model import Action, Endpoint, Route
 from sshunt.peers import ssh_peers
 from sshunt.privilege import Helper, start_helper
 
-_PLAIN = """
+# A test can't wait for half a minute.
+_SPECIAL = """
 import socket, sys
 sys.path.append(sys.argv[1])
 from sshunt.capture import nft
-from sshunt.helper import server
-nft.ALIVE_S, server.RENEW_EVERY_S = 2, 0.5  # a test can't wait for half a minute
-server.serve(socket.socket(fileno=0), owner=False)
+from sshunt.helper import server, sweeper
+nft.ALIVE_S, server.RENEW_EVERY_S, sweeper.PATIENCE_S = 2, 0.5, 1.0
+server.serve(socket.socket(fileno=0), owner=sys.argv[2] != "--plain")
 """
 
 
-async def start_plain_helper(session: str) -> Helper:
+async def start_special_helper(session: str, option: str) -> Helper:
     ours, theirs = socket.socketpair()
     source = Path(sshunt.__path__[0]).parent
     await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-B", "-c", _PLAIN, str(source)),
+        *(sys.executable, "-I", "-S", "-B", "-c", _SPECIAL, str(source), option),
         stdin=theirs.fileno(),
         start_new_session=True,
     )
@@ -142,7 +143,9 @@ async def main() -> None:
         writer.write(json.dumps(value).encode() + b"\n")
 
     try:
-        start = start_plain_helper(session) if options else start_helper(session=session)
+        start = (
+            start_special_helper(session, *options) if options else start_helper(session=session)
+        )
         helper = await start
     except UserError as error:
         say([error.message, error.hint, error.exit_code])

@@ -9,15 +9,18 @@
 """
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNIFIED = "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+# A mount sets the options of the whole hierarchy, the machine's.
+_CGROUP2 = "mount -t cgroup2 -o $OPTIONS cgroup2"
+_UNIFIED = f"{_CGROUP2} /sys/fs/cgroup"
 _HYBRID = (
     "mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/unified;"
-    " mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+    f" {_CGROUP2} /sys/fs/cgroup/unified"
 )
 _MAKE = {"unified": _UNIFIED, "hybrid": _HYBRID, "none": ":", "nested": _UNIFIED}
 
@@ -40,9 +43,7 @@ def layout(name: str) -> Iterator[list[str]]:
 @contextmanager
 def own_group() -> Iterator[Path]:
     """A control group for a test."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    root = next(Path(mount[1]) for mount in mounts if mount[2] == "cgroup2")
-    group = root / f"a-test-{os.getpid()}"
+    group = Path(_cgroup2()[1]) / f"a-test-{os.getpid()}"
     group.mkdir()
     try:
         yield group
@@ -62,7 +63,31 @@ def inside(group: Path) -> list[str]:
     return ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
 
 
+def options_of_cgroup2() -> str:
+    """What the machine's hierarchy has now, as mount(8) takes it."""
+    return _cgroup2()[3]
+
+
+@contextmanager
+def another_option(option: str) -> Iterator[None]:
+    """The machine's hierarchy has it meanwhile: the last mount says what it has, wherever it is."""
+    options = options_of_cgroup2()
+    mount = ["unshare", "--mount", "mount", "-t", "cgroup2", "cgroup2", "/sys/fs", "-o"]
+    subprocess.run([*mount, f"{options},{option}"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*mount, options], check=True)
+
+
+def _cgroup2() -> list[str]:
+    """The fields of fstab(5) of cgroup2, where this process sees it."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return next(mount for mount in mounts if mount[2] == "cgroup2")
+
+
 def _with_mounts(name: str, *namespaces: str) -> list[str]:
-    script = f'set -e; umount -R /sys/fs/cgroup || :; {_MAKE[name]}; exec "$@"'
+    make = f"OPTIONS={options_of_cgroup2()}; umount -R /sys/fs/cgroup || :; {_MAKE[name]}"
+    script = f'set -e; {make}; exec "$@"'
     unshare: Sequence[str] = ("unshare", "--mount", "--propagation", "private", *namespaces)
     return [*unshare, "sh", "-c", script, "sh"]

@@ -15,7 +15,14 @@ import pytest
 
 from sshunt.lab.world import ELSEWHERE_V4, Lab
 from tests.e2e.captures import Start, captures, cgroups, helpers, soon, tables
-from tests.e2e.layouts import LAYOUTS, inside, layout, own_group
+from tests.e2e.layouts import (
+    LAYOUTS,
+    another_option,
+    inside,
+    layout,
+    options_of_cgroup2,
+    own_group,
+)
 from tests.e2e.tunnels import OFFICE, Remains, Tunnel, fetch, kill
 
 EVERYTHING = [["0.0.0.0/0", "remote", 0, 65535], ["::/0", "remote", 0, 65535]]
@@ -123,6 +130,50 @@ def test_a_group_that_was_delegated_to_the_user_holds_the_guard(lab: Lab, start:
         soon(lambda: not helpers(lab.client) and not cgroups(capture.session))
 
 
+# --- a user who owns his control group ---------------------------------------------------------
+
+
+@pytest.fixture
+def delegated(lab: Lab) -> Iterator[Path]:
+    """A control group that is ben's, with all that is in it: as he makes them below systemd's."""
+    uid = lab.account("ben").uid
+    with own_group() as group:
+        for path in (group, *group.iterdir()):
+            os.chown(path, uid, uid)
+        yield group
+
+
+def as_ben(lab: Lab, group: Path) -> list[str]:
+    uid = lab.account("ben").uid
+    return [*inside(group), "setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
+
+
+def test_a_user_who_kills_his_whole_control_group_leaves_nothing(
+    lab: Lab, delegated: Path, start: Start
+) -> None:
+    capture = start(before=as_ben(lab, delegated))
+    assert capture.ask("guard") is True
+    assert capture.apply(EVERYTHING)[2] is True
+    lab.client.run(["sh", "-c", "echo 1 >$0/cgroup.kill", str(delegated)], user="ben")
+    capture.process.wait()
+    soon(lambda: not tables(lab) and not helpers(lab.client) and not cgroups(capture.session))
+
+
+def test_a_frozen_helper_does_not_keep_the_rules_of_a_dead_client(
+    lab: Lab, delegated: Path, start: Start
+) -> None:
+    capture = start("--impatient", before=inside(delegated))
+    assert capture.ask("guard") is True
+    assert capture.apply(EVERYTHING)[2] is True
+    lab.client.run(["sh", "-c", "echo 1 >$0/cgroup.freeze", str(delegated)], user="ben")
+    try:
+        soon(lambda: "frozen 1" in (delegated / "cgroup.events").read_text())
+        capture.process.kill()
+        soon(lambda: not tables(lab) and not cgroups(capture.session))
+    finally:
+        (delegated / "cgroup.freeze").write_text("0")
+
+
 # --- the whole tunnel --------------------------------------------------------------------------
 
 
@@ -172,7 +223,7 @@ def test_with_fail_open_the_guard_is_there_again_after_an_outage(
     assert tunnel.stop() == 0
 
 
-# --- other people's mounts ---------------------------------------------------------------------
+# --- what is the host's ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("propagation", ["private", "shared"])
@@ -203,3 +254,42 @@ def test_what_is_unmounted_while_it_runs_is_on_the_disk(
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
     finally:
         assert tunnel.stop() == 0
+
+
+def test_helper_and_sweeper_have_no_mount_of_the_host_s_but_the_tun_device(
+    lab: Lab, before: list[str], start: Start
+) -> None:
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    helper = capture.helper_pid()
+    (sweeper,) = psutil.Process(helper).children()
+    for pid in (helper, sweeper.pid):
+        mounts = [line.split() for line in Path(f"/proc/{pid}/mounts").read_text().splitlines()]
+        assert [mount[1:3] for mount in mounts if mount[1] != "/dev/net/tun"] == [
+            ["/", "tmpfs"],
+            ["/sys/fs/cgroup", "cgroup2"],
+        ]
+
+
+def test_in_a_chroot_what_is_unmounted_is_on_the_disk_too(
+    lab: Lab, tmp_path: Path, start: Start
+) -> None:
+    """A new root can't be made there, but the mounts of before go with the host's."""
+    mounts = "mount --make-rshared / && mount --rbind / {0} && mount -t tmpfs tmpfs /mnt && "
+    script = mounts.format(tmp_path) + 'exec chroot "$0" "$@"'
+    before = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(tmp_path)]
+    capture = start(before=before)
+    assert capture.ask("guard") is True
+    (helper,) = helpers(lab.client)
+    assert " /mnt tmpfs" in Path(f"/proc/{capture.process.pid}/mounts").read_text()
+    its_mounts = ["nsenter", f"--mount=/proc/{capture.process.pid}/ns/mnt"]
+    subprocess.run([*its_mounts, "umount", "/mnt"], check=True)
+    assert "/mnt tmpfs" not in Path(f"/proc/{helper}/mounts").read_text()
+
+
+def test_the_options_of_the_host_s_control_groups_stay_what_they_were(
+    start: Start,
+) -> None:
+    with another_option("memory_localevents"):
+        assert start().ask("guard") is True
+        assert "memory_localevents" in options_of_cgroup2()

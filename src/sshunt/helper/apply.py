@@ -1,14 +1,15 @@
 """What root does to the kernel: nftables, the guard cgroup, kept addresses, our own privileges.
 
-With the modules that serve it alone (``nftables``, ``marks``, ``netlink``, ``guard``,
-``addresses``, ``privileges``), the only one that touches the kernel.
+With the modules that serve it alone (``nftables``, ``marks``, ``netlink``, ``guard``, ``cgroups``,
+``sweeper``, ``processes``, ``addresses``, ``privileges``), the only one that touches the kernel.
 
 ``Kernel`` holds what one session has made there and can undo it. It is made once, right after HELLO
 and in this order:
 
 1. We say that we are alive (``marks``), and that our user has one helper more.
 2. libnftables is loaded; its netlink socket is what will own our table.
-3. A mount namespace of our own, with control groups where libnftables looks for them.
+3. A root of our own, with control groups where libnftables looks for them and little else: no file
+   of the host's can be opened, and no module loaded, from here on.
 4. Capabilities that later steps don't need are dropped for good.
 5. What dead sessions left behind is removed. Before anything else, because a left-over rule may
    capture the ssh connection that is about to be made.
@@ -32,19 +33,14 @@ from dataclasses import replace
 
 from sshunt.capture import nft
 from sshunt.capture.plan import Plan
+from sshunt.helper import cgroups
 from sshunt.helper.addresses import KeptAddresses
 from sshunt.helper.chains import suspects
-from sshunt.helper.client import client_of
-from sshunt.helper.guard import (
-    Guard,
-    levels_can_be_trusted,
-    make_guard,
-    parent_cgroup,
-    remove_leftover_cgroups,
-)
+from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
+from sshunt.helper.processes import open_proc, requester
 from sshunt.helper.protocol import MAX_HELPERS, KernelError, Refusal
 from sshunt.model import Endpoint
 
@@ -56,14 +52,17 @@ class Kernel:
         """Load, separate, drop, clean; raises KernelError. ``owner=False`` forces a plain table."""
         self._session = session
         self._want_owner = owner
-        self._client = client_of(client)
+        self._proc = open_proc()
+        self._client = requester(client, self._proc)
         marks = Marks()
         self._marks = [_slot(marks, client), _alive(marks, nft.table_name(session))]
         self._nft = Nftables()
-        self._parent: str | None = None
-        if separate_mounts() and self._client is not None:
-            self._parent = parent_cgroup(self._client, session, marks)
+        can_guard = cgroups.levels_can_be_trusted()
+        can_guard = separate_mounts() and can_guard
         drop_capabilities()
+        self._parent: str | None = None
+        if can_guard and self._client is not None:
+            self._parent = cgroups.parent_of(self._client, session, marks)
         self._plan: Plan | None = None
         self._owned = False
         self._guard: Guard | None = None
@@ -71,15 +70,16 @@ class Kernel:
         remove_leftover_tables(self._nft, marks)
         marks.sweep()
         if self._parent is not None:
-            remove_leftover_cgroups(self._parent)
+            cgroups.remove_leftovers(self._parent)
 
     def guard(self) -> bool:
         """Move the client into a cgroup of its own; False if that can't be had here."""
         if self._guard is not None:
             return True
-        if self._client is None or self._parent is None or not levels_can_be_trusted():
+        if self._client is None or self._parent is None:
             return False
-        guard = make_guard(nft.table_name(self._session), self._parent, self._client)
+        name = nft.table_name(self._session)
+        guard = make_guard(name, self._parent, self._client, self._proc)
         if guard is None:
             return False
         try:

@@ -1,96 +1,161 @@
-"""Our own process: mounts of its own, and no more capabilities than it needs. Root; Linux.
+"""Our own process: a file system with next to nothing in it, and few capabilities. Root; Linux.
 
-**Control groups.** libnftables looks them up below /sys/fs/cgroup, whatever the host's layout is:
-most have cgroup2 there (unified), some in /sys/fs/cgroup/unified (hybrid), some nowhere, and ``ip
-netns exec`` hides it. In a mount namespace with cgroup2 there, mounted by ourselves, a path means
-the same to us, to the library and to the kernel. What is there already has to go first: the kernel
-refuses to mount a file system where it is mounted (EBUSY), as it would be on a unified host.
+**Mounts.** libnftables looks control groups up below /sys/fs/cgroup, whatever the host's layout is
+(they are there, or in /sys/fs/cgroup/unified, or hidden by ``ip netns exec``, or not mounted). So
+we live in a mount namespace of our own, in which a path means the same to us, to the library and to
+the kernel. And since a mount namespace keeps alive whatever is mounted in it (umount(8) would say
+that a disk may be pulled out, and its data would not be on it), there is nothing else in ours::
 
-**Nobody else's mounts.** A mount namespace is a copy of all of the host's mounts, and a copy holds
-what it shows: ``umount`` of a disk would say that all is well, and the disk would stay in use for
-as long as we live. So everything is let go of but what no running host can unmount: its root, the
-places of programs and libraries, /proc, /dev and /sys. What a container's limits don't let us
-unmount stays a slave of the host's mount: it goes when that one goes, where the host shares it.
+    /                   a tmpfs
+    /sys/fs/cgroup      cgroup2
+    /dev/net/tun        the host's, for kept addresses
 
-Kept, and why: /bin, /lib, /usr and what distributions have instead for the sweeper's shell; /etc
-for names of protocols, which libnftables looks up; /proc for the client's start time and user;
-/dev for the TUN device of kept addresses; /sys because cgroup2 is mounted on a directory of its.
+The root of before is detached by pivot_root(2). Where that can't be had (on an initramfs), the
+mounts of before stay, out of sight, as *slaves* of the host's: what is unmounted there goes here,
+too. In a chroot that is no mount we leave it all as it is. What remains in use is what this process
+itself was loaded from, which the client uses as well.
+
+So all modules have to be loaded, and all files opened that are needed later, before that.
+
+**The options of cgroup2** (nsdelegate, memory_recursiveprot) belong to the whole hierarchy, and a
+mount in the first cgroup namespace sets them all: one without options takes them from the host
+(cgroup_get_tree in kernel/cgroup/cgroup.c). So we mount with those that the host has.
+
+Rejected: a bind mount of the host's cgroup2, which is read-only in some containers, shows a part of
+the hierarchy in others, and is not there behind ``ip netns exec``.
 """
 
 import ctypes
-import re
+import os
 import struct
+from collections.abc import Iterable, Iterator
 
 #: Where control groups are, for us and for libnftables.
 CGROUP_ROOT = "/sys/fs/cgroup"
 
-#: Mounts that are kept, and nothing that is mounted below them.
-_KEPT_MOUNTS = frozenset(
-    b"/ /usr /bin /sbin /lib /lib32 /lib64 /libx32 /nix /nix/store /gnu /gnu/store"
-    b" /etc /proc /dev /dev/net /dev/net/tun /sys".split()
-)
+_TUN = "/dev/net/tun"
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
+#: Where the new root is put together: a directory that is certainly there, since we need it.
+_SITE = "/proc"
 
 _CLONE_NEWNS = 0x00020000
-_MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_BIND = 1 << 12
 _MS_REC = 1 << 14
-_MS_PRIVATE = 1 << 18
 _MS_SLAVE = 1 << 19
 _MNT_DETACH = 2
-_PR_CAPBSET_DROP = 24
+_PR_SET_NAME = 15
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE = 1  # cgroups that were delegated to a user belong to him
 _CAP_NET_ADMIN = 12  # nftables, kept addresses
 _KEPT = (_CAP_DAC_OVERRIDE, _CAP_NET_ADMIN)
 
+#: What mountinfo shows beside a file system's own options: proc(5), and SELinux'.
+_NOT_OF_CGROUP2 = frozenset({"rw", "ro", "seclabel"})
+
 
 def separate_mounts() -> bool:
-    """A mount namespace of our own; True if it has cgroup2 where libnftables looks for it."""
+    """A root of our own, with cgroup2 where libnftables looks for it; False if that isn't there.
+
+    Where we may not do that (most containers), everything stays as it is. May only be called while
+    the process has no other thread.
+    """
+    options = _options_of_cgroup2()
     libc = ctypes.CDLL(None)
-    slaves = ctypes.c_ulong(_MS_REC | _MS_SLAVE)
-    if libc.unshare(_CLONE_NEWNS) != 0 or libc.mount(None, b"/", None, slaves, None) != 0:
-        # Not permitted; or "/" is no mount (chroot), and what we did would be done to the host.
+    # In a chroot that is no mount our copies could not be made slaves, and umount would lie.
+    if not _root_is_a_mount() or libc.unshare(_CLONE_NEWNS) != 0:
         return False
-    for point in reversed(_mount_points()):  # what was mounted last covers what is below
-        if point in _KEPT_MOUNTS:
-            libc.mount(None, point, None, ctypes.c_ulong(_MS_PRIVATE), None)
-        else:
-            libc.umount2(point, _MNT_DETACH)
-    flags = ctypes.c_ulong(_MS_NOSUID_NODEV_NOEXEC)
-    return bool(libc.mount(b"cgroup2", CGROUP_ROOT.encode(), b"cgroup2", flags, None) == 0)
+    if not _mount("none", "/", "", _MS_REC | _MS_SLAVE):
+        return False
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if not _mount("tmpfs", _SITE, "tmpfs", flags, "size=64k,mode=755"):
+        return False
+    os.makedirs(_SITE + CGROUP_ROOT)
+    found = _mount("cgroup2", _SITE + CGROUP_ROOT, "cgroup2", flags, ",".join(options))
+    os.makedirs(_SITE + os.path.dirname(_TUN))
+    os.close(os.open(_SITE + _TUN, os.O_CREAT | os.O_WRONLY))
+    if not _mount(_TUN, _SITE + _TUN, "", _MS_BIND):
+        os.unlink(_SITE + _TUN)
+    _enter_new_root()
+    return found
 
 
-def _mount_points() -> list[bytes]:
-    """Where something is mounted, in the order in which it was."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        # proc(5): the fifth field; blanks and the like are written as octal numbers.
-        return [_OCTAL.sub(_from_octal, line.split(b" ")[4]) for line in file]
+def _enter_new_root() -> None:
+    """Let go of the root of before, if that can be, and live in the new one."""
+    libc = ctypes.CDLL(None)
+    os.chdir(_SITE)
+    if libc.pivot_root(b".", b".") == 0:
+        libc.umount2(b".", _MNT_DETACH)  # what was the root lies on top of the new one now
+    else:
+        os.chroot(".")
+    os.chdir("/")
 
 
-def _from_octal(found: "re.Match[bytes]") -> bytes:
-    return bytes([int(found[1], 8)])
+def _root_is_a_mount() -> bool:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        return any(line.split(" ")[4] == "/" for line in file)
+
+
+def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> bool:
+    words = (what.encode(), where.encode(), kind.encode())
+    return bool(
+        ctypes.CDLL(None).mount(*words, ctypes.c_ulong(flags), options.encode() or None) == 0
+    )
+
+
+def _options_of_cgroup2() -> list[str]:
+    """Those that the hierarchy has now, seen at any mount of it: ours, or the first process'."""
+    for process in ("self", "1"):
+        try:
+            with open(f"/proc/{process}/mountinfo", errors="surrogateescape") as file:
+                return next(_options_in(file))
+        except (OSError, StopIteration):
+            pass
+    return []
+
+
+def _options_in(mountinfo: Iterable[str]) -> Iterator[list[str]]:
+    for line in mountinfo:
+        # proc(5): ... optional fields, "-", file system, source, its own options.
+        kind, _, options = line.rpartition(" - ")[2].split(" ", 2)
+        if kind == "cgroup2":
+            every = options.strip().split(",")
+            yield [word for word in every if word not in _NOT_OF_CGROUP2 and "=" not in word]
 
 
 def drop_capabilities() -> None:
-    """Keep what the rest of our life needs. The bounding set first, for what we start: the sweeper.
+    """Keep what the rest of our life needs. The bounding set first, for whatever we start.
 
     Failure is no error: then we keep what sudo gave us, as every other program does.
     """
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
+    capability = 0
+    while _prctl(_PR_CAPBSET_READ, capability) >= 0:  # EINVAL: the kernel knows no more of them
         if capability not in _KEPT:
             _prctl(_PR_CAPBSET_DROP, capability)
+        capability += 1
     kept = sum(1 << capability for capability in _KEPT)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     # Two sets of 32 capabilities: effective, permitted, inheritable of each.
     ctypes.CDLL(None).capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
 
 
-def _prctl(option: int, argument: int) -> None:
+def take_name(name: bytes, arguments: tuple[int, int]) -> None:
+    """Show ``name`` instead of our arguments, whose first and last address these are, and as ours.
+
+    For a process that must not be found by the name of its parent.
+    """
+    begin, end = arguments
+    if end - begin > len(name):
+        ctypes.memset(begin, 0, end - begin)
+        ctypes.memmove(begin, name, len(name))
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(name), 0, 0, 0)
+
+
+def _prctl(option: int, argument: int) -> int:
     # prctl is variadic in unsigned longs; plain integers would be passed as ints.
     zero = ctypes.c_ulong(0)
-    ctypes.CDLL(None).prctl(option, ctypes.c_ulong(argument), zero, zero, zero)
+    result: int = ctypes.CDLL(None).prctl(option, ctypes.c_ulong(argument), zero, zero, zero)
+    return result

@@ -1,0 +1,115 @@
+"""The sweeper: a child of the helper that outlives it and removes the guard. Root; Linux.
+
+A cgroup cannot be tied to a process. So a child waits for the end of a socket pair whose other end
+only the helper holds; then it moves whoever is left in the guard back to the parent and removes the
+directory. It must survive what kills the helper: it has a session of its own, ignores signals that
+are sent to groups, and neither its arguments nor its name are ours.
+
+**Whose cgroup it is in.** On a host with systemd the cgroup of client and helper mostly belongs to
+the user: he may kill all that is in it (cgroup.kill) or freeze it (cgroup.freeze), root's processes
+included. Killing is harmless, for the kernel removes the rules. A frozen helper, though, could not
+remove them when the client is gone. The helper stays there nevertheless: the limits that were put
+on the user's memory are to hold for it, too. But the sweeper, which needs next to nothing, moves to
+the root of the hierarchy, where no user can reach it; and when the client has ended and the helper
+has not followed after PATIENCE_S, the sweeper kills it, which works on frozen processes, too. While
+his client lives, a user can stop it in simpler ways, and with it what it captured.
+
+**What it holds**: the socket, /proc, a descriptor each of client and helper. Above all not the
+netlink socket of libnftables: our table lives as long as that is open anywhere.
+
+Not here: making the guard (guard).
+"""
+
+import os
+import select
+import signal
+import socket
+from functools import partial
+
+from sshunt.helper import cgroups
+from sshunt.helper.privileges import CGROUP_ROOT, take_name
+from sshunt.helper.processes import Process
+
+#: How long the helper may take to end after its client. Its own deadline for a request is 10 s.
+PATIENCE_S = 15.0
+
+#: How long the guard is tried to be removed: others may be about to leave it.
+_SWEEP_S = 5.0
+
+#: What it says when it has nothing in common with the helper any more.
+_READY = b"."
+
+#: What ps shows.
+_NAME = b"sweeper"
+
+
+class Sweeper:
+    """The child, as the helper sees it."""
+
+    def __init__(self, directory: str, client: Process, proc: int) -> None:
+        """Start it; raises OSError. It will remove ``directory``. ``proc`` is a descriptor of
+        /proc, where ours is not mounted any more.
+        """
+        self._tie, theirs = socket.socketpair()
+        itself = Process(proc, os.getpid())
+        watched: list[int] = []
+        try:
+            arguments = itself.place_of_arguments()
+            # One of the client's first: whether we watch it depends on that.
+            watched = [pidfd for of in (client, itself) if (pidfd := of.pidfd()) is not None]
+            self._pid = os.fork()
+            if self._pid == 0:
+                try:
+                    _begin({theirs.fileno(), proc, *watched}, arguments, proc)
+                    theirs.send(_READY)
+                    _wait(theirs, watched)
+                    cgroups.until_done(partial(cgroups.remove, directory, proc), _SWEEP_S)
+                finally:
+                    os._exit(0)
+        finally:
+            itself.close()
+            theirs.close()
+            for descriptor in watched:
+                os.close(descriptor)
+        if self._tie.recv(1) != _READY:
+            self.end()
+            raise OSError("the sweeper ended")
+        try:
+            cgroups.move(self._pid, CGROUP_ROOT)
+        except OSError:
+            pass  # not the real root but a container's, which is limited and so takes no process
+
+    def end(self) -> None:
+        """Let it see that we are done, and wait for it."""
+        self._tie.close()
+        os.waitpid(self._pid, 0)
+
+
+def _begin(inherited: set[int], arguments: tuple[int, int], proc: int) -> None:
+    """Become a process that has nothing in common with the helper."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    take_name(_NAME, arguments)
+    listing = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    for name in os.listdir(listing):
+        if int(name) > 2 and int(name) not in inherited:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the one that listdir itself had open
+
+
+def _wait(tie: socket.socket, watched: list[int]) -> None:
+    """Return when the helper has ended; see to it that it does so after its client."""
+    poll = select.poll()
+    poll.register(tie, select.POLLIN)
+    if len(watched) == 2:
+        client, helper = watched
+        poll.register(client, select.POLLIN)
+        if tie.fileno() not in [descriptor for descriptor, _ in poll.poll()]:
+            poll.unregister(client)
+            if not poll.poll(PATIENCE_S * 1000):
+                signal.pidfd_send_signal(helper, signal.SIGKILL)
+    poll.poll()
