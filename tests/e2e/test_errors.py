@@ -205,6 +205,18 @@ def test_a_login_that_is_refused(lab: Lab) -> None:
     fails(lab, ExitCode.AUTH, "-r", "nobody-here@server", OFFICE_V4)
 
 
+def test_who_wrote_a_password_into_the_destination_learns_what_became_of_it(lab: Lab) -> None:
+    said = fails(lab, ExitCode.AUTH, "-r", "nobody-here:secret@server", OFFICE_V4)
+    assert "-r takes no password" in said
+
+
+def test_an_account_that_may_not_log_in_is_quoted(lab: Lab) -> None:
+    sshd = lab.sshd(lab.server, port=2207, options={"ForceCommand": "/usr/sbin/nologin"})
+    said = fails(lab, ExitCode.REMOTE, "-r", "ssh://server:2207", OFFICE_V4)
+    assert "This account is currently not available." in said
+    sshd.stop()
+
+
 def test_a_host_key_that_nobody_knows(lab: Lab) -> None:
     ssh = "ssh -o UserKnownHostsFile=/dev/null"
     fails(lab, ExitCode.HOST_KEY, "-e", ssh, "-r", "server", OFFICE_V4)

@@ -1,4 +1,7 @@
-"""Where the far side is: ``-r [user@]host[:port]`` and ``-e``, and the ssh program they name."""
+"""Where the far side is: ``-r [user@]host[:port]`` and ``-e``, and the ssh program they name.
+
+What ssh takes, -r takes; ssh knows its configuration, and we don't.
+"""
 
 import os
 import re
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.transport.bootstrap import remote_command
+
+_SCHEME = "ssh://"
 
 #: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
 _USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin", "/bin")
@@ -33,8 +38,10 @@ class Remote:
 
 # --- [user@]host[:port] ---------------------------------------------------------------------------
 
-_HOST = re.compile(r"[^\s\[\]@'\"`$\\;&|<>(){}*?!#/-][^\s\[\]@'\"`$\\;&|<>(){}*?!#/]*")
-_USER = re.compile(r"[^\s'\"`$;&|<>(){}*?!#-][^\s'\"`$;&|<>(){}*?!#]*")
+# What ssh itself takes (ssh.c: valid_hostname, valid_ruser; strict since 9.6). No shell is involved
+# here, but in a ProxyCommand with %h or %r one is. No word may pass for an option.
+_HOST = re.compile(r"(?!-)[^\s\x00-\x1f\x7f'`\"$\\;&<>|(){}\[\]@]+")
+_USER = re.compile(r"(?!-)(?!.*\s-)(?!.*\\$)[^\x00-\x1f\x7f'`\";&<>|(){}]+")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 
 
@@ -45,27 +52,38 @@ def parse_remote(
     python: str | None = None,
     delimiter: bool = True,
 ) -> Remote:
-    """The Remote of ``-r [user@]host[:port]`` and ``-e``; IPv6 addresses may stand in brackets.
-
-    Raises UserError.
+    """The Remote of ``-r [user@]host[:port]`` or ``-r ssh://...`` and ``-e``; IPv6 addresses may
+    stand in brackets. Raises UserError.
     """
-    user, at, place = text.rpartition("@")
+    is_uri = text.startswith(_SCHEME)
+    user, at, place = _split_uri(text) if is_uri else text.rpartition("@")
     host, port = _split_port(place)
     if not _HOST.fullmatch(host) or (at and not _USER.fullmatch(user)):
+        form = "ssh://[user@]host[:port]" if is_uri else "[user@]host[:port]"
         raise UserError(
-            f"{text!r} is not [user@]host[:port]",
+            f"{text!r} is not {form}",
             "for example alice@gate.example:2222 or [2001:db8::1]:22",
-            ExitCode.USAGE,
-        )
-    if ":" in user:
-        raise UserError(
-            "a password does not belong into -r",
-            "leave it out: ssh asks for it, or use a key",
             ExitCode.USAGE,
         )
     remote_command(python)  # raises for what can't be quoted
     number = None if port is None else _parse_port(text, port)
     return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
+
+
+def _split_uri(text: str) -> tuple[str, str, str]:
+    """(user, "@" or "", host[:port]) of ``ssh://``, as ssh reads it (misc.c): parameters behind the
+    user are for nobody, a path is none, and what is none is left for the caller to refuse.
+    """
+    from urllib.parse import unquote  # it takes its time, and few write this
+
+    user, at, place = text[len(_SCHEME) :].rpartition("@")
+    host, bracket, port = place.removesuffix("/").rpartition("]")
+    if not bracket:
+        host, colon, number = port.partition(":")
+        port = colon + number
+    if "/" in host:  # as it is: a host of this name would be meant otherwise
+        return "", "@", ""
+    return unquote(user.partition(";")[0]), at, unquote(host) + bracket + port
 
 
 def _split_port(place: str) -> tuple[str, str | None]:

@@ -305,7 +305,14 @@ async def connect(
             await _write_all(lane.write_fd, upload(agent_bundle(), None))
             await _until(go, lane)
             await _write_all(lane.write_fd, hello.encode())
-        await _greet(lane, hello, deadline_s, on_silence)
+        try:
+            await _greet(lane, hello, deadline_s, on_silence)
+        except UserError as error:
+            if error.exit_code is ExitCode.AUTH and ":" in (remote.user or ""):
+                error.hint = (
+                    f"-r takes no password, all before the @ is the user name; {error.hint}"
+                )
+            raise
         if lane.control is not None:
             lane.control.hold()
         up = True

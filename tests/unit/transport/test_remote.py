@@ -1,5 +1,8 @@
 """-r [user@]host[:port] and -e."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from sshunt.errors import ExitCode, UserError
@@ -18,6 +21,18 @@ from sshunt.transport.remote import parse_remote
         ("[2001:db8::1]", None, "2001:db8::1", None),
         ("root@[fe80::1%eth0]:65535", "root", "fe80::1%eth0", 65535),
         ("work_alias-2", None, "work_alias-2", None),
+        ("jump/gate", None, "jump/gate", None),
+        ("gate#1:2222", None, "gate#1", 2222),
+        ("gate*!?=~+", None, "gate*!?=~+", None),
+        ("alice:ticket#7@gate", "alice:ticket#7", "gate", None),
+        ("svc$!*/@gate", "svc$!*/", "gate", None),
+        (r"CORP\john doe@gate", r"CORP\john doe", "gate", None),
+        ("ssh://gate", None, "gate", None),
+        ("ssh://gate/", None, "gate", None),
+        ("ssh://alice@gate.example:2222", "alice", "gate.example", 2222),
+        ("ssh://alice@[2001:db8::1]:22", "alice", "2001:db8::1", 22),
+        ("ssh://alice@corp.example@gate", "alice@corp.example", "gate", None),
+        ("ssh://john%20doe;fingerprint=x@gate:22", "john doe", "gate", 22),
     ],
 )
 def test_a_destination_is_user_host_and_port(
@@ -46,8 +61,18 @@ def test_a_destination_is_user_host_and_port(
         "ga te",
         "gate;reboot",
         "gate`x`",
-        "alice:secret@gate",
-        "gate/24",
+        "alice;x@gate",
+        "a -oProxyCommand=x@gate",
+        "alice\\@gate",
+        "gate$x",
+        "ssh://",
+        "ssh://@gate",
+        "ssh://gate/path",
+        "ssh://gate:22/path",
+        "ssh://-oProxyCommand=x",
+        "ssh://%2doProxyCommand=x",
+        "ssh://alice%0a@gate",
+        "ssh://gate:port",
         "gate\n",
         "gate:\N{SUPERSCRIPT TWO}",
     ],
@@ -104,3 +129,15 @@ def test_options_with_which_ssh_runs_no_command_are_refused_by_name(words: str, 
 )
 def test_what_only_looks_like_such_an_option_is_passed_on(words: str) -> None:
     assert parse_remote("gate", ssh_command=words).ssh_command[1:]
+
+
+def test_ssh_takes_what_is_taken_here(tmp_path: Path) -> None:
+    """A user or host that only we took would fail later, and less clearly."""
+    config = tmp_path / "config"
+    config.write_text("")
+    for text in ("alice:ticket#7@gate#1", "svc$!*/@jump/gate", r"CORP\john doe@gate"):
+        remote = parse_remote(text)
+        command = ["ssh", "-F", str(config), "-G", remote.destination]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert f"user {remote.user}\n" in said
+        assert f"hostname {remote.host}\n" in said
