@@ -209,7 +209,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="sshunt",
         usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n"
-        "       sshunt reconnect\n       sshunt demo",
+        "       sshunt reconnect [SESSION]\n       sshunt demo",
         description="Reach a remote network from unmodified programs over a plain ssh login.\n"
         "Nothing is installed on the server, no root is needed there.",
         epilog=_EPILOG,
