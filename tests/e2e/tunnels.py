@@ -141,7 +141,9 @@ def cgroups_of(tunnel: Tunnel) -> list[Path]:
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             path = line.split(":", 2)[2]
             if "sshunt" in path:
-                found |= {p for p in Path("/sys/fs/cgroup").rglob(Path(path).name) if p.is_dir()}
+                # os.walk, since other people's groups come and go meanwhile.
+                for place, below, _ in os.walk("/sys/fs/cgroup"):
+                    found |= {Path(place, name) for name in below if name == Path(path).name}
     return sorted(found)
 
 

@@ -110,13 +110,14 @@ def _options_of_cgroup2() -> list[str]:
     for process in ("self", "1"):
         try:
             with open(f"/proc/{process}/mountinfo", errors="surrogateescape") as file:
-                return next(_options_in(file))
+                return next(options_in(file))
         except (OSError, StopIteration):
             pass
     return []
 
 
-def _options_in(mountinfo: Iterable[str]) -> Iterator[list[str]]:
+def options_in(mountinfo: Iterable[str]) -> Iterator[list[str]]:
+    """The options of the hierarchy as each mount of cgroup2 shows them."""
     for line in mountinfo:
         # proc(5): ... optional fields, "-", file system, source, its own options.
         kind, _, options = line.rpartition(" - ")[2].split(" ", 2)

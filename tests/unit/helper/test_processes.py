@@ -1,0 +1,89 @@
+"""Processes that are told apart for certain, and who asked the helper."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sshunt.helper.processes import Process, open_proc, requester
+
+_HAND_ON = """
+import array, os, socket, sys
+pair = socket.socketpair()
+over = socket.socket(fileno=int(sys.argv[1]))
+ends = array.array("i", [sock.fileno() for sock in pair])
+over.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
+over.recv(1)
+"""
+
+
+@pytest.fixture
+def proc() -> Iterator[int]:
+    descriptor = open_proc()
+    yield descriptor
+    os.close(descriptor)
+
+
+@contextmanager
+def made_by_another() -> Iterator[tuple[socket.socket, "subprocess.Popen[bytes]", socket.socket]]:
+    """An end of a socketpair that a process has made, the process, and what ends it."""
+    over, theirs = socket.socketpair()
+    with over:
+        number = str(theirs.fileno())
+        command = [sys.executable, "-c", _HAND_ON, number]
+        with theirs:
+            maker = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        _, descriptors, _, _ = socket.recv_fds(over, 1, 2)
+        ends = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        try:
+            yield ends[1], maker, over
+        finally:
+            for end in ends:
+                end.close()
+            over.close()
+            maker.wait()
+
+
+def test_a_process_is_there_until_it_is_reaped_and_then_answers_nothing(proc: int) -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        process = Process(proc, child.pid)
+        try:
+            assert process.user_ids() == {os.getuid()}
+            assert process.is_there()
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert process.is_there()  # its number is nobody else's before it is reaped
+            child.wait()
+            assert not process.is_there()
+            for question in (process.started, process.user_ids, process.cgroup):
+                with pytest.raises((FileNotFoundError, ProcessLookupError)):
+                    question()
+        finally:
+            process.close()
+
+
+def test_there_is_no_process_of_a_number_that_nobody_has(proc: int) -> None:
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+    with pytest.raises((FileNotFoundError, ProcessLookupError)):
+        Process(proc, child.pid)
+
+
+def test_who_made_the_socketpair_is_the_requester(proc: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = requester(theirs, proc)
+        assert process is not None
+        assert process.pid == os.getpid()
+        process.close()
+
+
+def test_nobody_asks_any_more_when_the_maker_is_gone(proc: int) -> None:
+    with made_by_another() as (end, maker, over):
+        over.close()
+        maker.wait()
+        assert requester(end, proc) is None
