@@ -23,7 +23,9 @@ MIN_PYTHON = (3, 10)
 
 
 def main() -> int:
-    """Run the command line; the exit status. What ended for a signal ends by that signal."""
+    """Run the command line; the exit status. What ended for a signal ends by that signal, but for
+    SIGQUIT, which would leave a core file.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_descriptors()
@@ -34,7 +36,7 @@ def main() -> int:
 
     status = run()
     number = status - ExitCode.SIGNALLED
-    if number > 0:
+    if number > 0 and number != signal.SIGQUIT:
         _die_by(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the status is what it is
     return status

@@ -383,8 +383,10 @@ class Lanes:
 
     def _login_took_a_person(self) -> bool:
         """True if the session's connection may have waited for somebody; then for good."""
-        if self.last is not None and unattended.took_a_person(self.last.login_s, self._least_rtt_s):
-            self._may_ask_agents = False
+        last = self.last
+        if last is not None:
+            slow = unattended.took_a_person(last.login_s, self._least_rtt_s)
+            self._may_ask_agents = self._may_ask_agents and not slow and not last.is_channel
         return not self._may_ask_agents
 
     def _take_channels(self) -> None:

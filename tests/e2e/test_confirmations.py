@@ -76,6 +76,25 @@ def test_who_confirms_logins_is_asked_once_and_gets_channels(lab: Lab, person: P
     assert person.questions == 1
 
 
+def test_who_shares_a_connection_is_not_asked_for_another(lab: Lab, person: Person) -> None:
+    """That it is shared may be because its login took somebody's time."""
+    config, path = lab.folder / "sharing", lab.folder / "cm"
+    config.write_text(f"Host *\n    ControlPath {path}\nInclude {lab.ssh_config}\n")
+    ssh = ("ssh", "-F", str(config))
+    env = {"SSH_AUTH_SOCK": str(person.socket)}
+    master = lab.client.popen([*ssh, "-N", "-o", "ControlMaster=yes", "server"], env=env)
+    eventually(path.exists, "the user's own connection")
+    program = ("env", f"SSH_AUTH_SOCK={person.socket}", *SSHUNT)
+    words = ("-v", "-r", "server", "-e", " ".join(ssh), OFFICE_V4)
+    with running(lab, *words, program=program) as tunnel:
+        transfer = download(lab)
+        tunnel.wait_until(lambda: "channels over the one connection instead" in tunnel.said)
+        assert transfer.sha256() == payload_sha256(SIZE)
+    assert person.questions == 1
+    master.terminate()
+    master.wait()
+
+
 def test_who_looks_away_is_not_asked_a_second_time(lab: Lab, person: Person) -> None:
     """The first login was answered at once, as by a touch in passing; the next is not answered."""
     hasty = (

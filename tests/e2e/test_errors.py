@@ -349,3 +349,11 @@ def test_asked_to_stop_while_starting_it_ends_by_that_signal(lab: Lab, number: i
             assert sshunt.wait(10) == -number  # 128 + number, for a shell
     assert "stopped while starting" in said
     assert "error" not in said
+
+
+def test_asked_to_quit_while_starting_it_leaves_no_core(lab: Lab) -> None:
+    with lab.server.listen(lab.server.v4, 2208) as listener:
+        sshunt = lab.client.popen([*SSHUNT, "-r", "server:2208", OFFICE_V4])
+        with listener.accept()[0]:
+            sshunt.send_signal(signal.SIGQUIT)
+            assert sshunt.wait(10) == 128 + signal.SIGQUIT

@@ -168,7 +168,7 @@ class SshLane:
         self.rest = b""
         self.control = control
         self._modes = modes
-        self._is_channel = is_channel
+        self.is_channel = is_channel  # through the user's own connection: there was no login
         self._began_at = time.monotonic()
         self.login_s = 0.0  # from its start to the far side's HELLO, once that has come
         self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
@@ -176,7 +176,7 @@ class SshLane:
     @property
     def is_logged_in(self) -> bool:
         """True if ssh has logged in, as far as that can be known before there is a HELLO."""
-        return self._is_channel or (self.control is not None and self.control.is_bound)
+        return self.is_channel or (self.control is not None and self.control.is_bound)
 
     def greeted(self, hello: Hello, rest: bytes) -> None:
         """The far side has answered."""

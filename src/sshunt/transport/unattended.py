@@ -7,6 +7,8 @@ nothing; and who is away does not answer.
 
     the first login was quick   nobody was asked, and so nobody will be: log in the same way
     it took somebody's time     log in with what needs nobody: key files, Kerberos, host based
+    there was none              the same: the user's own connection, through which the session goes,
+                                may have taken somebody's time
 
 Whether somebody was asked can't be seen (the agent's protocol does not tell), but a person takes
 half a second at the very least, where a login takes some round trips. A login that was slow for
