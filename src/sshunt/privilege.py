@@ -66,6 +66,8 @@ _HINTS = {
     Refusal.STUCK: "does `sudo nft list ruleset` get stuck, too? then the kernel or nftables does",
     Refusal.TOO_COMPLEX: "use fewer port ranges, or wider networks",
     Refusal.LISTENER: "give --listen an address of this host",
+    Refusal.RESOLVER: "--dns stands in for the resolvers in this host's /etc/resolv.conf only",
+    Refusal.NOT_OURS: "what is kept is what this host has had since sshunt was started",
     Refusal.NOT_KEPT: "a TUN device is needed: modprobe tun, or docker run --device /dev/net/tun",
     Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
 }
@@ -267,7 +269,7 @@ def _refusal(reply: Refused) -> UserError:
             _HINTS[reply.kind],
             ExitCode.PRIVILEGE,
         )
-    if reply.kind is Refusal.NOT_KEPT:
+    if reply.kind in (Refusal.NOT_KEPT, Refusal.NOT_OURS):
         return UserError(
             f"can't keep this host's former addresses: {reply.message}",
             _HINTS[reply.kind],

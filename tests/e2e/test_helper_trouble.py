@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ class Conversation:
         answer: dict[str, Any] = json.loads(self._answers.readline())
         return answer
 
-    def apply(self, session: str, routes: list[Any], port: int = 1) -> dict[str, Any]:
+    def apply(self, session: str, routes: list[Any], **more: Any) -> dict[str, Any]:
         self.ask("hello", version=VERSION, session=session)
         plan: dict[str, Any] = dict.fromkeys(("listen6", "dns4", "dns6"))
-        plan |= {"session": session, "listen4": ["127.0.0.1", port], "routes": routes}
-        return self.ask("apply", plan={**plan, "bypass": [], "resolvers": []})
+        plan |= {"session": session, "listen4": ["127.0.0.1", 1], "routes": routes}
+        return self.ask("apply", plan={**plan, "bypass": [], "resolvers": [], **more})
 
     def has_ended(self) -> bool:
         return self._answers.read() == b""
@@ -183,6 +184,36 @@ def test_a_kernel_without_nf_tables_is_said_so(lab: Lab) -> None:
     conversation.close()
     assert (reply["reply"], reply["kind"]) == ("refused", "no-nf-tables")
     assert "this kernel has no nf_tables" in reply["message"]
+
+
+# --- whose names are answered ---------------------------------------------------------------------
+
+
+def test_what_this_host_asks_nobody_is_nobody_s_to_answer(lab: Lab) -> None:
+    own = lab.client.run(["cat", "/etc/resolv.conf"]).stdout.split()[1]
+    helper = str(_SOURCE / "sshunt/helper/__main__.py")
+
+    def begun() -> Conversation:
+        return Conversation(lab, sys.executable, "-I", "-S", "-B", helper)
+
+    def captured() -> str:
+        command = ["nft", "list", "set", "inet", "sshunt-feedfacefeed", "resolvers4"]
+        return lab.client.run(command).stdout
+
+    with closing(begun()) as first:
+        refused = first.apply("feedfacefeed", [], dns4=["127.0.0.1", 9], resolvers=["8.8.8.8"])
+        assert (refused["reply"], refused["kind"]) == ("refused", "resolver")
+    soon(lambda: not helpers(lab.client))
+    with closing(begun()) as second:
+        both = [own, "8.8.8.8"]
+        applied = second.apply("feedfacefeed", [], dns4=["127.0.0.1", 9], resolvers=both)
+        assert applied["reply"] == "applied"
+        assert own in captured()
+        assert "8.8.8.8" not in captured()
+        assert second.ask("resolvers", addresses=["8.8.8.8"])["reply"] == "done"
+        assert "elements" not in captured()
+        second.ask("resolvers", addresses=both)
+        assert own in captured()
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -78,10 +78,23 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
+#: Addresses that the client has while a helper starts, and not any more when a test begins.
+HAD = (
+    *("192.0.2.200/32", "192.0.2.201/32", "192.0.2.202/32"),
+    *("2001:db8:1::200/128", "2001:db8:1::201/128"),
+)
+
+
 @pytest.fixture
 def start(lab: Lab) -> Iterator[Start]:
+    def start_one(*options: str, **keywords: Any) -> Capture:
+        ip(lab.client, *(f"address add {address} dev lo nodad" for address in HAD))
+        capture: Capture = start(*options, **keywords)
+        ip(lab.client, *(f"address delete {address} dev lo" for address in HAD))
+        return capture
+
     with captures(lab) as start:
-        yield start
+        yield start_one
 
 
 @pytest.fixture
@@ -252,3 +265,108 @@ def test_a_refusal_changes_nothing_and_what_others_have_removed_is_no_error(
     ip(lab.client, f"route delete local 192.0.2.200 dev {device} table local")
     capture.ask("keep", ["192.0.2.201"])
     assert kept(lab) == ["192.0.2.201"]
+
+
+# --- for this host alone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["192.0.2.9", "203.0.113.7", "8.8.8.8", "2001:db8:1::9"])
+def test_an_address_that_has_not_been_this_host_s_is_not_kept(
+    lab: Lab, capture: Capture, address: str
+) -> None:
+    capture.apply([FAMILIES[4].route])
+    message, hint, _ = capture.ask("keep", ["192.0.2.200", address])
+    assert message.endswith(f"{address} has not been this host's")
+    assert hint
+    assert not devices(lab)
+
+
+def test_an_address_that_came_and_went_while_the_helper_ran_is_kept(
+    lab: Lab, capture: Capture
+) -> None:
+    capture.apply([FAMILIES[4].route])
+    ip(lab.client, "address add 192.0.2.210 dev to-server")
+    soon(lambda: capture.ask("keep", ["192.0.2.210"]) is None)
+    ip(lab.client, "address delete 192.0.2.210/32 dev to-server")
+    capture.ask("keep", [])
+    assert capture.ask("keep", ["192.0.2.210"]) is None
+    assert kept(lab) == ["192.0.2.210"]
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_nobody_who_asks_for_a_kept_address_is_answered_by_this_host(
+    lab: Lab, start: Start, options: list[str]
+) -> None:
+    capture = start(*options)
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", ["192.0.2.200", "2001:db8:1::200"])
+    if options:
+        time.sleep(3)  # longer than a plain table remembers what is not said again
+    for address in ("192.0.2.200", "2001:db8:1::200"):
+        assert not is_a_neighbour(lab.server, address)
+    capture.ask("keep", ["192.0.2.201"])
+    assert not is_a_neighbour(lab.server, "192.0.2.201")
+    # An interface gets it again, and then it is this host's as any other.
+    ip(lab.client, "address add 192.0.2.201/24 dev to-server")
+    soon(lambda: is_a_neighbour(lab.server, "192.0.2.201"))
+    ip(lab.client, "address delete 192.0.2.201/24 dev to-server")
+    soon(lambda: not is_a_neighbour(lab.server, "192.0.2.201"))
+    capture.ask("keep", [])
+    assert lab.client.run(["nft", "list", "tables"]).stdout.count("table") == 1
+
+
+def is_a_neighbour(host: Host, address: str) -> bool:
+    """Whether somebody answers for an address on the link to the client."""
+    ip(host, "neighbour flush dev to-client")
+    with host.make_socket(family_of(address), socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"", (address, 9))
+    time.sleep(0.2)
+    shown = host.run(["ip", "neighbour", "show", address]).stdout
+    return "lladdr" in shown
+
+
+def test_nothing_leaves_this_host_in_the_name_of_a_kept_address(lab: Lab, capture: Capture) -> None:
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", ["192.0.2.200"])
+    with (
+        lab.server.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        lab.client.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as program,
+    ):
+        server.bind(("192.0.2.2", 0))
+        server.settimeout(0.3)
+        program.bind(("192.0.2.200", 0))
+        with pytest.raises(PermissionError):
+            program.sendto(b"hello", server.getsockname())
+        with pytest.raises(TimeoutError):
+            server.recv(100)
+
+
+def test_a_listener_on_a_kept_address_is_refused(lab: Lab, start: Start) -> None:
+    keeping, capturing = start(), start()
+    keeping.apply([FAMILIES[4].route])
+    keeping.ask("keep", ["192.0.2.200"])
+    message, _, _ = capturing.apply([FAMILIES[4].route], listen4="192.0.2.200", listen6=None)
+    assert message == "can't capture connections: 192.0.2.200 is not an address of this host"
+    assert lab.client.run(["nft", "list", "tables"]).stdout.count("inet") == 1
+
+
+def test_a_listener_whose_address_is_another_host_s_now_gets_nothing_redirected(
+    lab: Lab, start: Start
+) -> None:
+    ip(lab.client, "address add 192.0.2.88/24 dev to-server")
+    capture = start()
+    port, _, _ = capture.apply([FAMILIES[4].route], listen4="192.0.2.88", listen6=None)
+    with lab.client.connect("10.9.8.7", 7) as program:
+        assert program.recv(100).startswith(b"captured")
+    ip(lab.client, "address delete 192.0.2.88/24 dev to-server")
+    ip(lab.server, "address add 192.0.2.88/24 dev to-client")
+    try:
+        with lab.server.listen("192.0.2.88", port) as other:
+            for host in (lab.client, lab.neighbour):
+                with pytest.raises(ConnectionRefusedError):
+                    host.connect("10.9.8.7", 7)
+            other.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                other.accept()
+    finally:
+        ip(lab.server, "address delete 192.0.2.88/24 dev to-client")

@@ -40,7 +40,7 @@ TOUCHES_THE_KERNEL = {
     "addresses.py": {"fcntl"},
 }
 OF_APPLY = {"nftables", "marks", "netlink", "guard", "cgroups", "sweeper", "processes"}
-OF_APPLY |= {"privileges", "addresses", "chains"}
+OF_APPLY |= {"privileges", "addresses", "chains", "interfaces", "resolvers"}
 KERNEL = {f"sshunt.helper.{name}" for name in OF_APPLY}
 SHIPPED = ("mux", "relay", "agent")
 

@@ -50,6 +50,12 @@ error, where there was a program that hung for two minutes::
     postrouting: to our listener, but not over lo . noted (address and port of the program)
     output, behind nat: a SYN of one that is noted  reset
 
+A listener on one address of this host, not loopback: the host may lose that address, and another
+host get it. Only redirecting to our own host is what we are there for, so what has been translated
+to that address and would leave is answered with a reset::
+
+    output, forward, behind nat: to our listener, and its address is not local .. reset
+
 A plain table, one without owner, outlives its helper if that is killed; then whoever gets the
 listener's port would get the connections. So it has a set ``alive`` of protocols whose elements the
 kernel takes out after ALIVE_S, and the helper puts in again; what redirects looks there first.
@@ -190,9 +196,9 @@ def render_probe(session: str, cgroup: Cgroup) -> str:
     )
 
 
-def render_delete(session: str) -> str:
+def render_delete(session: str, family: str = "inet") -> str:
     """The command that removes a session's table."""
-    return f"delete table inet {table_name(session)}\n"
+    return f"delete table {family} {table_name(session)}\n"
 
 
 # --- parts of the table -------------------------------------------------------------------------
@@ -337,6 +343,7 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
         )
         resetting.append(f"\t\t{source} @bound{family} ct status dnat reject with tcp reset")
     return [
+        *_gone_chains(plan, families),
         "\tchain bound {",
         f"\t\ttype nat hook postrouting priority {_NOTING_PRIORITY}; policy accept;",
         '\t\toifname "lo" return',
@@ -346,6 +353,28 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
         f"\t\t{_NOT_A_SYN} return",
         *resetting,
+        "\t}",
+    ]
+
+
+def _gone_chains(plan: Plan, families: list[int]) -> list[str]:
+    """The reset of what would go to another host, since the listener's address is not ours now."""
+    listeners = [
+        f"{_PROTOCOL[family]} daddr {address} tcp dport {port} ct status dnat"
+        for family in families
+        for address, port in [_arrives_at(plan, family)]
+        if not ip_address(address).is_loopback
+    ]
+    if not listeners:
+        return []
+    return [
+        "\tchain gone {",
+        f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
+        *(f"\t\t{each} fib daddr type != local reject with tcp reset" for each in listeners),
+        "\t}",
+        "\tchain gone_forward {",
+        f"\t\ttype filter hook forward priority {_BEHIND_NAT_PRIORITY}; policy accept;",
+        *(f"\t\t{each} reject with tcp reset" for each in listeners),
         "\t}",
     ]
 

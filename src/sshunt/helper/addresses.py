@@ -31,16 +31,17 @@ for a neighbour of that address. Where the address is kept before it goes there 
 still need some route to where they were made to, because the kernel looks for one before it
 redirects.
 
-What it costs while an address is kept: it means this host, even where the network that we are in
-now has given it to another one. IPv4 also answers ARP for all of the host's addresses on every link
-(arp_ignore, ip-sysctl.rst).
+What it costs while an address is kept: it means this host to its own programs, even where the
+network that we are in now has given it to another one. IPv4 would also answer ARP for all that is
+local, on every link (arp_ignore, ip-sysctl.rst); capture.kept has rules against that.
 
 Rejected: addresses on the device, which for IPv6 have no scope of host and are chosen as a source
 where there is no other; the same on lo, where they outlive us.
 
 Invariants: ``keep`` that raises has changed nothing; no address, no device.
 
-Not here: which addresses may be asked for (protocol), which are needed and when (the client).
+Not here: which addresses may be asked for (protocol, apply), which are needed, and when (the
+client).
 """
 
 import errno

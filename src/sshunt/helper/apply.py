@@ -1,7 +1,6 @@
 """What root does to the kernel: nftables, the guard cgroup, kept addresses, our own privileges.
 
-With the modules that serve it alone (``nftables``, ``marks``, ``netlink``, ``guard``, ``cgroups``,
-``sweeper``, ``processes``, ``addresses``, ``privileges``), the only one that touches the kernel.
+With the modules that serve it alone (see the package), the only one that touches the kernel.
 
 ``Kernel`` holds what one session has made there and can undo it. It is made once, right after HELLO
 and in this order:
@@ -19,6 +18,10 @@ nobody else can alter it, and it is gone when we are, SIGKILL included. Where ke
 don't know the flag, a plain table of the same name is made. It does nothing any more when we have
 not renewed it for some seconds (capture.nft); the next helper that starts removes it.
 
+**Whose traffic.** A request's word for what is this host's is not enough, since it may be anybody's
+who may start us: listeners are on addresses that interfaces have (not on kept ones), what is kept
+is what an interface had while we were there, resolvers are those that root reads in resolv.conf.
+
 Undo runs backwards: kept addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. All steps are idempotent.
 
@@ -30,18 +33,22 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from ipaddress import ip_address
 
 from sshunt.capture import nft
+from sshunt.capture.kept import render_kept
 from sshunt.capture.plan import Plan
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import KeptAddresses
 from sshunt.helper.chains import suspects
 from sshunt.helper.guard import Guard, make_guard
+from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
 from sshunt.helper.protocol import MAX_HELPERS, KernelError, Refusal
+from sshunt.helper.resolvers import HostResolvers
 from sshunt.model import Endpoint
 
 
@@ -52,11 +59,13 @@ class Kernel:
         """Load, separate, drop, clean; raises KernelError. ``owner=False`` forces a plain table."""
         self._session = session
         self._want_owner = owner
+        self._interfaces = Interfaces()
         self._proc = open_proc()
         self._client = requester(client, self._proc)
         marks = Marks()
         self._marks = [_slot(marks, client), _alive(marks, nft.table_name(session))]
         self._nft = Nftables()
+        self._resolvers = HostResolvers()
         can_guard = cgroups.levels_can_be_trusted()
         can_guard = separate_mounts() and can_guard
         drop_capabilities()
@@ -67,6 +76,8 @@ class Kernel:
         self._owned = False
         self._guard: Guard | None = None
         self._kept = KeptAddresses()
+        self._wanted: tuple[str, ...] = ()  # what is kept
+        self._hushed: frozenset[str] = frozenset()  # those that no interface has
         remove_leftover_tables(self._nft, marks)
         marks.sweep()
         if self._parent is not None:
@@ -97,10 +108,12 @@ class Kernel:
 
         Raises KernelError, and then has changed nothing.
         """
+        self._look()
         for family in (4, 6):
             listener = plan.listener(family)
             if listener is not None:
-                _check_local(family, listener)
+                self._check_local(listener)
+        plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
         # From here on undo() has something to remove. The routes, of which there may be thousands,
         # are not needed again.
         self._plan = replace(plan, routes=())
@@ -119,7 +132,8 @@ class Kernel:
 
     def resolvers(self, addresses: Iterable[str]) -> None:
         """Put other addresses into the resolver sets; raises KernelError."""
-        self._plan = replace(self._applied_plan(), resolvers=tuple(addresses))
+        asked = self._asked_here(tuple(addresses))
+        self._plan = replace(self._applied_plan(), resolvers=asked)
         self._run_if_any(nft.render_resolvers(self._plan))
 
     def _applied_plan(self) -> Plan:
@@ -132,11 +146,74 @@ class Kernel:
             self._nft.run(text)
 
     def keep(self, addresses: Iterable[str]) -> None:
-        """Let these addresses and no others stay local; raises KernelError, and changes nothing."""
+        """Let these addresses and no others stay local, to this host alone; raises KernelError, and
+        then has changed nothing.
+        """
+        before, wanted = self._wanted, tuple(addresses)
+        self._look()
+        for address in wanted:
+            if not self._interfaces.had(address):
+                raise KernelError(Refusal.NOT_OURS, f"{address} has not been this host's")
+        self._hush(wanted)
         try:
-            self._kept.keep(addresses)
+            self._kept.keep(wanted)
         except OSError as error:
+            self._hush(before)
             raise KernelError(Refusal.NOT_KEPT, str(error))
+        self._wanted = wanted
+
+    @property
+    def news(self) -> int:
+        """A descriptor that is readable when it is time to ``follow``."""
+        return self._interfaces.fileno()
+
+    def follow(self) -> None:
+        """To be called when the interfaces' addresses have changed."""
+        try:
+            self._look()
+            self._hush(self._wanted)
+        except KernelError:
+            self._keep_none()  # better than keeping what others may have
+
+    def _look(self) -> None:
+        try:
+            self._interfaces.look()
+        except OSError as error:
+            raise KernelError(Refusal.KERNEL, f"can't list this host's addresses: {error}")
+
+    def _hush(self, addresses: Iterable[str], *, again: bool = False) -> None:
+        """Keep those that no interface has from being heard of by others; raises KernelError."""
+        hushed = frozenset(addresses) - self._interfaces.links.keys()
+        if hushed == self._hushed and not again:
+            return
+        name = nft.table_name(self._session)
+        there = [family for family, table in our_tables() if table == name and family != "inet"]
+        self._run_if_any(render_kept(self._session, hushed, owner=self._owned, instead=there))
+        self._hushed = hushed
+
+    def _keep_none(self) -> None:
+        self._kept.close()
+        self._wanted = ()
+
+    def _asked_here(self, resolvers: tuple[str, ...], *, some: bool = False) -> tuple[str, ...]:
+        """Those that this host's programs ask; raises KernelError if there should be ``some``.
+
+        They may have changed since the client looked: then it is about to say so.
+        """
+        here = self._resolvers.addresses()
+        found = tuple(address for address in resolvers if address in here)
+        if some and resolvers and not found:
+            raise KernelError(Refusal.RESOLVER, f"this host does not ask {', '.join(resolvers)}")
+        return found
+
+    def _check_local(self, listener: Endpoint) -> None:
+        """Redirecting to another host would be a service that nobody asked us for. An address that
+        is only kept is another host's.
+        """
+        address = ip_address(listener[0])
+        everywhere = address.is_loopback or address.is_unspecified
+        if not everywhere and str(address) not in self._interfaces.links:
+            raise KernelError(Refusal.LISTENER, f"{listener[0]} is not an address of this host")
 
     @property
     def is_plain(self) -> bool:
@@ -147,6 +224,8 @@ class Kernel:
         """Let a plain table live on, if there is one; raises KernelError."""
         if self.is_plain:
             self._nft.run(nft.render_renewal(self._session))
+            if self._hushed:
+                self._hush(self._wanted, again=True)
 
     def suspects(self) -> tuple[str, ...]:
         """Chains of others that may stop what is captured, for a person to read."""
@@ -157,12 +236,13 @@ class Kernel:
 
     def undo(self) -> None:
         """Keep no address, remove the rules, leave the guard; raises KernelError."""
-        self._kept.close()
+        self._keep_none()
         if self._plan is not None:
             name = nft.table_name(self._session)
-            if name in our_tables():  # somebody's "flush ruleset" removes plain ones
-                self._nft.run(nft.render_delete(self._session))
-            self._plan = None
+            # Those that are there: somebody's "flush ruleset" removes plain ones.
+            there = [family for family, table in our_tables() if table == name]
+            self._run_if_any("".join(nft.render_delete(self._session, each) for each in there))
+            self._plan, self._hushed = None, frozenset()
 
     def close(self) -> None:
         """Undo, let the client out of its guard, be dead for those who come after us; raises
@@ -217,12 +297,3 @@ def _alive(marks: Marks, table: str) -> Mark:
     if mark is None:
         raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
     return mark
-
-
-def _check_local(family: int, listener: Endpoint) -> None:
-    """Redirecting to another host would be a service that nobody asked us for."""
-    with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6) as probe:
-        try:
-            probe.bind((listener[0], 0))
-        except OSError:
-            raise KernelError(Refusal.LISTENER, f"{listener[0]} is not an address of this host")

@@ -8,6 +8,7 @@ Not here: what any message means (addresses, interfaces, nftables).
 
 import errno
 import os
+import select
 import socket
 import struct
 
@@ -70,11 +71,9 @@ class Netlink:
 
     def drain(self) -> None:
         """Forget all news that have come; that some were lost is news, too."""
-        while True:
+        while select.select([self._sock], [], [], 0)[0]:
             try:
-                self._sock.recv(1, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
+                self._sock.recv(1)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise

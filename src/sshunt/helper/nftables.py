@@ -50,7 +50,7 @@ _NETLINK_NETFILTER = 12
 _GET_TABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = struct.Struct("!BBH")  # family, version, resource
 _NFTA_TABLE_NAME = 1
-_NFPROTO_INET = 1
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp"}  # NFPROTO_*, those that we use
 
 _PR_SET_PDEATHSIG = 1
 
@@ -110,32 +110,41 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def our_tables() -> list[str]:
-    """The names of all sessions' tables, of living and dead ones; raises KernelError."""
+def our_tables() -> list[tuple[str, str]]:
+    """Family and name of all sessions' tables, of living and dead ones; raises KernelError."""
     try:
         netlink = Netlink(_NETLINK_NETFILTER)
         try:
-            messages = netlink.dump(_GET_TABLE, _NFGENMSG.pack(_NFPROTO_INET, 0, 0))
+            messages = netlink.dump(_GET_TABLE, bytes(_NFGENMSG.size))
         finally:
             netlink.close()
-        tables = [attributes(message[_NFGENMSG.size :]) for message in messages]
+        tables = [_table(message) for message in messages]
     except OSError as error:
         if error.errno == errno.EPERM:
             raise KernelError(Refusal.NOT_PERMITTED, str(error))
         # EPROTONOSUPPORT, EINVAL: there is nobody who could answer.
         raise KernelError(Refusal.NO_NF_TABLES, f"this kernel has no nf_tables ({error.strerror})")
-    names = [table.get(_NFTA_TABLE_NAME, b"").rstrip(b"\0").decode("latin-1") for table in tables]
-    return [name for name in names if SESSION_NAME.fullmatch(name)]
+    return [(family, name) for family, name in tables if family and SESSION_NAME.fullmatch(name)]
+
+
+def _table(message: bytes) -> tuple[str, str]:
+    family, _, _ = _NFGENMSG.unpack_from(message)
+    name = attributes(message[_NFGENMSG.size :]).get(_NFTA_TABLE_NAME, b"")
+    return _FAMILIES.get(family, ""), name.rstrip(b"\0").decode("latin-1")
 
 
 def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
     """Remove the plain tables of dead sessions; raises KernelError if the library is broken."""
-    for name in our_tables():
+    families: dict[str, list[str]] = {}
+    for family, name in our_tables():
+        families.setdefault(name, []).append(family)
+    for name, theirs in families.items():
         mark = marks.take_from_the_dead(name)
         if mark is None:
             continue
+        session = name.removeprefix(nft.TABLE_PREFIX)
         try:
-            nftables.run(nft.render_delete(name.removeprefix(nft.TABLE_PREFIX)))
+            nftables.run("".join(nft.render_delete(session, family) for family in theirs))
         except KernelError as error:
             if error.kind in BROKEN:
                 raise

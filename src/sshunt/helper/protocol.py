@@ -15,7 +15,7 @@ nothing is lost.)
     APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
-    KEEP(addresses)          ->  Done                 these, and no others, stay this host's own
+    KEEP(addresses)          ->  Done                 these, which it has had, stay this host's own
     SUSPECTS                 ->  Suspected(chains)    whose rules may stop what is captured
     UNDO                     ->  Done                 keeps none, removes the rules; not the cgroup
     any                      ->  Refused(kind, message)
@@ -60,6 +60,7 @@ MAX_KEPT = 16
 _NEVER_KEPT = (
     ip_network("0.0.0.0/8"),  # "this network" (RFC 1122)
     ip_network("127.0.0.0/8"),  # loopback
+    ip_network("169.254.0.0/16"),  # link-local; clouds have services there
     ip_network("224.0.0.0/4"),  # multicast
     ip_network("255.255.255.255/32"),  # broadcast
     ip_network("::/8"),  # unspecified, loopback, IPv4-mapped and -translated (RFC 4291, RFC 6052)
@@ -104,6 +105,8 @@ class Refusal(str, Enum):
     KERNEL = "kernel"  # the kernel or the library refused the rules
     TOO_COMPLEX = "too-complex"  # the routes overlap in too many pieces
     LISTENER = "listener"  # the listener's address is not one of this host
+    RESOLVER = "resolver"  # this host's programs ask none of these
+    NOT_OURS = "not-ours"  # the addresses to be kept have not been this host's
     NOT_KEPT = "not-kept"  # addresses can't be kept here: no TUN device, or the kernel refused
     INTERNAL = "internal"  # a bug; the message is the traceback
 

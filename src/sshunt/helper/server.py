@@ -1,9 +1,9 @@
 """One session's conversation with its client: order, deadlines, and undoing at the end.
 
 The loop is synchronous: there is one client and hardly anything to do meanwhile. It sleeps in
-poll(2) on the client's socket and a pipe into which the kernel's SIGTERM is written, so no signal
-interrupts a request half-way; where the table is a plain one it wakes now and then to say that we
-live.
+poll(2) on the client's socket, a pipe into which the kernel's SIGTERM is written, so that no signal
+interrupts a request half-way, and the kernel's news of addresses; where the table is a plain one it
+wakes now and then to say that we live.
 
 Which request is allowed when::
 
@@ -135,6 +135,16 @@ class _Service:
             with suppress(KernelError):  # somebody's "flush ruleset", or it succeeds the next time
                 self._kernel.renew()
 
+    @property
+    def news(self) -> int:
+        """A descriptor that is readable when it is time to ``follow``; -1 if there is none."""
+        return -1 if self._kernel is None else self._kernel.news
+
+    def follow(self) -> None:
+        """To be called when the interfaces' addresses have changed."""
+        if self._kernel is not None:
+            self._kernel.follow()
+
     def close(self) -> None:
         """Undo whatever is done."""
         if self._kernel is not None:
@@ -182,7 +192,7 @@ class _Service:
 
 def _requests(client: socket.socket, termination: int, service: _Service) -> Iterator[bytes]:
     """Whole lines, and at last a line that is too long; ends at EOF, at SIGTERM, or when a line is
-    not whole in time. Lets the service renew meanwhile.
+    not whole in time. Lets the service renew and follow meanwhile.
     """
     buffer = bytearray()
     poll = select.poll()
@@ -197,9 +207,13 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
             service.renew()
             renewal = now + RENEW_EVERY_S
         wait_s = min(deadline, renewal if service.must_renew else math.inf) - now
+        if service.news >= 0:
+            poll.register(service.news, select.POLLIN)  # again each time, which changes nothing
         ready = {descriptor for descriptor, _ in poll.poll(_milliseconds(wait_s))}
         if termination in ready:
             return
+        if service.news in ready:
+            service.follow()
         if client.fileno() not in ready:
             continue
         data = client.recv(_READ_BYTES)
