@@ -142,6 +142,7 @@ class Up:
             self.listeners.append(listener)
             listener.start()
         self.names = DnsForwarder(tunnel, console, doors, lambda: self.is_down)
+        self.names.resolvers = system_resolvers()
         self.names.start()
 
     @property
@@ -332,6 +333,8 @@ class Up:
             return
         found = system_resolvers()
         if found != plan.resolvers:
+            if self.names is not None:
+                self.names.resolvers = found
             self.plan = replace(plan, resolvers=found)
             self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
             if not (self._options.fail_open and self.is_down):  # else they come with the rules
@@ -412,7 +415,7 @@ class Up:
                 self.tunnel.wake()
 
     def _on_datagram(self, event: DatagramReceived) -> None:
-        if event.kind in (frames.DNS, frames.DNS_TCP) and self.names is not None:
+        if event.kind == frames.DNS and self.names is not None:
             self.names.on_datagram(event)
         if event.kind != frames.BELIEFS:
             return

@@ -8,11 +8,13 @@ import os
 import socket
 import threading
 
-from sshunt.agent import resolve
+from sshunt.agent import race, resolve
 from sshunt.mux import frames
+from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
 from sshunt.relay import dns
+from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
 QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01"
@@ -54,35 +56,55 @@ def main() -> None:
         bound(socket.SOCK_DGRAM, "127.0.0.22", dns.PORT),
         bound(socket.SOCK_STREAM, "127.0.0.22", dns.PORT),
     ]
-    dns.resolvers = lambda resolv_conf="": ["127.0.0.21", "127.0.0.22"]
-    resolve.TRY_S = 0.2
+    conf = dns.Settings(("127.0.0.21", "127.0.0.22"))
+    dns.settings = lambda resolv_conf="": conf
+    race.FIRST_S = 0.2
     threading.Thread(target=answer_udp, args=(sockets[2],), daemon=True).start()
     threading.Thread(target=answer_tcp, args=(sockets[3],), daemon=True).start()
 
     client = Tunnel(loop, Session(CLIENT), outlives_lanes=True)
     agent = Tunnel(loop, Session(AGENT), outlives_lanes=True)
     resolver = resolve.Resolver(agent)
-    agent.on_datagram = lambda event: resolver.on_query(event.flow, event.kind, event.data)
+    agent.on_datagram = lambda event: resolver.on_query(event.flow, event.data)
+    agent.on_request = lambda stream, _: resolver.on_request(stream)
     to_agent, from_client = os.pipe()
     to_client, from_agent = os.pipe()
     client.add_lane(0, to_client, from_client)
     agent.add_lane(0, to_agent, from_agent)
     answers = {}
 
-    def take(event: object) -> None:
-        answers[event.flow] = event.data == ANSWER  # type: ignore[attr-defined]
+    def take(name: str, answer: bytes) -> None:
+        answers[name] = answer == ANSWER
         if len(answers) == 2:
             loop.stop()
 
-    client.on_datagram = take
-    before = len(os.listdir("/proc/self/fd"))
+    program, ours = socket.socketpair()
+    ours.setblocking(False)
+    program.setblocking(False)
+    framed = bytearray()
+
+    def on_readable() -> None:
+        framed.extend(program.recv(65535))
+        if len(framed) == 2 + len(ANSWER):
+            loop.remove_reader(program.fileno())
+            program.close()
+            take("tcp", bytes(framed[2:]))
+
+    before = len(os.listdir("/proc/self/fd")) - 2
+    client.on_datagram = lambda event: take("udp", event.data)
     client.session.send_datagram(1, frames.DNS, QUERY, loop.time())
-    client.session.send_datagram(2, frames.DNS_TCP, QUERY, loop.time())
-    client.wake()
+    loop.add_reader(program.fileno(), on_readable)
+    relay = TcpRelay(client, client.open(Destination(frames.DNS_TCP, ".", 53)))
+    relay.start(ours)
+    program.sendall(len(QUERY).to_bytes(2, "big") + QUERY)
     loop.call_later(DEADLINE_S, loop.stop)
     loop.run_forever()
+    relay.abort(frames.RESET_ABORTED)
+    resolver.close()
+    loop.call_later(0.3, loop.stop)
+    loop.run_forever()
     left = len(os.listdir("/proc/self/fd")) - before
-    print("udp", answers.get(1), "tcp", answers.get(2), "left", left)
+    print("udp", answers.get("udp"), "tcp", answers.get("tcp"), "left", left)
 
 
 main()

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sshunt.names.dns import MOST_CONNECTIONS, MOST_QUERIES
-from tests.unit.names.test_dns import Names, talk
+from sshunt.names.connections import MOST_CONNECTIONS
+from sshunt.relay.dns import QUERIES_BYTES, QUERY_COST_BYTES
+from tests.unit.names.both_ends import Names, talk
 
 pytestmark = pytest.mark.fuzz
+
+MOST_QUERIES = QUERIES_BYTES // QUERY_COST_BYTES
 
 QUERY = dns.message.make_query("git.corp.example", "A").to_wire()
 
@@ -70,7 +73,7 @@ def test_no_program_harms_the_door_or_the_next_program(
                     ours.pop().close()
             await asyncio.sleep(0.005)
             assert len(one.forwarder._queries) <= MOST_QUERIES
-            assert len(one.forwarder._conversations) <= MOST_CONNECTIONS
+            assert len(one.forwarder._connections._open) <= MOST_CONNECTIONS
             most = before + len(ours) + MOST_CONNECTIONS + 2 * len(one.resolver._asking)
             assert len(os.listdir("/proc/self/fd")) <= most
         for sock in ours:

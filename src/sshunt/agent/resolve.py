@@ -1,174 +1,76 @@
-"""DNS queries of the client's programs, asked of the resolvers of this host.
+"""DNS of the client's programs: what they ask is asked of the resolvers of this host.
 
-All of them in the order of resolv.conf, as the C library does: a network with two has one that does
-not know the inner names, or is down. Those that are silent are asked again, with twice the patience
-each time, until the deadline, and last for a while. Where all fail, the first such answer is the
-answer; where none is heard, SERVFAIL. A query that came by UDP is asked by UDP, one that came by
-TCP by TCP: whether an answer is truncated is between the program and its resolver.
+A query that came by UDP is asked by UDP (by TCP where resolv.conf has ``use-vc``): whether an
+answer is truncated is between the program and its resolver. What came by TCP is a stream
+(conversation).
 
-Every query has a socket of its own, connected, with a port that the kernel chose: nobody else can
-answer it.
+Not here: which resolver (race, order), how one is asked (exchange).
 """
 
 import asyncio
-import errno
-import os
-import socket
-import struct
-from typing import Any, Awaitable, Callable, Dict, List, Set
+from typing import Dict, Set
 
+from sshunt.agent.conversation import Conversation
+from sshunt.agent.exchange import Exchange
+from sshunt.agent.race import Racing
 from sshunt.mux import frames
+from sshunt.mux.streams import Stream
 from sshunt.relay import dns
-from sshunt.relay.readiness import READ, WRITE, settle
-from sshunt.relay.sockets import DIALED_PRIORITY, error_of, is_reserved, set_priority
+from sshunt.relay.shares import Shares
 from sshunt.relay.tunnel import Tunnel
 
-#: How long a resolver may take at first before the next is asked, and all of it: the C library
-#: asks again after 5 s, and gives up after 10 to 30.
-TRY_S = 1.5
-DEADLINE_S = 9.0
-
-#: A resolver that was silent is asked last for so long.
-SILENT_S = 30.0
-
-#: Queries at the same time; each has a descriptor. A browser that restores its tabs has hundreds.
-MOST_QUERIES = 512
-
-#: Datagrams of a resolver that answer something else.
-MOST_STRAYS = 16
-
-_LENGTH = struct.Struct("!H")
+#: Connections that have not been answered yet; each may hold a query of 64 KiB. A client lets its
+#: programs have half as many at all.
+MOST_CONVERSATIONS = 256
 
 
 class Resolver:
-    """Answers the tunnel's DNS datagrams. Owns the queries under way."""
+    """Answers the tunnel's DNS. Owns the queries under way."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
-        self._asking: "Set[asyncio.Future[None]]" = set()
-        self._silent: Dict[str, float] = {}  # until when
+        self._racing = Racing(tunnel)
+        self._asking: "Dict[int, asyncio.Future[None]]" = {}  # by flow
+        self._shares = Shares(dns.QUERIES_BYTES)
+        self._conversations: Set[Conversation] = set()
 
-    def on_query(self, flow: int, kind: int, query: bytes) -> None:
-        """A program asks; what is no query is dropped."""
-        if not dns.is_query(query):
+    def on_query(self, flow: int, query: bytes) -> None:
+        """A program asks by UDP; what is no query is dropped."""
+        if not dns.is_query(query) or flow in self._asking:
             return
-        if len(self._asking) >= MOST_QUERIES:
-            self._answer(flow, kind, dns.servfail(query))
+        for other in self._shares.add(flow, dns.asker_of(flow), dns.room_of(query)):
+            self._asking.pop(other).cancel()  # the client has answered it by now
+        asking = asyncio.ensure_future(self._resolve(flow, query), loop=self._tunnel.loop)
+        self._asking[flow] = asking
+        asking.add_done_callback(lambda _: self._forget(flow))
+
+    def on_request(self, stream: Stream) -> None:
+        """A program asks by TCP."""
+        if len(self._conversations) >= MOST_CONVERSATIONS:
+            self._tunnel.session.reset(stream, frames.RESET_NO_RESOURCES)
+            self._tunnel.wake()
             return
-        asking = asyncio.ensure_future(self._resolve(flow, kind, query), loop=self._tunnel.loop)
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
+        conversation = Conversation(self._tunnel, stream, self._racing)
+        self._conversations.add(conversation)
+        conversation.on_over = self._conversations.discard
 
     def close(self) -> None:
-        """Give up the queries under way."""
-        for asking in list(self._asking):
+        """Give up what is under way."""
+        for asking in list(self._asking.values()):
             asking.cancel()
+        for conversation in list(self._conversations):
+            conversation.close()
+        self._racing.close()
 
-    def _answer(self, flow: int, kind: int, answer: bytes) -> None:
-        self._tunnel.session.send_datagram(flow, kind, answer, self._tunnel.loop.time())
+    def _forget(self, flow: int) -> None:
+        self._shares.remove(flow, dns.asker_of(flow))
+        self._asking.pop(flow, None)
+
+    async def _resolve(self, flow: int, query: bytes) -> None:
+        by_tcp = dns.settings().by_tcp
+        heard = await self._racing.ask(query, Exchange.by_tcp if by_tcp else Exchange.by_udp)
+        answer = heard.message if heard is not None else dns.servfail(query)
+        if by_tcp and len(answer) > dns.most_udp_bytes(query):
+            answer = dns.truncated(query)
+        self._tunnel.session.send_datagram(flow, frames.DNS, answer, self._tunnel.loop.time())
         self._tunnel.wake()
-
-    async def _resolve(self, flow: int, kind: int, query: bytes) -> None:
-        exchange = self._by_tcp if kind == frames.DNS_TCP else self._by_udp
-        self._answer(flow, kind, await self._ask(query, exchange) or dns.servfail(query))
-
-    async def _ask(
-        self, query: bytes, exchange: Callable[[socket.socket, bytes, float], Awaitable[bytes]]
-    ) -> bytes:
-        """The best answer that a resolver gives; b"" if none does."""
-        loop = self._tunnel.loop
-        deadline, patience_s = loop.time() + DEADLINE_S, TRY_S
-        while True:
-            failure, silent = b"", False
-            for host in self._in_order():
-                if loop.time() >= deadline:
-                    return failure
-                until = min(loop.time() + patience_s, deadline)
-                try:
-                    answer = await self._ask_one(host, query, exchange, until)
-                except OSError as error:
-                    if error.errno == errno.ETIMEDOUT:
-                        silent = True
-                        self._silent[host] = loop.time() + SILENT_S
-                    continue
-                if dns.rcode(answer) not in (dns.SERVFAIL, dns.REFUSED):
-                    return answer
-                failure = failure or answer
-            if failure or not silent:
-                return failure
-            patience_s *= 2.0
-
-    def _in_order(self) -> List[str]:
-        now = self._tunnel.loop.time()
-        return sorted(dns.resolvers(), key=lambda host: self._silent.get(host, 0.0) > now)
-
-    async def _ask_one(self, host: str, query: bytes, exchange: Any, until: float) -> bytes:
-        """One resolver's answer; raises OSError."""
-        kind = socket.SOCK_STREAM if exchange == self._by_tcp else socket.SOCK_DGRAM
-        found = socket.getaddrinfo(host, dns.PORT, 0, kind, 0, socket.AI_NUMERICHOST)
-        family, _, _, _, address = found[0]
-        sock = socket.socket(family, kind)
-        try:
-            if is_reserved(sock.fileno()):
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            sock.setblocking(False)
-            set_priority(sock, DIALED_PRIORITY)  # never one of our own host's sshunt
-            error_number = sock.connect_ex(address)
-            if error_number == errno.EINPROGRESS:
-                await self._ready(sock, WRITE, until)
-                error_number = error_of(sock)
-            if error_number:
-                raise OSError(error_number, os.strerror(error_number))
-            answer: bytes = await exchange(sock, query, until)
-            return answer
-        finally:
-            sock.close()
-
-    async def _by_udp(self, sock: socket.socket, query: bytes, until: float) -> bytes:
-        sock.send(query)
-        for _ in range(MOST_STRAYS):
-            answer = await self._receive(sock, 65535, until)
-            if dns.is_answer(answer, query):
-                return answer
-        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-
-    async def _by_tcp(self, sock: socket.socket, query: bytes, until: float) -> bytes:
-        sock.send(_LENGTH.pack(len(query)) + query)  # a new connection takes it whole
-        (size,) = _LENGTH.unpack(await self._receive_exactly(sock, _LENGTH.size, until))
-        answer = await self._receive_exactly(sock, size, until)
-        if not dns.is_answer(answer, query):
-            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-        return answer
-
-    async def _receive_exactly(self, sock: socket.socket, size: int, until: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = await self._receive(sock, size - len(data), until)
-            if not more:
-                raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-            data += more
-        return data
-
-    async def _receive(self, sock: socket.socket, most: int, until: float) -> bytes:
-        while True:
-            try:
-                return sock.recv(most)
-            except (BlockingIOError, InterruptedError):
-                await self._ready(sock, READ, until)
-
-    async def _ready(self, sock: socket.socket, events: int, until: float) -> None:
-        """Return when ``sock`` is, or has died; raises OSError (ETIMEDOUT).
-
-        Not loop.sock_recv under wait_for: see dial._connected.
-        """
-        loop = self._tunnel.loop
-        ready: "asyncio.Future[int]" = loop.create_future()
-        self._tunnel.readiness.add(sock.fileno(), lambda _: settle(ready, 0), events)
-        timer = loop.call_at(until, settle, ready, errno.ETIMEDOUT)
-        try:
-            error_number = await ready
-        finally:
-            timer.cancel()
-            self._tunnel.readiness.remove(sock.fileno())
-        if error_number:
-            raise OSError(error_number, os.strerror(error_number))

@@ -24,6 +24,7 @@ from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.dial import Dialer
 from sshunt.agent.resolve import Resolver
 from sshunt.mux import frames
+from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     AGENT,
     FEATURE_COPY,
@@ -37,6 +38,7 @@ from sshunt.mux.hello import (
     make_hello,
 )
 from sshunt.mux.session import DatagramReceived, Session
+from sshunt.mux.streams import Stream
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.sockets import keep_heap
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
@@ -118,7 +120,7 @@ class _Life:
         self._dialer = Dialer(self._tunnel)
         self._resolver = Resolver(self._tunnel)
         self._tunnel.on_datagram = self._on_datagram
-        self._tunnel.on_request = self._dialer.on_request
+        self._tunnel.on_request = self._on_request
         self._tunnel.on_lane_ended = self._on_lane_ended
         self._gone: Deque[int] = deque(maxlen=MOST_GONE)
         self._tunnel.on_lane_gone = self._gone.append
@@ -193,14 +195,20 @@ class _Life:
             grace_s = self._grace_s if self._is_confirmed else 0
             self._grace = self._loop.call_later(grace_s, self._loop.stop)
 
+    def _on_request(self, stream: Stream, destination: Destination) -> None:
+        if destination.kind == frames.DNS_TCP:
+            self._resolver.on_request(stream)
+        else:
+            self._dialer.on_request(stream, destination)
+
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind == frames.ECHO:
             answer = event.data
         elif event.kind == frames.BELIEFS:
             answer = json.dumps(self._tunnel.beliefs()).encode()
         else:
-            if event.kind in (frames.DNS, frames.DNS_TCP):
-                self._resolver.on_query(event.flow, event.kind, event.data)
+            if event.kind == frames.DNS:
+                self._resolver.on_query(event.flow, event.data)
             return
         self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())
 

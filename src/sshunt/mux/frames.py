@@ -70,7 +70,8 @@ TCP = 1
 QUIET_TCP = 2  # the opener need not hear that the connection is up, only if it does not come about
 ECHO = 3  # the far side sends the same bytes back
 BELIEFS = 4  # the far side sends what its pacers believe, as JSON
-DNS, DNS_TCP = 5, 6  # a query that came by UDP or TCP; the far side sends a resolver's answer
+DNS = 5  # a query that came by UDP; the far side sends a resolver's answer
+DNS_TCP = 6  # a stream to a resolver of the far side, which chooses it
 
 # Reset codes: what became of a connection, so that the other end can show the same.
 RESET_ABORTED = 1  # the peer of this connection reset it

@@ -1,15 +1,21 @@
-"""Resolvers on loopback, that answer, refuse, are silent, or lie."""
+"""Resolvers on loopback, that answer, refuse, are silent, slow or forgetful, or lie."""
 
+import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
 
-Answer = Callable[[dns.message.Message], bytes]
+#: What is said to a query, message by message; b"": nothing, ever.
+Answer = Callable[[dns.message.Message], bytes | list[bytes]]
 
 
 def knows(address: str) -> Answer:
@@ -17,6 +23,7 @@ def knows(address: str) -> Answer:
 
     def answer(query: dns.message.Message) -> bytes:
         response = dns.message.make_response(query)
+        response.flags |= dns.flags.RA
         name = query.question[0].name
         response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", address))
         return response.to_wire()
@@ -24,11 +31,12 @@ def knows(address: str) -> Answer:
     return answer
 
 
-def says(code: dns.rcode.Rcode) -> Answer:
+def says(code: dns.rcode.Rcode, *, flags: int = dns.flags.RA) -> Answer:
     """Every name fails so."""
 
     def answer(query: dns.message.Message) -> bytes:
         response = dns.message.make_response(query)
+        response.flags |= flags
         response.set_rcode(code)
         return response.to_wire()
 
@@ -43,7 +51,25 @@ def silent(_query: dns.message.Message) -> bytes:
 def lies(query: dns.message.Message) -> bytes:
     """An answer to something else."""
     other = dns.message.make_query("other.example", "A", id=query.id ^ 1)
-    return knows("203.0.113.9")(other)
+    said = knows("203.0.113.9")(other)
+    assert isinstance(said, bytes)
+    return said
+
+
+def slow(seconds: float, answer: Answer) -> Answer:
+    """The same, later."""
+
+    def answer_later(query: dns.message.Message) -> bytes | list[bytes]:
+        time.sleep(seconds)
+        return answer(query)
+
+    return answer_later
+
+
+def forgetful(answer: Answer) -> Answer:
+    """The first of every two datagrams is lost."""
+    numbers = itertools.count()
+    return lambda query: answer(query) if next(numbers) % 2 else b""
 
 
 @contextmanager
@@ -54,6 +80,11 @@ def resolver(address: str, port: int, answer: Answer) -> Iterator[list[str]]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.bind((address, port))
 
+            def say(wire: bytes, program: Any) -> None:
+                with suppress(OSError):
+                    for said in _messages(answer(dns.message.from_wire(wire))):
+                        udp.sendto(said, program)
+
             def by_udp() -> None:
                 with suppress(OSError):
                     while True:
@@ -61,24 +92,25 @@ def resolver(address: str, port: int, answer: Answer) -> Iterator[list[str]]:
                         if not wire:
                             return
                         asked.append("udp")
-                        if said := answer(dns.message.from_wire(wire)):
-                            udp.sendto(said, program)
+                        _begin(partial(say, wire, program))
+
+            def serve(sock: socket.socket) -> None:
+                with suppress(OSError), sock, sock.makefile("rb") as file:
+                    while head := file.read(2):
+                        wire = file.read(int.from_bytes(head, "big"))
+                        asked.append("tcp")
+                        for said in _messages(answer(dns.message.from_wire(wire))):
+                            # In pieces, as a slow network would bring it.
+                            sock.sendall(len(said).to_bytes(2, "big") + said[:5])
+                            sock.sendall(said[5:])
 
             def by_tcp() -> None:
                 with suppress(OSError):
                     while True:
                         sock = tcp.accept()[0]
-                        with sock, sock.makefile("rb") as file:
-                            wire = file.read(int.from_bytes(file.read(2), "big"))
-                            asked.append("tcp")
-                            if said := answer(dns.message.from_wire(wire)):
-                                # In pieces, as a slow network would bring it.
-                                sock.sendall(len(said).to_bytes(2, "big") + said[:5])
-                                sock.sendall(said[5:])
+                        _begin(partial(serve, sock))
 
-            threads = [threading.Thread(target=act, daemon=True) for act in (by_udp, by_tcp)]
-            for thread in threads:
-                thread.start()
+            threads = [_begin(by_udp), _begin(by_tcp)]
             try:
                 yield asked
             finally:
@@ -86,6 +118,18 @@ def resolver(address: str, port: int, answer: Answer) -> Iterator[list[str]]:
                 _end(tcp)
                 for thread in threads:
                     thread.join(5)
+
+
+def _begin(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _messages(said: bytes | list[bytes]) -> list[bytes]:
+    if isinstance(said, bytes):
+        return [said] if said else []
+    return said
 
 
 def _end(sock: socket.socket) -> None:

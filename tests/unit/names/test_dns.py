@@ -1,12 +1,9 @@
-"""DNS through two tunnels in one event loop: program, forwarder, agent's resolver, resolvers.
-
-program --UDP, TCP-- DnsForwarder == client tunnel ==pipes== agent tunnel == Resolver -- resolvers
-"""
+"""What becomes of a program's query, with both tunnels and real resolvers: see both_ends."""
 
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,21 +12,16 @@ import dns.query
 import dns.rcode
 import pytest
 
-from sshunt.agent import resolve
-from sshunt.agent.resolve import Resolver
-from sshunt.console import Console
 from sshunt.listener import bind
 from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
+from sshunt.names import connections, doors
 from sshunt.names import dns as names
-from sshunt.names import doors
-from sshunt.names.dns import DnsForwarder
 from sshunt.names.doors import open_door, system_resolvers
 from sshunt.relay import dns as relay_dns
-from tests.unit.names.office import Answer, knows, lies, resolver, says, silent
-from tests.unit.relay.ends import Ends, run, threaded
-
-DEADLINE_S = 20.0
+from tests.unit.names.both_ends import DEADLINE_S, Names, talk
+from tests.unit.names.office import Answer, knows, lies, says, silent, slow
+from tests.unit.relay.ends import threaded
 
 
 @pytest.fixture(autouse=True)
@@ -37,65 +29,6 @@ def nothing_leaks() -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-class Names:
-    """Both ends, up. ``asked[n]``: how resolver number n was asked, as it happens."""
-
-    def __init__(self, ends: Ends, *, is_down: bool = False) -> None:
-        self.ends = ends
-        self.is_down = is_down
-        self.resolver = Resolver(ends.agent)
-        ends.agent.on_datagram = self._at_agent
-        door = open_door(4)
-        self.address, self.port = door.endpoint
-        self.forwarder = DnsForwarder(ends.client, Console(), [door], lambda: self.is_down)
-        ends.client.on_datagram = self.forwarder.on_datagram
-        self.forwarder.start()
-
-    def _at_agent(self, event: DatagramReceived) -> None:
-        self.resolver.on_query(event.flow, event.kind, event.data)
-
-    async def ask(self, name: str = "git.corp.example", *, tcp: bool = False) -> str:
-        """The address, or the name of what went wrong."""
-        query = dns.message.make_query(name, "A")
-        by = dns.query.tcp if tcp else dns.query.udp
-        answer = await threaded(lambda: by(query, self.address, DEADLINE_S, self.port))
-        if answer.rcode() != dns.rcode.NOERROR:
-            return dns.rcode.to_text(answer.rcode())
-        return str(next(iter(answer.answer[0])))
-
-
-def talk(
-    monkeypatch: pytest.MonkeyPatch,
-    there: list[Answer | None],
-    conversation: Callable[[Names, list[list[str]]], Awaitable[None]],
-) -> None:
-    """``there`` are the far side's resolvers, in order; None: nobody listens at that address."""
-    with socket.create_server(("127.0.0.20", 0)) as free:
-        port = free.getsockname()[1]
-    addresses = [f"127.0.0.{20 + number}" for number in range(len(there))]
-    monkeypatch.setattr(relay_dns, "PORT", port)
-    monkeypatch.setattr(relay_dns, "resolvers", lambda: addresses)
-    monkeypatch.setattr(resolve, "TRY_S", 0.3)
-    monkeypatch.setattr(resolve, "DEADLINE_S", 1.5)
-
-    async def whole(ends: Ends) -> None:
-        with ExitStack() as stack:
-            asked = [
-                stack.enter_context(resolver(address, port, answer))
-                for address, answer in zip(addresses, there, strict=True)
-                if answer is not None
-            ]
-            one = Names(ends)
-            try:
-                await conversation(one, asked)
-            finally:
-                one.forwarder.close()
-                one.resolver.close()
-                await asyncio.sleep(0.05)
-
-    run(whole)
 
 
 @pytest.mark.parametrize("tcp", [False, True])
@@ -130,15 +63,6 @@ def test_that_a_name_does_not_exist_is_an_answer(monkeypatch: pytest.MonkeyPatch
     talk(monkeypatch, [says(dns.rcode.NXDOMAIN), knows("10.9.8.7")], conversation)
 
 
-def test_a_silent_resolver_is_asked_last_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def conversation(one: Names, asked: list[list[str]]) -> None:
-        for _ in range(3):
-            assert await one.ask() == "10.9.8.7"
-        assert asked == [["udp"], ["udp"] * 3]
-
-    talk(monkeypatch, [silent, knows("10.9.8.7")], conversation)
-
-
 @pytest.mark.parametrize("there", [[None], [silent, None], [says(dns.rcode.SERVFAIL)]])
 def test_where_nobody_answers_the_program_is_told(
     monkeypatch: pytest.MonkeyPatch, there: list[Answer | None]
@@ -146,8 +70,8 @@ def test_where_nobody_answers_the_program_is_told(
     async def conversation(one: Names, asked: list[list[str]]) -> None:
         assert await one.ask() == "SERVFAIL"
         assert await one.ask(tcp=True) == "SERVFAIL"
-        again = 3 if silent in there else 1  # 0.3 s, 0.6 s, what is left of 1.5 s
-        assert asked == [[*["udp"] * again, "tcp"] for _ in asked]  # by TCP, silence is an end
+        again = 3 if silent in there else 1
+        assert asked == [[*["udp"] * again, "tcp"] for _ in asked]
 
     talk(monkeypatch, there, conversation)
 
@@ -175,31 +99,50 @@ def test_a_query_that_the_far_side_never_answers_ends_with_servfail(
 
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
         one.ends.agent.on_datagram = None
-        assert await one.ask() == await one.ask(tcp=True) == "SERVFAIL"
+        assert await one.ask() == "SERVFAIL"
 
     talk(monkeypatch, [knows("10.9.8.7")], conversation)
 
 
-def test_more_queries_than_there_is_room_for_are_told_to_ask_again(
+def test_more_queries_than_there_is_room_for_cost_the_oldest_its_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(names, "MOST_QUERIES", 5)
-    monkeypatch.setattr(resolve, "MOST_QUERIES", 3)
+    monkeypatch.setattr(relay_dns, "QUERIES_BYTES", 5 * 2100)
 
     async def conversation(one: Names, asked: list[list[str]]) -> None:
-        monkeypatch.setattr(resolve, "TRY_S", DEADLINE_S)
-        asking = [asyncio.ensure_future(one.ask(f"n{n}.example")) for n in range(8)]
-        at_once, waiting = await asyncio.wait(asking, timeout=0.6)
-        assert [task.result() for task in at_once] == ["SERVFAIL"] * 5
-        assert len(asked[0]) == 3
-        one.forwarder.on_down()
-        assert [await task for task in waiting] == ["SERVFAIL"] * 3
+        asking = []
+        for number in range(8):
+            asking.append(asyncio.ensure_future(one.ask(f"n{number}.example")))
+            while len(asked[0]) <= number:
+                await asyncio.sleep(0.01)
+        at_once, _ = await asyncio.wait(asking, timeout=0.2)
+        assert at_once == set(asking[:3])
+        assert [await task for task in asking] == ["SERVFAIL"] * 8
 
-    talk(monkeypatch, [silent], conversation)
+    talk(monkeypatch, [silent], conversation, first_s=0.4)
+
+
+def test_one_user_s_many_queries_do_not_cost_another_his_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_dns, "QUERIES_BYTES", 5 * 2100)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        users = iter([7, *[8] * 50])
+        monkeypatch.setattr(one.forwarder, "_asker", lambda *_: next(users))
+        asking = asyncio.ensure_future(one.ask())
+        await asyncio.sleep(0.1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for number in range(50):
+                query = dns.message.make_query(f"n{number}.example", "A")
+                sock.sendto(query.to_wire(), (one.address, one.port))
+            assert await asking == "10.9.8.7"
+
+    talk(monkeypatch, [slow(0.6, knows("10.9.8.7"))], conversation, first_s=2.0)
 
 
 def test_many_at_once_each_get_their_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_name(query: dns.message.Message) -> bytes:
+    def by_name(query: dns.message.Message) -> bytes | list[bytes]:
         number = int(str(query.question[0].name).split(".")[0][1:])
         return knows(f"10.9.{number // 256}.{number % 256}")(query)
 
@@ -215,52 +158,71 @@ def test_many_at_once_each_get_their_own_answer(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_query_is_dropped_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            for rubbish in (b"", b"x", bytes(11), b"\xff" * 12, bytes(5000)):
+            for rubbish in (b"", b"x", bytes(11), b"\xff" * 12, b"\xff" * 5000):
                 sock.sendto(rubbish, (one.address, one.port))
         with socket.create_connection((one.address, one.port)) as sock:
             sock.sendall(b"\0\3abc")
-            assert await threaded(lambda: sock.recv(100)) == b""
-        for flow, kind, data in ((1, frames.DNS, b""), (2, frames.DNS_TCP, b"\xff" * 20)):
-            one.resolver.on_query(flow, kind, data)
-            one.forwarder.on_datagram(DatagramReceived(flow, kind, data))
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: sock.recv(100))
+        for flow, data in ((1, b""), (2, b"\xff" * 20)):
+            one.resolver.on_query(flow, data)
+            one.forwarder.on_datagram(DatagramReceived(flow, frames.DNS, data))
         assert await one.ask() == "10.9.8.7"
         assert asked == [["udp"]]
 
     talk(monkeypatch, [knows("10.9.8.7")], conversation)
 
 
-def test_a_connection_serves_one_query_after_the_other_and_ends_when_silent(
+def test_more_connections_than_there_is_room_for_cost_the_idlest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(names, "IDLE_S", 0.3)
-
-    def converse(one: Names) -> list[str]:
-        found = []
-        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
-            for name in ("a.example", "b.example"):
-                dns.query.send_tcp(sock, dns.message.make_query(name, "A"))
-                answer, _ = dns.query.receive_tcp(sock)
-                found.append(str(answer.question[0].name))
-            assert sock.recv(1) == b""
-        return found
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
 
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
-        assert await threaded(lambda: converse(one)) == ["a.example.", "b.example."]
+        with ExitStack() as stack:
+            socks = []
+            for _ in range(3):
+                sock = socket.create_connection((one.address, one.port), timeout=DEADLINE_S)
+                socks.append(stack.enter_context(sock))
+                await asyncio.sleep(0.05)
+            dns.query.send_tcp(socks[0], dns.message.make_query("a.example", "A"))
+            await asyncio.sleep(0.05)
+            assert await one.ask(tcp=True) == "10.9.8.7"
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: socks[1].recv(1))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[0])))[0].answer
+            dns.query.send_tcp(socks[2], dns.message.make_query("c.example", "A"))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[2])))[0].answer
 
     talk(monkeypatch, [knows("10.9.8.7")], conversation)
 
 
-def test_more_connections_than_there_is_room_for_are_reset(
+def test_one_user_s_silent_connections_do_not_cost_another_his(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(names, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 4)
 
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        users = iter([7, *[8] * 20])
+        monkeypatch.setattr(one.forwarder, "_asker", lambda *_: next(users))
         with ExitStack() as stack:
-            for _ in range(3):
-                stack.enter_context(socket.create_connection((one.address, one.port)))
+            socks = []
+            for _ in range(21):
+                sock = socket.create_connection((one.address, one.port), timeout=DEADLINE_S)
+                socks.append(stack.enter_context(sock))
             await asyncio.sleep(0.1)
-            sock = stack.enter_context(socket.create_connection((one.address, one.port)))
+            dns.query.send_tcp(socks[0], dns.message.make_query("a.example", "A"))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[0])))[0].answer
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr(connections, "IDLE_S", 0.3)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
             with pytest.raises(ConnectionResetError):
                 await threaded(lambda: sock.recv(1))
 
