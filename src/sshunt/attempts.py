@@ -11,6 +11,7 @@
 So a login that succeeds is not enough to begin anew: a server on which every lane ends at once
 (its agent is killed, it breaks the protocol) would see hundreds of logins in ten seconds.
 
+``Rumours`` judges what is heard of the session's end,
 ``Probes`` says when to look next whether the server answers at all, ``Ways`` how to log in.
 
 Not here: waiting, looking, logging in, what is said about it (keeper).
@@ -38,6 +39,13 @@ PROBE_EVERY_S = 1.5
 #: Firewalls ban who connects too often, for a minute mostly, and each further packet in it begins
 #: the minute anew (netfilter's "recent" with --update). Now and then we are silent for longer.
 BAN_S = 65.0
+
+#: TCP sends again at least every 120 s (Linux' TCP_RTO_MAX). A lane that has been silent for longer
+#: although a new connection got through will never answer.
+SILENT_S = 130.0
+
+#: Answers from other machines under the server's name: a round robin of as many is passed once.
+MOST_ELSEWHERE = 5
 
 #: News of the network make probes dense again, but on a link that flaps no more often than this.
 FRESH_EVERY_S = 60.0
@@ -124,6 +132,30 @@ class Probes:
         young = [(PROBE_EVERY_S * factor, factor == 8) for factor in (2, 4, 8, 16)]
         long, ban = (LONGEST_PAUSE_S, False), (BAN_S, True)
         return itertools.chain(young, [ban], itertools.cycle([long, long, ban]))
+
+
+class Rumours:
+    """Whether to believe the far side that the session is gone: see docs/protocol.md, Gone."""
+
+    def __init__(self) -> None:
+        self._first_at: float | None = None
+        self._from_elsewhere = 0
+
+    def begin(self) -> None:
+        """The connection is lost, and nothing has been heard yet."""
+        self._first_at = None
+        self._from_elsewhere = 0
+
+    def is_believed(self, now: float, *, may_yet_answer: bool, is_elsewhere: bool) -> bool:
+        """``may_yet_answer``: there is a lane that has only fallen silent. ``is_elsewhere``: it is
+        another machine that says so, not the one that the agent is on.
+        """
+        if self._first_at is None:
+            self._first_at = now
+        self._from_elsewhere += is_elsewhere
+        if may_yet_answer:
+            return now - self._first_at >= SILENT_S
+        return not is_elsewhere or self._from_elsewhere >= MOST_ELSEWHERE
 
 
 class Way(NamedTuple):

@@ -18,9 +18,10 @@ While another lane works, a suspect one is dropped and the session goes on. If n
 What needs a person (a password nobody can be asked for, a changed host key) is said once and tried
 again only every NEED_S, or when asked: a server must not be hammered with refused logins.
 
-The far side says if it holds the session no more; then its connections are over and a new one
-begins. The same when the grace time is over, if the far side never could keep it, or if it breaks
-the protocol on lane after lane (what it chokes on would be sent over each of them).
+The far side says if it holds the session no more; if that is to be believed (attempts), its
+connections are over and a new one begins. The same when the grace time is over, if the far side
+never could keep it, or if it breaks the protocol on lane after lane (what it chokes on would be
+sent over each of them).
 
 Not here: when and how to log in next (attempts), ssh and its lanes (lanes), what is new in the
 network (network), rules (client).
@@ -32,7 +33,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sshunt.agent.stub import EXIT_AGENT_DIED
-from sshunt.attempts import PROBE_EVERY_S, Attempts, Probes, Way, Ways
+from sshunt.attempts import PROBE_EVERY_S, Attempts, Probes, Rumours, Way, Ways
 from sshunt.console import Console, counted
 from sshunt.errors import ExitCode, UserError
 from sshunt.lanes import OWN_CONNECTION, Lanes
@@ -115,6 +116,8 @@ class Keeper:
         self._attempts = Attempts(max_retries=max_retries)
         self._attempts.on_up(self._loop.time())
         self._probes = Probes()
+        self._rumours = Rumours()
+        self._told_elsewhere = False  # that another machine answers
         self._is_answered = False  # the server's address answers though logins fail
         self._ways = Ways(is_shared=lanes.may_share_theirs)
         self._address: Endpoint | None = None  # that the server's name had last
@@ -237,6 +240,8 @@ class Keeper:
         self.down_since = self._loop.time() - silent_s
         self._probes.begin(self._loop.time())
         self._is_answered = False
+        self._rumours.begin()
+        self._told_elsewhere = False
         self._ways.begin(is_silent=bool(self._tunnel.lanes))
         if self._attempts.on_down(self.down_since):
             self._last_error = _ended_at_once(why)
@@ -311,9 +316,25 @@ class Keeper:
                 self._go_up()
 
     def _is_gone(self, error: UserError) -> bool:
-        """True if the far side says that it has not got the session that was asked for."""
-        refused = isinstance(error, LaneRefusedError) and error.status == REFUSED_SESSION_GONE
-        return refused and self._lanes.are_resumable
+        """True if the far side says that it has not got the session that was asked for, and that is
+        to be believed.
+        """
+        if not isinstance(error, LaneRefusedError) or error.status != REFUSED_SESSION_GONE:
+            return False
+        if not self._lanes.are_resumable:
+            return False
+        known = self._lanes.agent_host
+        is_elsewhere = bool(known) and bool(error.host) and error.host != known
+        if is_elsewhere and not self._told_elsewhere:
+            self._told_elsewhere = True
+            self._console.line(
+                f"another machine answers as {self._host} than the one that holds the session"
+            )
+        return self._rumours.is_believed(
+            self._loop.time(),
+            may_yet_answer=bool(self._tunnel.lanes),
+            is_elsewhere=is_elsewhere,
+        )
 
     def _end_broken_session(self) -> None:
         self._tunnel.forgive()

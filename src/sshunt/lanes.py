@@ -185,6 +185,7 @@ class Lanes:
         self._grace_s = grace_s
         self._ssh: dict[int, SshLane] = {}
         self._token = b""  # of the session that may be resumed; b"": none
+        self.agent_host = b""  # which machine the session's agent is on, if it said so
         self._next = 0
         self._gone: set[int] = set()  # lanes that the far side may still think it has
         self._opening: set[asyncio.Task[None]] = set()
@@ -274,7 +275,7 @@ class Lanes:
 
     def _begin(self, token: bytes, theirs: Hello) -> None:
         """The far side has made a session: this is how it will be."""
-        self._token = token
+        self._token, self.agent_host = token, theirs.host
         session, detached = self._tunnel.session, bool(theirs.features & FEATURE_DETACHED)
         terms = (theirs.initial_window_bytes, theirs.max_streams)
         if session.peer_terms != terms:  # another version's: no stream can have been opened yet
@@ -282,8 +283,8 @@ class Lanes:
         self._tunnel.begin(session, outlives_lanes=detached and theirs.grace_s > 0)
         if self._grace_s and not detached:
             self._console.line(
-                "the far side has no private directory for the session: connections will not"
-                " outlive the ssh connection"
+                "the far side has no place for the session's agent: connections will not outlive"
+                " the ssh connection"
             )
 
     def abandon_session(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.agent.rendezvous import socket_name
+from sshunt.agent.rendezvous import meeting_name
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
@@ -55,7 +55,7 @@ def token() -> bytes:
 
 
 def no_trace_of(token: bytes) -> bool:
-    return not Path(f"/tmp/sshunt-{os.geteuid()}", socket_name(token)).exists()
+    return not Path(f"/tmp/sshunt-{meeting_name(token)}").exists()
 
 
 def run_ours(python: str, script: str, *words: str) -> "subprocess.CompletedProcess[str]":

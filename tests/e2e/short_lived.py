@@ -1,13 +1,14 @@
 """A far side whose first lane is a real agent's and whose others end at once, one way or another.
 
 An sshd's ForceCommand: short_lived.py FOLDER. Each login leaves a file in FOLDER, whose file "what"
-says how a lane is to end: "gone", "goodbye", "garbage" or "nothing".
+says how a lane is to end: "gone", "gone elsewhere", "goodbye", "garbage" or "nothing".
 """
 
 import os
 import sys
 from pathlib import Path
 
+from sshunt.agent.rendezvous import host_id
 from sshunt.mux import frames
 from sshunt.mux.hello import (
     AGENT,
@@ -38,7 +39,8 @@ def main() -> None:
         lane=theirs.lane,
         features=FEATURE_DETACHED,
         grace_s=theirs.grace_s,
-        status=REFUSED_SESSION_GONE if what == "gone" else 0,
+        status=REFUSED_SESSION_GONE if what.startswith("gone") else 0,
+        host=b"another." if what == "gone elsewhere" else host_id(),
     )
     behind = {
         "goodbye": frames.encode_goodbye(frames.GOODBYE_INTERNAL, "no more"),

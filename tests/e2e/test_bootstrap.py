@@ -20,6 +20,7 @@ import pytest
 from sshunt.errors import ExitCode
 from sshunt.lab.accounts import LOGIN_SHELLS, PASSWORD
 from sshunt.lab.hosts import is_alive
+from sshunt.lab.leftovers import left_by
 from sshunt.lab.world import Lab
 from sshunt.mux.hello import FEATURE_DETACHED
 from tests.agent.far_side import eventually, python2
@@ -42,9 +43,7 @@ def nothing_stays_behind(lab: Lab) -> Iterator[None]:
     before = set(lab.server.pids())
     yield
     eventually(lambda: set(lab.server.pids()) <= before, "the far side's processes end")
-    for account in lab.accounts.values():
-        if account.name.startswith("sh-"):  # the others' places are other labs' too
-            assert not Path(f"/tmp/sshunt-{account.uid}").exists()
+    assert left_by({account.uid for account in lab.accounts.values()} - {0}) == []
 
 
 def bring(lab: Lab, destination: str, *options: str, ssh: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -201,28 +200,23 @@ def test_a_login_that_needs_a_person_is_told_once_and_not_tried_again_and_again(
         assert tunnel.said.count("then: sshunt reconnect") == 1
 
 
-def test_where_the_agent_has_no_place_the_tunnel_works_and_says_what_it_can_not(lab: Lab) -> None:
-    """Somebody else's directory is where the agent's would be."""
-    uid = lab.account("ada").uid
-    taken = Path(f"/tmp/sshunt-{uid}")
-    taken.mkdir()
-    try:
-        # What the check for leftovers would find is ours.
-        with ExitStack() as stack:
-            tunnel = Tunnel(lab, ["-v", "-r", "ada@server", OFFICE_V4])
-            stack.callback(tunnel.stop)
-            tunnel.wait_until_connected()
-            assert tunnel.said.count("will not outlive") == 1
-            talk = Talk(lab, stack)
-            assert talk.says(b"before")
-            kill(tunnel.pids("ssh"))
-            with pytest.raises(ConnectionResetError):
-                talk.near.recv(1)
-            assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
-            assert tunnel.stop() == 0
-            assert "Traceback" not in tunnel.said
-    finally:
-        taken.rmdir()
+def test_where_there_can_be_no_agent_the_tunnel_works_and_says_what_it_can_not(lab: Lab) -> None:
+    """The user may have as many processes there as a login takes: no further one for an agent."""
+    few = 'ulimit -u 3; exec sh -c "$SSH_ORIGINAL_COMMAND"'
+    lab.sshd(lab.server, port=2022, options={"ForceCommand": few})
+    with ExitStack() as stack:
+        tunnel = Tunnel(lab, ["-v", "-r", "ben@server:2022", OFFICE_V4])
+        stack.callback(tunnel.stop)
+        tunnel.wait_until_connected()
+        assert tunnel.said.count("will not outlive") == 1
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        kill(tunnel.pids("ssh"))
+        with pytest.raises(ConnectionResetError):
+            talk.near.recv(1)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+        assert tunnel.stop() == 0
+        assert "Traceback" not in tunnel.said
 
 
 def test_a_lane_among_several_that_falls_silent_is_dropped_and_the_others_go_on(lab: Lab) -> None:

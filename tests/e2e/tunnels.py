@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench import processes
 from sshunt.lab.hosts import Host, is_alive
+from sshunt.lab.leftovers import left_by
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 
 START_DEADLINE_S = 20.0
@@ -110,7 +111,7 @@ class Remains:
         while (found := self._left()) and time.monotonic() < begin + within_s:
             time.sleep(0.02)
         waited = f"after {time.monotonic() - begin:.2f} s (the promise is {CLEAN_PROMISE_S:.0f} s)"
-        print("left" if found else "gone", waited)
+        print("left" if found else "gone", waited, *found, sep="\n")
         return [waited, *found] if found else []
 
     def _left(self) -> list[str]:
@@ -125,7 +126,7 @@ class Remains:
     def _things(self) -> list[str]:
         rules = self._lab.client.run(["nft", "list", "ruleset"]).stdout
         uids = {account.uid for account in self._lab.accounts.values()} - {0}
-        files = [f"/tmp/sshunt-{uid}" for uid in uids if Path(f"/tmp/sshunt-{uid}").exists()]
+        files = [str(path) for path in left_by(uids)]
         for account in self._lab.accounts.values():
             files += [str(path) for path in account.home.rglob("*") if "sshunt" in path.name]
         # /run/sshunt stays, and so does what a killed helper has in there (helper.marks).

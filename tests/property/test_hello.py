@@ -12,6 +12,7 @@ from sshunt.mux.hello import (
     AGENT,
     CLIENT,
     HEAD_BYTES,
+    HOST_BYTES,
     MAGIC,
     TOKEN_BYTES,
     Hello,
@@ -42,6 +43,7 @@ hellos = st.builds(
     max_streams=WORD,
     version_min=st.integers(0, 100),
     version_max=st.integers(100, 255),
+    host=st.sampled_from([b"", bytes(range(HOST_BYTES))]),
 )
 
 #: Bytes that look like the real thing, more often than chance would make them.

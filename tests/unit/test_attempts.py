@@ -11,9 +11,12 @@ from sshunt.attempts import (
     JITTER,
     LIVED_S,
     LONGEST_PAUSE_S,
+    MOST_ELSEWHERE,
     PROBE_EVERY_S,
+    SILENT_S,
     Attempts,
     Probes,
+    Rumours,
     Way,
     Ways,
 )
@@ -204,3 +207,26 @@ def test_where_no_address_is_known_the_name_is_tried_again() -> None:
     made = Ways(is_shared=False)
     made.begin(is_silent=False)
     assert tried(made, ExitCode.NAME, has_address=False) == [BY_NAME, BY_NAME]
+
+
+# --- rumours --------------------------------------------------------------------------------------
+
+
+def test_the_machine_of_the_agent_is_believed_when_no_lane_is_left() -> None:
+    assert Rumours().is_believed(0.0, may_yet_answer=False, is_elsewhere=False)
+
+
+def test_nobody_is_believed_while_a_lane_may_yet_answer() -> None:
+    made = Rumours()
+    for now in (0.0, 1.0, SILENT_S - 1):
+        assert not made.is_believed(now, may_yet_answer=True, is_elsewhere=False)
+    assert made.is_believed(SILENT_S, may_yet_answer=True, is_elsewhere=False)
+
+
+def test_other_machines_are_asked_a_few_times() -> None:
+    made = Rumours()
+    for now in range(MOST_ELSEWHERE - 1):
+        assert not made.is_believed(now, may_yet_answer=False, is_elsewhere=True)
+    assert made.is_believed(10.0, may_yet_answer=False, is_elsewhere=True)
+    made.begin()
+    assert not made.is_believed(20.0, may_yet_answer=False, is_elsewhere=True)

@@ -1,7 +1,7 @@
 """The remote program: what an ssh command starts on the far side.
 
 main        the entry: reads the client's HELLO and decides who answers it
-rendezvous  where stub and agent meet: the private directory, the socket's name, the messages
+rendezvous  where stub and agent meet: the private directory, the sockets' names, the messages
 stub        starts or finds the agent, hands it ssh's pipes, waits for the lane's end
 attach      the agent's half of that, inside its event loop
 server      the agent's life: session, relays, end

@@ -6,6 +6,9 @@ than PENDING_ATTACHES at once; anything else is hung up on. A bad caller harms o
 
     PROVING --token--> SENDING --HELLO and descriptors--> a lane, handed to ``on_lane``
 
+Whoever is another user is hung up on at once, and nobody else is listened to at that socket for
+a moment: at an abstract one anybody may call, as often as he likes.
+
 When accepting fails it pauses; the callers wait in the backlog. Out of descriptors that is all
 there is to do, and any other error is the caller's own, who is gone (accept(2)): no caller can end
 the agent, and none can make it spin.
@@ -37,6 +40,9 @@ PENDING_ATTACHES = 16
 #: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
 
+#: How long after another user has called. Stubs that come by the directory don't notice.
+STRANGER_PAUSE_S = 0.1
+
 #: A lane has two: one to read from, one to write to.
 LANE_DESCRIPTORS = 2
 
@@ -63,44 +69,57 @@ OnLane = Callable[[AttachedLane], None]
 
 
 class AttachListener:
-    """Takes in lanes from ``listener`` and calls ``on_lane`` for each, until ``close``."""
+    """Takes in lanes from ``listeners`` and calls ``on_lane`` for each, until ``close``."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
+        listeners: List[socket.socket],
         token: bytes,
         on_lane: OnLane,
     ) -> None:
         self._loop = loop
-        self._listener = listener
         self._token = token
         self._on_lane = on_lane
         self._pending: Dict[socket.socket, _Attach] = {}
-        self._pause: Optional[asyncio.TimerHandle] = None
+        self._listeners: Dict[socket.socket, Optional[asyncio.TimerHandle]] = {}  # their pauses
+        for listener in listeners:
+            self.add(listener)
+
+    def add(self, listener: socket.socket) -> None:
+        """Listen to ``listener``, which is ours now."""
         listener.setblocking(False)
-        loop.add_reader(listener.fileno(), self._accept)
+        self._listeners[listener] = None
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def remove(self, listener: socket.socket) -> None:
+        """Listen to it no more, and close it."""
+        pause = self._listeners.pop(listener)
+        if pause is not None:
+            pause.cancel()
+        self._loop.remove_reader(listener.fileno())
+        listener.close()
 
     def close(self) -> None:
         """Stop listening and hang up on whoever has not become a lane. May be called twice."""
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
+        for listener in list(self._listeners):
+            self.remove(listener)
         for peer in list(self._pending):
             self._hang_up(peer)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            peer, _address = self._listener.accept()
+            peer, _address = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError:
-            self._loop.remove_reader(self._listener.fileno())
-            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+            self._pause(listener, ACCEPT_PAUSE_S)
             return
-        if len(self._pending) >= PENDING_ATTACHES or not same_user(peer):
+        if not same_user(peer):
+            peer.close()
+            self._pause(listener, STRANGER_PAUSE_S)
+            return
+        if len(self._pending) >= PENDING_ATTACHES:
             peer.close()
             return
         peer.setblocking(False)
@@ -108,9 +127,13 @@ class AttachListener:
         self._pending[peer] = _Attach(peer, self._token, deadline)
         self._loop.add_reader(peer.fileno(), self._readable, peer)
 
-    def _accept_again(self) -> None:
-        self._pause = None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+    def _pause(self, listener: socket.socket, seconds: float) -> None:
+        self._loop.remove_reader(listener.fileno())
+        self._listeners[listener] = self._loop.call_later(seconds, self._accept_again, listener)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        self._listeners[listener] = None
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _readable(self, peer: socket.socket) -> None:
         try:

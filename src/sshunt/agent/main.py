@@ -16,11 +16,12 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Optional
 
 from sshunt.agent import stub
-from sshunt.agent.rendezvous import Rendezvous, meet, socket_name
+from sshunt.agent.rendezvous import Doorstep, find, host_id, meeting_name
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import (
     AGENT,
@@ -37,6 +38,9 @@ from sshunt.mux.hello import (
     decode_body_untrusted,
     make_hello,
 )
+
+#: From a stub's start of an agent to the agent's listening socket lie a few system calls.
+START_DEADLINE_S = 2.0
 
 
 def main() -> None:
@@ -77,20 +81,26 @@ def _answer(hello: Hello) -> int:
             "this agent speaks protocol versions %d to %d, the client %d to %d"
             % (VERSION_MIN, VERSION_MAX, hello.version_min, hello.version_max),
         )
-    try:
-        place = meet()
-    except OSError:
-        return _without_a_place(hello)
-    try:
-        peer = place.connect(socket_name(hello.token))
-    except (FileNotFoundError, ConnectionRefusedError):
-        place.remove_dead(socket_name(hello.token))
-        return _start(hello, place) if _may_create(hello) else _gone(hello, place)
-    except OSError as error:
-        place.release()
-        return _refuse(hello, REFUSED_OTHER, "the agent can't be reached: %s" % error)
-    place.release()
-    return _bring(hello, peer)
+    name = meeting_name(hello.token)
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            return _bring(hello, find(name))
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not _may_create(hello):
+                return _gone(hello)
+        except OSError as error:
+            return _refuse(hello, REFUSED_OTHER, "the agent can't be reached: %s" % error)
+        try:
+            doorstep = Doorstep(name)
+        except FileExistsError as error:  # another stub is just starting it
+            if time.monotonic() > deadline:
+                return _refuse(hello, REFUSED_OTHER, "the agent does not start: %s" % error)
+            time.sleep(0.01)
+        except OSError:
+            return _without_a_place(hello)
+        else:
+            return _start(hello, doorstep)
 
 
 def _bring(hello: Hello, peer: socket.socket) -> int:
@@ -103,37 +113,26 @@ def _bring(hello: Hello, peer: socket.socket) -> int:
     return stub.wait(peer, hello.token)
 
 
-def _start(hello: Hello, place: Rendezvous) -> int:
+def _start(hello: Hello, doorstep: Doorstep) -> int:
     """Start the agent with this lane as its first; where that is impossible, be the agent."""
-    name = socket_name(hello.token)
-    try:
-        listener = place.listen(name)
-    except OSError:
-        place.release()
-        return _without_a_place(hello)
-    place.release()
 
     def life(read_fd: int, write_fd: int, control: socket.socket) -> None:
         try:
-            _serve(hello, read_fd, write_fd, control, listener)
+            _serve(hello, read_fd, write_fd, control, doorstep)
         finally:
-            listener.close()
-            _remove_socket(name)
+            doorstep.remove()
 
     try:
         control = stub.start_agent(life)
     except OSError:  # no process to be had
-        listener.close()
-        _remove_socket(name)
+        doorstep.remove()
         return _without_a_place(hello)
-    listener.close()
+    doorstep.release()
     return stub.wait(control, hello.token)
 
 
 def _without_a_place(hello: Hello) -> int:
-    """No private directory, no second process: this process is the agent, while its lane lives."""
-    if not _may_create(hello):
-        return _gone(hello, None)
+    """No place to meet, no second process: this process is the agent, while its lane lives."""
     read_fd, write_fd = stub.take_pipes()
     try:
         _serve(hello, read_fd, write_fd, None, None)
@@ -147,7 +146,7 @@ def _serve(
     read_fd: int,
     write_fd: int,
     control: Optional[socket.socket],
-    listener: Optional[socket.socket],
+    doorstep: Optional[Doorstep],
 ) -> None:
     """The agent's life. What it has to say in the end, if anything, goes to the first stub."""
     # asyncio does without ssl where there is none: a tenth of a start is not spent on what nobody
@@ -163,7 +162,7 @@ def _serve(
         raise_descriptor_limit()
         if control is not None:
             stub.let_go_of_stderr()
-        serve([AttachedLane(read_fd, write_fd, hello, control)], listener, hello.token)
+        serve([AttachedLane(read_fd, write_fd, hello, control)], doorstep, hello.token)
     except Exception:  # noqa: BLE001 (the top of this process: say it where it may be seen, end)
         _report(control, traceback.format_exc())
 
@@ -183,28 +182,17 @@ def _report(control: Optional[socket.socket], text: str) -> None:
         pass  # its stub is gone, and with it everybody who could read this
 
 
-def _remove_socket(name: str) -> None:
-    try:
-        place = meet()
-    except OSError:
-        return
-    place.remove_dead(name)
-    place.release()
-
-
 def _may_create(hello: Hello) -> bool:
     return bool(hello.features & FEATURE_CREATE)
 
 
-def _gone(hello: Hello, place: Optional[Rendezvous]) -> int:
-    if place is not None:
-        place.release()
-    return _refuse(
-        hello, REFUSED_SESSION_GONE, "the session's agent is gone; its connections are lost"
-    )
+def _gone(hello: Hello) -> int:
+    return _refuse(hello, REFUSED_SESSION_GONE, "the session's agent is gone from here")
 
 
 def _refuse(hello: Hello, status: int, sentence: str) -> int:
-    reply = make_hello(AGENT, hello.token, lane=hello.lane, status=status, sentence=sentence)
+    reply = make_hello(
+        AGENT, hello.token, lane=hello.lane, status=status, sentence=sentence, host=host_id()
+    )
     stub.write_all(1, reply.encode())
     return 0

@@ -22,6 +22,7 @@ from typing import Deque, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.dial import Dialer
+from sshunt.agent.rendezvous import Doorstep, host_id
 from sshunt.agent.resolve import Resolver
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
@@ -62,6 +63,9 @@ MAX_LANES = 64
 #: way at a time and uses a number again only after 65,535 others, by when it is forgotten.
 MOST_GONE = 256
 
+#: Where a cleaner removes the directory that stubs come by, it is made anew within this time.
+REFRESH_EVERY_S = 60.0
+
 #: Longest grace time that a client may ask for: a week.
 MAX_GRACE_S = 7 * 24 * 3600
 
@@ -70,10 +74,10 @@ MAX_GRACE_S = 7 * 24 * 3600
 GC_THRESHOLD = 100000
 
 
-def serve(lanes: List[AttachedLane], listener: Optional[socket.socket], token: bytes) -> None:
+def serve(lanes: List[AttachedLane], doorstep: Optional[Doorstep], token: bytes) -> None:
     """Run the session that begins with ``lanes`` until it is over.
 
-    ``listener`` is where stubs bring further lanes; None if the session can't outlive its lane.
+    ``doorstep`` is where stubs bring further lanes; None if the session can't outlive its lane.
     """
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
@@ -81,7 +85,7 @@ def serve(lanes: List[AttachedLane], listener: Optional[socket.socket], token: b
     keep_heap()
     loop = asyncio.new_event_loop()
     try:
-        life = _Life(loop, lanes[0], listener, token)
+        life = _Life(loop, lanes[0], doorstep, token)
         for lane in lanes:
             life.take_lane(lane)
         loop.run_forever()
@@ -100,12 +104,12 @@ class _Life:
         self,
         loop: asyncio.AbstractEventLoop,
         first: AttachedLane,
-        listener: Optional[socket.socket],
+        doorstep: Optional[Doorstep],
         token: bytes,
     ) -> None:
         self._loop = loop
         self._token = token
-        self._detached = listener is not None
+        self._detached = doorstep is not None
         self._grace_s = min(first.hello.grace_s, MAX_GRACE_S) if self._detached else 0
         self._grace: Optional[asyncio.TimerHandle] = None
         self._unconfirmed = loop.call_later(CONFIRM_DEADLINE_S, self._end_unless_confirmed)
@@ -125,7 +129,10 @@ class _Life:
         self._gone: Deque[int] = deque(maxlen=MOST_GONE)
         self._tunnel.on_lane_gone = self._gone.append
         self._tunnel.on_goodbye = self._on_goodbye
-        self._attach = AttachListener(loop, listener, token, self.take_lane) if listener else None
+        self._attach: Optional[AttachListener] = None
+        if doorstep is not None:
+            self._attach = AttachListener(loop, doorstep.sockets, token, self.take_lane)
+            self._loop.call_later(REFRESH_EVERY_S, self._refresh, doorstep, self._attach)
         loop.set_exception_handler(self._on_failure)
 
     def take_lane(self, lane: AttachedLane) -> None:
@@ -136,6 +143,7 @@ class _Life:
             lane=lane.hello.lane,
             features=FEATURE_DETACHED if self._detached else 0,
             grace_s=self._grace_s,
+            host=host_id(),
         )
         if common_version(answer, lane.hello) is None:
             self._refuse(
@@ -161,6 +169,14 @@ class _Life:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
+
+    def _refresh(self, doorstep: Doorstep, attach: AttachListener) -> None:
+        lost, fresh = doorstep.refresh()
+        if lost is not None:
+            attach.remove(lost)
+        if fresh is not None:
+            attach.add(fresh)
+        self._loop.call_later(REFRESH_EVERY_S, self._refresh, doorstep, attach)
 
     def _refuse(self, lane: AttachedLane, status: int, sentence: str) -> None:
         answer = make_hello(

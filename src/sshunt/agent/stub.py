@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Callable, Tuple
 
-from sshunt.agent.rendezvous import GO, PROOF_MAGIC, meet, socket_name
+from sshunt.agent.rendezvous import GO, PROOF_MAGIC, find, meeting_name, remove_dead
 from sshunt.mux.hello import Hello
 
 #: Exit statuses, beyond 0 (the lane ended in order). Never 1 or another one that a Python may end
@@ -143,23 +143,17 @@ def _become_null(*fds: int) -> None:
 def _tidy_up_after(token: bytes) -> bool:
     """True if the agent is dead and left its socket behind, which is then removed."""
     deadline = time.monotonic() + TIDY_DEADLINE_S
-    name = socket_name(token)
+    name = meeting_name(token)
     while True:
         try:
-            place = meet()
-        except OSError:
-            return False  # no place of ours, so no socket of ours
-        try:
-            if _answers(place.connect(name), token) or time.monotonic() > deadline:
+            if _answers(find(name), token) or time.monotonic() > deadline:
                 return False  # the agent lives: only this lane ended
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
-                place.remove_dead(name)
+                remove_dead(name)
                 return True
         except OSError:
             return False  # it has removed its socket, or is too busy to be dead
-        finally:
-            place.release()
         time.sleep(0.05)
 
 

@@ -375,7 +375,7 @@ class Lab:
             time.sleep(0.005)
         for path in sockets:
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # the machine's own root uses the folder, too
+            with suppress(OSError):
                 path.parent.rmdir()
 
     def _sockets_of_agents(self) -> list[Path]:

@@ -8,6 +8,7 @@ behind it.
     length       u16        of the body
     body         56 bytes   the fields of ``Hello`` in the order of ``_BODY``
     sentence     0..400     UTF-8, for a person: why a lane was refused
+    host         0 or 8     from an agent: tells its machine from others
     ...                     later versions may add fields here; they are skipped
 
 Each side names the range of versions it speaks; the session uses the highest that both know. A
@@ -32,6 +33,7 @@ MAGIC = b"\xf5ssHUNT\n"
 VERSION_MIN = 1
 VERSION_MAX = 1
 TOKEN_BYTES = 32
+HOST_BYTES = 8
 
 # Roles.
 CLIENT = 1
@@ -72,10 +74,13 @@ class Hello(
             ("max_streams", int),
             ("version_min", int),
             ("version_max", int),
+            ("host", bytes),
         ],
     )
 ):
-    """One side's introduction. ``grace_s`` is the client's wish, in whole seconds."""
+    """One side's introduction. ``grace_s`` is the client's wish, in whole seconds. ``host`` is b""
+    where it is not known.
+    """
 
     __slots__ = ()
 
@@ -97,7 +102,7 @@ class Hello(
             self.max_streams,
             self.grace_s,
         )
-        return MAGIC + _LENGTH.pack(len(body) + len(sentence)) + body + sentence
+        return MAGIC + _LENGTH.pack(len(body + sentence + self.host)) + body + sentence + self.host
 
 
 def make_hello(
@@ -109,6 +114,7 @@ def make_hello(
     status: int = ACCEPTED,
     sentence: str = "",
     grace_s: int = 0,
+    host: bytes = b"",
 ) -> Hello:
     """A HELLO with this program's own versions and limits filled in."""
     return Hello(
@@ -123,6 +129,7 @@ def make_hello(
         MAX_STREAMS,
         VERSION_MIN,
         VERSION_MAX,
+        host,
     )
 
 
@@ -163,7 +170,9 @@ def decode_body_untrusted(body: bytes) -> Hello:
         raise RemoteProtocolError("HELLO with senseless fields")
     if sentence_bytes > SENTENCE_BYTES or _BODY.size + sentence_bytes > len(body):
         raise RemoteProtocolError("HELLO with a sentence of %d bytes" % sentence_bytes)
-    sentence = body[_BODY.size : _BODY.size + sentence_bytes].decode("utf-8", "replace")
+    end = _BODY.size + sentence_bytes
+    sentence = body[_BODY.size : end].decode("utf-8", "replace")
+    host = body[end : end + HOST_BYTES]
     return Hello(
         role,
         token,
@@ -176,6 +185,7 @@ def decode_body_untrusted(body: bytes) -> Hello:
         max_streams,
         version_min,
         version_max,
+        host if len(host) == HOST_BYTES else b"",
     )
 
 

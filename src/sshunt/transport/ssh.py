@@ -104,7 +104,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class LaneRefusedError(UserError):
-    """The far side answered, and refused the lane; ``status`` is its HELLO's."""
+    """The far side answered, and refused the lane; ``status`` and ``host`` are its HELLO's."""
 
     def __init__(self, hello: Hello) -> None:
         gone = hello.status == REFUSED_SESSION_GONE
@@ -114,6 +114,7 @@ class LaneRefusedError(UserError):
             ExitCode.LOST if gone else ExitCode.REMOTE,
         )
         self.status = hello.status
+        self.host = hello.host
 
 
 # --- the command line -----------------------------------------------------------------------------

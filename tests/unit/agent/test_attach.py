@@ -31,8 +31,9 @@ class Agent:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.path)
         listener.listen(64)
+        self.listener = listener
         self.lanes: list[AttachedLane] = []
-        self.attach = AttachListener(self.loop, listener, TOKEN, self.lanes.append)
+        self.attach = AttachListener(self.loop, [listener], TOKEN, self.lanes.append)
         undo.callback(self.close)
         self.undo = undo
 
@@ -234,7 +235,7 @@ def test_an_error_of_accepting_neither_ends_the_agent_nor_makes_it_spin(agent: A
     agent.loop.set_exception_handler(lambda _loop, context: bugs.append(context))
     no_listener, other = socket.socketpair()  # accept(2) fails on it with EINVAL
     with other:
-        attach = AttachListener(agent.loop, no_listener, TOKEN, agent.lanes.append)
+        attach = AttachListener(agent.loop, [no_listener], TOKEN, agent.lanes.append)
         other.send(b"x")
         agent.settle()
         assert bugs == []
@@ -248,7 +249,7 @@ def test_out_of_descriptors_accepting_pauses_and_goes_on(
     monkeypatch.setattr(attach, "ACCEPT_PAUSE_S", 0.05)
     peer = agent.call()
     peer.send(PROOF_MAGIC + TOKEN)
-    listening = agent.attach._listener.fileno()
+    listening = agent.listener.fileno()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)  # the lowest free number

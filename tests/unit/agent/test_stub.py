@@ -1,8 +1,11 @@
 """The meeting place and what stubs do there, as seen from inside one process."""
 
 import os
+import shutil
 import socket
 import stat
+import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,11 +17,13 @@ from sshunt.agent.rendezvous import (
     GO,
     PROOF_BYTES,
     PROOF_MAGIC,
-    Rendezvous,
+    Doorstep,
+    find,
+    meeting_name,
     open_locked,
     parent_is_safe,
     peer_uid,
-    socket_name,
+    remove_dead,
 )
 from sshunt.agent.stub import NotWelcomeError, hand_over, write_all
 from sshunt.mux.errors import RemoteProtocolError
@@ -26,43 +31,81 @@ from sshunt.mux.hello import CLIENT, body_bytes_untrusted, make_hello
 
 TOKEN = bytes(range(32))
 HELLO = make_hello(CLIENT, TOKEN, lane=3)
-NAME = socket_name(TOKEN)
 
 
-def place(tmp_path: Path) -> Rendezvous:
-    return open_locked(str(tmp_path / "sshunt"))
+@pytest.fixture
+def name() -> str:
+    """Of a session that nobody else has."""
+    return meeting_name(os.urandom(32))
 
 
-def test_the_place_is_made_private_and_goes_when_it_is_empty(tmp_path: Path) -> None:
-    found = place(tmp_path)
-    assert stat.S_IMODE(os.stat(found.path).st_mode) == 0o700
-    found.release()
-    assert not Path(found.path).exists()
-    found.release()  # may be called twice
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only base directory."""
+    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(tmp_path)])
+    return tmp_path
+
+
+@pytest.fixture
+def without_abstract_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_HAS_ABSTRACT", False)
+
+
+def place(base: Path, name: str) -> Path:
+    return base / f"sshunt-{name}"
+
+
+def is_found(name: str) -> bool:
+    try:
+        with find(name) as peer:
+            return peer_uid(peer) == os.geteuid()
+    except OSError:
+        return False
+
+
+def test_the_place_is_private_and_goes_with_its_agent(base: Path, name: str) -> None:
+    doorstep = Doorstep(name)
+    assert stat.S_IMODE(place(base, name).stat().st_mode) == 0o700
+    assert is_found(name)
+    doorstep.remove()
+    assert os.listdir(base) == []
+    with pytest.raises(FileNotFoundError):
+        find(name)
+    doorstep.release()  # may be called twice
 
 
 def test_nobody_else_is_in_the_place_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "LOCK_DEADLINE_S", 0.05)
-    found = place(tmp_path)
+    fd = open_locked(str(tmp_path / "sshunt"))
     with pytest.raises(BlockingIOError):
-        place(tmp_path)
-    found.release()
-    place(tmp_path).release()
+        open_locked(str(tmp_path / "sshunt"))
+    os.close(fd)
+    os.close(open_locked(str(tmp_path / "sshunt")))
 
 
-def test_a_place_open_to_others_is_refused(tmp_path: Path) -> None:
-    tmp_path.joinpath("sshunt").mkdir(mode=0o750)
-    with pytest.raises(PermissionError):
-        place(tmp_path)
-
-
-def test_a_link_is_refused_even_to_a_private_folder_of_ours(tmp_path: Path) -> None:
-    tmp_path.joinpath("elsewhere").mkdir(mode=0o700)
-    tmp_path.joinpath("sshunt").symlink_to(tmp_path / "elsewhere")
+@pytest.mark.parametrize("kind", ["open to others", "a link", "a file"])
+def test_a_place_that_is_not_private_is_neither_used_nor_believed(
+    base: Path, name: str, kind: str, without_abstract_names: None
+) -> None:
+    path = place(base, name)
+    if kind == "a link":
+        base.joinpath("elsewhere").mkdir(mode=0o700)
+        path.symlink_to(base / "elsewhere")
+    elif kind == "a file":
+        path.touch()
+    else:
+        path.mkdir()
+        path.chmod(0o755)
     with pytest.raises(OSError, match=r"symbolic|directory"):
-        place(tmp_path)
+        Doorstep(name)
+    with socket.socket(socket.AF_UNIX) as somebody:
+        if path.is_dir():
+            somebody.bind(f"{path}/agent")
+            somebody.listen()
+        with pytest.raises(FileNotFoundError):
+            find(name)
 
 
 @pytest.mark.parametrize(("mode", "safe"), [(0o700, True), (0o1777, True), (0o777, False)])
@@ -74,48 +117,83 @@ def test_a_parent_is_safe_unless_others_may_rename_in_it(
     assert not parent_is_safe(str(tmp_path / "nowhere"))
 
 
-def test_a_live_agent_is_found_and_a_dead_ones_socket_is_removed(tmp_path: Path) -> None:
-    found = place(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        found.connect(NAME)
-    listener = found.listen(NAME)
-    with found.connect(NAME) as peer:
-        assert peer_uid(peer) == os.geteuid()
-    found.remove_dead(NAME)
-    assert os.listdir(found.path) == [NAME]  # it lives
-    listener.close()
+def test_every_place_is_looked_at(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
+) -> None:
+    for folder in ("1", "2"):
+        tmp_path.joinpath(folder).mkdir()
+    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(tmp_path / "2")])
+    doorstep = Doorstep(name)
+    both = [str(tmp_path / folder) for folder in ("1", "2")]
+    monkeypatch.setattr(rendezvous, "_bases", lambda: both)
+    assert is_found(name)
+    doorstep.remove()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="abstract names are Linux'")
+def test_an_agent_is_found_where_there_is_no_place_at_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "_bases", list)
+    doorstep = Doorstep(name)
+    assert is_found(name)
+    doorstep.remove()
+    assert not is_found(name)
+
+
+def test_what_a_dead_agent_left_is_told_and_removed(
+    base: Path, name: str, without_abstract_names: None
+) -> None:
+    Doorstep(name).release()
     with pytest.raises(ConnectionRefusedError):
-        found.connect(NAME)
-    found.remove_dead(NAME)
-    assert os.listdir(found.path) == []
-    found.release()
+        find(name)
+    remove_dead(name)
+    assert os.listdir(base) == []
 
 
-def test_a_start_sweeps_up_dead_agents_and_nothing_else(tmp_path: Path) -> None:
-    found = place(tmp_path)
-    found.listen("dead").close()
-    Path(found.path, "a file").touch()
-    alive = found.listen("alive")
-    with found.listen(NAME):
-        assert sorted(os.listdir(found.path)) == sorted(["a file", "alive", NAME])
-    alive.close()
-    found.release()
-    assert Path(found.path, "a file").exists()
+def test_a_living_agent_s_place_is_not_removed(base: Path, name: str) -> None:
+    doorstep = Doorstep(name)
+    remove_dead(name)
+    assert is_found(name)
+    doorstep.remove()
+
+
+def test_a_start_sweeps_up_dead_agents_and_nothing_else(
+    base: Path, name: str, without_abstract_names: None
+) -> None:
+    dead, alive, half_made = (meeting_name(bytes(32) + bytes([n])) for n in range(3))
+    Doorstep(dead).release()
+    living = Doorstep(alive)
+    place(base, half_made).mkdir(mode=0o700)
+    for other in ("sshunt-ssh-0123456789abcdef", "sshunt-1000", "a folder"):
+        base.joinpath(other).mkdir()
+    used = place(base, "f" * 32)
+    used.mkdir(mode=0o700)
+    used.joinpath("a file").touch()
+    doorstep = Doorstep(name)
+    left = {path.name for path in base.iterdir()}
+    assert left == {
+        *(f"sshunt-{each}" for each in (alive, name, "f" * 32)),
+        *("sshunt-ssh-0123456789abcdef", "sshunt-1000", "a folder"),
+    }
+    living.remove()
+    doorstep.remove()
 
 
 @pytest.mark.timeout(20)
 def test_a_start_does_not_wait_for_agents_that_are_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
 ) -> None:
     monkeypatch.setattr(rendezvous, "ATTACH_BACKLOG", 0)
-    found = place(tmp_path)
     with ExitStack() as undo:
-        for name in ("one", "two", "three"):
-            undo.enter_context(found.listen(name))
-            fill_backlog(f"{found.path}/{name}", undo)
-        with found.listen(NAME):
-            assert len(os.listdir(found.path)) == 4  # they live
-    found.release()
+        for number in range(3):
+            busy = meeting_name(bytes(32) + bytes([number]))
+            undo.callback(Doorstep(busy).remove)
+            fill_backlog(f"{place(base, busy)}/agent", undo)
+        with pytest.raises(BlockingIOError):
+            find(busy)
+        undo.callback(Doorstep(name).remove)
+        assert len(os.listdir(base)) == 4  # they live
 
 
 def fill_backlog(path: str, undo: ExitStack) -> None:
@@ -129,11 +207,42 @@ def fill_backlog(path: str, undo: ExitStack) -> None:
             return
 
 
-def test_two_agents_can_not_listen_under_one_name(tmp_path: Path) -> None:
-    found = place(tmp_path)
-    with found.listen(NAME), pytest.raises(OSError, match="in use"):
-        found.listen(NAME)
-    found.release()
+@pytest.mark.parametrize("has_abstract", [True, False])
+def test_two_agents_can_not_listen_under_one_name(
+    base: Path, name: str, monkeypatch: pytest.MonkeyPatch, has_abstract: bool
+) -> None:
+    monkeypatch.setattr(rendezvous, "_HAS_ABSTRACT", has_abstract)
+    doorstep = Doorstep(name)
+    with pytest.raises(FileExistsError):
+        Doorstep(name)
+    assert is_found(name)
+    doorstep.remove()
+
+
+def test_a_place_that_a_cleaner_has_removed_is_made_anew(
+    base: Path, name: str, without_abstract_names: None
+) -> None:
+    doorstep = Doorstep(name)
+    assert doorstep.refresh() == (None, None)
+    old = doorstep.sockets
+    shutil.rmtree(place(base, name))
+    assert not is_found(name)
+    lost, fresh = doorstep.refresh()
+    assert [lost] == old
+    assert [fresh] == doorstep.sockets
+    assert is_found(name)
+    if lost is not None:
+        lost.close()
+    doorstep.remove()
+    assert os.listdir(base) == []
+
+
+def test_a_place_in_use_is_never_old(base: Path, name: str) -> None:
+    doorstep = Doorstep(name)
+    os.utime(place(base, name), (0, 0))
+    doorstep.refresh()
+    assert time.time() - place(base, name).stat().st_mtime < 60
+    doorstep.remove()
 
 
 def test_the_hand_over_proves_first_and_then_passes_stdin_and_stdout() -> None:
