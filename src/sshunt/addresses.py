@@ -34,6 +34,14 @@ class FormerAddresses:
         return tuple(sorted(a for a in self._own - present if can_be_kept(a)))[:MAX_KEPT]
 
 
+def link_of(address: str) -> str:
+    """The name of the interface that has an address, "" if none has."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(a.address.partition("%")[0] == address for a in found if a.family in _FAMILIES):
+            return name
+    return ""
+
+
 def _present() -> set[str]:
     found = psutil.net_if_addrs().values()
     return {a.address.partition("%")[0] for each in found for a in each if a.family in _FAMILIES}

@@ -249,7 +249,8 @@ def _parser() -> _Parser:
         "--listen",
         metavar="[IP][:PORT][,...]",
         help="accept redirected connections here, for IPv4, IPv6 or both; an address that other "
-        "hosts can reach, such as 0.0.0.0:0, captures what this host forwards, too; "
+        "hosts can reach captures what this host forwards, too: 0.0.0.0:0 from every link, one "
+        "address from the link that has it; "
         "default, also for the family that is not named: any port of localhost",
     )
     add(

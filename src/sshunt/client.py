@@ -19,15 +19,16 @@ open says otherwise): nothing leaks out another way; the client itself needs no 
 import asyncio
 import errno
 import gc
+import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from sshunt.arrival import Fate, Prober, check, destination_to_try
-from sshunt.capture import nft
+from sshunt.capture import links, nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config import DEFAULT_LISTEN6, Options
 from sshunt.console import Console
@@ -88,7 +89,7 @@ def dry_run(options: Options, console: Console) -> str:
     doors = _open_doors(options, console)
     try:
         plan = _plan(secrets.token_hex(4), listeners, routes, (), doors)
-        rules = nft.render(plan, owner=True, cgroup=None)
+        rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, console))
     finally:
         for sock in (*listeners, *(sock for door in doors for sock in door)):
             sock.close()
@@ -194,6 +195,7 @@ async def _start(
     if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
         console.line(_unseen_way_line(options.remote.host, up.unseen_ways[0]))
     await helper.apply(up.plan)
+    _served(up.plan, console)
     owner = "kernel" if helper.owner else "helper"
     console.detail(1, f"the rules are in place; the {owner} removes them")
     undo.push_async_callback(_quietly, helper.undo)
@@ -370,6 +372,26 @@ def _plan(
 
 def _remote(routes: tuple[Route, ...]) -> list[Route]:
     return [route for route in routes if route.action is Action.REMOTE]
+
+
+def _served(plan: Plan, console: Console) -> Mapping[int, links.Links]:
+    """From which links other hosts are served; says so."""
+    if not (plan.forwards(4) or plan.forwards(6)):
+        return {4: (), 6: ()}
+    from sshunt.addresses import link_of  # takes its time to load, and most don't need it
+
+    proc = links.open_proc()
+    try:
+        served = links.served(plan, proc, link_of)
+    finally:
+        os.close(proc)
+    for family in (4, 6):
+        if refusal := links.refusal(plan, family, served[family]):
+            console.line(refusal)
+        elif plan.forwards(family):
+            names = ", ".join(served[family] or ("any link",))
+            console.detail(1, f"other hosts' IPv{family} connections are captured from {names}")
+    return served
 
 
 def _unseen_way_line(host: str, way: Endpoint) -> str:

@@ -142,6 +142,36 @@ def test_a_family_without_a_listener_is_left_alone(lab: Lab, start: Start) -> No
     assert reached(lab.client, ELSEWHERE_V6) == "direct"
 
 
+@pytest.fixture
+def not_forwarding(lab: Lab) -> Iterator[None]:
+    switches = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+    for switch in switches:
+        lab.client.write_sysctl(switch, "0")
+    yield
+    for switch in switches:
+        lab.client.write_sysctl(switch, "1")
+
+
+@pytest.mark.usefixtures("not_forwarding")
+def test_what_this_host_would_not_forward_is_not_captured(lab: Lab, start: Start) -> None:
+    start().apply(_EVERY, listen4="0.0.0.0", listen6="::")
+    for address in (ELSEWHERE_V4, ELSEWHERE_V6):
+        with pytest.raises(TimeoutError):
+            lab.neighbour.connect(address, 80, timeout_s=0.5)
+        assert reached(lab.client, address) == f"captured {address} 80"
+
+
+def test_a_listener_on_one_address_serves_the_link_that_has_it_and_no_other(
+    lab: Lab, start: Start
+) -> None:
+    start().apply(_EVERY, listen4="192.0.2.1", listen6="2001:db8:1::1")
+    shown = lab.client.run(["nft", "list", "ruleset"]).stdout
+    assert shown.count('iifname "to-server" goto capture') == 2
+    for address in (ELSEWHERE_V4, ELSEWHERE_V6):
+        with pytest.raises(TimeoutError):  # the lab's server has no way back to the neighbour
+            lab.neighbour.connect(address, 80, timeout_s=0.5)
+
+
 @pytest.mark.parametrize(
     ("listen4", "listen6"), [("0.0.0.0", "::"), ("198.51.100.1", "2001:db8:2::1")]
 )

@@ -3,5 +3,6 @@
 * ``plan``      what to capture: listeners, routes, exceptions; flattens routes into regions
 * ``nft``       plan -> nftables rule text
 * ``kept``      a former address that is kept means this host to itself alone
+* ``links``     whose connections are captured besides this host's own
 * ``original``  the destination that a redirected connection was made to
 """

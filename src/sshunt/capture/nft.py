@@ -7,7 +7,7 @@ command (or none: a table with ``flags owner`` is removed by the kernel when its
 What a new connection meets, in order (only the first packet of a connection passes nat chains)::
 
     output (this host's own)                       prerouting (forwarded; only if the listener
-                                                    can be reached from outside)
+                                                    can be reached from outside; see links)
     to port 53 of a resolver (output only) . redirected to our DNS, unless made inside our cgroup
                                              or by an agent
     not TCP ................................ left alone
@@ -67,10 +67,11 @@ Not here: choosing and applying (helper), geometry (plan).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from sshunt.capture.links import Links
 from sshunt.capture.plan import DNS_PORT, Plan, Region, check_endpoint, remote_regions
 from sshunt.model import Endpoint
 
@@ -109,6 +110,8 @@ _BY_AN_AGENT = "meta priority 0:3"
 
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
+_ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
+
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
 _PROTOCOL = {4: "ip", 6: "ip6"}
 
@@ -130,9 +133,12 @@ def cgroup_path_is_harmless(path: str) -> bool:
     return _CGROUP_PATH.fullmatch(path) is not None
 
 
-def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
+def render(
+    plan: Plan, *, owner: bool, cgroup: Cgroup | None, served: Mapping[int, Links] = _ANY_LINK
+) -> str:
     """The commands that capture what ``plan`` says, as one transaction.
 
+    ``served`` are the links from which forwarded connections of a family are captured.
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """
@@ -149,8 +155,8 @@ def render(plan: Plan, *, owner: bool, cgroup: Cgroup | None) -> str:
         lines += _dns_chain(plan, asked, cgroup)
     alive = [] if owner else ["\t\tmeta l4proto != @alive return"]
     lines += _output_chain(families, asked, alive, cgroup)
-    if any(plan.forwards(family) for family in families):
-        lines += _prerouting_chain([family for family in families if plan.forwards(family)], alive)
+    forwarded = {family: served[family] for family in families if plan.forwards(family)}
+    lines += _prerouting_chain(forwarded, alive)
     for family in families:
         lines += _capture_chain(plan, family)
     lines += _bound_chains(plan, families)
@@ -281,13 +287,21 @@ def _in_cgroup(cgroup: Cgroup) -> str:
     return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
-def _prerouting_chain(families: list[int], alive: list[str]) -> list[str]:
+def _prerouting_chain(forwarded: Mapping[int, Links], alive: list[str]) -> list[str]:
+    captured = []
+    for family, links in forwarded.items():
+        names = ", ".join(f'"{name}"' for name in links or ())
+        from_links = "" if links is None else f" iifname {{ {names} }}"
+        if links is None or links:
+            captured.append(f"\t\tmeta nfproto ipv{family}{from_links} goto capture{family}")
+    if not captured:
+        return []
     return [
         "\tchain prerouting {",
         f"\t\ttype nat hook prerouting priority {_PRIORITY}; policy accept;",
         *alive,
         *_left_alone(),
-        *(f"\t\tmeta nfproto ipv{family} goto capture{family}" for family in families),
+        *captured,
         "\t}",
     ]
 

@@ -35,7 +35,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 
-from sshunt.capture import nft
+from sshunt.capture import links, nft
 from sshunt.capture.kept import render_kept
 from sshunt.capture.plan import Plan
 from sshunt.helper import cgroups
@@ -277,8 +277,9 @@ class Kernel:
 
     def _render(self, plan: Plan, *, owner: bool) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
+        served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
         try:
-            return nft.render(plan, owner=owner, cgroup=cgroup)
+            return nft.render(plan, owner=owner, cgroup=cgroup, served=served)
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
 

@@ -70,11 +70,14 @@ _NAMES = Plan(
     dns6=("::1", 12354),
 )
 
+_FROM_LINKS = {4: ("lan0", "wlan0.5"), 6: ()}
+
 _TEXTS = {
     "office": render(_OFFICE, owner=True, cgroup=None),
     "everything": render(_EVERYTHING, owner=True, cgroup=_CGROUP),
     "one-address": render(_ONE_ADDRESS, owner=False, cgroup=None),
     "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
+    "from-links": render(_EVERYTHING, owner=True, cgroup=None, served=_FROM_LINKS),
     "names": render(_NAMES, owner=True, cgroup=_CGROUP),
     "nothing": render(Plan(_SESSION, None, None, (_route("::/0"),)), owner=False, cgroup=None),
 }
