@@ -59,10 +59,10 @@ def at_home(lab: Lab) -> list[str]:
     resolvers = (lab.neighbour.v4, lab.neighbour.v6, THIRD)
     conf.write_text("".join(f"nameserver {address}\n" for address in resolvers))
     switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-    return ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+    return ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]
 
 
-def _laid_over(conf: Path, switch: Path) -> str:
+def laid_over(conf: Path, switch: Path) -> str:
     binds = f"mount --bind {conf} /etc/resolv.conf; mount --bind {switch} /etc/nsswitch.conf"
     return f'set -e; {binds}; exec "$@"'
 
@@ -123,7 +123,7 @@ def test_resolvers_that_this_host_does_not_ask_are_left_alone(lab: Lab, at_home:
 def test_a_local_resolver_is_stood_in_for_although_it_is_this_host(lab: Lab) -> None:
     conf, switch = lab.folder / "stub-resolv.conf", lab.folder / "home-nsswitch.conf"
     conf.write_text("nameserver 127.0.0.53\nnameserver ::1\n")
-    stub = ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+    stub = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]
     with up(lab, stub):
         for address in ("127.0.0.53", "::1"):
             assert Dug(lab.client, address).addresses == [OFFICES]
@@ -189,7 +189,7 @@ def test_a_server_whose_name_only_a_local_daemon_tells_is_found_again_by_its_las
     # Programs ask the first three; all are captured.
     resolvers = ("127.0.0.1", "127.0.0.2", "127.0.0.3", lab.neighbour.v4)
     conf.write_text("".join(f"nameserver {address}\n" for address in resolvers))
-    at_the_daemon = ["unshare", "--mount", "sh", "-c", _laid_over(conf, switch), "sh"]
+    at_the_daemon = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]
     ssh = f"ssh -F {lab.ssh_config}"
     words = ("-v", "--dns", "-e", ssh, "-r", "gate.home", OFFICE_V4)
     try:

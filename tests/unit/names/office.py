@@ -76,8 +76,9 @@ def forgetful(answer: Answer) -> Answer:
 def resolver(address: str, port: int, answer: Answer) -> Iterator[list[str]]:
     """Answers on (address, port), UDP and TCP; the list says how it was asked, as it happens."""
     asked: list[str] = []
-    with socket.create_server((address, port)) as tcp:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as tcp:
+        with socket.socket(family, socket.SOCK_DGRAM) as udp:
             udp.bind((address, port))
 
             def say(wire: bytes, program: Any) -> None:
