@@ -30,11 +30,21 @@ from sshunt.lab.leftovers import left_by
 from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 
-#: Long enough for a steady speed, short enough for a demo.
+#: Long enough for a steady speed, short enough for a demo; a slow machine is stopped after a time.
 DOWNLOAD_BYTES = 400_000_000
+DOWNLOAD_S = 8.0
 
-#: What is compared byte for byte; its digests are computed on the same two cores.
+#: What is compared byte for byte; its digests are computed on the same two cores. On a slow machine
+#: it is what comes in a few seconds, as seen in the first of them, but not less than a megabyte.
 CHECKED_BYTES = 40_000_000
+LEAST_CHECKED_BYTES = 1_000_000
+CHECKED_S = 4.0
+
+#: The longest that anything may take that is fetched.
+CURL_DEADLINE_S = 50
+
+#: curl(1): "Operation timeout. The specified time-out period was reached".
+_CURL_TIMED_OUT = 28
 
 NEW_CONNECTIONS = 100
 
@@ -121,15 +131,16 @@ def _proofs(lab: Lab) -> Iterator[Proof]:
         yield _try(f"curl http://{v4}/ shows its page", lambda: _page(lab, v4))
         yield _try(f"curl http://{v6}/, over IPv6", lambda: _page(lab, v6))
         _say("moving data both ways, and comparing every byte")
-        yield _try("a download arrives byte for byte", lambda: _checked_download(lab))
-        yield _try("an upload arrives byte for byte", lambda: _checked_upload(lab))
+        size = _checked_bytes(lab)
+        yield _try("a download arrives byte for byte", lambda: _checked_download(lab, size))
+        yield _try("an upload arrives byte for byte", lambda: _checked_upload(lab, size))
         _say("measuring, with ssh -L beside it")
         with _ssh_forward(lab):
             yield _try("download speed, one connection", lambda: _speed(lab))
             yield _try("first byte of a new connection", lambda: _new_connections(lab))
         yield _try("a closed port does not look open", lambda: _closed_port(lab))
         _say("killing its ssh in the middle of a download")
-        yield _try("... and it goes on, byte for byte", lambda: _outlived(lab, tunnel))
+        yield _try("... and it goes on, byte for byte", lambda: _outlived(lab, tunnel, size))
         _say("killing sshunt with kill -9")
         tunnel.kill()
         killed = time.monotonic()
@@ -171,32 +182,52 @@ def _page(lab: Lab, host: str) -> str:
     return _ms(begin)
 
 
-def _checked_download(lab: Lab) -> str:
-    fetch = f"curl -sS -m 20 http://{lab.target.v4}/bytes/{CHECKED_BYTES} | sha256sum"
+def _checked_bytes(lab: Lab) -> int:
+    """As much as this machine moves in a few seconds."""
+    try:
+        came = _fetched(lab, f"{lab.target.v4}/bytes/{CHECKED_BYTES}", 1.0, "size_download")
+    except ProofError:
+        came = 0.0  # the proofs will say so
+    return int(min(max(CHECKED_S * came, LEAST_CHECKED_BYTES), CHECKED_BYTES))
+
+
+def _checked_download(lab: Lab, size: int) -> str:
+    fetch = f"curl -sS -m {CURL_DEADLINE_S} http://{lab.target.v4}/bytes/{size} | sha256sum"
     digest = lab.client.run(["sh", "-c", fetch]).stdout.split()[0]
-    if digest != payload_sha256(CHECKED_BYTES):
+    if digest != payload_sha256(size):
         raise ProofError("the bytes differ")
-    return f"{CHECKED_BYTES / 1e6:.0f} MB, SHA-256 {digest[:8]}"
+    return f"{size / 1e6:.0f} MB, SHA-256 {digest[:8]}"
 
 
-def _checked_upload(lab: Lab) -> str:
+def _checked_upload(lab: Lab, size: int) -> str:
     path = lab.folder / "upload"
-    path.write_bytes(os.urandom(CHECKED_BYTES))
+    path.write_bytes(os.urandom(size))
     page = f"http://{lab.target.v4}/sha256"
     answer = _curl(lab, "--data-binary", f"@{path}", "-H", "Expect:", page).strip()
     ours = lab.client.run(["sha256sum", str(path)]).stdout.split()[0]
     if answer != ours:
         raise ProofError("the bytes differ")
-    return f"{CHECKED_BYTES / 1e6:.0f} MB, SHA-256 {ours[:8]}"
+    return f"{size / 1e6:.0f} MB, SHA-256 {ours[:8]}"
 
 
 def _speed(lab: Lab) -> str:
-    def gbit_s(host: str) -> float:
-        args = ["-o", "/dev/null", "-w", "%{speed_download}"]
-        return float(_curl(lab, *args, f"http://{host}/bytes/{DOWNLOAD_BYTES}")) * 8 / 1e9
+    def mbit_s(host: str) -> float:
+        page = f"{host}/bytes/{DOWNLOAD_BYTES}"
+        return _fetched(lab, page, DOWNLOAD_S, "speed_download") * 8 / 1e6
 
-    ours, theirs = gbit_s(lab.target.v4), gbit_s(f"127.0.0.1:{FORWARD_PORT}")
-    return f"{ours:.1f} Gbit/s (ssh -L: {theirs:.1f})"
+    ours, theirs = mbit_s(lab.target.v4), mbit_s(f"127.0.0.1:{FORWARD_PORT}")
+    if ours < 100:
+        return f"{ours:.1f} Mbit/s (ssh -L: {theirs:.1f})"
+    return f"{ours / 1000:.1f} Gbit/s (ssh -L: {theirs / 1000:.1f})"
+
+
+def _fetched(lab: Lab, page: str, seconds: float, what: str) -> float:
+    """Fetch a page for so long at most; what curl then says of it."""
+    args = ["-sS", "-m", str(seconds), "-o", "/dev/null", "-w", f"%{{{what}}}"]
+    done = lab.client.run(["curl", *args, f"http://{page}"], check=False)
+    if done.returncode not in (0, _CURL_TIMED_OUT):
+        raise ProofError(done.stderr.strip())
+    return float(done.stdout)
 
 
 def _new_connections(lab: Lab) -> str:
@@ -226,10 +257,11 @@ def _closed_port(lab: Lab) -> str:
     raise ProofError("it looked open")
 
 
-def _outlived(lab: Lab, tunnel: "subprocess.Popen[bytes]") -> str:
+def _outlived(lab: Lab, tunnel: "subprocess.Popen[bytes]", size: int) -> str:
     """A download during which the client's ssh is killed."""
     limit = "--limit-rate 50M"  # so that it is not over too soon
-    command = f"curl -sS -m 20 {limit} http://{lab.target.v4}/bytes/{CHECKED_BYTES} | sha256sum"
+    page = f"http://{lab.target.v4}/bytes/{size}"
+    command = f"curl -sS -m {CURL_DEADLINE_S} {limit} {page} | sha256sum"
     download = lab.client.popen(["sh", "-c", command], stdout=subprocess.PIPE)
     time.sleep(0.3)
     found = lab.client.run(["pgrep", "-P", str(tunnel.pid), "-x", "ssh"], check=False).stdout
@@ -237,8 +269,8 @@ def _outlived(lab: Lab, tunnel: "subprocess.Popen[bytes]") -> str:
         os.kill(int(pid), signal.SIGKILL)
     if not found or download.poll() is not None:
         raise ProofError("it was over before ssh could be killed")
-    digest = download.communicate(timeout=30)[0].decode().split()[0]
-    if digest != payload_sha256(CHECKED_BYTES):
+    digest = download.communicate(timeout=CURL_DEADLINE_S + 10)[0].decode().split()[0]
+    if digest != payload_sha256(size):
         raise ProofError("other bytes arrived")
     return "another ssh took over"
 
@@ -354,7 +386,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _curl(lab: Lab, *args: str) -> str:
-    done = lab.client.run(["curl", "-sS", "-g", "-m", "20", *args], check=False)
+    done = lab.client.run(["curl", "-sS", "-g", "-m", str(CURL_DEADLINE_S), *args], check=False)
     if done.returncode != 0:
         raise ProofError(done.stderr.strip())
     return done.stdout
