@@ -38,7 +38,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -194,8 +194,16 @@ class SshLane:
         return f"ssh ended with status {status}" if status else ""
 
     async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
-        """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first."""
-        await asyncio.wait([self.ended], timeout=deadline_s)
+        """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first.
+
+        A cancellation shortens the wait; ssh is ended all the same.
+        """
+        try:
+            await asyncio.wait([self.ended], timeout=deadline_s)
+        finally:
+            await _to_its_end(self._end())
+
+    async def _end(self) -> None:
         if not self.ended.done():
             await self._kill()
         if self._modes is not None:
@@ -215,13 +223,28 @@ class SshLane:
             started = []
         with suppress(ProcessLookupError):
             self.process.terminate()
-        await asyncio.wait([self.ended], timeout=KILL_DEADLINE_S)
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        await self.ended
-        for process in started:
-            with suppress(psutil.Error):
-                process.kill()  # not if its pid is another process' by now
+        try:
+            await asyncio.wait([self.ended], timeout=KILL_DEADLINE_S)
+        finally:
+            with suppress(ProcessLookupError):
+                self.process.kill()
+            for process in started:
+                with suppress(psutil.Error):
+                    process.kill()  # not if its pid is another process' by now
+        await asyncio.wait([self.ended])
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await ``work``, which is short; a cancellation, or several, is raised when it is done."""
+    working = asyncio.ensure_future(work)
+    cancelled = False
+    while not working.done():
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def begin(

@@ -127,6 +127,24 @@ def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
     assert not Path("/proc", pid_file.read_text().strip()).exists()
 
 
+def test_a_start_that_is_cancelled_again_and_again_leaves_no_ssh_behind(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
+
+    async def run() -> None:
+        remote = Remote("gate", ssh_command=(path,))
+        starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+        while not (pid_file.exists() and pid_file.read_text()):
+            await asyncio.sleep(0.01)
+        while not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting], timeout=0.02)
+        assert starting.cancelled()
+
+    asyncio.run(run())
+    assert not is_alive(int(pid_file.read_text()))
+
+
 def test_what_ssh_has_started_and_reads_no_pipe_ends_with_a_cancelled_start(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     path = program(tmp_path, f"sleep 60 & echo $! > {pid_file}; wait")
