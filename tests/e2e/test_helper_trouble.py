@@ -21,7 +21,7 @@ import pytest
 from sshunt.errors import ExitCode
 from sshunt.helper.protocol import VERSION
 from sshunt.lab.world import ELSEWHERE_V4, Lab
-from tests.e2e.captures import Start, captures, helpers, soon, tables
+from tests.e2e.captures import Capture, Start, captures, helpers, soon, tables
 
 _HERE = Path(__file__).parent
 _SOURCE = _HERE.parents[1] / "src"
@@ -214,6 +214,38 @@ def test_what_this_host_asks_nobody_is_nobody_s_to_answer(lab: Lab) -> None:
         assert "elements" not in captured()
         second.ask("resolvers", addresses=both)
         assert own in captured()
+
+
+# --- how many -------------------------------------------------------------------------------------
+
+#: Holds the slots of a user's other helpers.
+_HOLD = """
+import sys
+sys.path.append(sys.argv[1])
+from sshunt.helper.marks import Marks
+held = [Marks().take_slot(int(sys.argv[2]), 16) for _ in range(16)]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_user_who_has_sixteen_helpers_is_told_so(lab: Lab, start: Start) -> None:
+    words = [sys.executable, "-ISBc", _HOLD, str(_SOURCE), str(lab.account("ben").uid)]
+    others = lab.client.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert others.stdout is not None
+    assert others.stdin is not None
+    others.stdout.readline()
+    one_more = Capture(lab.client, user="ben")
+    message, hint, exit_code = one_more.answer()
+    one_more.end()
+    assert message == "can't capture connections: 16 helpers of this user are running"
+    assert "other sshunt sessions" in hint
+    assert exit_code == ExitCode.CAPTURE
+    start()  # root's
+    others.stdin.close()
+    others.stdout.close()
+    others.wait()
+    start(user="ben")
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sshunt.capture.nft import render
 from sshunt.capture.plan import Plan
 from sshunt.helper.protocol import (
     MAX_KEPT,
+    MAX_REQUEST_BYTES,
     Apply,
     Bypass,
     Guard,
@@ -26,6 +27,7 @@ from sshunt.helper.protocol import (
     decode_request_untrusted,
     encode_request,
 )
+from sshunt.helper.server import taken_line
 from sshunt.model import Action, Endpoint, Network, Route
 
 pytestmark = pytest.mark.fuzz
@@ -148,6 +150,31 @@ def _harmless(text: str) -> bool:
     """No statement that only rule text from outside could have brought in."""
     text = text.replace('oifname "lo"', "")  # ours
     return not any(word in text for word in ("flush", "include", "delete", '"', "$"))
+
+
+@given(st.lists(_requests, max_size=4), st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_split_of_the_bytes_gives_the_same_lines(
+    requests: list[Request], data: st.DataObject
+) -> None:
+    lines = [encode_request(request) for request in requests]
+    rest, buffer, taken = b"".join(lines), bytearray(), []
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        buffer += rest[:size]
+        rest = rest[size:]
+        while line := taken_line(buffer):
+            taken.append(line)
+    assert taken == lines
+    assert not buffer
+
+
+def test_a_line_that_is_too_long_is_taken_before_it_ends() -> None:
+    buffer = bytearray(MAX_REQUEST_BYTES)
+    assert taken_line(buffer) == b""
+    buffer += b"x"
+    assert len(taken_line(buffer)) == MAX_REQUEST_BYTES + 1
+    assert not buffer
 
 
 def test_every_endpoint_comes_back_in_one_spelling() -> None:

@@ -221,12 +221,12 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
             return
         buffer += data
         deadline = min(deadline, time.monotonic() + REQUEST_DEADLINE_S)
-        while line := _taken_line(buffer):
+        while line := taken_line(buffer):
             yield line
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
 
 
-def _taken_line(buffer: bytearray) -> bytes:
+def taken_line(buffer: bytearray) -> bytes:
     """The first line, taken out of the buffer; nothing if it is not whole and may still become."""
     end = buffer.find(b"\n")
     if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
