@@ -35,12 +35,16 @@ class Order:
             self._queries += 1
         for host in set(self._silent) - set(hosts):
             del self._silent[host]  # this host does not ask it any more
-        good = [host for host in hosts if not self._is_behind(host)]
+        good = [host for host in hosts if not self.is_behind(host)]
         if not good:
             return hosts, []
         along = hosts[: hosts.index(good[0])]
         late = [host for host in hosts if host not in good and host not in along]
         return good + late, along
+
+    def is_behind(self, host: str) -> bool:
+        """True if it is not believed to live."""
+        return len(self._silent.get(host, ())) >= SILENT_NAMES
 
     def note_answer(self, host: str) -> None:
         """It lives."""
@@ -51,6 +55,3 @@ class Order:
         names = self._silent.setdefault(host, set())
         if len(names) < SILENT_NAMES:
             names.add(name)
-
-    def _is_behind(self, host: str) -> bool:
-        return len(self._silent.get(host, ())) >= SILENT_NAMES

@@ -9,7 +9,7 @@
 The C library does the same, with two differences: it listens to one resolver at a time, so that an
 answer which takes 6 s is lost to it; and it begins with a dead one each time. Where the one that
 should be first is behind, another's answer that there is no such name waits for HOLD_S: the first
-may be back, and know it.
+may be back, and know it. Nor does a failure wait longer for one that is behind.
 
 resolv.conf's ``timeout`` is how long the first has before the second is asked, up to FIRST_S. One
 time more than its ``attempts`` a question leaves by UDP (exchange), for the program's own second
@@ -122,6 +122,9 @@ class _Race:
             self._latest = self._turn.pop(0)
             self._next_at = now + self._patience_s(now, is_first)
             self._begin(self._latest)
+            alone = len(self._asked) == 1 and self._racing.order.is_behind(self._latest)
+            if self._failure is not None and alone:
+                self._deadline = min(self._deadline, now + HOLD_S)
         if now >= self._deadline:
             self._note_silence(self._latest)
             return False

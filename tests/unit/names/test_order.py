@@ -82,6 +82,22 @@ def test_a_dead_resolver_is_waited_for_only_by_the_first_names(
     talk(monkeypatch, [silent, knows("10.1.1.1")], conversation, first_s=0.3)
 
 
+def test_what_the_first_refuses_does_not_wait_long_for_a_second_that_is_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        for number in range(SILENT_NAMES):
+            assert await one.ask(f"n{number}.example") == "REFUSED"
+        monkeypatch.setattr(race, "DEADLINE_S", 90.0)
+        before = len(asked[1])
+        begin = asyncio.get_running_loop().time()
+        assert await one.ask("n.example") == "REFUSED"
+        assert asyncio.get_running_loop().time() - begin < 8
+        assert len(asked[1]) > before
+
+    talk(monkeypatch, [says(dns.rcode.REFUSED), silent], conversation, first_s=0.3)
+
+
 def test_a_resolver_that_is_back_is_believed_at_once_where_the_other_denies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
