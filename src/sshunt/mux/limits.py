@@ -62,6 +62,12 @@ LEAST_QUEUE_BYTES = 16 * KIB
 #: a peer notices a lost link no sooner.
 STALL_S = 5.0
 
+#: What a stream may have queued beyond its credit when its reader has granted none for STUCK_S: as
+#: much as a kernel buffers for a program that has written all and hung up (tcp(7), tcp_wmem). When
+#: all of it has left, that kernel need not fear any more that nobody will ever take it.
+READ_AHEAD_BYTES = 4 * MIB
+STUCK_S = 20.0
+
 #: Early pieces that one receiver keeps: each costs some 300 bytes besides its own. Lanes reorder by
 #: whole frames and neighbours are joined, so a real peer needs a few dozen.
 EARLY_PIECES = 1024

@@ -44,11 +44,13 @@ from sshunt.mux.limits import (
     LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
+    READ_AHEAD_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_FRAMES,
     SESSION_QUEUE_BYTES,
     STALL_S,
     STREAM_GAP,
+    STUCK_S,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
     TWIN_BYTES,
@@ -277,6 +279,11 @@ class Session:
 
     def room_bytes(self, stream: Stream) -> int:
         """How much may be written now; after a 0 comes StreamWritable when there is more."""
+        if stream.sender.is_stuck:
+            left = SESSION_QUEUE_BYTES - self._queued.size_bytes
+            return stream.sender.room_bytes(
+                max(min(left // 2, READ_AHEAD_BYTES), LEAST_QUEUE_BYTES)
+            )
         return stream.sender.room_bytes(self._queue_share_bytes)
 
     @property
@@ -289,13 +296,21 @@ class Session:
         return max(share, LEAST_QUEUE_BYTES)
 
     def relieve(self, now: float) -> bool:
-        """Let blocked writers write on if nothing has left for STALL_S, as far as credit and the
-        session's queue reach; True if there are any, so that it is to be asked again.
+        """To be called every STALL_S while there are blocked writers; True if there still are.
 
         The far host's kernel, or ours, gives up a socket that nobody owns any more when nothing is
-        read from it for a minute and a half. Much of what it has to say fits here.
+        read from it for a minute and a half. So if nothing has left for STALL_S, writers may go on
+        as far as credit and the session's queue reach; and those whose reader has granted nothing
+        for STUCK_S, a little beyond their credit.
         """
         blocked = [stream for stream in self.streams.values() if stream.sender.blocked]
+        for stream in blocked:
+            sender = stream.sender
+            if not sender.is_stuck and sender.limit - sender.next_offset <= sender.queued_bytes:
+                sender.stuck_s += STALL_S
+                sender.is_stuck = sender.stuck_s >= STUCK_S
+                if sender.is_stuck:
+                    self._wake(stream)
         if all(lane.unanswered_s(now) >= STALL_S for lane in self.lanes.values()):
             self._queue_bytes = MAX_WINDOW_BYTES
             for stream in blocked:

@@ -98,10 +98,12 @@ class Sender:
         "_total",
         "_wake_room_bytes",
         "blocked",
+        "is_stuck",
         "limit",
         "next_offset",
         "queued_bytes",
         "state",
+        "stuck_s",
     )
 
     def __init__(self, limit: int, total: Optional[QueueTotal] = None) -> None:
@@ -111,6 +113,8 @@ class Sender:
         self._total = total or QueueTotal()
         self.next_offset = 0  # of the first byte that was never put on a lane
         self.queued_bytes = 0  # written and never put on a lane
+        self.stuck_s = 0.0  # without credit, so far as the session has looked
+        self.is_stuck = False  # for so long that the writer may go on without
         self.blocked = False  # the writer was told that there is no room and waits to be woken
         self._wake_room_bytes = wake_room_bytes(limit)
         self._queue: Optional[Deque[Payload]] = None
@@ -122,7 +126,7 @@ class Sender:
         """
         if self.state is not OPEN:
             return 0  # reset by the peer perhaps, and the writer has not heard of it yet
-        credit = self.limit - self.next_offset
+        credit = queue_bytes if self.is_stuck else self.limit - self.next_offset
         least = min(self._wake_room_bytes, queue_bytes // 4)
         if self._queue:
             queue_bytes -= ENTRY_BYTES * len(self._queue)
@@ -153,6 +157,7 @@ class Sender:
         if serial > self._serial:
             self._serial = serial
             self.limit = max(limit, self.next_offset)
+            self.stuck_s, self.is_stuck = 0.0, False
             self._wake_room_bytes = wake_room_bytes(self.limit - self.next_offset)
 
     @property

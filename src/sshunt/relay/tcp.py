@@ -185,9 +185,14 @@ class TcpRelay:
         self._begin()
 
     def _on_unwanted(self, events: int) -> None:
-        """There is something to read, but not now. Has the connection died?"""
+        """There is something to read, but not now. Has the connection died?
+
+        EPIPE is no such news: the peer had ended its half, all of which is here to be read, and its
+        kernel knows nothing of the connection any more. Linux forgets one that was closed after a
+        minute (tcp(7), tcp_fin_timeout), however slowly its last bytes are read.
+        """
         error = error_of(self.sock) if events & _DEAD else 0
-        if error:
+        if error and error != errno.EPIPE:
             self.abort(reset_code(error))
         elif self._watched & READ:
             self._watch(self._watched & ~_READING)
@@ -327,14 +332,16 @@ class TcpRelay:
         still there to be read: it goes on its way before the reset.
         """
         code = reset_code(error.errno or 0)
-        if not self.connected or self._fin_sent or self._reading == ROOM:
+        waits = self._reading == ROOM
+        if not self.connected or self._fin_sent or (waits and error.errno != errno.EPIPE):
             self.abort(code)
             return
         self._unwritable_code = code
         self._pending = None
         self._told |= _DEAD
-        self._reading = TURN
-        self._tunnel.loop.call_soon(self._on_turn)
+        if not waits:
+            self._reading = TURN
+            self._tunnel.loop.call_soon(self._on_turn)
 
     def on_fin(self) -> None:
         """The far side sends nothing more."""

@@ -22,9 +22,11 @@ from sshunt.mux.limits import (
     LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
+    READ_AHEAD_BYTES,
     SESSION_QUEUE_BYTES,
     STALL_S,
     STREAM_GAP,
+    STUCK_S,
     TRANSMIT_BUFFERS,
 )
 from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
@@ -469,6 +471,50 @@ def test_while_nothing_leaves_a_writer_may_write_as_far_as_its_credit_reaches() 
     fill(STALL_S)
     assert stream.sender.queued_bytes > MAX_WINDOW_BYTES // 2 > before
     assert stream.sender.queued_bytes <= MAX_WINDOW_BYTES
+
+
+def test_a_writer_that_gets_no_credit_for_long_may_write_a_little_ahead() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    while room := ends.client.room_bytes(near):
+        ends.client.write(near, Payload(bytes(room)), ends.now)
+    ends.settle()
+    for _ in range(int(STUCK_S / STALL_S) - 1):
+        assert ends.client.relieve(ends.now)
+    assert ends.client.take_events() == []
+    ends.client.relieve(ends.now)
+    assert ends.client.take_events() == [StreamWritable(near)]
+    ahead = 0
+    while room := ends.client.room_bytes(near):
+        ahead += min(room, 65536)
+        ends.client.write(near, Payload(bytes(min(room, 65536))), ends.now)
+    assert READ_AHEAD_BYTES // 2 < ahead <= READ_AHEAD_BYTES
+    ends.settle()
+    assert near.sender.next_offset == LEAST_WINDOW_BYTES  # nothing left beyond the credit
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
+    ends.settle()
+    assert not near.sender.is_stuck
+    assert ends.client.room_bytes(near) == 0
+
+
+def test_thousands_of_stuck_writers_write_no_more_than_the_session_may_queue() -> None:
+    client = client_with_lane()
+    streams = [client.open(WEB) for _ in range(2000)]
+
+    def fill() -> int:
+        queued = 0
+        for stream in streams:
+            while room := client.room_bytes(stream):
+                queued += room
+                client.write(stream, Payload(bytes(room)), 0.0)
+        return queued
+
+    fill()
+    for _ in range(int(STUCK_S / STALL_S)):
+        client.relieve(0.0)
+    fill()
+    queued = sum(stream.sender.queued_bytes for stream in streams)
+    assert queued <= SESSION_QUEUE_BYTES + len(streams) * LEAST_QUEUE_BYTES
 
 
 # --- the end of a stream --------------------------------------------------------------------------

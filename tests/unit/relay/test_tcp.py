@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import random
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +19,7 @@ from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
 from sshunt.relay import lane, linux, piped
 from sshunt.relay.sockets import without_delay
-from sshunt.relay.tcp import TcpRelay
+from sshunt.relay.tcp import ROOM, TcpRelay
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
@@ -257,6 +259,40 @@ def test_a_reset_is_noticed_while_the_other_side_does_not_read(who: str, way: in
                 await threaded(lambda: read_exactly(silent, 1 << 40))
             await settle(ends)
             silent.close()
+
+    run(conversation, way=way)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
+
+
+def test_what_a_host_said_before_it_hung_up_is_read_however_late(way: int) -> None:
+    """A kernel forgets a connection that was closed a minute ago, and answers with a reset what
+    comes for it then; so it does at once where something was left unread.
+    """
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program, host = await joined(ends, listener)
+        [far] = ends.agent.relays
+        await threaded(lambda: program.sendall(b"never read"))
+        said = 0
+        host.setblocking(False)
+        while far._reading != ROOM:
+            if not unacknowledged(host):
+                said += host.send(bytes(65_536))
+            await asyncio.sleep(0)
+        said += host.send(b"the end")
+        while unacknowledged(host):
+            await asyncio.sleep(0.005)
+        host.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.1)
+        host.close()
+        await asyncio.sleep(0.3)
+        assert len(await threaded(lambda: read_all(program))) == said
+        program.close()
+        await settle(ends)
 
     run(conversation, way=way)
 
