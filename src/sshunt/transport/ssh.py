@@ -12,35 +12,22 @@ Invariants: the descriptors of a lane belong to whoever called ``connect``, the 
 until ``close``; a cancelled or failed ``connect`` leaves neither behind; if this process dies, the
 kernel ends ssh (Linux).
 
-What asks us to stop asks ssh in the same moment: a terminal's keys and its end, timeout(1), a kill
-of the process group, a service manager. But ssh must live until the goodbye is said. So it starts
-with ``_NOT_FOR_SSH`` ignored, and so do its ProxyCommands. ssh respects that (clientloop.c) except
-where it only opens a channel through another ssh (mux.c), and a prompt still returns on Ctrl-C
-(readpassphrase(3) catches it). Where ssh can't ask anybody anything, in a channel and with
-BatchMode, it gets a session of its own (setsid(2)) and these signals blocked, too.
-
-ssh is therefore ended by closing its pipes, or by SIGKILL. Its ProxyCommands end when their pipes
-do; we kill those that don't with it. A prompt that is cut short leaves the terminal without echo,
-which is given back (``terminal``).
-
 Deadlines: none is right for a person looking for a password, so while nothing has come from the far
 side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over; and it
 is when ssh has bound its control socket (``sharing``), by which a login shell that hangs can be
 told from a person who does not answer.
 
-Not here: what the sentences of ssh mean (diagnosis), more lanes and reconnects (client).
+Not here: the process, and which signals it hears (process), what the sentences of ssh mean
+(diagnosis), more lanes and reconnects (client).
 """
 
 import asyncio
-import ctypes
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sshunt.errors import ExitCode, UserError
@@ -57,9 +44,9 @@ from sshunt.terminal import TerminalModes
 from sshunt.transport import diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.remote import Remote, find_program, no_ssh
+from sshunt.transport.process import Pipes, kill, spawn, to_its_end
+from sshunt.transport.remote import Remote, find_program
 from sshunt.transport.sharing import ControlSocket
-from sshunt.transport.stderr import StderrLines
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
 HELLO_DEADLINE_S = 600.0
@@ -76,13 +63,8 @@ SILENCE_S = 6.0
 #: How often is looked whether ssh has logged in.
 LOGIN_LOOK_S = 0.5
 
-#: From ``close`` to SIGTERM, and from SIGTERM to SIGKILL. The first of them is for programs around
-#: ssh (sshpass, scripts), which may want to tidy up; ssh itself is deaf to it.
+#: From ``close`` until ssh is killed.
 CLOSE_DEADLINE_S = 2.0
-KILL_DEADLINE_S = 0.2
-
-#: The signals that ask a whole process group, a terminal's or a service's processes to end.
-_NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 
 _OPTIONS = (
     "-T",  # no terminal: the lane is binary
@@ -99,8 +81,6 @@ _OPTIONS = (
     # own lanes.)
     *("-o", "ControlMaster=no"),
 )
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class LaneRefusedError(UserError):
@@ -155,7 +135,7 @@ class SshLane:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        pipes: "_Pipes",
+        pipes: Pipes,
         control: ControlSocket | None,
         modes: TerminalModes | None,
         *,
@@ -201,50 +181,17 @@ class SshLane:
         try:
             await asyncio.wait([self.ended], timeout=deadline_s)
         finally:
-            await _to_its_end(self._end())
+            await to_its_end(self._end())
 
     async def _end(self) -> None:
         if not self.ended.done():
-            await self._kill()
+            await kill(self.process, self.ended)
         if self._modes is not None:
             self._modes.restore()
             self._modes = None
         self.stderr.close()
         if self.control is not None:
             self.control.close()
-
-    async def _kill(self) -> None:
-        """End ssh, and what it has started."""
-        import psutil  # rarely needed, and it takes its time
-
-        try:
-            started = psutil.Process(self.pid).children(recursive=True)
-        except (psutil.Error, OSError, RuntimeError):  # it has just ended, or can't be looked at
-            started = []
-        with suppress(ProcessLookupError):
-            self.process.terminate()
-        try:
-            await asyncio.wait([self.ended], timeout=KILL_DEADLINE_S)
-        finally:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-            for process in started:
-                with suppress(psutil.Error):
-                    process.kill()  # not if its pid is another process' by now
-        await asyncio.wait([self.ended])
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await ``work``, which is short; a cancellation, or several, is raised when it is done."""
-    working = asyncio.ensure_future(work)
-    cancelled = False
-    while not working.done():
-        try:
-            await asyncio.shield(working)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 async def begin(
@@ -265,7 +212,7 @@ async def begin(
     try:
         argv = ssh_argv(remote, options, remote_command(remote.python))
         modes = None if asks_nobody else TerminalModes()
-        process, pipes = await _spawn(argv, on_stderr, env, asks_nobody=asks_nobody)
+        process, pipes = await spawn(argv, on_stderr, env, asks_nobody=asks_nobody)
     except BaseException:
         if control is not None:
             control.close()
@@ -349,51 +296,6 @@ async def connect(
     return lane
 
 
-@dataclass(slots=True)
-class _Pipes:
-    """Our ends."""
-
-    read_fd: int
-    write_fd: int
-    stderr: StderrLines
-
-
-async def _spawn(
-    argv: Sequence[str],
-    on_stderr: Callable[[str], None],
-    env: Mapping[str, str] | None,
-    *,
-    asks_nobody: bool,
-) -> tuple[asyncio.subprocess.Process, _Pipes]:
-    with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
-        try:
-            stdin_fd, write_fd = _pipe(theirs, ours)
-            read_fd, stdout_fd = _pipe(ours, theirs)
-            stderr_read_fd, stderr_fd = _pipe(ours, theirs)
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=stdin_fd,
-                stdout=stdout_fd,
-                stderr=stderr_fd,
-                env=env,
-                preexec_fn=_prepare_child(deaf=asks_nobody),
-            )
-        except OSError as error:
-            raise no_ssh(argv[0], error.strerror or str(error))
-        for fd in (read_fd, write_fd, stderr_read_fd):
-            os.set_blocking(fd, False)
-        ours.pop_all()
-    return process, _Pipes(read_fd, write_fd, StderrLines(stderr_read_fd, on_stderr))
-
-
-def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
-    """The two ends of a new pipe, which these two close."""
-    read_fd, write_fd = os.pipe()
-    reader.callback(os.close, read_fd)
-    writer.callback(os.close, write_fd)
-    return read_fd, write_fd
-
-
 def _is_master(control_path: str) -> bool:
     """True if an ssh answers there, so that ours will only open a channel through it."""
     if not control_path.startswith("/"):
@@ -403,28 +305,6 @@ def _is_master(control_path: str) -> bool:
         caller.connect(control_path)
         return True
     return False
-
-
-def _prepare_child(*, deaf: bool) -> Callable[[], None]:
-    """What to run between fork and exec. Everything that allocates or imports is done out here.
-
-    ``deaf``: the child has no terminal, and no way to hear what would have it end.
-    """
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-    def prepare() -> None:
-        for number in _NOT_FOR_SSH:
-            signal.signal(number, signal.SIG_IGN)
-        if deaf:
-            os.setsid()
-            signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_SSH)
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            if os.getppid() != parent:  # it died before the line above
-                os._exit(1)
-
-    return prepare
 
 
 # --- the greeting ---------------------------------------------------------------------------------
@@ -490,7 +370,7 @@ async def _listen(
                 deadline = loop.time() + LOGGED_IN_DEADLINE_S
             if loop.time() < deadline:
                 continue
-            if login.at is not None:
+            if login.at is not None and not search.unmatched:
                 raise diagnosis.silence_after_login(loop.time() - login.at)
             raise diagnosis.silence(waited_s, search.unmatched)
         if not data:
