@@ -1,11 +1,12 @@
 """sshunt in virtual machines with Debian's own kernels: ./dev test-vm [GUEST...] [--keep]
 
 Starts one guest after the other (``guests``), prints what it checks (``inside/checks.py``) as the
-results come, and after a run of all of them writes the table in docs/tested-on.md. The exit code is
+results come, and writes the table in docs/tested-on.md, from the last run of each. The exit code is
 0 only if no check failed. What a guest that failed had on its console is kept.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -19,18 +20,19 @@ def main(argv: Sequence[str]) -> int:
     """Run the guests that are named, or all."""
     options = _options(argv)
     columns = []
-    begin = time.monotonic()
     for name in options.guests or guests.GUESTS:
         with roots.work_folder() as folder:
             columns.append(_run(guests.GUESTS[name], options, folder))
+        if not options.only:
+            _remember(columns[-1])
     for column in columns:
         count = sum(result.result == results.OK for result in column.results)
         print(
             f"vm: {column.name}: {count} of {len(column.results)} ok, {len(column.failed)} failed"
         )
-    if not options.guests and not options.only:
-        minutes = (time.monotonic() - begin) / 60
-        results.write_part("guests", _part(columns, minutes))
+    latest = [_remembered(name) for name in guests.GUESTS]
+    if not options.only and all(latest):
+        results.write_part("guests", results.table([column for column in latest if column]))
         print(f"vm: wrote {results.PAGE}")
     return 1 if any(column.failed for column in columns) else 0
 
@@ -66,7 +68,8 @@ def _run(guest: guests.Guest, options: argparse.Namespace, folder: Path) -> resu
                 if options.keep:
                     _wait_for_person(folder)
         seconds = time.monotonic() - begin
-        told = {**column.facts, "run": f"{results.today()}, {seconds:.0f} s, {accelerator}"}
+        run = f"{results.today()}, {results.commit()}, {seconds / 60:.0f} minutes, {accelerator}"
+        told = {**column.facts, "run": run}
         return column._replace(facts=told)
     finally:
         if column.failed or not column.results:
@@ -130,11 +133,18 @@ def _wait_for_person(folder: Path) -> None:
         print()
 
 
-def _part(columns: Sequence[results.Column], minutes: float) -> str:
-    return (
-        f"The run of {results.today()} took {minutes:.0f} minutes.\n\n"
-        f"{results.table([column._replace(name=f'Debian {column.name}') for column in columns])}"
-    )
+def _remember(column: results.Column) -> None:
+    """Keep the results of a guest's last run: the page shows those of all guests."""
+    path = roots.cache_folder() / f"{column.name}.results.json"
+    path.write_text(json.dumps(column))
+
+
+def _remembered(name: str) -> results.Column | None:
+    path = roots.cache_folder() / f"{name}.results.json"
+    if not path.exists():
+        return None
+    name, facts, found = json.loads(path.read_text())
+    return results.Column(f"Debian {name}", facts, [results.Result(*result) for result in found])
 
 
 if __name__ == "__main__":
