@@ -1,5 +1,6 @@
 """Whatever this host's programs send to the door for DNS, by UDP and TCP: it holds a bounded number
-of queries and connections, and answers the next honest one.
+of queries and connections, and answers the next honest one. Whatever the far side's resolvers say:
+the agent lives, and holds nothing afterwards.
 """
 
 import asyncio
@@ -7,6 +8,7 @@ import os
 import socket
 from contextlib import suppress
 
+import dns.exception
 import dns.message
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from sshunt.names.connections import MOST_CONNECTIONS
 from sshunt.relay.dns import QUERIES_BYTES, QUERY_COST_BYTES
 from tests.unit.names.both_ends import Names, talk
+from tests.unit.names.office import Answer, Raw, knows
 
 pytestmark = pytest.mark.fuzz
 
@@ -83,3 +86,38 @@ def test_no_program_harms_the_door_or_the_next_program(
 
     with pytest.MonkeyPatch.context() as patch:
         talk(patch, [None], conversation)
+
+
+def like(query: dns.message.Message, at: int, value: int, cut: int) -> bytes:
+    """Nearly the answer."""
+    said = knows("10.9.8.7")(query)
+    assert isinstance(said, bytes)
+    return mutated(at, value, said)[: len(said) - cut % len(said)]
+
+
+answers = st.one_of(
+    st.builds(
+        lambda at, value, cut: lambda query: like(query, at, value, cut), *[st.integers(0, 255)] * 3
+    ),
+    st.binary(max_size=200).map(lambda said: lambda _query: said),
+    st.binary(max_size=200).map(lambda said: lambda _query: Raw(said)),
+    st.binary(max_size=100).map(lambda rest: lambda query: query.to_wire()[:2] + b"\x80" + rest),
+    st.lists(st.binary(max_size=20), max_size=30).map(lambda said: lambda _query: said),
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(answers, min_size=1, max_size=3))
+def test_no_resolver_harms_the_agent_or_what_the_next_one_answers(bad: list[Answer]) -> None:
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        bug = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bug.append(context))
+        for tcp in (False, True, False, True):
+            with suppress(dns.exception.DNSException, OSError, EOFError, IndexError):
+                await one.ask(f"n{tcp}.example", tcp=tcp)
+        while one.resolver._asking or one.resolver._conversations:
+            await asyncio.sleep(0.01)
+        assert not bug
+
+    with pytest.MonkeyPatch.context() as patch:
+        talk(patch, [*bad, knows("10.9.8.7")], conversation, first_s=0.1)
