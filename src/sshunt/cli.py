@@ -218,7 +218,7 @@ def _parser() -> _Parser:
     )
     add = parser.add_argument
     add("targets", nargs="*", metavar="TARGET", help="what to reach through the remote host")
-    add("-r", "--remote", metavar="[USER@]HOST[:PORT]", help="the ssh server")
+    add("-r", "--remote", metavar="[USER@]HOST[:PORT]", help="the ssh server; ssh://... works, too")
     add("-x", "--exclude", action="append", default=[], metavar="TARGET", help="leave this alone")
     add(
         "-X",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.agent.rendezvous import meeting_name
+from sshunt.errors import ExitCode
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
@@ -31,6 +32,7 @@ from sshunt.transport.bootstrap import (
     upload,
 )
 from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.diagnosis import diagnose
 from tests.agent.far_side import (
     VERSIONS,
     Lane,
@@ -172,6 +174,18 @@ def test_where_none_is_of_use_each_is_named_with_its_reason(tmp_path: Path) -> N
         done = subprocess.run(argv(str(path)), capture_output=True, text=True, check=False)
         assert done.returncode == EXIT_OLD_PYTHON
         assert done.stderr == f"sshunt: {path} {why}, and Python 3.6 or newer is needed\n"
+
+
+def test_a_python_that_lacks_more_than_can_be_asked_for_says_what(
+    token: bytes, tmp_path: Path
+) -> None:
+    named_python3(tmp_path, OF_NO_USE["one without zlib"].replace("zlib", "asyncio"))
+    lane = Lane(lane_hello(token), env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    lane.write(upload(agent_bundle(), lane.hello))
+    status, said = lane.wait()
+    error = diagnose(status, said.splitlines(), b"")
+    assert error.exit_code == ExitCode.NO_PYTHON
+    assert "asyncio" in error.message
 
 
 def test_without_an_agent_a_lane_that_must_find_one_is_told_so(python: str, token: bytes) -> None:

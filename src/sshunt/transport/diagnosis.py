@@ -143,6 +143,13 @@ _SAYINGS = (
         ExitCode.CONNECT,
     ),
     _saying(
+        r"(?:ModuleNotFoundError|ImportError): (.*)",
+        "the far side's Python is not whole: {0}",
+        "install its whole standard library (python3 rather than python3-minimal), or name another"
+        " one with --python",
+        ExitCode.NO_PYTHON,
+    ),
+    _saying(
         r"(.*: restricted\b.*)",
         "the far side's login shell is restricted: {0}",
         "sshunt needs a login that may run /bin/sh and a Python",
@@ -252,7 +259,8 @@ def _by_status(exit_status: int, stderr_lines: Sequence[str], noise: bytes) -> U
             ExitCode.CONNECT,
         )
     if exit_status == _EXIT_SSH_FAILED:
-        return UserError(f"ssh failed{because}", _TRY_SSH, ExitCode.CONNECT)
+        hidden = "" if because else "; LogLevel QUIET there would hide the reason"
+        return UserError(f"ssh failed{because}", _TRY_SSH + hidden, ExitCode.CONNECT)
     if exit_status in _EXIT_CANNOT_EXECUTE:
         return UserError(
             f"the far side could not run our command{because}",

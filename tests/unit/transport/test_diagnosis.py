@@ -62,6 +62,7 @@ SAID = [
     ("Connection closed by UNKNOWN port 65535", ExitCode.CONNECT, "ProxyCommand"),
     ("rbash: line 1: /bin/sh: restricted: cannot specify `/'", ExitCode.REMOTE, "restricted"),
     ("rbash: line 1: exec: restricted", ExitCode.REMOTE, "restricted"),
+    ("ModuleNotFoundError: No module named 'asyncio'", ExitCode.NO_PYTHON, "asyncio"),
 ]
 
 
@@ -156,3 +157,8 @@ def test_what_the_far_side_printed_is_quoted_printable_and_short() -> None:
     assert quoted.isprintable()
     assert len(quoted) < 200
     assert "65536 bytes" in endless_noise(b"x" * 65536).message
+
+
+def test_an_ssh_that_fails_without_a_word_may_have_been_told_to() -> None:
+    assert "LogLevel QUIET" in diagnose(255, [], b"").hint
+    assert "LogLevel" not in diagnose(255, ["something else"], b"").hint
