@@ -49,6 +49,11 @@ class Link:
         """Others' bytes enter the queue."""
         self._free_at = max(self._free_at, self._clock.now) + size / self.rate_bytes_s
 
+    def stand_still(self, seconds: float) -> None:
+        """What is sent from now on arrives as much later. (What is under way goes on.)"""
+        self._free_at = max(self._free_at, self._clock.now) + seconds
+        self._last_arrival = max(self._last_arrival, self._clock.now) + seconds
+
     def carry(self, data: bytes, deliver: Callable[[bytes], None]) -> None:
         """Send ``data``; it arrives in segments, in order."""
         for at in range(0, len(data), SEGMENT_BYTES):

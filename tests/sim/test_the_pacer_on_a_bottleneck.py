@@ -272,3 +272,20 @@ def test_a_peer_that_lies_about_its_clock_stops_nobody(step_us: int) -> None:
             net.client.receive(1, raw)
         net.clock.now = now + 0.001
     assert MIN_LIMIT_BYTES <= limit_bytes(net.client) <= LANE_IN_FLIGHT_BYTES
+
+
+@pytest.mark.parametrize("directions", ["up", "down", "up down"])
+@pytest.mark.parametrize("still_s", [2.0, 60.0])
+@pytest.mark.parametrize("moment", [0, 3])
+def test_a_lane_that_has_stood_still_soon_carries_what_it_did(
+    directions: str, still_s: float, moment: int
+) -> None:
+    """A process was stopped, the machine slept, a link was cut; TCP below has lost nothing."""
+    net = Bottleneck(up_mbit_s=50, down_mbit_s=50, rtt_ms=40)
+    net.upload()
+    never = 1e9  # an echo would be under way in the standstill
+    net.run(4.0 + 0.037 * moment, echo_every_s=never)
+    for direction in directions.split():
+        {"up": net.up, "down": net.down}[direction].stand_still(still_s)
+    net.run(still_s + 2.0, echo_every_s=never)
+    assert net.run(2.0, echo_every_s=never).up_mbit_s > 45

@@ -30,6 +30,11 @@ in bursts make the limit larger and not the link idle. Where delay alone is blin
     path        what the phases of ``path`` ask: less while PROBING, more than ssh's TCP can send
                 while CONTENDED.
 
+A lane that has stood still (a laptop asleep, a stopped process, a link that was cut: nothing was
+acknowledged for a second and several round trips though something was due) begins anew as after
+idleness, and what was in flight says nothing: it took as long as the standstill, and a round trip
+of a minute would be taken for the path's.
+
 A round in which the application had too little to send changes nothing: neither its rate nor its
 delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC
 2861), since ssh's TCP has forgotten it, too. A round's frames are spread over the round
@@ -70,6 +75,9 @@ What was tried, on the links of ``bench/wan.py``:
     one pace for all lanes   frames of four lanes one after the other: no difference at 600 Mbit/s
     more in flight than      waits in ssh in front of an echo: 120 to 150 ms beside one lane of 160
     ssh's channel lets go    Mbit/s over 100 ms, without it 105 to 115
+    a standstill's round     crawled for as long as it had stood still, twice as long at worst: a
+    like any other           minute's frames were spread over a minute, and a probe of the path was
+                             to last 1.8 of its round trips
     a path for each lane     a lane that joins late takes the others' queue for the empty path: four
                              lanes on 50/10 Mbit/s, echo 96 ms; one lane 52 ms
 
@@ -166,6 +174,10 @@ DEEP = 0.5
 #: timeout.
 FORGET_S = 0.2
 
+#: A lane on which nothing is acknowledged for so long, though something is due, stands still: TCP
+#: below us has forgotten what it knew as well, after several timeouts.
+STILL_RTTS, STILL_S = 4.0, 1.0
+
 #: A round's frames are spread over the round, at a rate this much above what the limit means: a
 #: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for
 #: ever.
@@ -245,6 +257,7 @@ class Pacer:
         "_free_delay_s",
         "_growth",
         "_has_given_way",
+        "_heard_at",
         "_held_back",
         "_hungry_rounds",
         "_interval_s",
@@ -260,6 +273,7 @@ class Pacer:
         "_round_trip_s",
         "_rtt_count",
         "_rtt_sum_s",
+        "_stale_end",
         "_stalls",
         "_start_up",
         "_was_held_back",
@@ -305,6 +319,8 @@ class Pacer:
         self._probing = self._has_given_way = False
         self._resume_bytes = 0  # the limit when the probe is over
         self._last_arrived = 0
+        self._heard_at = float("inf")  # the newest acknowledgement; inf: none yet
+        self._stale_end = -1  # position; what is below it was in flight in a standstill
         self._stalls: Deque[float] = deque(maxlen=64)  # when they ended
 
     # --- what the lane tells ------------------------------------------------------------------
@@ -330,6 +346,16 @@ class Pacer:
             limit = self.limit_bytes >> min(halvings, 32)
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
 
+    def _note_standstill(self, still_s: float, sent: int, now: float) -> None:
+        """For so long nothing was acknowledged though something was due. Up to ``sent``, it is all
+        from before.
+        """
+        self._stale_end = sent
+        self._probing = self._has_given_way = False
+        self._interval_s = 0.0
+        self.next_at = now
+        self.note_idle(still_s)
+
     def leave(self) -> None:
         """The lane is over."""
         self._path.lanes -= 1
@@ -351,6 +377,14 @@ class Pacer:
         oldest of what this acknowledges was sent at ``oldest_sent_at``.
         """
         path = self._path
+        since = sent_at if oldest_sent_at is None else oldest_sent_at
+        still_s = now - max(self._heard_at, since)
+        self._heard_at = now
+        if self.rtt_s and still_s > max(STILL_RTTS * self.rtt_s, STILL_S):
+            self._note_standstill(still_s, sent, now)
+        if acked <= self._stale_end:
+            self._last_arrived = arrived
+            return
         delay_s = path.one_way_s(sent_at, arrived)
         rtt_s = now - sent_at
         if self._round_end < 0:
@@ -358,7 +392,6 @@ class Pacer:
         else:
             silence_s = (arrived - self._last_arrived) % _CLOCK / 1e6
             if silence_s >= STALL_S:
-                since = sent_at if oldest_sent_at is None else oldest_sent_at
                 late_s = path.one_way_s(since, arrived) - path.delay_s
                 self._note_gap(min(silence_s, late_s), now)
         self._last_arrived = arrived
