@@ -1,7 +1,7 @@
 """The nftables method: plan -> rule text. Renders; never runs a program.
 
-All rules of a session live in one ``inet`` table, ``sshunt-<session>``, made in one transaction and
-deleted as one. So sessions coexist, other people's rules are never touched, and undoing is one
+All rules of a session live in one ``inet`` table, ``sshunt-<session>``, filled in one transaction
+and deleted as one. So sessions coexist, other people's rules are never touched, and undoing is one
 command (or none: a table with ``flags owner`` is removed by the kernel when its maker dies).
 
 What a new connection meets, in order (only the first packet of a connection passes nat chains)::
@@ -110,6 +110,9 @@ _BY_AN_AGENT = "meta priority 0:3"
 
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
+_OWNED = "\tflags owner;"
+_BEGINS_PART = re.compile(r"\t(set|chain) ")
+
 _ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
 
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
@@ -133,10 +136,29 @@ def cgroup_path_is_harmless(path: str) -> bool:
     return _CGROUP_PATH.fullmatch(path) is not None
 
 
+def as_commands(table: str) -> str:
+    """A rendered table as commands that make its sets and chains, as one transaction, where the
+    table itself is there already.
+
+    For a whole table libnftables first loads all sets of all tables, and 1.0.6 (Debian 12) dies of
+    one that nft 1.1 has made; for a set, or a chain with its rules, it does not.
+    """
+    head, *lines = table.splitlines()[:-1]
+    place = head.removeprefix("table ").removesuffix(" {")
+    commands = []
+    for line in lines:
+        if _BEGINS_PART.match(line):
+            kind, name, _ = line.split()
+            commands.append(f"add {kind} {place} {name} {{")
+        elif line != _OWNED:
+            commands.append(line)
+    return "\n".join(commands) + "\n"
+
+
 def render(
     plan: Plan, *, owner: bool, cgroup: Cgroup | None, served: Mapping[int, Links] = _ANY_LINK
 ) -> str:
-    """The commands that capture what ``plan`` says, as one transaction.
+    """The table that captures what ``plan`` says; see ``as_commands``.
 
     ``served`` are the links from which forwarded connections of a family are captured.
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
@@ -145,7 +167,7 @@ def render(
     families = [family for family in (4, 6) if plan.listener(family) is not None]
     asked = [family for family in (4, 6) if plan.dns(family) is not None]
     lines = [f"table inet {table_name(plan.session)} {{"]
-    lines += ["\tflags owner;"] if owner else _alive_set()
+    lines += [_OWNED] if owner else _alive_set()
     for family in families:
         lines += _sets(plan, family)
     for family in asked:
@@ -153,12 +175,12 @@ def render(
         lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
     if asked:
         lines += _dns_chain(plan, asked, cgroup)
+    for family in families:
+        lines += _capture_chain(plan, family)  # before it is gone to
     alive = [] if owner else ["\t\tmeta l4proto != @alive return"]
     lines += _output_chain(families, asked, alive, cgroup)
     forwarded = {family: served[family] for family in families if plan.forwards(family)}
     lines += _prerouting_chain(forwarded, alive)
-    for family in families:
-        lines += _capture_chain(plan, family)
     lines += _bound_chains(plan, families)
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -194,12 +216,9 @@ def render_renewal(session: str) -> str:
 
 
 def render_probe(session: str, cgroup: Cgroup) -> str:
-    """Commands that succeed, and change nothing, where rules can match a cgroup (Linux 5.13)."""
-    name = table_name(session)
-    return (
-        f"table inet {name} {{\n\tchain probe {{\n\t\t{_in_cgroup(cgroup)} return\n\t}}\n}}\n"
-        f"delete table inet {name}\n"
-    )
+    """A table that can be made where rules can match a cgroup (Linux 5.13)."""
+    chain = f"\tchain probe {{\n\t\t{_in_cgroup(cgroup)} return\n\t}}"
+    return f"table inet {table_name(session)} {{\n{chain}\n}}\n"
 
 
 def render_delete(session: str, family: str = "inet") -> str:

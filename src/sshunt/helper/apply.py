@@ -94,7 +94,8 @@ class Kernel:
         if guard is None:
             return False
         try:
-            self._nft.run(nft.render_probe(self._session, guard.cgroup))
+            self._nft.make(name, nft.render_probe(self._session, guard.cgroup), owner=False)
+            self._nft.delete("inet", name)
         except KernelError as error:
             guard.remove()
             if error.kind in BROKEN:
@@ -241,7 +242,8 @@ class Kernel:
             name = nft.table_name(self._session)
             # Those that are there: somebody's "flush ruleset" removes plain ones.
             there = [family for family, table in our_tables() if table == name]
-            self._run_if_any("".join(nft.render_delete(self._session, each) for each in there))
+            for family in there:
+                self._nft.delete(family, name)
             self._plan, self._hushed = None, frozenset()
 
     def close(self) -> None:
@@ -261,18 +263,19 @@ class Kernel:
     def _make_table(self, plan: Plan) -> bool:
         """Make an owned table, or else a plain one; True if it is owned.
 
-        Old kernels and old libraries refuse the flag in several ways, so no error is told from
-        another: if the plain table is refused too, then the flag was not the reason.
+        Old kernels refuse the flag in several ways, so no error is told from another: if the plain
+        table is refused too, then the flag was not the reason.
         """
+        name = nft.table_name(self._session)
         if self._want_owner:
             try:
-                self._nft.run(self._render(plan, owner=True))
+                self._nft.make(name, self._render(plan, owner=True), owner=True)
             except KernelError as error:
                 if error.kind in BROKEN:
                     raise
             else:
                 return True
-        self._nft.run(self._render(plan, owner=False))
+        self._nft.make(name, self._render(plan, owner=False), owner=False)
         return False
 
     def _render(self, plan: Plan, *, owner: bool) -> str:

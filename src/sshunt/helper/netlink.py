@@ -14,11 +14,13 @@ import struct
 
 # linux/netlink.h
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-CREATE, APPEND = 0x400, 0x800
+EXCLUSIVE, CREATE, APPEND = 0x200, 0x400, 0x800
 _DUMP_INTERRUPTED = 0x10
 _ERROR, _DONE = 2, 3
 _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _CODE = struct.Struct("=i")  # begins nlmsgerr, and a dump's end: a negative errno, or 0
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_NFGENMSG = struct.Struct("!BBH")  # family, version, resource: a subsystem
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _TYPE_MASK = 0x3FFF  # the upper two bits are flags
 
@@ -35,14 +37,19 @@ _DUMPS = 8
 class Netlink:
     """A netlink socket. ``groups`` is what it hears news of (``drain``)."""
 
-    def __init__(self, protocol: int, groups: int = 0) -> None:
+    def __init__(
+        self, protocol: int, groups: int = 0, *, sock: socket.socket | None = None
+    ) -> None:
+        """``sock`` is one that there is already; it belongs to us from now on."""
         self._sequence = 0
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        try:
-            self._sock.bind((0, groups))
-        except OSError:
-            self._sock.close()
-            raise
+        if sock is None:
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+            try:
+                sock.bind((0, groups))
+            except OSError:
+                sock.close()
+                raise
+        self._sock = sock
         self._sock.settimeout(_DEADLINE_S)
 
     def close(self) -> None:
@@ -56,6 +63,20 @@ class Netlink:
     def ask(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement; raises OSError if it is an error."""
         self._send(kind, _REQUEST | _ACK | flags, body)
+        self._wait_for_acknowledgement()
+
+    def change(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """The same for a change of nftables, which takes a batch (nfnetlink.h)."""
+        self._sequence += 1
+        batch = _NFGENMSG.pack(0, 0, kind >> 8)
+        parts = ((_BATCH_BEGIN, 0, batch), (kind, _ACK | flags, body), (_BATCH_END, 0, batch))
+        self._sock.sendto(b"".join(self._message(k, _REQUEST | f, b) for k, f, b in parts), (0, 0))
+        try:
+            self._wait_for_acknowledgement()
+        finally:
+            self.drain()
+
+    def _wait_for_acknowledgement(self) -> None:
         while True:
             for answer, _, payload in self._receive():
                 if answer == _ERROR:
@@ -92,8 +113,11 @@ class Netlink:
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
+        self._sock.sendto(self._message(kind, flags, body), (0, 0))
+
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         head = _MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, self._sequence, 0)
-        self._sock.sendto(head + body, (0, 0))
+        return head + body + bytes(_aligned(len(body)) - len(body))
 
     def _receive(self) -> list[tuple[int, int, bytes]]:
         """Type, flags and body of the messages in one datagram that answer our last request."""

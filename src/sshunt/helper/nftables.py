@@ -4,13 +4,15 @@
 removes the table when the last process that has the socket closes it.
 
 **In a child.** The library ends its process where it meets what it does not expect: Debian 12's
-dies of SIGSEGV of any command while there is a set that nft 1.1 has made, by a container with the
+dies of SIGSEGV of most commands while there is a set that nft 1.1 has made, by a container with the
 host's network, say. It may also get stuck. So each of its calls is made in a child of ours, which
 has the same socket: we survive, say what happened, and undo what is done. The memory that 20,000
 routes take in there goes with the child, too.
 
-**Our tables** are asked of the kernel itself: of the library that would be one call more, and it
-ends its process where the kernel has no nf_tables.
+**Tables themselves** are listed, made and deleted by our own messages, over the same socket: in
+these the library dies there, too, it ends its process where the kernel has no nf_tables, and old
+ones do not know ``owner``. What is in a table is the library's work. It does not die of making sets
+and chains (capture.nft, ``as_commands``); of changing them it does, and then we say so.
 
 Not here: rule text (capture.nft), when a table is made and removed (apply), whose tables may be
 removed (marks).
@@ -22,13 +24,15 @@ import os
 import re
 import select
 import signal
+import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from sshunt.capture import nft
 from sshunt.helper.marks import Marks
-from sshunt.helper.netlink import Netlink, attributes
+from sshunt.helper.netlink import CREATE, EXCLUSIVE, Netlink, attribute, attributes
 from sshunt.helper.protocol import KernelError, Refusal
 
 #: The name of a session's table, and of its control group.
@@ -49,7 +53,10 @@ _COMPLAINT_BYTES = 2048
 _NETLINK_NETFILTER = 12
 _GET_TABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = struct.Struct("!BBH")  # family, version, resource
-_NFTA_TABLE_NAME = 1
+_NEW_TABLE, _DELETE_TABLE = 10 << 8 | 0, 10 << 8 | 2
+_NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 2
+_NFT_TABLE_F_OWNER = 0x2
+_NUMBER = struct.Struct("!I")
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp"}  # NFPROTO_*, those that we use
 
 _PR_SET_PDEATHSIG = 1
@@ -74,10 +81,34 @@ class Nftables:
             raise KernelError(Refusal.NOT_PERMITTED, "no netlink socket for nftables")
         # The library has no way to name its socket, and does not close it on exec: whatever we
         # start would own our table with us, and keep it when we are gone.
-        for descriptor in _descriptors() - before:
-            os.set_inheritable(descriptor, False)
+        (descriptor,) = _descriptors() - before
+        os.set_inheritable(descriptor, False)
+        self._netlink = Netlink(_NETLINK_NETFILTER, sock=socket.socket(fileno=os.dup(descriptor)))
         self._library.nft_ctx_buffer_error(self._context)
         self._library.nft_ctx_buffer_output(self._context)
+
+    def make(self, name: str, table: str, *, owner: bool) -> None:
+        """Make a rendered table of that name, whole or not at all; raises KernelError."""
+        flags = attribute(_NFTA_TABLE_FLAGS, _NUMBER.pack(_NFT_TABLE_F_OWNER if owner else 0))
+        self._change(_NEW_TABLE, "inet", name, flags, EXCLUSIVE | CREATE)
+        try:
+            self.run(nft.as_commands(table))
+        except KernelError:
+            self.delete("inet", name)
+            raise
+
+    def delete(self, family: str, name: str) -> None:
+        """Remove a table; raises KernelError."""
+        self._change(_DELETE_TABLE, family, name)
+
+    def _change(self, kind: int, family: str, name: str, more: bytes = b"", flags: int = 0) -> None:
+        table = attribute(_NFTA_TABLE_NAME, name.encode() + b"\0") + more
+        (number,) = (number for number, known in _FAMILIES.items() if known == family)
+        try:
+            self._netlink.change(kind, _NFGENMSG.pack(number, 0, 0) + table, flags)
+        except OSError as error:
+            denied = error.errno == errno.EPERM
+            raise KernelError(Refusal.NOT_PERMITTED if denied else Refusal.KERNEL, str(error))
 
     def run(self, commands: str) -> None:
         """Carry them out; raises KernelError."""
@@ -134,7 +165,7 @@ def _table(message: bytes) -> tuple[str, str]:
 
 
 def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
-    """Remove the plain tables of dead sessions; raises KernelError if the library is broken."""
+    """Remove the plain tables of dead sessions; raises KernelError."""
     families: dict[str, list[str]] = {}
     for family, name in our_tables():
         families.setdefault(name, []).append(family)
@@ -142,14 +173,10 @@ def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
         mark = marks.take_from_the_dead(name)
         if mark is None:
             continue
-        session = name.removeprefix(nft.TABLE_PREFIX)
-        try:
-            nftables.run("".join(nft.render_delete(session, family) for family in theirs))
-        except KernelError as error:
-            if error.kind in BROKEN:
-                raise
-        finally:
-            mark.close()
+        for family in theirs:
+            with suppress(KernelError):  # it is owned: by whom we can't see here
+                nftables.delete(family, name)
+        mark.close()
 
 
 # --- children -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ committing it.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import pytest
 
 from sshunt.capture.nft import (
     Cgroup,
+    as_commands,
     render,
     render_bypass,
     render_delete,
     render_probe,
     render_resolvers,
+    table_name,
 )
 from sshunt.capture.plan import Plan
 from sshunt.model import Action, Route
@@ -102,6 +105,22 @@ def test_a_plan_is_rendered_as_the_golden_file_says(name: str) -> None:
     if os.environ.get("SSHUNT_GOLDEN") == "write":
         path.write_text(_TEXTS[name])
     assert _TEXTS[name] == path.read_text()
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_what_is_rendered_and_its_commands_make_the_same_table(
+    namespace: list[str], name: str
+) -> None:
+    text = _TEXTS[name].replace(f'socket cgroupv2 level 3 "{_CGROUP.path}" ', "")
+    text = text.replace("\tflags owner;\n", "")
+    made = f"add table inet {table_name(_SESSION)}\n"
+    shown = []
+    for commands in (text, made + as_commands(text)):
+        subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
+        listing = subprocess.check_output([*namespace, "list", "ruleset"])
+        shown.append(re.sub(rb" expires \w+", b"", listing))
+        subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+    assert shown[0] == shown[1]
 
 
 @pytest.mark.parametrize("name", _TEXTS)
