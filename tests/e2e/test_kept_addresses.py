@@ -350,23 +350,29 @@ def test_a_listener_on_a_kept_address_is_refused(lab: Lab, start: Start) -> None
     assert lab.client.run(["nft", "list", "tables"]).stdout.count("inet") == 1
 
 
+@pytest.mark.parametrize("new_owner", ["server", "neighbour"])
 def test_a_listener_whose_address_is_another_host_s_now_gets_nothing_redirected(
-    lab: Lab, start: Start
+    lab: Lab, start: Start, new_owner: str
 ) -> None:
-    ip(lab.client, "address add 192.0.2.88/24 dev to-server")
+    owner = lab.server if new_owner == "server" else lab.neighbour
+    address = "192.0.2.88" if new_owner == "server" else "198.51.100.88"
+    ip(lab.client, f"address add {address}/24 dev to-{new_owner}")
     capture = start()
-    port, _, _ = capture.apply([FAMILIES[4].route], listen4="192.0.2.88", listen6=None)
-    with lab.client.connect("10.9.8.7", 7) as program:
-        assert program.recv(100).startswith(b"captured")
-    ip(lab.client, "address delete 192.0.2.88/24 dev to-server")
-    ip(lab.server, "address add 192.0.2.88/24 dev to-client")
+    port, _, _ = capture.apply([FAMILIES[4].route], listen4=address, listen6=None)
+    # Who is served: this host, and the hosts of that link, for which it is a router.
+    served = [lab.client, *([owner] if owner is lab.neighbour else [])]
+    for host in served:
+        with host.connect("10.9.8.7", 7) as program:
+            assert program.recv(100).startswith(b"captured")
+    ip(lab.client, f"address delete {address}/24 dev to-{new_owner}")
+    ip(owner, f"address add {address}/24 dev to-client")
     try:
-        with lab.server.listen("192.0.2.88", port) as other:
-            for host in (lab.client, lab.neighbour):
+        with owner.listen(address, port) as other:
+            for host in served:
                 with pytest.raises(ConnectionRefusedError):
                     host.connect("10.9.8.7", 7)
             other.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 other.accept()
     finally:
-        ip(lab.server, "address delete 192.0.2.88/24 dev to-client")
+        ip(owner, f"address delete {address}/24 dev to-client")
