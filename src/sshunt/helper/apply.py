@@ -33,6 +33,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 from sshunt.capture import links, nft
@@ -94,7 +95,8 @@ class Kernel:
         if guard is None:
             return False
         try:
-            self._nft.make(name, nft.render_probe(self._session, guard.cgroup), owner=False)
+            probe = nft.render_probe(self._session, guard.cgroup)
+            self._nft.make(name, lambda _: probe, owner=self._want_owner)
             self._nft.delete("inet", name)
         except KernelError as error:
             guard.remove()
@@ -119,7 +121,8 @@ class Kernel:
         # are not needed again.
         self._plan = replace(plan, routes=())
         try:
-            self._owned = self._make_table(plan)
+            name = nft.table_name(self._session)
+            self._owned = self._nft.make(name, partial(self._render, plan), owner=self._want_owner)
         except KernelError as error:
             if error.kind is not Refusal.STUCK:
                 self._plan = None  # one transaction: nothing of it was made
@@ -260,25 +263,7 @@ class Kernel:
             if mark is not None:
                 mark.close()
 
-    def _make_table(self, plan: Plan) -> bool:
-        """Make an owned table, or else a plain one; True if it is owned.
-
-        Old kernels refuse the flag in several ways, so no error is told from another: if the plain
-        table is refused too, then the flag was not the reason.
-        """
-        name = nft.table_name(self._session)
-        if self._want_owner:
-            try:
-                self._nft.make(name, self._render(plan, owner=True), owner=True)
-            except KernelError as error:
-                if error.kind in BROKEN:
-                    raise
-            else:
-                return True
-        self._nft.make(name, self._render(plan, owner=False), owner=False)
-        return False
-
-    def _render(self, plan: Plan, *, owner: bool) -> str:
+    def _render(self, plan: Plan, owner: bool) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
         served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
         try:

@@ -25,6 +25,7 @@ import re
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -81,14 +82,32 @@ class Nftables:
             raise KernelError(Refusal.NOT_PERMITTED, "no netlink socket for nftables")
         # The library has no way to name its socket, and does not close it on exec: whatever we
         # start would own our table with us, and keep it when we are gone.
-        (descriptor,) = _descriptors() - before
-        os.set_inheritable(descriptor, False)
-        self._netlink = Netlink(_NETLINK_NETFILTER, sock=socket.socket(fileno=os.dup(descriptor)))
+        opened = _descriptors() - before
+        for descriptor in opened:
+            os.set_inheritable(descriptor, False)
+        self._netlink = Netlink(_NETLINK_NETFILTER, sock=_netlink_among(opened))
         self._library.nft_ctx_buffer_error(self._context)
         self._library.nft_ctx_buffer_output(self._context)
 
-    def make(self, name: str, table: str, *, owner: bool) -> None:
-        """Make a rendered table of that name, whole or not at all; raises KernelError."""
+    def make(self, name: str, render: Callable[[bool], str], *, owner: bool) -> bool:
+        """Make a table of that name, whole or not at all; raises KernelError.
+
+        True if it is owned, as ``owner`` wants, and as ``render`` is told; else it is a plain one.
+        Old kernels refuse the flag in several ways, so no error is told from another: if the plain
+        table is refused too, then the flag was not the reason.
+        """
+        if owner:
+            try:
+                self._make(name, render(True), owner=True)
+            except KernelError as error:
+                if error.kind in BROKEN:
+                    raise
+            else:
+                return True
+        self._make(name, render(False), owner=False)
+        return False
+
+    def _make(self, name: str, table: str, *, owner: bool) -> None:
         flags = attribute(_NFTA_TABLE_FLAGS, _NUMBER.pack(_NFT_TABLE_F_OWNER if owner else 0))
         self._change(_NEW_TABLE, "inet", name, flags, EXCLUSIVE | CREATE)
         try:
@@ -131,6 +150,17 @@ def _descriptors() -> set[int]:
     """Those that are open now."""
     numbers = {int(name) for name in os.listdir("/proc/self/fd")}
     return {number for number in numbers if _is_open(number)}
+
+
+def _netlink_among(descriptors: set[int]) -> socket.socket:
+    """The library's socket, once more; raises KernelError."""
+    for descriptor in descriptors:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            found = socket.socket(fileno=os.dup(descriptor))
+            if found.family == socket.AF_NETLINK:
+                return found
+            found.close()
+    raise KernelError(Refusal.NOT_PERMITTED, "no netlink socket for nftables")
 
 
 def _is_open(descriptor: int) -> bool:
