@@ -45,14 +45,18 @@ from sshunt.model import Endpoint
 #: three tries.
 PASSWORD_DEADLINE_S = 960.0
 
-#: Without a password it is a Python start (50 ms) on a machine that may be busy.
-START_DEADLINE_S = 20.0
+#: Without a password it is a Python start (50 ms) on a machine that may be slow and busy.
+START_DEADLINE_S = 60.0
 
 #: How often we look whether sudo has ended, in the moment in which it does.
 STARTER_POLL_S = 0.002
 
-#: A little more than the helper's own deadline, so that its death is the first to be noticed.
-REQUEST_DEADLINE_S = 12.0
+#: A little more than the helper's own deadline for two calls into libnftables, so that what it has
+#: to say about them comes first.
+REQUEST_DEADLINE_S = 125.0
+
+#: Whoever has asked us to stop does not wait for a helper that is stuck; its own deadline ends it.
+CLOSE_DEADLINE_S = 12.0
 
 _HINTS = {
     Refusal.NO_NFT: "install it: apt install nftables, or dnf install nftables",
@@ -160,9 +164,9 @@ class Helper:
         try:
             if not self.gone.is_set():
                 self._writer.write_eof()  # means UNDO, whatever state it is in
-                await asyncio.wait_for(self.gone.wait(), REQUEST_DEADLINE_S)
+                await asyncio.wait_for(self.gone.wait(), CLOSE_DEADLINE_S)
         except (OSError, asyncio.TimeoutError):
-            pass  # stuck; its own alarm ends it
+            pass  # stuck; its own deadline ends it
         finally:
             self.abandon()
 

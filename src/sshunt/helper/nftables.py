@@ -39,9 +39,10 @@ from sshunt.helper.protocol import KernelError, Refusal
 #: The name of a session's table, and of its control group.
 SESSION_NAME = re.compile(re.escape(nft.TABLE_PREFIX) + "[0-9a-f]{8,16}")
 
-#: How long the library may take. 20,000 routes take half a second; a slow machine with a busy
-#: kernel twenty times as long.
-CALL_DEADLINE_S = 10.0
+#: How long the library may take before it counts as stuck for ever. 20,000 routes take half a
+#: second here; the first call after a boot, which loads the kernel's modules, took more than 10 s
+#: in a busy emulated machine.
+CALL_DEADLINE_S = 60.0
 
 #: Where it fails in these ways, the library is of no use, whatever is asked of it.
 BROKEN = (Refusal.CRASHED, Refusal.STUCK)
