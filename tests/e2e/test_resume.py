@@ -88,10 +88,13 @@ def test_a_client_whose_address_changes_goes_on(lab: Lab) -> None:
     with up(lab) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
+        sshds = len(sshds_of(lab))
         with another_address(lab):
             assert talk.says(b"from elsewhere")
             assert "an address changed" in tunnel.said
         assert talk.says(b"and back")
+        # Those of the lost connections find out when nobody answers for their address any more.
+        tunnel.wait_until(lambda: len(sshds_of(lab)) == sshds)
 
 
 def test_new_connections_wait_while_it_is_down_and_then_work(lab: Lab) -> None:
