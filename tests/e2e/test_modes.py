@@ -226,6 +226,21 @@ def test_a_host_behind_this_router_is_not_forwarded_by_default(lab: Lab, start: 
     assert "Hello" in page(lab)
 
 
+def test_a_host_that_is_no_router_serves_itself_alone_and_says_so(lab: Lab, start: Start) -> None:
+    lab.client.write_sysctl("net/ipv4/ip_forward", "0")
+    try:
+        tunnel = start("-v", "-r", "server", "-l", "0.0.0.0:0,[::]:0", *OFFICE)
+        assert "does not forward IPv4, so only its own connections are captured" in tunnel.said
+        assert "net.ipv4.ip_forward=1" in tunnel.said
+        assert "other hosts' IPv6 connections are captured from any link" in tunnel.said
+        assert "Hello" in page(lab)
+        assert "Hello" in fetch(lab.neighbour, f"http://[{lab.target.v6}]/")
+        with pytest.raises(OSError, match=r"timed out|refused|reset|unreachable"):
+            lab.neighbour.connect(lab.target.v4, 80, timeout_s=0.5)
+    finally:
+        lab.client.write_sysctl("net/ipv4/ip_forward", "1")
+
+
 # --- several -----------------------------------------------------------------------------------
 
 
