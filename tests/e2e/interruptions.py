@@ -15,14 +15,14 @@ LINK = Shape(rate_bit_s=200e6, delay_s=0.002, queue_bytes=1_000_000)
 
 #: With these sshd itself soon ends a connection on which nobody answers: after a long cut its TCP
 #: would find that out minutes later, and a test looks for what is left behind.
-_SOON = {"ClientAliveInterval": "1", "ClientAliveCountMax": "3"}
+SOON = {"ClientAliveInterval": "1", "ClientAliveCountMax": "3"}
 
 
 @contextmanager
 def office() -> Iterator[Lab]:
     """A lab whose link can be cut for long."""
     with Lab(sshd=False, up=LINK, down=LINK) as lab:
-        lab.sshd(lab.server, options=_SOON)
+        lab.sshd(lab.server, options=SOON)
         lab.web(lab.target)
         yield lab
 
