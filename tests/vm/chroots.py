@@ -58,10 +58,9 @@ def _wanted(names: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def _part(columns: Sequence[results.Column], seconds: float) -> str:
-    took = (
-        f"The run of {results.today()} took {seconds / 60:.0f} minutes, the servers below included."
-    )
-    return f"{took}\n\n{results.table(columns)}"
+    minutes = f"{seconds / 60:.0f} minutes, the servers below included"
+    run = f"The run of {results.today()}, at {results.commit()}, took {minutes}."
+    return f"{run}\n\n{results.table(columns)}"
 
 
 if __name__ == "__main__":

@@ -210,6 +210,8 @@ After=local-fs.target
 
 [Service]
 ExecStart=/bin/bash -i
+# A shell at a prompt ignores SIGTERM; systemd would wait for it at each shutdown.
+KillSignal=SIGHUP
 Environment=HOME=/root TERM=vt220
 WorkingDirectory=/root
 TTYPath=/dev/ttyS0

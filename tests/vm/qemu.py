@@ -31,9 +31,9 @@ class GuestError(Exception):
     """The guest did not come to its end; the message says why."""
 
 
-#: Told to the kernel; the console of a guest has room for what goes wrong.
+#: Told to the kernel. Its messages go to the console: what holds up a shutdown is told nowhere else
 _KERNEL_WORDS = "root=/dev/vda rw console=ttyS0"
-_SILENTLY = "quiet systemd.show_status=no"
+_SILENTLY = "systemd.show_status=no"
 
 
 def _command(disk: Disk, accelerator: str, folder: Path, words: str = _SILENTLY) -> list[str]:

@@ -81,8 +81,9 @@ def _row(first: str, rest: Sequence[str]) -> str:
 def _cell(column: Column, name: str) -> str:
     for result in column.results:
         if result.name == name:
+            shown = result.result if result.result == OK else f"**{result.result}**"
             why = result.why.replace("|", "\\|").replace("\n", " ")
-            return result.result if result.result == OK else f"**{result.result}**: {why}"
+            return f"{shown}: {why}" if why else shown
     return "not tried"
 
 

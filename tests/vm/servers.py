@@ -71,11 +71,16 @@ class Far:
         command = self._command()
         self.before = self.files()
         enter = ["nsenter", f"--net={self._lab.server.netns_path}", "chroot", str(self.root)]
-        with (self.root / "var/log/ssh-server.log").open("wb") as log:
+        path = self.root / "var/log/ssh-server.log"
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 [*enter, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._lab.server.wait_for_port(self._lab.server.v4, 22)
+        try:
+            self._lab.server.wait_for_port(self._lab.server.v4, 22)
+        except TimeoutError:
+            process.kill()
+            raise WrongError(f"its ssh server did not start: {path.read_text(errors='replace')}")
         return process
 
     def _command(self) -> list[str]:
@@ -154,6 +159,9 @@ def _running(root: Path, folder: Path, lab: Lab, server: Server) -> Iterator[Far
 # --- checks: each returns what was seen --------------------------------------------------------
 
 Check = Callable[[Lab, Far, Tunnel], str]
+
+#: How a check fails.
+_WRONG = (WrongError, AssertionError, ProgramFailedError, OSError, subprocess.SubprocessError)
 
 
 def page(lab: Lab, far: Far, tunnel: Tunnel) -> str:
@@ -252,9 +260,7 @@ def _try(name: str, check: Callable[[], str]) -> results.Result:
     begin = time.monotonic()
     try:
         result, why = results.OK, check()
-    except (WrongError, AssertionError, ProgramFailedError, OSError) as error:
-        result, why = results.FAILED, str(error)
-    except subprocess.SubprocessError as error:
+    except _WRONG as error:
         result, why = results.FAILED, str(error)
     tried = results.Result(name, result, why, time.monotonic() - begin)
     results.show(tried)

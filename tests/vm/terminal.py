@@ -9,6 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+#: Control sequences of a terminal: ECMA-48, 5.4.
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
 
 class SilentError(Exception):
     """What was waited for did not come."""
@@ -35,8 +38,8 @@ class Terminal:
 
     @property
     def said(self) -> str:
-        """All that was printed up to now."""
-        return self._said.replace("\r", "")
+        """All that was printed up to now, without colours and the like."""
+        return _ESCAPES.sub("", self._said).replace("\r", "")
 
     def wait_for(self, pattern: str, *, within_s: float) -> None:
         """Return when the pattern has been printed; raises ``SilentError``."""

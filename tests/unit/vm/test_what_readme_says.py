@@ -24,5 +24,5 @@ def test_a_table_has_a_column_for_each_system_and_a_row_for_each_fact_and_check(
         "|  | a | b |",
         "| --- | --- | --- |",
         "| kernel | 5.10 | 6.1 |",
-        "| works | **can't**: too \\| old | ok |",
+        "| works | **can't**: too \\| old | ok: seen |",
     ]

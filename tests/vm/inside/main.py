@@ -21,34 +21,30 @@ from tests.vm.inside.report import tell
 #: The checks that are wanted, if not all.
 _ONLY = Path("/opt/checks/only")
 
-_REBOOTED = Path("/var/lib/checks-rebooted")
-
 #: What is sent of a failed check's output.
 _LOG_CHARACTERS = 6_000
 
 
 def main(names: Sequence[str]) -> None:
-    """Run checks; without names all of them, with a reboot among them."""
+    """Run the checks with these names; without names those that are wanted, a reboot among them."""
     if names:
-        for check in (*checks.CHECKS, *checks.AFTER_REBOOT):
+        for check in (*checks.CHECKS, checks.rebooted):
             if check.__name__ in names:
                 run(check)
         return
     tell("booted")
-    only = _ONLY.read_text().split()
-    if only:
-        tell("facts", facts=facts())
-        main(only)
+    wanted = _ONLY.read_text().split()
+    if checks.REBOOTED.exists():
+        run(checks.rebooted)
         tell("done")
-    elif not _REBOOTED.exists():
-        tell("facts", facts=facts())
-        for check in checks.CHECKS:
+        return
+    tell("facts", facts=facts())
+    for check in checks.CHECKS:
+        if not wanted or check.__name__ in wanted:
             run(check)
-        _REBOOTED.touch()
+    if not wanted or checks.rebooted.__name__ in wanted:
         reboot()
     else:
-        for check in checks.AFTER_REBOOT:
-            run(check)
         tell("done")
 
 
@@ -84,6 +80,7 @@ def reboot() -> None:
         name = "a transfer is on its way before the reboot"
         tell("check", name=name, result="failed", why=str(error), seconds=0, log="")
     tell("rebooting")
+    checks.REBOOTED.write_text(str(time.time()))
     subprocess.run(["systemctl", "--no-block", "reboot"], check=True)
 
 
