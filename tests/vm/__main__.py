@@ -41,7 +41,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev test-vm", description=__doc__.partition("\n")[0])
     names = ", ".join(guests.GUESTS)
     parser.add_argument("guests", nargs="*", metavar="GUEST", help=f"{names}; all if none is named")
-    parser.add_argument("--keep", action="store_true", help="leave the last guest running")
+    parser.add_argument("--keep", action="store_true", help="leave each guest running until Ctrl-C")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="CHECK", help="functions of inside/checks.py"
     )

@@ -45,11 +45,6 @@ names_at_home)
     ip -n server link set to-target up
     ip -n target link set to-server up
     ip route add default via 192.0.2.2
-    # The first rules after a boot make the kernel load a dozen modules from disk. Emulated, that alone
-    # can take longer than the helper lets libnftables take.
-    nft 'add table ip warm-up; add chain ip warm-up c { type nat hook output priority 0; };
-        add rule ip warm-up c tcp dport 9 fib daddr type local redirect to :9; delete table ip warm-up' || true
-    for module in nft_socket nft_reject_inet tun veth; do modprobe "$module" || true; done
     mkdir -p /etc/netns/server
     echo nameserver 10.55.0.2 >/etc/netns/server/resolv.conf
     ;;
