@@ -32,7 +32,7 @@ from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.names.dns import DnsForwarder
-from sshunt.names.doors import Door, system_resolvers
+from sshunt.names.doors import Door, link_local_resolvers, system_resolvers, uncovered
 from sshunt.network import NetworkEvents
 from sshunt.peers import behind
 from sshunt.privilege import Helper
@@ -130,6 +130,7 @@ class Up:
         self._control: ControlServer | None = None
         self._former = FormerAddresses()
         self._kept: tuple[str, ...] = ()
+        self._uncovered = link_local_resolvers()  # of which has been said that they are
 
     def let_in(self, socks: Iterable[socket.socket], doors: Iterable[Door]) -> None:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
@@ -331,7 +332,11 @@ class Up:
         plan = self.plan
         if not self._options.dns or plan is None:
             return
-        found = system_resolvers()
+        found, beyond = system_resolvers(), link_local_resolvers()
+        if beyond != self._uncovered:
+            self._uncovered = beyond
+            if beyond:
+                self._console.line(uncovered(beyond))
         if found != plan.resolvers:
             if self.names is not None:
                 self.names.resolvers = found

@@ -226,6 +226,27 @@ def test_without_a_cgroup_dns_is_refused_before_anything_is_changed(
     assert "hint: leave --dns out" in done.stderr
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_link_local_resolver_is_left_alone_and_that_is_said(lab: Lab, alone: bool) -> None:
+    conf, switch = lab.folder / "link-resolv.conf", lab.folder / "link-nsswitch.conf"
+    link = lab.client.run(["ip", "-6", "-o", "route", "get", lab.neighbour.v6]).stdout
+    device = link.split(" dev ")[1].split()[0]
+    others = [] if alone else [lab.neighbour.v4]
+    conf.write_text("".join(f"nameserver {a}\n" for a in [f"fe80::1%{device}", *others]))
+    switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    program = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh", *SSHUNT]
+    words = ("--dns", "-r", "server", OFFICE_V4)
+    said = f"names that programs ask of fe80::1%{device} are not looked up on the far side"
+    if alone:
+        done = lab.client.run([*program, *words], check=False)
+        assert done.returncode == ExitCode.CAPTURE
+        assert f"error: {said}" in done.stderr
+        return
+    with running(lab, *words, program=program) as tunnel:
+        assert said in tunnel.said
+        assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
 def test_killed_it_leaves_names_as_they_were(lab: Lab, at_home: list[str]) -> None:
     tunnel = Tunnel(lab, ["--dns", "-r", "server", OFFICE_V4], program=[*at_home, *SSHUNT])
     tunnel.wait_until_connected()

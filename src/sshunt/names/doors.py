@@ -2,13 +2,18 @@
 
 The sockets are on loopback, whatever --listen says: nobody else can ask the far side's resolvers.
 
+A resolver with a link-local address (``nameserver fe80::1%eth0``, as routers announce them) can't
+be stood in for: the scope binds the program's socket to the interface, so that what is redirected
+to lo never arrives. It is left alone, which is said.
+
 Not here: what is redirected to them (capture), what is answered (dns).
 """
 
 import errno
 import socket
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from sshunt.config import DEFAULT_LISTEN4, DEFAULT_LISTEN6
@@ -39,12 +44,29 @@ class Door(NamedTuple):
 
 
 def system_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
-    """The addresses that this host's programs ask, without scopes, each once."""
-    found = []
+    """The addresses that this host's programs ask and that can be stood in for, each once."""
+    found = [str(address) for address in _addresses(resolv_conf) if not address.is_link_local]
+    return tuple(dict.fromkeys(found))
+
+
+def link_local_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
+    """Those that can't."""
+    found = [str(address) for address in _addresses(resolv_conf) if address.is_link_local]
+    return tuple(dict.fromkeys(found))
+
+
+def uncovered(resolvers: Iterable[str]) -> str:
+    """The sentence about those."""
+    return (
+        f"names that programs ask of {', '.join(resolvers)} are not looked up on the far side:"
+        " a link-local address can't be stood in for"
+    )
+
+
+def _addresses(resolv_conf: str) -> Iterator[IPv4Address | IPv6Address]:
     for text in dns.resolvers(resolv_conf):
         with suppress(ValueError):
-            found.append(str(ip_address(text.partition("%")[0])))
-    return tuple(dict.fromkeys(found))
+            yield ip_address(text)
 
 
 def open_door(family: int) -> Door:

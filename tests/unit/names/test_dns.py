@@ -17,7 +17,7 @@ from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
 from sshunt.names import connections, doors
 from sshunt.names import dns as names
-from sshunt.names.doors import open_door, system_resolvers
+from sshunt.names.doors import link_local_resolvers, open_door, system_resolvers
 from sshunt.relay import dns as relay_dns
 from tests.unit.names.both_ends import DEADLINE_S, Names, talk
 from tests.unit.names.office import Answer, knows, lies, says, silent, slow
@@ -229,12 +229,12 @@ def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.Monk
     talk(monkeypatch, [silent], conversation)
 
 
-def test_the_systems_resolvers_are_named_without_scopes_and_each_once(tmp_path: Path) -> None:
+def test_the_systems_resolvers_are_named_once_and_link_local_ones_apart(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
-    file.write_text(
-        "nameserver fe80::1%eth0\nnameserver 127.0.0.53\nnameserver fe80::1%eth1\nnameserver x\n"
-    )
-    assert system_resolvers(str(file)) == ("fe80::1", "127.0.0.53")
+    resolvers = ("fe80::1%eth0", "127.0.0.53", "fe80::1%eth0", "2001:db8::1", "127.0.0.53", "x")
+    file.write_text("".join(f"nameserver {resolver}\n" for resolver in resolvers))
+    assert system_resolvers(str(file)) == ("127.0.0.53", "2001:db8::1")
+    assert link_local_resolvers(str(file)) == ("fe80::1%eth0",)
 
 
 def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
