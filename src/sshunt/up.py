@@ -17,7 +17,7 @@ from typing import Any
 from sshunt import metrics
 from sshunt.addresses import FormerAddresses
 from sshunt.arrival import Arrivals
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import DNS_PORT, Plan
 from sshunt.config import Options
 from sshunt.console import Console, counted
 from sshunt.control import ControlServer
@@ -298,6 +298,15 @@ class Up:
         if self._options.fail_open:
             self._kept = ()  # they go with the rules
             self._change_rules(self._helper.undo)
+        else:
+            self._leave_resolvers_to_other_sessions()
+
+    def _leave_resolvers_to_other_sessions(self) -> None:
+        """While we can't answer, their ssh may find its server: see ``capture.nft``."""
+        plan = self.plan
+        if plan is not None and plan.resolvers:
+            resolvers = [(address, DNS_PORT) for address in plan.resolvers]
+            self._change_rules(lambda: self._helper.bypass([*plan.bypass, *resolvers]))
 
     def _on_up(self) -> None:
         self.waiting.let_in(
@@ -344,6 +353,8 @@ class Up:
             self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
             if not (self._options.fail_open and self.is_down):  # else they come with the rules
                 self._change_rules(lambda: self._helper.resolvers(found))
+                if self.is_down:
+                    self._leave_resolvers_to_other_sessions()
 
     def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
         """After the change before it; what fails ends the session, unless it is ``optional``."""

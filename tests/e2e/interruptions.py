@@ -17,6 +17,16 @@ LINK = Shape(rate_bit_s=200e6, delay_s=0.002, queue_bytes=1_000_000)
 #: would find that out minutes later, and a test looks for what is left behind.
 SOON = {"ClientAliveInterval": "1", "ClientAliveCountMax": "3"}
 
+#: The server's first address is no longer its sshd's.
+NO_FIRST_ADDRESS = """
+table inet moved {
+    chain input {
+        type filter hook input priority 0;
+        ip daddr 192.0.2.2 tcp dport 22 reject with tcp reset
+    }
+}
+"""
+
 
 @contextmanager
 def office() -> Iterator[Lab]:

@@ -15,6 +15,7 @@ import pytest
 
 from sshunt.lab.world import ELSEWHERE_V4, Lab
 from tests.e2e.captures import Start, captures, cgroups, helpers, soon, tables
+from tests.e2e.interruptions import NO_FIRST_ADDRESS
 from tests.e2e.layouts import (
     LAYOUTS,
     another_option,
@@ -186,7 +187,7 @@ def test_when_the_server_moves_to_its_other_address_ssh_is_not_captured(
     remains = Remains(lab)
     tunnel = Tunnel(lab, ["--dns", "-r", "gate", "0/0"], before=[*two, *before])
     tunnel.wait_until_connected()
-    lab.server.run(["nft", "-f", "-"], stdin=_NO_FIRST_ADDRESS)
+    lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
     try:
         kill(tunnel.pids("ssh"))
         tunnel.wait_until(lambda: "again after" in tunnel.said)
@@ -195,16 +196,6 @@ def test_when_the_server_moves_to_its_other_address_ssh_is_not_captured(
         lab.server.run(["nft", "delete", "table", "inet", "moved"])
         assert tunnel.stop() == 0
     assert remains.left() == []
-
-
-_NO_FIRST_ADDRESS = """
-table inet moved {
-    chain input {
-        type filter hook input priority 0;
-        ip daddr 192.0.2.2 tcp dport 22 reject with tcp reset
-    }
-}
-"""
 
 
 def test_with_fail_open_the_guard_is_there_again_after_an_outage(

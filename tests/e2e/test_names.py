@@ -14,16 +14,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sshunt.errors import ExitCode
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
-from tests.e2e.interruptions import lost, office
-from tests.e2e.tunnels import SSHUNT, Tunnel, kill, running
+from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, OFFICE_V6, Lab
+from tests.e2e.interruptions import NO_FIRST_ADDRESS, lost, office
+from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, kill, running
 
 #: A third resolver at home. For half a minute the kernel remembers where a port's queries to the
 #: others went, in sessions that are over: a port that comes again would be refused once.
@@ -47,7 +48,9 @@ def lab() -> Iterator[Lab]:
         pytest.skip("needs dnsmasq and dig")
     with office() as lab:
         many = [f"--host-record=big.corp.example,10.55.1.{n}" for n in range(BIG)]
-        resolver(lab.target, f"--address=/corp.example/{OFFICES}", *many)
+        (lab.folder / "homes").mkdir()
+        moving = f"--hostsdir={lab.folder}/homes"
+        resolver(lab.target, f"--address=/corp.example/{OFFICES}", moving, *many)
         resolver(lab.neighbour, f"--address=/corp.example/{HOMES}", f"--address=/gate.home/{HOMES}")
         yield lab
 
@@ -177,6 +180,47 @@ def test_ssh_finds_its_server_by_the_resolver_at_home_also_when_it_was_lost(
         kill(tunnel.pids("ssh"))
         tunnel.wait_until(lambda: " again after " in tunnel.said)
         assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
+
+
+def move_servers(lab: Lab, address: str) -> None:
+    """The servers of two sessions are there now; every resolver knows it (dnsmasq looks itself)."""
+    (lab.folder / "homes" / "servers").write_text(f"{address} one.home two.home\n")
+
+
+@pytest.mark.usefixtures("at_home")
+def test_two_sessions_with_dns_do_not_keep_each_other_from_their_servers(lab: Lab) -> None:
+    """The servers move while both connections are lost, so only a resolver can tell."""
+    conf, switch = lab.folder / "two-resolv.conf", lab.folder / "home-nsswitch.conf"
+    conf.write_text("nameserver 127.0.0.1\n")
+    program = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh", *SSHUNT]
+    ssh = f"ssh -F {lab.ssh_config} -o HostKeyAlias=server"
+    move_servers(lab, lab.server.v4)
+    only = ["--listen-address=127.0.0.1", "--bind-interfaces", f"--hostsdir={lab.folder}/homes"]
+    remains = Remains(lab)
+    with ExitStack() as stack:
+        local = resolver(lab.client, *only, port_at="127.0.0.1")
+        stack.callback(local.kill)
+        tunnels = []
+        for name, network in (("one", OFFICE_V4), ("two", OFFICE_V6)):
+            words = ["--dns", "-e", ssh, "-r", f"{name}.home", network]
+            tunnels.append(Tunnel(lab, words, program=program))
+            stack.callback(tunnels[-1].stop)
+            tunnels[-1].wait_until_connected()
+        one, two = tunnels
+        assert Dug(lab.client, "127.0.0.1").addresses == [OFFICES]
+        lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
+        stack.callback(lab.server.run, ["nft", "delete", "table", "inet", "moved"])
+        kill([*one.pids("ssh"), *two.pids("ssh")])
+        wait_until_said("is lost since", one, two)
+        move_servers(lab, ELSEWHERE_V4)
+        wait_until_said(" again after ", one, two)
+        assert Dug(lab.client, "127.0.0.1").addresses == [OFFICES]
+    assert remains.left() == []
+
+
+def wait_until_said(words: str, *tunnels: Tunnel) -> None:
+    for tunnel in tunnels:
+        tunnel.wait_until(partial(lambda said_by: words in said_by.said, tunnel))
 
 
 def test_a_server_whose_name_only_a_local_daemon_tells_is_found_again_by_its_last_address(

@@ -35,6 +35,12 @@ Why each of them:
   it himself leaves the tunnel, as he may by other ways; forwarded packets have none.
 * *Our own cgroup, our own peers.* Two independent ways not to capture ourselves. Forwarded traffic
   is never ours, so the exception for the peers does not reach it.
+* *Other sshunts' queries.* To an sshunt with --dns the ssh of another one is a program like any:
+  while the first is up it answers, so that a tunnel may lead through a tunnel; but while it is down
+  it would keep the other from finding its server, and two of them each other for ever. So each
+  table gives the queries of its own cgroup a mark, just before nat's chains are looked at, and
+  takes it away behind them. What bears it and is asked of an endpoint in the bypass set is left
+  alone: the client puts the resolvers there while its connection is lost.
 * *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
   come a little before ``dstnat`` (-100), where Docker and most tools sit, since a route that was
   typed is more explicit than theirs; published container ports stay as they are because they are
@@ -108,6 +114,13 @@ _NOTED = f"flags dynamic,timeout; timeout {_NOTED_S}s; size {_MOST_NOTED};"
 #: writes priorities.
 _BY_AN_AGENT = "meta priority 0:3"
 
+#: Chains just before and behind nat (-100), between which our own queries bear OURS_MARK.
+_BEFORE_NAT_PRIORITY = -101
+
+#: A bit that neither container networks nor VPNs use. It is there for the moment in which the nat
+#: chains are looked at, and nobody else sees it.
+OURS_MARK = 0x02000000
+
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
 _OWNED = "\tflags owner;"
@@ -174,7 +187,8 @@ def render(
         elements = _resolver_elements(plan, family)
         lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
     if asked:
-        lines += _dns_chain(plan, asked, cgroup)
+        lines += _dns_chain(plan, asked, families, cgroup)
+        lines += _mark_chains(cgroup)
     for family in families:
         lines += _capture_chain(plan, family)  # before it is gone to
     alive = [] if owner else ["\t\tmeta l4proto != @alive return"]
@@ -263,10 +277,19 @@ def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
     return [*lines, "\t}"]
 
 
-def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[str]:
+def _dns_chain(
+    plan: Plan, families: list[int], with_bypass: list[int], cgroup: Cgroup | None
+) -> list[str]:
     lines = ["\tchain dns {"]
     if cgroup is not None:
         lines.append(f"\t\t{_in_cgroup(cgroup)} return")
+        lines += [
+            f"\t\tmeta mark & {OURS_MARK:#010x} != 0"
+            f" {_PROTOCOL[family]} daddr . {transport} dport @bypass{family} return"
+            for family in families
+            if family in with_bypass
+            for transport in ("tcp", "udp")
+        ]
     lines.append(f"\t\t{_BY_AN_AGENT} return")
     lines.append(f"\t\tmeta l4proto tcp {_NOT_A_SYN} return")
     for family in families:
@@ -274,6 +297,25 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
         of_family = f"meta nfproto ipv{family} meta l4proto {{ tcp, udp }}"
         lines.append(f"\t\t{of_family} redirect to :{port}")
     return [*lines, "\t}"]
+
+
+def _mark_chains(cgroup: Cgroup | None) -> list[str]:
+    """What tells our own queries from others' in the tables of all sessions; see the head."""
+    if cgroup is None:
+        return []
+    ours = _in_cgroup(cgroup)
+    return [
+        "\tchain mark_ours {",
+        f"\t\ttype filter hook output priority {_BEFORE_NAT_PRIORITY}; policy accept;",
+        f"\t\tmeta l4proto {{ tcp, udp }} th dport {DNS_PORT} {ours}"
+        f" meta mark set meta mark | {OURS_MARK:#010x}",
+        "\t}",
+        "\tchain unmark_ours {",
+        f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
+        f"\t\tmeta mark & {OURS_MARK:#010x} != 0 {ours}"
+        f" meta mark set meta mark & {OURS_MARK ^ 0xFFFFFFFF:#010x}",
+        "\t}",
+    ]
 
 
 def _output_chain(
