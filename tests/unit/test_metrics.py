@@ -47,7 +47,7 @@ def with_lane(**changes: object) -> dict[str, Any]:
 def busy_session() -> Ends:
     """A client with one lane that has measured, and with something in every queue."""
     ends = Ends(lanes=2)
-    near, _ = ends.connect()
+    near, _ = ends.connect(bulky=True)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
     ends.transmit(ends.client)
     ends.now += 0.05
