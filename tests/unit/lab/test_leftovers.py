@@ -20,12 +20,19 @@ MALLORY = 65534
 TMP = Path("/tmp")
 
 
+#: What the test at hand has made in /tmp, which is others' at the same time.
+_made: list[Path] = []
+
+
 @pytest.fixture(autouse=True)
 def tidy_up() -> Iterator[None]:
-    before = set(TMP.glob("sshunt-*"))
     yield
-    for path in set(TMP.glob("sshunt-*")) - before:
-        path.unlink() if path.is_symlink() else path.rmdir()
+    while _made:
+        path = _made.pop()
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            path.rmdir()
 
 
 @pytest.fixture
@@ -39,6 +46,7 @@ def dead() -> str:
 def make(name: str, owner: int) -> Path:
     path = TMP / name
     path.mkdir()
+    _made.append(path)
     os.chown(path, owner, owner)
     return path
 
@@ -94,7 +102,9 @@ def test_a_malformed_name_is_nobodys_lab(name: str) -> None:
 def test_a_link_is_no_folder(dead: str) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
         Path(elsewhere, "precious").touch()
-        (TMP / dead).symlink_to(elsewhere)
+        link = TMP / dead
+        link.symlink_to(elsewhere)
+        _made.append(link)
         remove_leftovers()
         assert Path(elsewhere, "precious").exists()
 
