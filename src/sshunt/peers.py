@@ -14,6 +14,7 @@ Reads /proc through psutil; connects to nothing. Processes may come and go meanw
 has no peers.
 """
 
+import os
 import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -90,6 +91,16 @@ def is_own_address(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_made_by_a_child(local_port: int) -> bool:
+    """True if a process that we have started has a TCP connection from this port."""
+    return any(
+        connection.laddr.port == local_port
+        for process in _family(os.getpid())[1:]
+        for connection in _connections_of(process)
+        if connection.status in _LIVE
+    )
 
 
 def has_connection(pid: int) -> bool:

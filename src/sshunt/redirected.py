@@ -11,6 +11,7 @@ from collections.abc import Callable
 from sshunt.arrival import Arrivals
 from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.console import Console
+from sshunt.model import Endpoint
 from sshunt.mux.frames import QUIET_TCP, Destination
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tcp import TcpRelay
@@ -37,6 +38,7 @@ class Redirected:
         waiting: WaitingRoom,
         is_down: Callable[[], bool],
         arrivals: Arrivals,
+        is_ours: Callable[[socket.socket, Endpoint], bool],
     ) -> None:
         self._original = OriginalDestinations(listener)
         self._tunnel = tunnel
@@ -44,6 +46,7 @@ class Redirected:
         self._waiting = waiting
         self._is_down = is_down
         self._arrivals = arrivals
+        self._is_ours = is_ours
 
     def why_not(self) -> str:
         """Why no more connections can be taken just now; "": they can."""
@@ -64,6 +67,9 @@ class Redirected:
             return
         if self._arrivals.take(sock, (address, port)):
             sock.close()
+            return
+        if self._is_ours(sock, (address, port)):
+            close_with_reset(sock)
             return
         destination = Destination(QUIET_TCP, address, port)
         if self._is_down():

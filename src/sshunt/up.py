@@ -34,7 +34,7 @@ from sshunt.mux.streams import Stream
 from sshunt.names.dns import DnsForwarder
 from sshunt.names.doors import Door, link_local_resolvers, system_resolvers, uncovered
 from sshunt.network import NetworkEvents
-from sshunt.peers import behind
+from sshunt.peers import behind, is_made_by_a_child
 from sshunt.privilege import Helper
 from sshunt.redirected import Redirected, begin
 from sshunt.relay.lane import LaneIO
@@ -137,7 +137,13 @@ class Up:
         tunnel, console = self.tunnel, self._console
         for sock in socks:
             redirected = Redirected(
-                sock, tunnel, console, self.waiting, lambda: self.is_down, self.arrivals
+                sock,
+                tunnel,
+                console,
+                self.waiting,
+                lambda: self.is_down,
+                self.arrivals,
+                self._is_ours,
             )
             listener = Listener(sock, tunnel.loop, console, redirected.take, redirected.why_not)
             self.listeners.append(listener)
@@ -150,6 +156,26 @@ class Up:
     def is_down(self) -> bool:
         """True while the connection is lost."""
         return self._keeper.is_down
+
+    def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
+        """True for a connection of our own ssh to another address of its server. Only where no
+        control group keeps those from being captured; the next one there will not be.
+        """
+        plan = self.plan
+        if self._helper.guarded or plan is None:
+            return False
+        if destination[1] not in {port for _, port in plan.bypass}:
+            return False  # looking at processes takes its time
+        try:
+            source_port = program.getpeername()[1]
+        except OSError:
+            return False  # it has gone
+        if not is_made_by_a_child(source_port):
+            return False
+        self.plan = replace(plan, bypass=(*plan.bypass, destination))
+        self._console.detail(1, f"ssh goes to {destination[0]} now, which is left alone")
+        self._apply_bypass()
+        return True
 
     def peers(self) -> tuple[Endpoint, ...]:
         """Whom ssh is connected to; if that is a program on this host, also whom that one is."""
@@ -299,14 +325,17 @@ class Up:
             self._kept = ()  # they go with the rules
             self._change_rules(self._helper.undo)
         else:
-            self._leave_resolvers_to_other_sessions()
+            self._apply_bypass()
 
-    def _leave_resolvers_to_other_sessions(self) -> None:
-        """While we can't answer, their ssh may find its server: see ``capture.nft``."""
+    def _apply_bypass(self) -> None:
+        """What ssh connects to is left alone, and while we can't answer, other sessions' ssh may
+        ask the resolvers: see ``capture.nft``.
+        """
         plan = self.plan
-        if plan is not None and plan.resolvers:
-            resolvers = [(address, DNS_PORT) for address in plan.resolvers]
-            self._change_rules(lambda: self._helper.bypass([*plan.bypass, *resolvers]))
+        if plan is not None:
+            resolvers = plan.resolvers if self.is_down else ()
+            endpoints = [*plan.bypass, *((address, DNS_PORT) for address in resolvers)]
+            self._change_rules(lambda: self._helper.bypass(endpoints))
 
     def _on_up(self) -> None:
         self.waiting.let_in(
@@ -319,7 +348,7 @@ class Up:
             self._change_rules(lambda: self._helper.apply(plan))
             self._keep_addresses()
         else:
-            self._change_rules(lambda: self._helper.bypass(plan.bypass))
+            self._apply_bypass()
 
     def _on_network(self, why: str) -> None:
         self._keeper.check(why)
@@ -353,8 +382,7 @@ class Up:
             self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
             if not (self._options.fail_open and self.is_down):  # else they come with the rules
                 self._change_rules(lambda: self._helper.resolvers(found))
-                if self.is_down:
-                    self._leave_resolvers_to_other_sessions()
+                self._apply_bypass()
 
     def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
         """After the change before it; what fails ends the session, unless it is ``optional``."""

@@ -178,19 +178,42 @@ def test_a_frozen_helper_does_not_keep_the_rules_of_a_dead_client(
 # --- the whole tunnel --------------------------------------------------------------------------
 
 
+def two_addresses(lab: Lab) -> list[str]:
+    """A command prefix: the ssh server is "gate", and has two addresses."""
+    hosts = lab.folder / "two-addresses"
+    hosts.write_text(f"{lab.server.v4} gate\n{ELSEWHERE_V4} gate\n")
+    script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
 def test_when_the_server_moves_to_its_other_address_ssh_is_not_captured(
     lab: Lab, before: list[str]
 ) -> None:
-    hosts = lab.folder / "two-addresses"
-    hosts.write_text(f"{lab.server.v4} gate\n{ELSEWHERE_V4} gate\n")
-    two = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
     remains = Remains(lab)
-    tunnel = Tunnel(lab, ["--dns", "-r", "gate", "0/0"], before=[*two, *before])
+    tunnel = Tunnel(lab, ["--dns", "-r", "gate", "0/0"], before=[*two_addresses(lab), *before])
     tunnel.wait_until_connected()
     lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
     try:
         kill(tunnel.pids("ssh"))
         tunnel.wait_until(lambda: "again after" in tunnel.said)
+        assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+    finally:
+        lab.server.run(["nft", "delete", "table", "inet", "moved"])
+        assert tunnel.stop() == 0
+    assert remains.left() == []
+
+
+def test_without_a_group_ssh_is_captured_once_at_most_when_its_server_moves(lab: Lab) -> None:
+    weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-v", "-r", "gate", "0/0"], before=[*two_addresses(lab), *weak])
+    tunnel.wait_until_connected()
+    assert "own traffic is told by the addresses" in tunnel.said
+    lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
+    try:
+        kill(tunnel.pids("ssh"))
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        assert f"ssh goes to {ELSEWHERE_V4} now" in tunnel.said
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
     finally:
         lab.server.run(["nft", "delete", "table", "inet", "moved"])
