@@ -6,8 +6,9 @@ than PENDING_ATTACHES at once; anything else is hung up on. A bad caller harms o
 
     PROVING --token--> SENDING --HELLO and descriptors--> a lane, handed to ``on_lane``
 
-Whoever is another user is hung up on at once, and nobody else is listened to at that socket for
-a moment: at an abstract one anybody may call, as often as he likes.
+At an abstract socket anybody may call, as often as he likes. Other users are hung up on, all that
+wait there at once, so that a stub among them has its turn; then that socket is left alone for a
+moment.
 
 When accepting fails it pauses; the callers wait in the backlog. Out of descriptors that is all
 there is to do, and any other error is the caller's own, who is gone (accept(2)): no caller can end
@@ -24,6 +25,7 @@ import socket
 from typing import Callable, Dict, List, Optional
 
 from sshunt.agent.rendezvous import (
+    ATTACH_BACKLOG,
     ATTACH_DEADLINE_S,
     GO,
     PROOF_BYTES,
@@ -40,7 +42,7 @@ PENDING_ATTACHES = 16
 #: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
 
-#: How long after another user has called. Stubs that come by the directory don't notice.
+#: How long after other users have called. Stubs that come by the directory don't notice.
 STRANGER_PAUSE_S = 0.1
 
 #: A lane has two: one to read from, one to write to.
@@ -108,17 +110,24 @@ class AttachListener:
             self._hang_up(peer)
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            peer, _address = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError:
-            self._pause(listener, ACCEPT_PAUSE_S)
-            return
-        if not same_user(peer):
+        pause_s = 0.0
+        for _ in range(ATTACH_BACKLOG):
+            try:
+                peer, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                break
+            except OSError:
+                pause_s = ACCEPT_PAUSE_S
+                break
+            if same_user(peer):
+                self._let_in(peer)
+                return
             peer.close()
-            self._pause(listener, STRANGER_PAUSE_S)
-            return
+            pause_s = STRANGER_PAUSE_S
+        if pause_s:
+            self._pause(listener, pause_s)
+
+    def _let_in(self, peer: socket.socket) -> None:
         if len(self._pending) >= PENDING_ATTACHES:
             peer.close()
             return

@@ -21,7 +21,9 @@ An agent listens by a directory and by an abstract name, as far as it can have t
 in every place before it says that there is none. A directory may be another one for the next login
 (pam_namespace, PrivateTmp, a container), and a cleaner may remove it; then the agent, which looks
 now and then, makes it anew. An abstract name is nobody's property: whoever comes after the agent
-may take it. So the uid of the other end counts (SO_PEERCRED), and both ends look at it.
+may take it. So the uid of the other end counts (SO_PEERCRED), and both ends look at it. And others
+may call there until nobody can be called any more, or take the name and hear nobody. Hence a stub
+waits there for its turn, which an agent sees to; where none comes it is another's name.
 
 Base directories, in order: /tmp, then $XDG_RUNTIME_DIR. The second looks like the better place and
 is not: logind removes it when the user's last login ends, and that is the moment for which an agent
@@ -57,6 +59,9 @@ ATTACH_DEADLINE_S = 5.0
 
 #: Lanes come one by one; sixteen at once is a reconnect storm of several clients' worth.
 ATTACH_BACKLOG = 16
+
+#: How long a stub waits for its turn at an abstract name, among whoever else calls there.
+TURN_DEADLINE_S = 5.0
 
 #: The lock is held for a few system calls.
 LOCK_DEADLINE_S = 2.0
@@ -113,24 +118,27 @@ def same_user(peer: socket.socket) -> bool:
 
 
 def find(name: str) -> socket.socket:
-    """A connection to the agent of this name, wherever it listens. Does not wait for it: with a
-    timeout set the descriptor is non-blocking, and a full backlog is an error at once (EAGAIN).
+    """A connection to the agent of this name, wherever it listens.
 
     Raises FileNotFoundError if there is none, ConnectionRefusedError if there is what a dead one
     left, another OSError if there may be one and it can't be reached now.
     """
     failure = OSError(errno.ENOENT, "no such agent")
     for address in _addresses(name):
+        is_abstract = address[0] == "\0"
         try:
-            return _call(address)
+            return _call(address, TURN_DEADLINE_S if is_abstract else 0.0)
         except FileNotFoundError:
             pass
         except ConnectionRefusedError as error:
             # Nobody has the abstract name; or a file is left of somebody who is dead.
-            if address[0] != "\0" and isinstance(failure, FileNotFoundError):
+            if not is_abstract and isinstance(failure, FileNotFoundError):
                 failure = error
         except PermissionError:
             pass  # another user's: not what we are looking for
+        except BlockingIOError as error:
+            if not is_abstract:  # else whoever listens there takes in nobody: it is no agent
+                failure = error
         except OSError as error:
             failure = error
     raise failure
@@ -154,11 +162,19 @@ def _addresses(name: str) -> Iterator[str]:
         yield "\0" + _PREFIX + name
 
 
-def _call(address: str) -> socket.socket:
+def _call(address: str, patience_s: float = 0.0) -> socket.socket:
+    """A connection to whoever of ours listens there. Where more wait already than may, it waits for
+    its turn; BlockingIOError if that does not come.
+    """
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    peer.settimeout(ATTACH_DEADLINE_S)
     try:
+        if patience_s:  # the kernel lets those in that wait in it, not those that come again
+            seconds = struct.pack("ll", int(patience_s), 0)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        else:
+            peer.settimeout(ATTACH_DEADLINE_S)  # and by that non-blocking
         peer.connect(address)
+        peer.settimeout(ATTACH_DEADLINE_S)
         if not same_user(peer):
             raise PermissionError(errno.EPERM, "the agent's socket is another user's")
     except OSError:
