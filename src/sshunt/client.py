@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from sshunt import session_name
 from sshunt.arrival import Fate, Prober, check, destination_to_try
 from sshunt.capture import links, nft
 from sshunt.capture.plan import Plan, remote_regions
@@ -146,7 +147,9 @@ async def _start(
     starter: Starter | None,
     prober: Prober,
 ) -> "Up":
-    session_id = secrets.token_hex(4)
+    session_id, place = session_name.draw()
+    if place is not None:
+        undo.callback(place.close)
     console.detail(1, f"session {session_id}")
     routes = await _routes(options, console)
     raise_descriptor_limit()
@@ -212,7 +215,7 @@ async def _start(
     rtt_s = await up.first_rtt()
     await up.check()
     targets = _targets_text(options, routes)
-    up.listen_to_others(session_id, targets)
+    up.listen_to_others(place, targets)
     undo.callback(up.listen_no_more)
     rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
     connected = f"connected to {name}{rtt}: {targets}"

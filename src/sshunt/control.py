@@ -16,7 +16,8 @@ The name belongs to a network namespace: a command finds the sessions of its own
 no abstract sockets (not Linux), a session does without; it works, it can't be spoken with.
 
 Invariants: whoever calls, what is held is bounded (CALLERS, REQUEST_BYTES) and so is the time
-(DEADLINE_S); a bad caller harms only itself; when accepting fails it pauses and never spins.
+(DEADLINE_S); a bad caller harms only itself; when accepting fails it pauses and never spins, and
+so it does after other users' calls, of which there may be as many as they like.
 
 Not here: what the verbs do (keeper, client).
 """
@@ -28,7 +29,6 @@ import os
 import re
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +38,7 @@ from typing import NoReturn
 from sshunt.console import Console
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.session_name import abstract_name
 
 #: A request is a verb. An answer is a few figures, and one send to a fresh socket takes it whole.
 REQUEST_BYTES = 1024
@@ -55,6 +56,9 @@ BACKLOG = 64
 
 #: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
+
+#: How long it pauses after other users have called.
+STRANGER_PAUSE_S = 0.1
 
 #: More than this of a sentence from the other side is not shown.
 SENTENCE_CHARS = 500
@@ -87,19 +91,21 @@ class NotCalledError(UnknownPeerError):
 
 
 class ControlServer:
-    """Answers other commands of this user, until closed.
+    """Answers other commands of this user at ``place``, which it owns, until closed.
 
     ``answer`` gets a verb and returns what can be written as JSON, with a sentence for the person
     in "says"; it raises KeyError for a verb it does not know. Any other exception is a bug: the
     caller is told that there was one, the loop's exception handler gets it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: str, answer: Answer) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, place: socket.socket | None, answer: Answer
+    ) -> None:
         self._loop = loop
         self._answer = answer
         self._deadlines: dict[socket.socket, asyncio.TimerHandle] = {}  # one for each caller
         self._pause: asyncio.TimerHandle | None = None
-        self._listener = _listen(session)
+        self._listener = _listening(place)
         if self._listener is not None:
             loop.add_reader(self._listener, self._accept, self._listener)
 
@@ -115,16 +121,27 @@ class ControlServer:
             self._hang_up(peer)
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            peer, _address = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError:
+        pause_s = 0.0
+        for _ in range(BACKLOG):
+            try:
+                peer, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                break
+            except OSError:
+                pause_s = ACCEPT_PAUSE_S
+                break
+            if _is_trusted(peer):
+                self._let_in(peer)
+                return
+            peer.close()
+            pause_s = STRANGER_PAUSE_S
+        if pause_s:
             self._loop.remove_reader(listener)
             again = (listener, self._accept, listener)
-            self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._loop.add_reader, *again)
-            return
-        if len(self._deadlines) >= CALLERS or not _is_trusted(peer):
+            self._pause = self._loop.call_later(pause_s, self._loop.add_reader, *again)
+
+    def _let_in(self, peer: socket.socket) -> None:
+        if len(self._deadlines) >= CALLERS:
             peer.close()
             return
         peer.setblocking(False)
@@ -279,22 +296,16 @@ def decode_request_untrusted(said: bytes) -> str:
 # --- the socket -------------------------------------------------------------------------------
 
 
-def _name(session: str) -> str:
-    return f"\0sshunt/{os.geteuid()}/{session}"
-
-
-def _listen(session: str) -> socket.socket | None:
-    if sys.platform != "linux":
+def _listening(place: socket.socket | None) -> socket.socket | None:
+    if place is None:
         return None
-    listener = socket.socket(socket.AF_UNIX)
     try:
-        listener.bind(_name(session))
-        listener.listen(BACKLOG)
+        place.listen(BACKLOG)
     except OSError:
-        listener.close()
+        place.close()
         return None
-    listener.setblocking(False)
-    return listener
+    place.setblocking(False)
+    return place
 
 
 def _is_trusted(peer: socket.socket) -> bool:
@@ -321,7 +332,7 @@ def _converse(session: str, request: bytes) -> tuple[bytes, int]:
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(DEADLINE_S)
         try:
-            peer.connect(_name(session))
+            peer.connect(abstract_name(session))
         except ConnectionRefusedError:
             raise _no_such(session)
         except OSError as error:  # so many callers wait already that it can't even be called

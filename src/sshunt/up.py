@@ -183,13 +183,13 @@ class Up:
         beyond, self.unseen_ways = behind(peers)
         return (*peers, *beyond)
 
-    def listen_to_others(self, session_id: str, targets: str) -> None:
-        """From now on: news of the network, and other commands of this user."""
+    def listen_to_others(self, place: socket.socket | None, targets: str) -> None:
+        """From now on: news of the network, and other commands of this user, at ``place``."""
         loop = self.tunnel.loop
         self._targets = targets
         self._up_at = loop.time()
         self._events = NetworkEvents(loop, self._on_network)
-        self._control = ControlServer(loop, session_id, self._answer)
+        self._control = ControlServer(loop, place, self._answer)
 
     def listen_no_more(self) -> None:
         """The opposite."""

@@ -34,6 +34,7 @@ from sshunt.control import (
 )
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.session_name import take
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Session:
         self.loop.set_exception_handler(lambda _, what: self.bugs.append(what.get("exception")))
         self.name = secrets.token_hex(4)
         self.verbs: Verbs = {"reconnect": lambda: SAYS}
-        self.server = ControlServer(self.loop, self.name, lambda verb: self.verbs[verb]())
+        self.server = ControlServer(self.loop, take(self.name), lambda verb: self.verbs[verb]())
         undo.callback(self.server.close)
         self.undo = undo
 
@@ -318,6 +319,29 @@ except (BrokenPipeError, ConnectionResetError):
     assert session.bugs == []
 
 
+@as_root
+def test_other_users_may_call_as_often_as_they_like_and_hold_up_nothing(session: Session) -> None:
+    program = """
+import time
+called, end = 0, time.monotonic() + 1
+while time.monotonic() < end:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(NAME)
+            called += 1
+        except BlockingIOError:
+            time.sleep(0.0001)
+print(called)
+"""
+    command = as_nobody(program, name_of(session.name))
+    said = session.meanwhile(lambda: subprocess.run(command, capture_output=True, check=True))
+    assert int(said.stdout) <= 20 * control.BACKLOG  # not tens of thousands
+    session.run(asyncio.sleep(2 * control.STRANGER_PAUSE_S))
+    assert session.ask("reconnect") == {"ok": True, **SAYS}
+    assert session.bugs == []
+
+
 # --- sessions that mean no good ---------------------------------------------------------------
 
 
@@ -342,7 +366,7 @@ sys.stdin.read()
             ask(name, "reconnect")
         assert squatter.stdout.readline() == b"b''\n"
         loop = asyncio.new_event_loop()
-        ControlServer(loop, name, lambda _: {}).close()  # the session does without
+        ControlServer(loop, take(name), lambda _: {}).close()  # the session does without
         loop.close()
         squatter.communicate()
     assert "\n" not in caught.value.message + caught.value.hint
@@ -452,7 +476,7 @@ def test_reconnect_asks_all_sessions_even_if_some_fail(
         raise KeyError(verb)
 
     for name in ("00000000", "ffffffff"):
-        session.undo.callback(ControlServer(session.loop, name, refuse).close)
+        session.undo.callback(ControlServer(session.loop, take(name), refuse).close)
     stderr = tmp_path / "stderr"
     with stderr.open("w") as stream:
         with pytest.raises(UserError, match="session ffffffff refused"):
@@ -511,7 +535,9 @@ def test_a_session_may_be_named_by_its_server(
     alone: None, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session.verbs["about"] = lambda: {"host": "gate.example", "says": ""}
-    other = ControlServer(session.loop, "00000000", lambda verb: {"host": "door", "says": "asked"})
+    other = ControlServer(
+        session.loop, take("00000000"), lambda verb: {"host": "door", "says": "asked"}
+    )
     session.undo.callback(other.close)
     asked = session.meanwhile(lambda: reconnect(["gate.example"], Console()))
     assert asked == ExitCode.OK
