@@ -58,6 +58,10 @@ STATUS_EVERY_S = 1.0
 LOOK_EVERY_S = 0.15
 BELIEFS_FROM_BYTES = 7_500
 
+#: Questions for the far side's that may be under way: a path of a second has six. What was not
+#: asked for is no answer.
+MOST_QUESTIONS = 8
+
 #: They are told so often, with -v.
 TELL_EVERY_S = 0.5
 
@@ -125,6 +129,7 @@ class Up:
         self._keeper.on_down = self._on_down
         self._keeper.on_up = self._on_up
         self._tell_beliefs_at: dict[str, float] = {}  # by direction
+        self._questions = 0  # for the far side's beliefs that may yet be answered
         self._is_kept = False  # the keeper is at work
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
@@ -456,13 +461,15 @@ class Up:
             if moved >= BELIEFS_FROM_BYTES:
                 self._on_beliefs("up", metrics.beliefs_untrusted(self.tunnel.beliefs()))
                 session.send_datagram(0, frames.BELIEFS, b"", loop.time())
+                self._questions = min(self._questions + 1, MOST_QUESTIONS)
                 self.tunnel.wake()
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         if event.kind == frames.DNS and self.names is not None:
             self.names.on_datagram(event)
-        if event.kind != frames.BELIEFS:
+        if event.kind != frames.BELIEFS or not self._questions:
             return
+        self._questions -= 1
         try:
             beliefs = metrics.parse_beliefs_untrusted(event.data)
         except RemoteProtocolError as error:

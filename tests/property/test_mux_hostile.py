@@ -57,8 +57,9 @@ hostile_frames = st.one_of(
         st.integers(0, 65535),
     ),
     st.builds(
-        lambda p, h: frame(frames.LANE_ACK, 0, struct.pack("!QI", p, h)),
-        numbers,
+        lambda p, h, c: frame(frames.LANE_ACK, 0, struct.pack("!QII", p, h, c)),
+        st.one_of(st.integers(0, 3000), numbers),
+        st.integers(0, (1 << 32) - 1),
         st.integers(0, (1 << 32) - 1),
     ),
     st.builds(lambda s: frame(frames.PING, s, b""), stream_numbers),

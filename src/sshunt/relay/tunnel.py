@@ -273,9 +273,15 @@ class Tunnel:
         self._alarm.set(self.session.next_deadline(now))
 
     def dispatch(self) -> bool:
-        """Give the session's events to whom they belong; False if there were none."""
-        events = self.session.take_events()
+        """Give the session's events to whom they belong; False if there were none.
+
+        With one of them the session may end: the others are nobody's then, and not the next one's.
+        """
+        session = self.session
+        events = session.take_events()
         for event in events:
+            if self.session is not session:
+                break
             self._takers[type(event)](event)
         return bool(events)
 
