@@ -370,11 +370,19 @@ def _sweep(base: str) -> None:
             for read, entry in enumerate(entries):
                 if read > SWEEP_NAMES or looked_at > SWEEP_PLACES:
                     break
-                if _PLACE.match(entry.name):
+                # Others' don't count: they may have as many as they like of this form.
+                if _PLACE.match(entry.name) and _is_ours(entry):
                     looked_at += 1
                     _remove_dead(base + "/" + entry.name)
     except OSError:
         pass  # a directory that can't be listed may still be written
+
+
+def _is_ours(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    except OSError:
+        return False  # it has just gone
 
 
 def _remove_dead(path: str) -> None:

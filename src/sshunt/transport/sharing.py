@@ -23,6 +23,7 @@ import re
 import secrets
 import stat
 from contextlib import suppress
+from itertools import islice
 
 #: sun_path has 108 bytes, and ssh binds under a name that is 17 longer (unix(7), ssh's mux.c).
 _LONGEST_PATH = 80
@@ -34,6 +35,11 @@ _NAME = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{16}")
 _SOCKET = "s"
 
 _SHARED_PLACE = "/tmp"
+
+#: Leftovers looked at per start, and names read to find them: others may fill the place with names
+#: of this form, and whoever starts is not to wait for that.
+_MOST_LEFTOVERS = 64
+_MOST_NAMES = 10_000
 
 #: Directories of somebody who makes and removes them all the time are not chased for ever.
 _ATTEMPTS = 10
@@ -121,7 +127,8 @@ def remove_leftovers(place: str) -> None:
     """Remove the directories in ``place`` whose makers, of this user, were killed."""
     try:
         with os.scandir(place) as entries:
-            names = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+            ours = filter(_may_be_ours, islice(entries, _MOST_NAMES))
+            names = [entry.name for entry in islice(ours, _MOST_LEFTOVERS)]
     except OSError:
         return
     for name in names:
@@ -134,6 +141,14 @@ def remove_leftovers(place: str) -> None:
                     _remove(path, fd)
             finally:
                 os.close(fd)
+
+
+def _may_be_ours(entry: "os.DirEntry[str]") -> bool:
+    if not _NAME.fullmatch(entry.name):
+        return False
+    with suppress(OSError):
+        return entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    return False
 
 
 def _make_folder(place: str) -> tuple[str, int]:

@@ -180,6 +180,23 @@ def test_a_start_sweeps_up_dead_agents_and_nothing_else(
     doorstep.remove()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory needs root")
+def test_what_others_have_made_by_the_hundred_keeps_nothing_of_ours_from_being_swept_up(
+    base: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
+) -> None:
+    monkeypatch.setattr(rendezvous, "SWEEP_PLACES", 1)
+    for number in range(100):
+        theirs = place(base, f"{number:032x}")
+        theirs.mkdir(mode=0o700)
+        os.chown(theirs, 65534, 65534)
+    dead = meeting_name(b"d" * 32)
+    Doorstep(dead).release()
+    doorstep = Doorstep(name)
+    assert not place(base, dead).exists()
+    assert len(list(base.iterdir())) == 101
+    doorstep.remove()
+
+
 @pytest.mark.timeout(20)
 def test_a_start_does_not_wait_for_agents_that_are_busy(
     base: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None

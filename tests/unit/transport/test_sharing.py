@@ -172,3 +172,41 @@ def test_what_bears_the_name_and_is_somebody_elses_is_left_alone(shared_place: P
     assert link.is_symlink()
     link.unlink()
     theirs.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory needs root")
+def test_names_that_others_have_made_by_the_thousand_are_not_even_opened(
+    shared_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = [shared_place / f"sshunt-ssh-{number:016x}" for number in range(100)]
+    for path in theirs:
+        path.mkdir(mode=0o700)
+        os.chown(path, NOBODY, NOBODY)
+    left = shared_place / "sshunt-ssh-ffffffffffffffff"
+    left.mkdir(mode=0o700)
+    monkeypatch.setattr(sharing, "_MOST_LEFTOVERS", 1)
+    opened: list[str] = []
+    open_folder = sharing._open_folder
+
+    def note_and_open(path: str) -> int:
+        opened.append(path)
+        return open_folder(path)
+
+    monkeypatch.setattr(sharing, "_open_folder", note_and_open)
+    sharing.remove_leftovers(str(shared_place))
+    assert opened == [str(left)]
+    assert not left.exists()
+    for path in theirs:
+        path.rmdir()
+
+
+def test_no_more_names_are_read_than_a_start_has_time_for(
+    shared_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [shared_place / f"sshunt-ssh-{number:016x}" for number in range(10)]
+    for path in left:
+        path.mkdir(mode=0o700)
+    monkeypatch.setattr(sharing, "_MOST_NAMES", 4)
+    for still_there in (6, 2, 0):
+        sharing.remove_leftovers(str(shared_place))
+        assert len(list(shared_place.iterdir())) == still_there
