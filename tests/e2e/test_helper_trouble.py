@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from sshunt.errors import ExitCode
-from sshunt.helper.protocol import VERSION
+from sshunt.helper.protocol import EXIT_NO_SOCKET, VERSION
 from sshunt.lab.world import ELSEWHERE_V4, Lab
 from tests.e2e.captures import Capture, Start, captures, helpers, soon, tables
 
 _HERE = Path(__file__).parent
 _SOURCE = _HERE.parents[1] / "src"
+_HELPER = {"HELPER": f"{sys.executable} -I -S -B {_SOURCE}/sshunt/helper/__main__.py"}
 _EVERY = [["0.0.0.0/0", "remote", 0, 65535]]
 
 #: A helper that makes plain tables and is in more of a hurry than the real one.
@@ -255,6 +256,126 @@ def test_a_user_who_has_sixteen_helpers_is_told_so(lab: Lab, start: Start) -> No
     others.stdout.close()
     others.wait()
     start(user="ben")
+
+
+def as_ben(lab: Lab, words: list[str]) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    return lab.client.popen(words, user="ben", env=_HELPER, stdin=pipe, stdout=pipe)
+
+
+#: Starts helpers by sudo and says nothing to them; then says how many there were.
+_SILENT = """
+import os, socket, subprocess, sys
+pairs = [socket.socketpair() for _ in range(24)]
+for _, theirs in pairs:
+    subprocess.run(["sudo", "-n", *os.environ["HELPER"].split()], stdin=theirs.fileno(), check=True)
+    theirs.close()
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_helpers_that_were_never_greeted_count_like_others(lab: Lab) -> None:
+    words = [sys.executable, "-c", _SILENT]
+    client = as_ben(lab, words)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"started\n"
+    soon(lambda: len(helpers(lab.client)) <= 16 + 2)  # and those that wait to say that it's enough
+    client.stdin.close()
+    client.stdout.close()
+    client.wait()
+    soon(lambda: not helpers(lab.client))
+
+
+# --- who asks -------------------------------------------------------------------------------------
+
+#: A service of root's that says again what it is told, once.
+_ECHO = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+print("ready", flush=True)
+sock, _ = listener.accept()
+sock.sendall(sock.recv(1000))
+sys.stdin.read()
+"""
+
+#: Lets that service ask the helper for something.
+_ASK_BY_ECHO = """
+import os, select, socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+sock.sendall(sys.argv[2].encode())
+select.select([sock], [], [])
+command = ["sudo", "-n", *os.environ["HELPER"].split()]
+sys.exit(subprocess.run(command, stdin=sock.fileno()).returncode)
+"""
+
+
+def test_what_a_service_of_root_s_repeats_is_not_asked_by_root(lab: Lab) -> None:
+    path = str(lab.folder / "echo.sock")
+    service = lab.client.popen(
+        [sys.executable, "-c", _ECHO, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert service.stdout is not None
+    service.stdout.readline()
+    where = Path(f"/proc/{service.pid}/cgroup").read_text()
+    requests = f'{{"request":"hello","version":{VERSION},"session":"feedfacefeed"}}\n'
+    requests += '{"request":"guard"}\n'
+    words = [sys.executable, "-c", _ASK_BY_ECHO, path, requests]
+    asked = lab.client.run(words, user="ben", env=_HELPER, check=False)
+    time.sleep(0.5)  # it would be moved only after sudo has ended
+    assert Path(f"/proc/{service.pid}/cgroup").read_text() == where
+    assert asked.returncode == EXIT_NO_SOCKET
+    assert not helpers(lab.client)
+    service.kill()
+
+
+#: Reads what the helper is sent, after having made the socket, which is the helper's too, wait.
+_THIEF = """
+import fcntl, os, socket, subprocess, sys, threading
+ours, theirs = socket.socketpair()
+subprocess.run(["sudo", "-n", *os.environ["HELPER"].split()], stdin=theirs.fileno(), check=True)
+ours.sendall(sys.argv[1].encode())
+print(ours.recv(1000).decode(), end="", flush=True)
+fcntl.fcntl(theirs, fcntl.F_SETFL, fcntl.fcntl(theirs, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+def steal():
+    while True:
+        try:
+            theirs.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+threading.Thread(target=steal, daemon=True).start()
+while sys.stdin.readline():
+    ours.send(b" ")
+"""
+
+
+def test_a_helper_whose_client_reads_what_it_was_sent_still_hears_others(lab: Lab) -> None:
+    hello = f'{{"request":"hello","version":{VERSION},"session":"feedfacefeed"}}\n'
+    words = [sys.executable, "-c", _THIEF, hello]
+    client = as_ben(lab, words)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    assert b"welcome" in client.stdout.readline()
+    (helper,) = helpers(lab.client)
+    for _ in range(200):
+        client.stdin.write(b"\n")
+        client.stdin.flush()
+        time.sleep(0.01)
+        if is_reading(helper):
+            break
+    os.kill(helper, signal.SIGTERM)
+    soon(lambda: not helpers(lab.client))
+    client.kill()
+
+
+def is_reading(pid: int) -> bool:
+    """True if it waits in recvfrom(2), where no other news reach it."""
+    return "unix_stream" in Path(f"/proc/{pid}/wchan").read_text()
 
 
 # --- memory --------------------------------------------------------------------------------------

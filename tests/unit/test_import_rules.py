@@ -36,10 +36,10 @@ RUNS_PROGRAMS = {"subprocess", "pty", "ctypes", "multiprocessing"}
 TOUCHES_THE_KERNEL = {
     "nftables.py": {"ctypes"},
     "privileges.py": {"ctypes"},
-    "marks.py": {"fcntl"},
+    "marks.py": {"fcntl"},  # the server's, too: a slot is taken before anything is asked
     "addresses.py": {"fcntl"},
 }
-OF_APPLY = {"nftables", "marks", "netlink", "guard", "cgroups", "sweeper", "processes"}
+OF_APPLY = {"nftables", "netlink", "guard", "cgroups", "sweeper", "processes"}
 OF_APPLY |= {"privileges", "addresses", "chains", "interfaces", "resolvers"}
 KERNEL = {f"sshunt.helper.{name}" for name in OF_APPLY}
 SHIPPED = ("mux", "relay", "agent")

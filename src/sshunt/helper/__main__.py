@@ -4,8 +4,9 @@ The client trusts us with its wishes and we trust it with nothing. Before the fi
 stages that each assume the ones before:
 
 1. Ctrl-C and hang-ups belong to the client; it says goodbye, or its socket closes.
-2. Standard input must be the socketpair. sudo replaces it by a pipe where the administrator has it
-   record input (``log_input``), and then there is nobody to talk to.
+2. Standard input must be a socketpair's end, and nothing else that has a peer (``starter``). sudo
+   replaces it by a pipe where the administrator has it record input (``log_input``), and then there
+   is nobody to talk to.
 3. Only that socket stays open, the umask is 077, the environment is empty, we stand in ``/``.
 4. A child in a session of its own does the work, and we exit at once. sudo ends with us, gives the
    terminal back, and nothing of it stays: neither its monitor process nor the pseudo-terminal it
@@ -22,7 +23,6 @@ last.
 import os
 import signal
 import socket
-import stat
 import sys
 
 
@@ -33,7 +33,9 @@ def main() -> int:
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
 
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+    from sshunt.helper import starter
+
+    if not starter.is_one_of_a_pair(0):
         from sshunt.helper.protocol import EXIT_NO_SOCKET
 
         return EXIT_NO_SOCKET
@@ -47,6 +49,7 @@ def main() -> int:
         if int(name) > 2 and int(name) != client.fileno():
             _close(int(name))
     os.umask(0o077)
+    user = starter.user_of(client, os.environ)
     os.environ.clear()
     os.chdir("/")
 
@@ -56,7 +59,7 @@ def main() -> int:
 
     from sshunt.helper.server import serve
 
-    serve(client)
+    serve(client, user=user)
     return 0
 
 

@@ -5,7 +5,7 @@ With the modules that serve it alone (see the package), the only one that touche
 ``Kernel`` holds what one session has made there and can undo it. It is made once, right after HELLO
 and in this order:
 
-1. We say that we are alive (``marks``), and that our user has one helper more.
+1. We say that we are alive (``marks``).
 2. libnftables is loaded; its netlink socket is what will own our table.
 3. A root of our own, with control groups where libnftables looks for them and little else: no file
    of the host's can be opened, and no module loaded, from here on.
@@ -30,7 +30,6 @@ Not here: rule text (capture.nft), how an address is kept (addresses), the order
 """
 
 import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -48,7 +47,7 @@ from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import MAX_HELPERS, KernelError, Refusal
+from sshunt.helper.protocol import KernelError, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.model import Endpoint
 
@@ -56,15 +55,16 @@ from sshunt.model import Endpoint
 class Kernel:
     """What one session has made in the kernel. Not thread-safe; lives as long as the helper."""
 
-    def __init__(self, session: str, client: socket.socket, *, owner: bool = True) -> None:
+    def __init__(
+        self, session: str, client: socket.socket, marks: Marks, *, owner: bool = True
+    ) -> None:
         """Load, separate, drop, clean; raises KernelError. ``owner=False`` forces a plain table."""
         self._session = session
         self._want_owner = owner
         self._interfaces = Interfaces()
         self._proc = open_proc()
         self._client = requester(client, self._proc)
-        marks = Marks()
-        self._marks = [_slot(marks, client), _alive(marks, nft.table_name(session))]
+        self._alive = _alive(marks, nft.table_name(session))
         self._nft = Nftables()
         self._resolvers = HostResolvers()
         can_guard = cgroups.levels_can_be_trusted()
@@ -259,9 +259,7 @@ class Kernel:
             if self._guard is not None:
                 self._guard.remove()
                 self._guard = None
-        for mark in self._marks:
-            if mark is not None:
-                mark.close()
+        self._alive.close()
 
     def _render(self, plan: Plan, owner: bool) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
@@ -270,15 +268,6 @@ class Kernel:
             return nft.render(plan, owner=owner, cgroup=cgroup, served=served)
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
-
-
-def _slot(marks: Marks, client: socket.socket) -> Mark | None:
-    """One of the slots of the client's user; None for root, who needs none."""
-    _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    slot = marks.take_slot(uid, MAX_HELPERS) if uid else None
-    if uid and slot is None:
-        raise KernelError(Refusal.TOO_MANY, f"{MAX_HELPERS} helpers of this user are running")
-    return slot
 
 
 def _alive(marks: Marks, table: str) -> Mark:

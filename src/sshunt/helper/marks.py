@@ -34,6 +34,11 @@ class Mark:
     def __init__(self, directory: int, name: str, descriptor: int) -> None:
         self._directory, self._name, self._descriptor = directory, name, descriptor
 
+    @property
+    def number(self) -> int:
+        """Of a slot: which it is."""
+        return int(self._name.rpartition("-")[2])
+
     def close(self) -> None:
         """Remove and unlock it."""
         try:

@@ -19,7 +19,13 @@ not ours. A bug ends it too: the client gets the traceback (we have no terminal,
 
 A request must have come whole some seconds after its first byte, and its reply must be taken in
 the same time; else the conversation ends in order, as if the client were gone. What is done for a
-request has deadlines of its own (nftables, guard).
+request has deadlines of its own (nftables, guard). The client has the same open socket as we: it
+may make it a blocking one behind our back, or read what we were told is there. So no call of ours
+trusts in what the socket was made to be.
+
+Each of a user's helpers has a slot from its first moment on, whether the client ever says anything
+or not. One too many waits for the greeting, since nobody reads an answer before, and says so;
+how many may wait like that is limited, too, and one more of these ends without a word.
 
 Not here: what a request means to the kernel (apply).
 """
@@ -37,7 +43,9 @@ from enum import Enum, auto
 
 from sshunt.capture.nft import RENEW_EVERY_S
 from sshunt.helper.apply import Kernel
+from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.protocol import (
+    MAX_HELPERS,
     MAX_REQUEST_BYTES,
     VERSION,
     Applied,
@@ -68,6 +76,14 @@ REQUEST_DEADLINE_S = 10.0
 
 _READ_BYTES = 64 * 1024
 
+_AT_ONCE = socket.MSG_DONTWAIT
+
+#: A user's helpers beyond MAX_HELPERS that wait to say so.
+_MOST_REFUSED = 2
+
+#: How long they wait for the greeting, which the client sends when it has been loaded.
+_REFUSED_WAIT_S = 60.0
+
 
 class State(Enum):
     """Where the conversation is."""
@@ -84,17 +100,37 @@ _ALLOWED = {
 }
 
 
-def serve(client: socket.socket, *, owner: bool = True) -> None:
+def serve(client: socket.socket, *, user: int = 0, owner: bool = True) -> None:
     """Carry out requests until the client is gone or SIGTERM comes; leaves nothing behind.
 
-    ``owner=False`` makes plain tables even where the kernel could own them.
+    ``user`` is whose helper this is (starter). ``owner=False`` makes plain tables even where the
+    kernel could own them.
     """
-    service = _Service(client, owner=owner)
-    client.settimeout(REQUEST_DEADLINE_S)
+    client.setblocking(False)
+    slot: Mark | None = None
+    try:
+        marks = Marks()
+        if user:
+            slot = marks.take_slot(user, MAX_HELPERS + _MOST_REFUSED)
+            if slot is None:
+                return
+            if slot.number >= MAX_HELPERS:
+                raise KernelError(
+                    Refusal.TOO_MANY, f"{MAX_HELPERS} helpers of this user are running"
+                )
+        _converse(client, _Service(client, marks, owner=owner))
+    except KernelError as error:
+        _refuse(client, Refused(error.kind, error.message))
+    finally:
+        if slot is not None:
+            slot.close()
+
+
+def _converse(client: socket.socket, service: "_Service") -> None:
     try:
         for line in _requests(client, _termination(), service):
             reply, last = service.answer(line)
-            client.sendall(encode_reply(reply))
+            _send(client, encode_reply(reply))
             if last:
                 break
     except (ConnectionError, TimeoutError):
@@ -103,11 +139,21 @@ def serve(client: socket.socket, *, owner: bool = True) -> None:
         service.close()
 
 
+def _refuse(client: socket.socket, refusal: Refused) -> None:
+    """Answer the greeting, if there ever is one."""
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    with suppress(OSError):
+        if poll.poll(_milliseconds(_REFUSED_WAIT_S)) and client.recv(_READ_BYTES, _AT_ONCE):
+            _send(client, encode_reply(refusal))
+
+
 class _Service:
     """The state of the conversation."""
 
-    def __init__(self, client: socket.socket, *, owner: bool) -> None:
+    def __init__(self, client: socket.socket, marks: Marks, *, owner: bool) -> None:
         self._client = client
+        self._marks = marks
         self._owner = owner
         self._state = State.NEW
         self._session = ""
@@ -185,7 +231,7 @@ class _Service:
         if request.version != VERSION:
             return Refused(Refusal.VERSION, f"the helper speaks version {VERSION} only")
         self._session = request.session
-        self._kernel = Kernel(request.session, self._client, owner=self._owner)
+        self._kernel = Kernel(request.session, self._client, self._marks, owner=self._owner)
         self._state = State.IDLE
         return Welcome(VERSION)
 
@@ -216,7 +262,10 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
             service.follow()
         if client.fileno() not in ready:
             continue
-        data = client.recv(_READ_BYTES)
+        try:
+            data = client.recv(_READ_BYTES, _AT_ONCE)
+        except BlockingIOError:
+            continue  # somebody else has read it
         if not data:
             return
         buffer += data
@@ -224,6 +273,25 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
         while line := taken_line(buffer):
             yield line
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
+            if _has_come(service.news):  # a thousand requests may be in the buffer
+                service.follow()
+
+
+def _has_come(descriptor: int) -> bool:
+    return descriptor >= 0 and bool(select.select([descriptor], [], [], 0)[0])
+
+
+def _send(client: socket.socket, data: bytes) -> None:
+    """All of it; raises TimeoutError if it is not taken in time."""
+    deadline = time.monotonic() + REQUEST_DEADLINE_S
+    poll = select.poll()
+    poll.register(client, select.POLLOUT)
+    while data:
+        left_s = deadline - time.monotonic()
+        if left_s < 0 or not poll.poll(_milliseconds(left_s)):
+            raise TimeoutError("nobody takes the reply")
+        with suppress(BlockingIOError):
+            data = data[client.send(data, _AT_ONCE) :]
 
 
 def taken_line(buffer: bytearray) -> bytes:
