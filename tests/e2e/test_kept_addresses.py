@@ -341,6 +341,30 @@ def test_nothing_leaves_this_host_in_the_name_of_a_kept_address(lab: Lab, captur
             server.recv(100)
 
 
+@pytest.mark.parametrize("address", ["192.0.2.200", "2001:db8:1::200"])
+def test_hosts_behind_this_one_do_not_reach_it_by_a_kept_address(
+    lab: Lab, capture: Capture, address: str
+) -> None:
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", [address])
+    anywhere = "::" if ":" in address else "0.0.0.0"
+    with lab.client.listen(anywhere) as listener:
+        port = listener.getsockname()[1]
+        with lab.client.connect(address, port), listener.accept()[0]:
+            pass  # its own programs do
+        with pytest.raises(TimeoutError):
+            lab.neighbour.connect(address, port, timeout_s=1.0)
+    with (
+        lab.client.make_socket(family_of(address), socket.SOCK_DGRAM) as hearing,
+        lab.neighbour.make_socket(family_of(address), socket.SOCK_DGRAM) as saying,
+    ):
+        hearing.bind((anywhere, 0))
+        hearing.settimeout(0.3)
+        saying.sendto(b"for another host", (address, hearing.getsockname()[1]))
+        with pytest.raises(TimeoutError):
+            hearing.recv(100)
+
+
 def test_a_listener_on_a_kept_address_is_refused(lab: Lab, start: Start) -> None:
     keeping, capturing = start(), start()
     keeping.apply([FAMILIES[4].route])

@@ -1,13 +1,15 @@
 """The rules that keep a kept address between this host and itself. Renders; never runs a program.
 
 A former address of this host that is kept (helper.addresses) means this host to its own programs,
-and nothing to others: in the network that it is in now the address may be another host's. IPv6
-answers neighbours for addresses of interfaces only. IPv4 answers ARP for all that is local, on
-every link, and sends and asks in the name of any address that a socket has. So, for each kept
-address that no interface has::
+and nothing to others: in the network that it is in now the address may be another host's. IPv4
+answers ARP for all that is local, on every link, and sends and asks in the name of any address that
+a socket has; IPv6 answers neighbours for addresses of interfaces only. But where this host is a
+router, those behind it send what is meant for that other host to us in either family, and we would
+take it for ours. So, for each kept address that no interface has::
 
-    arp input          a question for it ......... not heard
-    ip postrouting     a packet from it, not to lo  dropped
+    arp input             a question for it ............. not heard
+    ip, ip6 input         a packet to it, not from lo ... dropped
+    ip, ip6 postrouting   a packet from it, not to lo ... dropped
 
 What is dropped there are old connections that are not captured; the kernel itself sends nothing
 from an address that is not local.
@@ -21,46 +23,47 @@ from ipaddress import ip_address
 
 from sshunt.capture.nft import ALIVE_S, render_delete, table_name
 
-_CHAINS = {
-    "ip": (
+_OF_PACKETS = (
+    ("input", "type filter hook input priority 0; policy accept;", 'iifname != "lo" {0} daddr'),
+    (
+        "postrouting",
         "type filter hook postrouting priority 0; policy accept;",
-        'oifname != "lo" ip saddr @kept drop',
+        'oifname != "lo" {0} saddr',
     ),
-    "arp": (
-        "type filter hook input priority 0; policy accept;",
-        "arp daddr ip @kept drop",
-    ),
-}
+)
+_OF_QUESTIONS = (("input", "type filter hook input priority 0; policy accept;", "arp daddr ip"),)
+
+#: IP version, chains (name, hook, what is compared) of each table.
+_TABLES = {"ip": (4, _OF_PACKETS), "ip6": (6, _OF_PACKETS), "arp": (4, _OF_QUESTIONS)}
 
 
 def render_kept(
     session: str, addresses: Iterable[str], *, owner: bool, instead: Iterable[str] = ()
 ) -> str:
-    """The commands that make these tables, none if no address is IPv4, in one transaction.
+    """The commands that make these tables, none if there is no address, in one transaction.
 
     ``instead`` names the families whose tables are there now.
     """
-    kept = sorted(address for address in addresses if ip_address(address).version == 4)
+    parsed = sorted((ip_address(address) for address in set(addresses)), key=int)
     commands = [render_delete(session, family) for family in instead]
-    if kept:
-        commands += [_table(session, family, kept, owner) for family in _CHAINS]
+    for family, (version, _) in _TABLES.items():
+        kept = [str(address) for address in parsed if address.version == version]
+        commands += [_table(session, family, kept, owner)] if kept else []
     return "".join(commands)
 
 
 def _table(session: str, family: str, kept: list[str], owner: bool) -> str:
-    hook, rule = _CHAINS[family]
+    version, chains = _TABLES[family]
     forgetting = "" if owner else f" flags timeout; timeout {ALIVE_S}s;"
     lines = [
         f"table {family} {table_name(session)} {{",
         *(["\tflags owner;"] if owner else []),
         "\tset kept {",
-        f"\t\ttype ipv4_addr;{forgetting}",
+        f"\t\ttype ipv{version}_addr;{forgetting}",
         f"\t\telements = {{ {', '.join(kept)} }}",
         "\t}",
-        "\tchain kept {",
-        f"\t\t{hook}",
-        f"\t\t{rule}",
-        "\t}",
-        "}",
     ]
-    return "\n".join(lines) + "\n"
+    for name, hook, compared in chains:
+        rule = f"{compared.format(family)} @kept drop"
+        lines += [f"\tchain {name} {{", f"\t\t{hook}", f"\t\t{rule}", "\t}"]
+    return "\n".join([*lines, "}"]) + "\n"

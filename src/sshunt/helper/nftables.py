@@ -59,7 +59,7 @@ _NEW_TABLE, _DELETE_TABLE = 10 << 8 | 0, 10 << 8 | 2
 _NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 2
 _NFT_TABLE_F_OWNER = 0x2
 _NUMBER = struct.Struct("!I")
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp"}  # NFPROTO_*, those that we use
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 10: "ip6"}  # NFPROTO_*, those that we use
 
 _PR_SET_PDEATHSIG = 1
 

@@ -24,9 +24,12 @@ def nft(commands: str) -> str:
     ).stdout
 
 
-def test_only_ipv4_addresses_need_rules() -> None:
-    assert render_kept(_SESSION, ["2001:db8::1"], owner=True) == ""
-    assert "2001" not in render_kept(_SESSION, ["2001:db8::1", "192.0.2.1"], owner=True)
+def test_each_family_has_its_own_tables() -> None:
+    first = render_kept(_SESSION, ["2001:db8::1"], owner=False)
+    assert nft(first).count("2001:db8::1") == 1
+    assert "table ip " not in first
+    assert "table arp " not in first
+    assert "2001" not in render_kept(_SESSION, ["192.0.2.1"], owner=False)
 
 
 def test_a_change_takes_the_place_of_what_was_there() -> None:
