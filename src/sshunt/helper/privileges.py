@@ -29,6 +29,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 #: Where control groups are, for us and for libnftables.
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -94,8 +95,14 @@ def _enter_new_root() -> None:
 
 
 def _root_is_a_mount() -> bool:
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+    with _mountinfo("self") as file:
         return any(line.split(" ")[4] == "/" for line in file)
+
+
+def _mountinfo(process: str) -> TextIO:
+    """What the process has mounted: a line each, as the kernel ends it. Users name mounts, too."""
+    path = f"/proc/{process}/mountinfo"
+    return open(path, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> bool:
@@ -109,7 +116,7 @@ def _options_of_cgroup2() -> list[str]:
     """Those that the hierarchy has now, seen at any mount of it: ours, or the first process'."""
     for process in ("self", "1"):
         try:
-            with open(f"/proc/{process}/mountinfo", errors="surrogateescape") as file:
+            with _mountinfo(process) as file:
                 return next(options_in(file))
         except (OSError, StopIteration):
             pass

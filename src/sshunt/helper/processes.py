@@ -52,12 +52,12 @@ class Process:
 
     def user_ids(self) -> set[int]:
         """Real, effective, saved and that of the file system; raises OSError."""
-        lines = self._read("status").splitlines()
+        lines = self._read("status")
         return {int(uid) for line in lines if line.startswith("Uid:") for uid in line.split()[1:]}
 
     def cgroup(self) -> str | None:
         """Its cgroup v2 as a path below our root, or None if it has none; raises OSError."""
-        for line in self._read("cgroup").splitlines():
+        for line in self._read("cgroup"):
             if line.startswith("0::"):
                 return line[3:].strip("/")
         return None
@@ -80,12 +80,16 @@ class Process:
 
     def _fields(self) -> list[str]:
         """Those of its ``stat``, from the third on: the second may hold anything (proc(5))."""
-        return self._read("stat").rpartition(")")[2].split()
+        return "\n".join(self._read("stat")).rpartition(")")[2].split()
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str) -> list[str]:
+        """Its lines as the kernel ends them.
+
+        Names that users give, to cgroups and programs, may hold all that ends lines in Python else.
+        """
         descriptor = os.open(name, os.O_RDONLY, dir_fd=self._directory)
-        with open(descriptor, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        with open(descriptor, "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape").split("\n")
 
 
 def open_proc() -> int:

@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,38 @@ def test_nobody_asks_any_more_when_the_maker_is_gone(proc: int) -> None:
         over.close()
         maker.wait()
         assert requester(end, proc) is None
+
+
+@pytest.mark.parametrize("line_end", ["\r", "\v", "\x1c", "\u2028"])
+def test_a_user_s_names_can_t_pass_for_lines_of_the_kernel_s(proc: int, line_end: str) -> None:
+    root = next((mount for mount in cgroup2_mounts() if os.access(mount, os.W_OK)), None)
+    if root is None:
+        pytest.skip("needs root and control groups")
+    outer = Path(root, f"sshunt-test{line_end}0::")
+    inner = outer / "elsewhere"
+    inner.mkdir(parents=True)
+    code = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); print(flush=True)"
+    words = [sys.executable, "-c", code + "; sys.stdin.read()", f"x{line_end}Uid: 1"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        (inner / "cgroup.procs").write_text(str(child.pid))
+        process = Process(proc, child.pid)
+        try:
+            assert process.cgroup() == os.path.relpath(inner, root)
+            assert process.user_ids() == {os.getuid()}
+        finally:
+            process.close()
+            child.kill()
+            child.wait()
+    deadline = time.monotonic() + 5
+    for directory in (inner, outer):
+        while directory.exists():
+            assert time.monotonic() < deadline
+            with suppress(OSError):  # whoever ends leaves a moment later
+                directory.rmdir()
+
+
+def cgroup2_mounts() -> list[str]:
+    mounts = [line.split(" ") for line in Path("/proc/mounts").read_text().split("\n") if line]
+    return [mount[1] for mount in mounts if mount[2] == "cgroup2"]
