@@ -38,6 +38,16 @@ MAX_REGIONS = 65536
 #: port ranges on a network that holds thousands of others would keep the helper busy for minutes.
 MAX_BOUNDS = 4_000_000
 
+#: The kernel's tables for regions that look at the port (nft_set_pipapo). It cuts their ranges of
+#: addresses and of ports into prefixes, whose bytes are counted here, and it takes 30 to 60 bytes
+#: of memory for each. Those between 20,000 random IPv6 addresses would be 70 million: 2 GiB.
+MAX_PREFIX_BYTES = 2_000_000
+
+#: The kernel's work on them: it copies the whole table for each region that is added, with all of
+#: nftables locked for everybody. MAX_PREFIX_BYTES times the regions, about 5 s of it;
+#: 20,000 networks with a port range each take 8e9, and those between 20,000 addresses ten minutes.
+MAX_PREFIX_WORK = 12_000_000_000
+
 #: Where resolvers listen, for UDP and TCP.
 DNS_PORT = 53
 
@@ -121,7 +131,8 @@ def check_endpoint(endpoint: Endpoint) -> IPv4Address | IPv6Address:
 def remote_regions(routes: Iterable[Route], family: int) -> list[Region]:
     """The disjoint regions of this family (4 or 6) that are REMOTE, sorted.
 
-    Raises ValueError if they are more than MAX_REGIONS, or take more work than MAX_BOUNDS.
+    Raises ValueError if they are more than MAX_REGIONS, take more work than MAX_BOUNDS, or take the
+    kernel more than MAX_PREFIX_BYTES or MAX_PREFIX_WORK.
     """
     regions: list[Region] = []
     opened: dict[tuple[int, int], int] = {}  # port range -> address where it began
@@ -137,7 +148,32 @@ def remote_regions(routes: Iterable[Route], family: int) -> list[Region]:
             raise ValueError("the routes overlap in too many pieces")
         end = last
     regions += [Region(first, end, *ports) for ports, first in opened.items()]
+    _check_prefixes(regions, family)
     return sorted(regions)
+
+
+def _check_prefixes(regions: list[Region], family: int) -> None:
+    address_bytes = 4 if family == 4 else 16
+    partial = [region for region in regions if not region.every_port]
+    size = sum(
+        address_bytes * prefixes(region.first_address, region.last_address)
+        + 2 * prefixes(region.first_port, region.last_port)
+        for region in partial
+    )
+    if size > MAX_PREFIX_BYTES or size * len(partial) > MAX_PREFIX_WORK:
+        raise ValueError("the routes with ports overlap in too many pieces")
+
+
+def prefixes(first: int, last: int) -> int:
+    """How many prefixes it takes to hold a range of numbers, and nothing else."""
+    if first == last:
+        return 1
+    # The largest block that the range touches twice; what is on either side of its middle is made
+    # of blocks of falling size, one for each bit of the length.
+    half = 1 << ((first ^ last).bit_length() - 1)
+    middle = last & -half
+    below, above = middle - first, last + 1 - middle
+    return 1 if below == above == half else below.bit_count() + above.bit_count()
 
 
 # --- the sweep ----------------------------------------------------------------------------------

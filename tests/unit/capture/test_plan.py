@@ -1,10 +1,11 @@
 """A plan is well-formed if it exists; routes become disjoint regions."""
 
-from ipaddress import ip_network
+import random
+from ipaddress import IPv4Address, ip_address, ip_network, summarize_address_range
 
 import pytest
 
-from sshunt.capture.plan import Plan, Region, remote_regions
+from sshunt.capture.plan import Plan, Region, prefixes, remote_regions
 from sshunt.model import Action, Endpoint, Route
 
 _REMOTE, _DIRECT = Action.REMOTE, Action.DIRECT
@@ -100,3 +101,31 @@ def test_routes_that_overlap_in_too_many_pieces_are_refused() -> None:
     holes = [_route(f"10.0.{i}.0/32", _DIRECT, 2, 9998) for i in range(256)]
     with pytest.raises(ValueError, match="pieces"):
         remote_regions(ports + holes, 4)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5])
+def test_a_range_takes_as_many_prefixes_as_the_standard_library_finds(bits: int) -> None:
+    for first in range(1 << bits):
+        for last in range(first, 1 << bits):
+            found = summarize_address_range(IPv4Address(first), IPv4Address(last))
+            assert prefixes(first, last) == len(list(found))
+
+
+@pytest.mark.parametrize(
+    ("everything", "bits"), [("0.0.0.0/0", 32), ("::/0", 128)], ids=["IPv4", "IPv6"]
+)
+def test_what_would_keep_the_kernel_busy_for_minutes_is_refused(everything: str, bits: int) -> None:
+    chosen = random.Random(1)
+    holes = [Route(ip_network((chosen.getrandbits(bits), bits)), _DIRECT) for _ in range(19_999)]
+    with pytest.raises(ValueError, match="pieces"):
+        remote_regions([_route(everything, _REMOTE, 3, 65534), *holes], 4 if bits == 32 else 6)
+    whole = [_route(everything, _REMOTE), *holes]  # which are no work
+    assert len(remote_regions(whole, 4 if bits == 32 else 6)) > 19_000
+
+
+def test_as_many_networks_as_there_may_be_may_have_ports() -> None:
+    for first, bits in ((ip_address("10.0.0.0"), 24), (ip_address("2001:db8::"), 64)):
+        step = 2 << first.max_prefixlen - bits
+        networks = [ip_network((int(first) + i * step, bits)) for i in range(20_000)]
+        routes = [Route(network, _REMOTE, 443, 443) for network in networks]
+        assert len(remote_regions(routes, first.version)) == 20_000
