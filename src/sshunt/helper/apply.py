@@ -49,6 +49,7 @@ from sshunt.helper.privileges import drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
 from sshunt.helper.protocol import KernelError, Refusal
 from sshunt.helper.resolvers import HostResolvers
+from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
 
 
@@ -63,6 +64,7 @@ class Kernel:
         self._want_owner = owner
         self._interfaces = Interfaces()
         self._proc = open_proc()
+        self._socket = client
         self._client = requester(client, self._proc)
         self._alive = _alive(marks, nft.table_name(session))
         self._nft = Nftables()
@@ -76,6 +78,7 @@ class Kernel:
         self._plan: Plan | None = None
         self._owned = False
         self._guard: Guard | None = None
+        self._sweeper: Sweeper | None = None  # the guard has one of its own
         self._kept = KeptAddresses()
         self._wanted: tuple[str, ...] = ()  # what is kept
         self._hushed: frozenset[str] = frozenset()  # those that no interface has
@@ -91,7 +94,7 @@ class Kernel:
         if self._client is None or self._parent is None:
             return False
         name = nft.table_name(self._session)
-        guard = make_guard(name, self._parent, self._client, self._proc)
+        guard = make_guard(name, self._parent, self._client, self._socket, self._proc)
         if guard is None:
             return False
         try:
@@ -117,6 +120,7 @@ class Kernel:
             if listener is not None:
                 self._check_local(listener)
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
+        self._see_to_our_end()
         # From here on undo() has something to remove. The routes, of which there may be thousands,
         # are not needed again.
         self._plan = replace(plan, routes=())
@@ -128,6 +132,14 @@ class Kernel:
                 self._plan = None  # one transaction: nothing of it was made
             raise
         return self._owned
+
+    def _see_to_our_end(self) -> None:
+        """No rules without somebody who ends us if we are frozen; raises KernelError."""
+        if self._guard is None and self._sweeper is None:
+            try:
+                self._sweeper = Sweeper(None, self._socket, self._proc)
+            except OSError as error:
+                raise KernelError(Refusal.KERNEL, f"no process for the sweeper: {error}")
 
     def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Put other endpoints into the bypass sets; raises KernelError."""
@@ -259,6 +271,9 @@ class Kernel:
             if self._guard is not None:
                 self._guard.remove()
                 self._guard = None
+            if self._sweeper is not None:
+                self._sweeper.end()
+                self._sweeper = None
         self._alive.close()
 
     def _render(self, plan: Plan, owner: bool) -> str:

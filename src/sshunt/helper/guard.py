@@ -19,6 +19,7 @@ Not here: the rule that skips the group (capture.nft), the mount namespace in wh
 """
 
 import os
+import socket
 from functools import partial
 
 from sshunt.capture import nft
@@ -31,11 +32,11 @@ from sshunt.helper.sweeper import Sweeper
 class Guard:
     """A cgroup that holds the client, and the sweeper that outlives us to remove it."""
 
-    def __init__(self, directory: str, client: Process, proc: int) -> None:
+    def __init__(self, directory: str, sock: socket.socket, proc: int) -> None:
         """Around a cgroup that was made; raises OSError. ``proc`` is a descriptor of /proc."""
         self._directory = directory
         self._proc = proc
-        self._sweeper = Sweeper(directory, client, proc)
+        self._sweeper = Sweeper(directory, sock, proc)
         path = os.path.relpath(directory, CGROUP_ROOT)
         self.cgroup = nft.Cgroup(path, path.count("/") + 1)
 
@@ -45,8 +46,12 @@ class Guard:
         self._sweeper.end()
 
 
-def make_guard(name: str, parent: str, client: Process, proc: int) -> Guard | None:
-    """A new cgroup with the process in it, below its own; None if that can't be had.
+def make_guard(
+    name: str, parent: str, client: Process, sock: socket.socket, proc: int
+) -> Guard | None:
+    """A new cgroup with the client in it, below its own; None if that can't be had.
+
+    ``sock`` is our end of the conversation with it.
 
     It can't where its own one is threaded, has too many descendants, or has a name that can't be
     written into a rule. Then there is no guard: any other place, say the root, would let a process
@@ -59,7 +64,7 @@ def make_guard(name: str, parent: str, client: Process, proc: int) -> Guard | No
         return None
     try:
         if client.is_there():
-            return Guard(directory, client, proc)
+            return Guard(directory, sock, proc)
     except OSError:
         pass  # no process or descriptor to be had for the sweeper
     cgroups.until_done(partial(cgroups.remove, directory, proc))

@@ -1,5 +1,7 @@
 """The sweeper: a child of the helper that outlives it and removes the guard. Root; Linux.
 
+There is one wherever there are rules, with or without a guard.
+
 A cgroup cannot be tied to a process. So a child waits for the end of a socket pair whose other end
 only the helper holds; then it moves whoever is left in the guard back to the parent and removes the
 directory. It must survive what kills the helper: it has a session of its own, ignores signals that
@@ -10,12 +12,13 @@ the user: he may kill all that is in it (cgroup.kill) or freeze it (cgroup.freez
 included. Killing is harmless, for the kernel removes the rules. A frozen helper, though, could not
 remove them when the client is gone. The helper stays there nevertheless: the limits that were put
 on the user's memory are to hold for it, too. But the sweeper, which needs next to nothing, moves to
-the root of the hierarchy, where no user can reach it; and when the client has ended and the helper
-has not followed after PATIENCE_S, the sweeper kills it, which works on frozen processes, too. While
-his client lives, a user can stop it in simpler ways, and with it what it captured.
+the root of the hierarchy, where no user can reach it; and when the client has hung up and the
+helper has not followed after PATIENCE_S, the sweeper kills it, which works on frozen processes,
+too. While his client lives, a user can stop it in simpler ways, and with it what it captured.
 
-**What it holds**: the socket, /proc, a descriptor each of client and helper. Above all not the
-netlink socket of libnftables: our table lives as long as that is open anywhere.
+**What it holds**: the socket, /proc, the client's socket, a descriptor of the helper. Above all not
+the netlink socket of libnftables: our table lives as long as that is open anywhere. It lets go of
+the client's socket as soon as the helper has ended, since the client waits for that.
 
 Not here: making the guard (guard).
 """
@@ -30,7 +33,8 @@ from sshunt.helper import cgroups
 from sshunt.helper.privileges import CGROUP_ROOT, take_name
 from sshunt.helper.processes import Process
 
-#: How long the helper may take to end after its client. Its own deadline for a request is 10 s.
+#: How long the helper may take to end after its client has hung up. Its own deadline for a request
+#: is 10 s.
 PATIENCE_S = 15.0
 
 #: How long the guard is tried to be removed: others may be about to leave it.
@@ -46,31 +50,33 @@ _NAME = b"sweeper"
 class Sweeper:
     """The child, as the helper sees it."""
 
-    def __init__(self, directory: str, client: Process, proc: int) -> None:
-        """Start it; raises OSError. It will remove ``directory``. ``proc`` is a descriptor of
-        /proc, where ours is not mounted any more.
+    def __init__(self, directory: str | None, client: socket.socket, proc: int) -> None:
+        """Start it; raises OSError. It will remove ``directory``, if there is one. ``proc`` is a
+        descriptor of /proc, where ours is not mounted any more.
         """
         self._tie, theirs = socket.socketpair()
         itself = Process(proc, os.getpid())
-        watched: list[int] = []
+        helper: int | None = None
         try:
             arguments = itself.place_of_arguments()
-            # One of the client's first: whether we watch it depends on that.
-            watched = [pidfd for of in (client, itself) if (pidfd := of.pidfd()) is not None]
+            helper = itself.pidfd()
+            inherited = {theirs.fileno(), proc, client.fileno(), *filter(None, [helper])}
             self._pid = os.fork()
             if self._pid == 0:
                 try:
-                    _begin({theirs.fileno(), proc, *watched}, arguments, proc)
+                    _begin(inherited, arguments, proc)
                     theirs.send(_READY)
-                    _wait(theirs, watched)
-                    cgroups.until_done(partial(cgroups.remove, directory, proc), _SWEEP_S)
+                    _wait(theirs, client, helper)
+                    client.close()
+                    if directory is not None:
+                        cgroups.until_done(partial(cgroups.remove, directory, proc), _SWEEP_S)
                 finally:
                     os._exit(0)
         finally:
             itself.close()
             theirs.close()
-            for descriptor in watched:
-                os.close(descriptor)
+            if helper is not None:
+                os.close(helper)
         if self._tie.recv(1) != _READY:
             self.end()
             raise OSError("the sweeper ended")
@@ -101,13 +107,12 @@ def _begin(inherited: set[int], arguments: tuple[int, int], proc: int) -> None:
                 pass  # the one that listdir itself had open
 
 
-def _wait(tie: socket.socket, watched: list[int]) -> None:
-    """Return when the helper has ended; see to it that it does so after its client."""
+def _wait(tie: socket.socket, client: socket.socket, helper: int | None) -> None:
+    """Return when the helper has ended; see to it that it does so after its client has hung up."""
     poll = select.poll()
     poll.register(tie, select.POLLIN)
-    if len(watched) == 2:
-        client, helper = watched
-        poll.register(client, select.POLLIN)
+    if helper is not None:
+        poll.register(client, 0)  # POLLHUP is always told
         if tie.fileno() not in [descriptor for descriptor, _ in poll.poll()]:
             poll.unregister(client)
             if not poll.poll(PATIENCE_S * 1000):
