@@ -373,6 +373,40 @@ def test_a_helper_whose_client_reads_what_it_was_sent_still_hears_others(lab: La
     client.kill()
 
 
+#: Starts a helper as somebody who hears no signal at all, and has it make rules.
+_DEAF = """
+import os, signal, socket, subprocess, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+ours, theirs = socket.socketpair()
+subprocess.Popen(["sudo", "-n", *os.environ["HELPER"].split()], stdin=theirs.fileno())
+theirs.close()
+for line in sys.argv[1:]:
+    ours.sendall(line.encode())
+    print(ours.recv(1000).decode(), end="", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_helper_hears_signals_whatever_its_starter_does_with_them(lab: Lab) -> None:
+    session = "feedfacefeed"
+    plan: dict[str, Any] = dict.fromkeys(("listen6", "dns4", "dns6"))
+    plan |= {"session": session, "listen4": ["127.0.0.1", 1], "routes": _EVERY}
+    requests: list[dict[str, Any]] = [
+        {"request": "hello", "version": VERSION, "session": session},
+        {"request": "apply", "plan": {**plan, "bypass": [], "resolvers": []}},
+    ]
+    lines = [json.dumps(request) + "\n" for request in requests]
+    client = as_ben(lab, [sys.executable, "-c", _DEAF, *lines])
+    assert client.stdout is not None
+    assert b"welcome" in client.stdout.readline()
+    assert b"applied" in client.stdout.readline()
+    (helper,) = helpers(lab.client)
+    os.kill(helper, signal.SIGTERM)
+    soon(lambda: not helpers(lab.client) and session not in tables(lab))
+    client.kill()
+
+
 def is_reading(pid: int) -> bool:
     """True if it waits in recvfrom(2), where no other news reach it."""
     return "unix_stream" in Path(f"/proc/{pid}/wchan").read_text()

@@ -3,7 +3,8 @@
 The client trusts us with its wishes and we trust it with nothing. Before the first byte is read, in
 stages that each assume the ones before:
 
-1. Ctrl-C and hang-ups belong to the client; it says goodbye, or its socket closes.
+1. Ctrl-C and hang-ups belong to the client; it says goodbye, or its socket closes. What else he who
+   started us had blocked or ignored, which sudo hands on, is as usual again.
 2. Standard input must be a socketpair's end, and nothing else that has a peer (``starter``). sudo
    replaces it by a pipe where the administrator has it record input (``log_input``), and then there
    is nobody to talk to.
@@ -31,6 +32,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     from sshunt.helper import starter
