@@ -8,12 +8,12 @@ is not enough, and root reads for himself what the host's administrator has said
     /run/systemd/resolve/resolv.conf     whom systemd-resolved asks, where they ask it
 
 They are looked up from the root that we were started in, which stays open: later those folders are
-out of our sight (privileges). A link in the last place is followed from there, too.
+out of our sight (privileges). Links are followed from there, too, those of folders among them: the
+kernel would look for what they name in the root that we have then.
 """
 
 import os
 from ipaddress import ip_address
-from posixpath import dirname, join, normpath
 
 _FILES = ("etc/resolv.conf", "run/systemd/resolve/resolv.conf")
 
@@ -49,13 +49,29 @@ class HostResolvers:
             os.close(descriptor)
 
     def _target(self, path: str) -> str:
-        for _ in range(_MOST_LINKS):
+        """Where the path leads, without links; "" if they don't end."""
+        found: list[str] = []
+        left = path.split("/")[::-1]
+        links = 0
+        while left:
+            part = left.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                del found[-1:]
+                continue
             try:
-                link = os.readlink(path, dir_fd=self._root)
+                link = os.readlink("/".join([*found, part]), dir_fd=self._root)
             except OSError:
-                break  # it is none
-            path = normpath(join("/", dirname(path), link)).lstrip("/")
-        return path
+                found.append(part)  # it is none
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                return ""
+            if link.startswith("/"):
+                found.clear()
+            left += link.split("/")[::-1]
+        return "/".join(found)
 
 
 def _address(word: str) -> str:

@@ -40,6 +40,15 @@ def test_links_are_followed_from_that_root(root: Path, link: str) -> None:
     assert asked(root) == {"192.0.2.1"}
 
 
+def test_links_of_folders_are_followed_from_that_root(root: Path) -> None:
+    (root / "run/resolvconf").mkdir()
+    (root / "run/resolvconf/resolv.conf").write_text("nameserver 192.0.2.1\n")
+    (root / "etc/resolvconf").mkdir()
+    (root / "etc/resolvconf/run").symlink_to("/run/resolvconf")  # as Debian's resolvconf has it
+    (root / "etc/resolv.conf").symlink_to("resolvconf/run/resolv.conf")
+    assert asked(root) == {"192.0.2.1"}
+
+
 @pytest.mark.parametrize("what", ["a loop", "a pipe", "a long file"])
 def test_nothing_keeps_root_waiting(root: Path, what: str) -> None:
     conf = root / "etc/resolv.conf"
