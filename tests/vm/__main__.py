@@ -68,7 +68,7 @@ def _run(guest: guests.Guest, options: argparse.Namespace, folder: Path) -> resu
                 if options.keep:
                     _wait_for_person(folder)
         seconds = time.monotonic() - begin
-        run = f"{results.today()}, {results.commit()}, {seconds / 60:.0f} minutes, {accelerator}"
+        run = f"{results.today()}, {seconds / 60:.0f} minutes, {accelerator}"
         told = {**column.facts, "run": run}
         return column._replace(facts=told)
     finally:

@@ -59,7 +59,7 @@ def _wanted(names: Sequence[str], known: Iterable[str]) -> list[str]:
 
 def _part(columns: Sequence[results.Column], seconds: float) -> str:
     minutes = f"{seconds / 60:.0f} minutes, the servers below included"
-    run = f"The run of {results.today()}, at {results.commit()}, took {minutes}."
+    run = f"The run of {results.today()} took {minutes}."
     return f"{run}\n\n{results.table(columns)}"
 
 

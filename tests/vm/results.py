@@ -5,7 +5,6 @@ two marks; a run replaces its own and leaves the others alone.
 """
 
 import datetime
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -50,13 +49,6 @@ def show(result: Result) -> None:
 def today() -> str:
     """The date, for the page."""
     return datetime.date.today().isoformat()
-
-
-def commit() -> str:
-    """The commit that is checked out, and whether something was changed since."""
-    describe = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(describe, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "no commit"
 
 
 def table(columns: Sequence[Column]) -> str:

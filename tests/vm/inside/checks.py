@@ -367,7 +367,7 @@ def _is_refused() -> bool:
 
 def sweeper_killed() -> str:
     """kill -9 of the sweeper, too: the next start clears up"""
-    remains = Remains()
+    remains = Remains(helper_is_killed=True)
     with tunnel(*GRACE, OFFICE_NETWORK):
         _kill(sshunts())
     with tunnel(*GRACE, OFFICE_NETWORK) as again:

@@ -157,7 +157,7 @@ class Remains:
     """What is here now, and in the office, that was not there when this was made.
 
     The folder /run/sshunt stays by design, and in it the file of a helper that was killed, until
-    the next start; the latter is overlooked with ``helper_is_killed``.
+    the first start a minute later; the latter is overlooked with ``helper_is_killed``.
     """
 
     def __init__(self, *, helper_is_killed: bool = False) -> None:
