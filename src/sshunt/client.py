@@ -38,13 +38,7 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.listener import CannotListen, bind
 from sshunt.model import Action, Endpoint, Route
-from sshunt.names.doors import (
-    Door,
-    link_local_resolvers,
-    open_door,
-    system_resolvers,
-    uncovered,
-)
+from sshunt.names.doors import Door, left_alone, open_door, system_resolvers, uncovered
 from sshunt.notify import notify
 from sshunt.own import has_ipv6, own_routes
 from sshunt.privilege import Helper, start_helper
@@ -326,8 +320,8 @@ def _open_doors(options: Options, console: Console) -> list[Door]:
     """Where DNS queries arrive, for each family; raises UserError."""
     if not options.dns:
         return []
-    beyond = link_local_resolvers()
-    if beyond and not system_resolvers():
+    beyond = left_alone(ipv6=options.listen6 is not None)
+    if beyond and set(system_resolvers()) <= set(beyond):
         raise UserError(
             uncovered(beyond),
             "name another resolver in /etc/resolv.conf (a local one will do), or leave --dns out",

@@ -32,7 +32,7 @@ from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.names.dns import DnsForwarder
-from sshunt.names.doors import Door, link_local_resolvers, system_resolvers, uncovered
+from sshunt.names.doors import Door, left_alone, system_resolvers, uncovered
 from sshunt.network import NetworkEvents
 from sshunt.peers import behind, is_made_by_a_child
 from sshunt.privilege import Helper
@@ -135,7 +135,7 @@ class Up:
         self._control: ControlServer | None = None
         self._former = FormerAddresses()
         self._kept: tuple[str, ...] = ()
-        self._uncovered = link_local_resolvers()  # of which has been said that they are
+        self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
 
     def let_in(self, socks: Iterable[socket.socket], doors: Iterable[Door]) -> None:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
@@ -375,7 +375,7 @@ class Up:
         plan = self.plan
         if not self._options.dns or plan is None:
             return
-        found, beyond = system_resolvers(), link_local_resolvers()
+        found, beyond = system_resolvers(), left_alone(ipv6=self._options.listen6 is not None)
         if beyond != self._uncovered:
             self._uncovered = beyond
             if beyond:
@@ -384,7 +384,8 @@ class Up:
             if self.names is not None:
                 self.names.resolvers = found
             self.plan = replace(plan, resolvers=found)
-            self._console.detail(1, f"this host asks other resolvers now: {', '.join(found)}")
+            others = ", ".join(found) or "none that can be stood in for"
+            self._console.detail(1, f"this host asks other resolvers now: {others}")
             if not (self._options.fail_open and self.is_down):  # else they come with the rules
                 self._change_rules(lambda: self._helper.resolvers(found))
                 self._apply_bypass()

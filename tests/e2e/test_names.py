@@ -299,3 +299,46 @@ def test_killed_it_leaves_names_as_they_were(lab: Lab, at_home: list[str]) -> No
     deadline = time.monotonic() + 10
     while Dug(lab.client, lab.neighbour.v4, "+tries=1", "+time=1").addresses != [HOMES]:
         assert time.monotonic() < deadline
+def test_a_link_local_resolver_that_comes_later_is_left_alone_and_that_is_said(
+    lab: Lab, at_home: list[str]
+) -> None:
+    conf = lab.folder / "home-resolv.conf"
+    before = conf.read_text()
+    with up(lab, at_home) as tunnel:
+        try:
+            conf.write_text("nameserver fe80::1%to-neighbour\n")
+            tunnel.wait_until(lambda: "of fe80::1%to-neighbour are not looked up" in tunnel.said)
+            tunnel.wait_until(lambda: Dug(lab.client, lab.neighbour.v4).addresses == [HOMES])
+        finally:
+            conf.write_text(before)
+        tunnel.wait_until(lambda: Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES])
+        assert tunnel.said.count("are not looked up") == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_without_ipv6_resolvers_that_are_asked_over_it_are_named(lab: Lab, alone: bool) -> None:
+    conf, switch = lab.folder / "six-resolv.conf", lab.folder / "home-nsswitch.conf"
+    others = [] if alone else [lab.neighbour.v4]
+    conf.write_text("".join(f"nameserver {a}\n" for a in [lab.neighbour.v6, *others]))
+    switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    program = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh", *SSHUNT]
+    words = ("--dns", "--disable-ipv6", "-r", "server", OFFICE_V4)
+    said = f"ask of {lab.neighbour.v6} are not looked up on the far side: IPv6 is left alone"
+    if alone:
+        done = lab.client.run([*program, *words], check=False)
+        assert done.returncode == ExitCode.CAPTURE
+        assert said in done.stderr
+        return
+    with running(lab, *words, program=program) as tunnel:
+        assert said in tunnel.said
+
+
+def test_a_resolver_at_a_link_local_ipv4_address_is_stood_in_for(lab: Lab) -> None:
+    conf, switch = lab.folder / "cloud-resolv.conf", lab.folder / "home-nsswitch.conf"
+    conf.write_text("nameserver 169.254.169.254\n")
+    switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    with up(lab, ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]) as tunnel:
+        assert "are not looked up" not in tunnel.said
+        assert Dug(lab.client, "169.254.169.254").addresses == [OFFICES]
+
+

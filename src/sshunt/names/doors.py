@@ -2,9 +2,10 @@
 
 The sockets are on loopback, whatever --listen says: nobody else can ask the far side's resolvers.
 
-A resolver with a link-local address (``nameserver fe80::1%eth0``, as routers announce them) can't
-be stood in for: the scope binds the program's socket to the interface, so that what is redirected
-to lo never arrives. It is left alone, which is said.
+A resolver with a link-local IPv6 address (``nameserver fe80::1%eth0``, as routers announce them)
+can't be stood in for: the scope binds the program's socket to the interface, so that what is
+redirected to lo never arrives. It is left alone, and so are IPv6 ones where IPv6 is; which is said.
+IPv4's link-local addresses have no scope; clouds have their resolvers there (169.254.169.254).
 
 Not here: what is redirected to them (capture), what is answered (dns).
 """
@@ -45,28 +46,43 @@ class Door(NamedTuple):
 
 def system_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
     """The addresses that this host's programs ask and that can be stood in for, each once."""
-    found = [str(address) for address in _addresses(resolv_conf) if not address.is_link_local]
-    return tuple(dict.fromkeys(found))
+    found = [address for address in _addresses(resolv_conf) if not _has_scope(address)]
+    return tuple(dict.fromkeys(map(str, found)))
 
 
-def link_local_resolvers(resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
-    """Those that can't."""
-    found = [str(address) for address in _addresses(resolv_conf) if address.is_link_local]
-    return tuple(dict.fromkeys(found))
+def left_alone(*, ipv6: bool, resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, ...]:
+    """Those that are not stood in for; without ``ipv6`` no IPv6 one is."""
+    return tuple(
+        dict.fromkeys(
+            str(address)
+            for address in _addresses(resolv_conf)
+            if _has_scope(address) or (address.version == 6 and not ipv6)
+        )
+    )
 
 
 def uncovered(resolvers: Iterable[str]) -> str:
-    """The sentence about those."""
-    return (
-        f"names that programs ask of {', '.join(resolvers)} are not looked up on the far side:"
-        " a link-local address can't be stood in for"
+    """What there is to say about those that are left alone, in a line."""
+    scoped = [each for each in resolvers if _has_scope(ip_address(each))]
+    others = [each for each in resolvers if each not in scoped]
+    kinds = ((scoped, "a link-local address can't be stood in for"), (others, "IPv6 is left alone"))
+    return "; ".join(
+        f"names that programs ask of {', '.join(theirs)} are not looked up on the far side: {why}"
+        for theirs, why in kinds
+        if theirs
     )
 
 
 def _addresses(resolv_conf: str) -> Iterator[IPv4Address | IPv6Address]:
     for text in dns.resolvers(resolv_conf):
         with suppress(ValueError):
-            yield ip_address(text)
+            address = ip_address(text)
+            # The C library heeds the scopes of link-local addresses only.
+            yield address if _has_scope(address) else ip_address(text.partition("%")[0])
+
+
+def _has_scope(address: IPv4Address | IPv6Address) -> bool:
+    return address.version == 6 and address.is_link_local
 
 
 def open_door(family: int) -> Door:

@@ -17,7 +17,7 @@ from sshunt.mux import frames
 from sshunt.mux.session import DatagramReceived
 from sshunt.names import connections, doors
 from sshunt.names import dns as names
-from sshunt.names.doors import link_local_resolvers, open_door, system_resolvers
+from sshunt.names.doors import left_alone, open_door, system_resolvers, uncovered
 from sshunt.relay import dns as relay_dns
 from tests.unit.names.both_ends import DEADLINE_S, Names, talk
 from tests.unit.names.office import Answer, knows, lies, says, silent, slow
@@ -231,10 +231,21 @@ def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.Monk
 
 def test_the_systems_resolvers_are_named_once_and_link_local_ones_apart(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
-    resolvers = ("fe80::1%eth0", "127.0.0.53", "fe80::1%eth0", "2001:db8::1", "127.0.0.53", "x")
-    file.write_text("".join(f"nameserver {resolver}\n" for resolver in resolvers))
+    resolvers = ("fe80::1%eth0", "127.0.0.53", "fe80::1%eth0", "2001:db8::1%eth0", "127.0.0.53")
+    file.write_text("".join(f"nameserver {resolver}\n" for resolver in (*resolvers, "x")))
     assert system_resolvers(str(file)) == ("127.0.0.53", "2001:db8::1")
-    assert link_local_resolvers(str(file)) == ("fe80::1%eth0",)
+    assert left_alone(ipv6=True, resolv_conf=str(file)) == ("fe80::1%eth0",)
+    assert left_alone(ipv6=False, resolv_conf=str(file)) == ("fe80::1%eth0", "2001:db8::1")
+    said = uncovered(("fe80::1%eth0", "2001:db8::1"))
+    assert "fe80::1%eth0 are not looked up on the far side: a link-local address" in said
+    assert "2001:db8::1 are not looked up on the far side: IPv6 is left alone" in said
+
+
+def test_a_cloud_s_resolver_at_a_link_local_ipv4_address_is_one_like_any(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 169.254.169.254\n")
+    assert system_resolvers(str(file)) == ("169.254.169.254",)
+    assert left_alone(ipv6=True, resolv_conf=str(file)) == ()
 
 
 def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
