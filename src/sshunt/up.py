@@ -23,6 +23,7 @@ from sshunt.console import Console, counted
 from sshunt.control import ControlServer
 from sshunt.errors import ExitCode, UserError
 from sshunt.figures import bit_rate, duration, size
+from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.keeper import Keeper
 from sshunt.lanes import Lanes, new_session
 from sshunt.listener import Listener
@@ -177,9 +178,10 @@ class Up:
             return False  # it has gone
         if not is_made_by_a_child(source_port):
             return False
-        self.plan = replace(plan, bypass=(*plan.bypass, destination))
-        self._console.detail(1, f"ssh goes to {destination[0]} now, which is left alone")
-        self._apply_bypass()
+        if destination not in plan.bypass:
+            self.plan = replace(plan, bypass=(*plan.bypass, destination)[-MAX_BYPASS:])
+            self._console.detail(1, f"ssh goes to {destination[0]} now, which is left alone")
+            self._apply_bypass()
         return True
 
     def peers(self) -> tuple[Endpoint, ...]:
@@ -340,7 +342,7 @@ class Up:
         if plan is not None:
             resolvers = plan.resolvers if self.is_down else ()
             endpoints = [*plan.bypass, *((address, DNS_PORT) for address in resolvers)]
-            self._change_rules(lambda: self._helper.bypass(endpoints))
+            self._change_rules(lambda: self._helper.bypass(endpoints[-MAX_BYPASS:]))
 
     def _on_up(self) -> None:
         self.waiting.let_in(
@@ -403,7 +405,7 @@ class Up:
                 if optional:
                     self._kept = ()  # to be tried again when there is news
                     self._console.detail(1, error.message)
-                elif not self._bug.done():
+                elif not self._bug.done() and not self._helper.gone.is_set():  # else watch says so
                     self._bug.set_result(error)
 
         self._changing_rules = asyncio.ensure_future(change())

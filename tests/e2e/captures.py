@@ -135,6 +135,12 @@ def tables(lab: Lab) -> str:
     return lab.client.run(["nft", "list", "tables"]).stdout
 
 
+def has_rules(lab: Lab) -> bool:
+    """True if anything is captured, kept or dropped; marking (see capture.nft) is none of that."""
+    rules = lab.client.run(["nft", "list", "ruleset"]).stdout
+    return any(word in rules for word in ("type nat", "\tset ", "drop", "reject"))
+
+
 def devices(lab: Lab) -> list[str]:
     """The network devices that helpers have made."""
     links = lab.client.run(["ip", "-oneline", "link"]).stdout.splitlines()

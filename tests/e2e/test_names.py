@@ -182,40 +182,100 @@ def test_ssh_finds_its_server_by_the_resolver_at_home_also_when_it_was_lost(
         assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
 
 
-def move_servers(lab: Lab, address: str) -> None:
-    """The servers of two sessions are there now; every resolver knows it (dnsmasq looks itself)."""
-    (lab.folder / "homes" / "servers").write_text(f"{address} one.home two.home\n")
+@contextmanager
+def at_a_local_resolver(lab: Lab, address: str) -> Iterator[list[str]]:
+    """A command prefix: programs ask a resolver on the client itself, which knows the servers."""
+    conf, switch = lab.folder / "two-resolv.conf", lab.folder / "home-nsswitch.conf"
+    conf.write_text(f"nameserver {address}\n")
+    only = [f"--listen-address={address}", "--bind-interfaces", f"--hostsdir={lab.folder}/homes"]
+    local = resolver(lab.client, *only, port_at=address)
+    try:
+        yield ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]
+    finally:
+        local.kill()
+        local.wait()
+
+
+def move_servers(lab: Lab, one: str, two: str) -> None:
+    """The servers of two sessions are there now (dnsmasq looks itself)."""
+    (lab.folder / "homes" / "servers").write_text(f"{one} one.home\n{two} two.home\n")
+
+
+def session_with(lab: Lab, before: list[str], name: str, *words: str) -> Tunnel:
+    ssh = f"ssh -F {lab.ssh_config} -o HostKeyAlias=server"
+    return Tunnel(lab, ["-e", ssh, "-r", f"{name}.home", *words], program=[*before, *SSHUNT])
+
+
+#: Queries that bear the mark by which the rules know them, and the mark of a user's own rules.
+WATCHED = """
+table inet watched {
+    chain marked { type filter hook output priority -150; th dport 53 meta mark set 0x7; }
+    chain seen {
+        type filter hook output priority 0
+        meta mark 0x02000007 counter comment "ours"
+        meta mark 0x7 counter comment "the user's"
+    }
+}
+"""
 
 
 @pytest.mark.usefixtures("at_home")
-def test_two_sessions_with_dns_do_not_keep_each_other_from_their_servers(lab: Lab) -> None:
+@pytest.mark.parametrize(("address", "network"), [("127.0.0.1", OFFICE_V6), ("::1", OFFICE_V4)])
+def test_two_sessions_with_dns_do_not_keep_each_other_from_their_servers(
+    lab: Lab, address: str, network: str
+) -> None:
     """The servers move while both connections are lost, so only a resolver can tell."""
-    conf, switch = lab.folder / "two-resolv.conf", lab.folder / "home-nsswitch.conf"
-    conf.write_text("nameserver 127.0.0.1\n")
-    program = ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh", *SSHUNT]
-    ssh = f"ssh -F {lab.ssh_config} -o HostKeyAlias=server"
-    move_servers(lab, lab.server.v4)
-    only = ["--listen-address=127.0.0.1", "--bind-interfaces", f"--hostsdir={lab.folder}/homes"]
+    move_servers(lab, lab.server.v4, lab.server.v4)
     remains = Remains(lab)
     with ExitStack() as stack:
-        local = resolver(lab.client, *only, port_at="127.0.0.1")
-        stack.callback(local.kill)
+        before = stack.enter_context(at_a_local_resolver(lab, address))
         tunnels = []
-        for name, network in (("one", OFFICE_V4), ("two", OFFICE_V6)):
-            words = ["--dns", "-e", ssh, "-r", f"{name}.home", network]
-            tunnels.append(Tunnel(lab, words, program=program))
+        for name in ("one", "two"):
+            tunnels.append(session_with(lab, before, name, "--dns", network))
             stack.callback(tunnels[-1].stop)
             tunnels[-1].wait_until_connected()
         one, two = tunnels
-        assert Dug(lab.client, "127.0.0.1").addresses == [OFFICES]
+        assert Dug(lab.client, address).addresses == [OFFICES]
+        lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
+        stack.callback(lab.server.run, ["nft", "delete", "table", "inet", "moved"])
+        lab.client.run(["nft", "-f", "-"], stdin=WATCHED)
+        stack.callback(lab.client.run, ["nft", "delete", "table", "inet", "watched"])
+        kill([*one.pids("ssh"), *two.pids("ssh")])
+        wait_until_said("is lost since", one, two)
+        move_servers(lab, ELSEWHERE_V4, ELSEWHERE_V4)
+        wait_until_said(" again after ", one, two)
+        assert Dug(lab.client, address).addresses == [OFFICES]
+        seen = lab.client.run(["nft", "list", "table", "inet", "watched"]).stdout
+        assert 'packets 0 bytes 0 comment "ours"' in seen
+        assert re.search(r'packets [1-9]\d* bytes \d+ comment "the user', seen)
+    assert remains.left() == []
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("words", [(), ("--dns", "--fail", "open")])
+def test_a_session_that_stays_lost_does_not_keep_another_from_its_server(
+    lab: Lab, words: tuple[str, ...]
+) -> None:
+    """Also one that has no rules for names, or none just now, or only begins."""
+    move_servers(lab, lab.server.v4, lab.server.v4)
+    with ExitStack() as stack:
+        before = stack.enter_context(at_a_local_resolver(lab, "127.0.0.1"))
+        one = session_with(lab, before, "one", *words, OFFICE_V4)
+        stack.callback(one.stop)
+        one.wait_until_connected()
+        two = session_with(lab, before, "two", "--dns", OFFICE_V6)
+        stack.callback(two.stop)
+        two.wait_until_connected()
         lab.server.run(["nft", "-f", "-"], stdin=NO_FIRST_ADDRESS)
         stack.callback(lab.server.run, ["nft", "delete", "table", "inet", "moved"])
         kill([*one.pids("ssh"), *two.pids("ssh")])
         wait_until_said("is lost since", one, two)
-        move_servers(lab, ELSEWHERE_V4)
-        wait_until_said(" again after ", one, two)
-        assert Dug(lab.client, "127.0.0.1").addresses == [OFFICES]
-    assert remains.left() == []
+        move_servers(lab, ELSEWHERE_V4, lab.server.v4)
+        wait_until_said(" again after ", one)
+        assert " again after " not in two.said
+        third = session_with(lab, before, "one", OFFICE_V4)
+        stack.callback(third.stop)
+        third.wait_until_connected()
 
 
 def wait_until_said(words: str, *tunnels: Tunnel) -> None:
@@ -291,14 +351,6 @@ def test_a_link_local_resolver_is_left_alone_and_that_is_said(lab: Lab, alone: b
         assert Dug(lab.client, lab.neighbour.v4).addresses == [OFFICES]
 
 
-def test_killed_it_leaves_names_as_they_were(lab: Lab, at_home: list[str]) -> None:
-    tunnel = Tunnel(lab, ["--dns", "-r", "server", OFFICE_V4], program=[*at_home, *SSHUNT])
-    tunnel.wait_until_connected()
-    with suppress(ProcessLookupError):
-        os.kill(tunnel.process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while Dug(lab.client, lab.neighbour.v4, "+tries=1", "+time=1").addresses != [HOMES]:
-        assert time.monotonic() < deadline
 def test_a_link_local_resolver_that_comes_later_is_left_alone_and_that_is_said(
     lab: Lab, at_home: list[str]
 ) -> None:
@@ -342,3 +394,11 @@ def test_a_resolver_at_a_link_local_ipv4_address_is_stood_in_for(lab: Lab) -> No
         assert Dug(lab.client, "169.254.169.254").addresses == [OFFICES]
 
 
+def test_killed_it_leaves_names_as_they_were(lab: Lab, at_home: list[str]) -> None:
+    tunnel = Tunnel(lab, ["--dns", "-r", "server", OFFICE_V4], program=[*at_home, *SSHUNT])
+    tunnel.wait_until_connected()
+    with suppress(ProcessLookupError):
+        os.kill(tunnel.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Dug(lab.client, lab.neighbour.v4, "+tries=1", "+time=1").addresses != [HOMES]:
+        assert time.monotonic() < deadline

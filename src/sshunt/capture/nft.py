@@ -37,10 +37,13 @@ Why each of them:
   is never ours, so the exception for the peers does not reach it.
 * *Other sshunts' queries.* To an sshunt with --dns the ssh of another one is a program like any:
   while the first is up it answers, so that a tunnel may lead through a tunnel; but while it is down
-  it would keep the other from finding its server, and two of them each other for ever. So each
-  table gives the queries of its own cgroup a mark, just before nat's chains are looked at, and
-  takes it away behind them. What bears it and is asked of an endpoint in the bypass set is left
-  alone: the client puts the resolvers there while its connection is lost.
+  it would keep the other from finding its server, and two of them each other for ever. So every
+  session, with --dns or without, gives the queries of its own cgroup a mark, just before nat's
+  chains are looked at, and takes it away behind them (nf_nat calls all nat chains from its own
+  place, -100, whatever their priority). What bears it and is asked of an endpoint in the bypass set
+  is left alone: the client puts the resolvers there while its connection is lost. The marking
+  begins before ssh is started, and goes on where the rules are gone meanwhile: with no plan
+  applied, it is what the table consists of.
 * *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
   come a little before ``dstnat`` (-100), where Docker and most tools sit, since a route that was
   typed is more explicit than theirs; published container ports stay as they are because they are
@@ -129,6 +132,7 @@ _BEGINS_PART = re.compile(r"\t(set|chain) ")
 _ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
 
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
+_ENDPOINT_TYPE = {family: f"{address} . inet_service" for family, address in _ADDRESS_TYPE.items()}
 _PROTOCOL = {4: "ip", 6: "ip6"}
 
 
@@ -181,13 +185,17 @@ def render(
     asked = [family for family in (4, 6) if plan.dns(family) is not None]
     lines = [f"table inet {table_name(plan.session)} {{"]
     lines += [_OWNED] if owner else _alive_set()
+    for family in _with_bypass(plan):
+        elements = _endpoint_elements(plan.bypass, family)
+        lines += _set(f"bypass{family}", _ENDPOINT_TYPE[family], "", elements)
     for family in families:
         lines += _sets(plan, family)
     for family in asked:
         elements = _resolver_elements(plan, family)
         lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
     if asked:
-        lines += _dns_chain(plan, asked, families, cgroup)
+        lines += _dns_chain(plan, asked, cgroup)
+    if cgroup is not None:
         lines += _mark_chains(cgroup)
     for family in families:
         lines += _capture_chain(plan, family)  # before it is gone to
@@ -203,10 +211,9 @@ def render(
 def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
     """The commands that put other endpoints into the bypass sets of an applied plan, in place."""
     endpoints = tuple(bypass)
-    families = [family for family in (4, 6) if plan.listener(family) is not None]
     return "".join(
         _replacement(plan, f"bypass{family}", _endpoint_elements(endpoints, family))
-        for family in families
+        for family in _with_bypass(plan)
     )
 
 
@@ -229,10 +236,12 @@ def render_renewal(session: str) -> str:
     return f"flush set {whole}\nadd element {whole} {{ tcp, udp }}\n"
 
 
-def render_probe(session: str, cgroup: Cgroup) -> str:
-    """A table that can be made where rules can match a cgroup (Linux 5.13)."""
-    chain = f"\tchain probe {{\n\t\t{_in_cgroup(cgroup)} return\n\t}}"
-    return f"table inet {table_name(session)} {{\n{chain}\n}}\n"
+def render_marking(session: str, cgroup: Cgroup, *, owner: bool) -> str:
+    """The table of a session that captures nothing: it marks the queries of its cgroup, and can be
+    made where rules can match one (Linux 5.13). Raises ValueError as ``render`` does.
+    """
+    lines = [f"table inet {table_name(session)} {{", *([_OWNED] if owner else [])]
+    return "\n".join([*lines, *_mark_chains(cgroup), "}"]) + "\n"
 
 
 def render_delete(session: str, family: str = "inet") -> str:
@@ -252,6 +261,11 @@ def _alive_set() -> list[str]:
     ]
 
 
+def _with_bypass(plan: Plan) -> list[int]:
+    """The families of which something is redirected, queries or connections."""
+    return [family for family in (4, 6) if plan.listener(family) or plan.dns(family)]
+
+
 def _sets(plan: Plan, family: int) -> list[str]:
     regions = remote_regions(plan.routes, family)
     address_type = _ADDRESS_TYPE[family]
@@ -261,9 +275,8 @@ def _sets(plan: Plan, family: int) -> list[str]:
         for region in regions
         if not region.every_port
     ]
-    endpoint_type = f"{address_type} . inet_service"
+    endpoint_type = _ENDPOINT_TYPE[family]
     return [
-        *_set(f"bypass{family}", endpoint_type, "", _endpoint_elements(plan.bypass, family)),
         *_set(f"remote{family}", address_type, "flags interval; ", ", ".join(whole)),
         *_set(f"remote{family}_ports", endpoint_type, "flags interval; ", ", ".join(partial)),
         *_set(f"bound{family}", endpoint_type, _NOTED, ""),
@@ -277,9 +290,7 @@ def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
     return [*lines, "\t}"]
 
 
-def _dns_chain(
-    plan: Plan, families: list[int], with_bypass: list[int], cgroup: Cgroup | None
-) -> list[str]:
+def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[str]:
     lines = ["\tchain dns {"]
     if cgroup is not None:
         lines.append(f"\t\t{_in_cgroup(cgroup)} return")
@@ -287,7 +298,6 @@ def _dns_chain(
             f"\t\tmeta mark & {OURS_MARK:#010x} != 0"
             f" {_PROTOCOL[family]} daddr . {transport} dport @bypass{family} return"
             for family in families
-            if family in with_bypass
             for transport in ("tcp", "udp")
         ]
     lines.append(f"\t\t{_BY_AN_AGENT} return")
@@ -299,21 +309,23 @@ def _dns_chain(
     return [*lines, "\t}"]
 
 
-def _mark_chains(cgroup: Cgroup | None) -> list[str]:
+def _mark_chains(cgroup: Cgroup) -> list[str]:
     """What tells our own queries from others' in the tables of all sessions; see the head."""
-    if cgroup is None:
-        return []
-    ours = _in_cgroup(cgroup)
+    ours = f"meta l4proto {{ tcp, udp }} {_in_cgroup(cgroup)}"
     return [
         "\tchain mark_ours {",
         f"\t\ttype filter hook output priority {_BEFORE_NAT_PRIORITY}; policy accept;",
-        f"\t\tmeta l4proto {{ tcp, udp }} th dport {DNS_PORT} {ours}"
-        f" meta mark set meta mark | {OURS_MARK:#010x}",
+        f"\t\t{ours} th dport {DNS_PORT} meta mark set meta mark | {OURS_MARK:#010x}",
         "\t}",
         "\tchain unmark_ours {",
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        f"\t\tmeta mark & {OURS_MARK:#010x} != 0 {ours}"
-        f" meta mark set meta mark & {OURS_MARK ^ 0xFFFFFFFF:#010x}",
+        # Redirected ones have another port by now. A user's mark may have the bit: of all else
+        # that ssh sends, it is left alone.
+        *(
+            f"\t\tmeta mark & {OURS_MARK:#010x} != 0 {ours} {asked} {DNS_PORT}"
+            f" meta mark set meta mark & {OURS_MARK ^ 0xFFFFFFFF:#010x}"
+            for asked in ("th dport", "ct original proto-dst")
+        ),
         "\t}",
     ]
 

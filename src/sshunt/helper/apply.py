@@ -23,7 +23,8 @@ who may start us: listeners are on addresses that interfaces have (not on kept o
 is what an interface had while we were there, resolvers are those that root reads in resolv.conf.
 
 Undo runs backwards: kept addresses, table; at the end the cgroup, too. The guard outlives the
-rules: what it holds, ssh, is what may bring them back. All steps are idempotent.
+rules: what it holds, ssh, is what may bring them back. With it goes a table that captures nothing
+and tells other sessions whose queries are ssh's (capture.nft). All steps are idempotent.
 
 Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests
 (server).
@@ -97,17 +98,30 @@ class Kernel:
         guard = make_guard(name, self._parent, self._client, self._socket, self._proc)
         if guard is None:
             return False
+        self._guard = guard
         try:
-            probe = nft.render_probe(self._session, guard.cgroup)
-            self._nft.make(name, lambda _: probe, owner=self._want_owner)
-            self._nft.delete("inet", name)
+            if self._plan is None:
+                self._mark_queries()
         except KernelError as error:
             guard.remove()
+            self._guard = None
             if error.kind in BROKEN:
                 raise
             return False
-        self._guard = guard
         return True
+
+    def _mark_queries(self) -> None:
+        """Make the table of a session that captures nothing, where there is a guard; raises
+        KernelError.
+        """
+        if self._guard is None:
+            return
+        cgroup = self._guard.cgroup
+
+        def render(owner: bool) -> str:
+            return nft.render_marking(self._session, cgroup, owner=owner)
+
+        self._nft.make(nft.table_name(self._session), render, owner=self._want_owner)
 
     def apply(self, plan: Plan) -> bool:
         """Make the rules of ``plan``; True if the kernel removes them when we die.
@@ -121,6 +135,7 @@ class Kernel:
                 self._check_local(listener)
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
         self._see_to_our_end()
+        self._remove_tables()
         # From here on undo() has something to remove. The routes, of which there may be thousands,
         # are not needed again.
         self._plan = replace(plan, routes=())
@@ -130,6 +145,7 @@ class Kernel:
         except KernelError as error:
             if error.kind is not Refusal.STUCK:
                 self._plan = None  # one transaction: nothing of it was made
+                self._mark_queries()
             raise
         return self._owned
 
@@ -254,19 +270,24 @@ class Kernel:
         """Keep no address, remove the rules, leave the guard; raises KernelError."""
         self._keep_none()
         if self._plan is not None:
-            name = nft.table_name(self._session)
-            # Those that are there: somebody's "flush ruleset" removes plain ones.
-            there = [family for family, table in our_tables() if table == name]
-            for family in there:
-                self._nft.delete(family, name)
-            self._plan, self._hushed = None, frozenset()
+            self._remove_tables()
+            self._mark_queries()
+
+    def _remove_tables(self) -> None:
+        name = nft.table_name(self._session)
+        # Those that are there: somebody's "flush ruleset" removes plain ones.
+        there = [family for family, table in our_tables() if table == name]
+        for family in there:
+            self._nft.delete(family, name)
+        self._plan, self._hushed = None, frozenset()
 
     def close(self) -> None:
         """Undo, let the client out of its guard, be dead for those who come after us; raises
         KernelError.
         """
+        self._keep_none()
         try:
-            self.undo()
+            self._remove_tables()
         finally:
             if self._guard is not None:
                 self._guard.remove()

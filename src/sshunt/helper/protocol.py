@@ -11,13 +11,15 @@ likes into it, and starts that. (With a password, or as a user who may do everyt
 nothing is lost.)
 
     HELLO(version, session)  ->  Welcome(version)     first, once; removes what dead sessions left
-    GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it
+    GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it,
+                                                      marks what is asked of resolvers there
     APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     KEEP(addresses)          ->  Done                 these, which it has had, stay this host's own
     SUSPECTS                 ->  Suspected(chains)    whose rules may stop what is captured
-    UNDO                     ->  Done                 keeps none, removes the rules; not the cgroup
+    UNDO                     ->  Done                 keeps none, removes the rules; not what GUARD
+                                                      has made
     any                      ->  Refused(kind, message)
 
 The end of the stream, from either side, means UNDO and the end of the cgroup. Descriptors may ride

@@ -21,7 +21,7 @@ from sshunt.capture.nft import (
     render,
     render_bypass,
     render_delete,
-    render_probe,
+    render_marking,
     render_resolvers,
     table_name,
 )
@@ -82,6 +82,7 @@ _TEXTS = {
     "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
     "from-links": render(_EVERYTHING, owner=True, cgroup=None, served=_FROM_LINKS),
     "names": render(_NAMES, owner=True, cgroup=_CGROUP),
+    "marking": render_marking(_SESSION, _CGROUP, owner=True),
     "nothing": render(Plan(_SESSION, None, None, (_route("::/0"),)), owner=False, cgroup=None),
 }
 
@@ -181,4 +182,4 @@ def test_a_cgroup_that_could_be_rule_text_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="cgroup"):
         render(_OFFICE, owner=True, cgroup=Cgroup(path, 1))
     with pytest.raises(ValueError, match="cgroup"):
-        render_probe(_SESSION, Cgroup(path, 1))
+        render_marking(_SESSION, Cgroup(path, 1), owner=True)
