@@ -179,10 +179,12 @@ async def _start(
     )
     # The rest of the program is loaded while ssh logs in.
     from sshunt.control import sessions
+    from sshunt.neighbours import ways_of_others
     from sshunt.up import Up
 
     # Where another session of this user's runs, lines must tell them apart.
-    name = options.remote.host + (f" [{session_id}]" if sessions() else "")
+    others = sessions()
+    name = options.remote.host + (f" [{session_id}]" if others else "")
     up = Up(options, console, helper, choices, name)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
@@ -194,6 +196,9 @@ async def _start(
     up.let_in(listeners, doors)
 
     await up.check()
+    if others:
+        with suppress(RuntimeError):  # no thread can be had
+            up.ways_of_others = await asyncio.to_thread(ways_of_others)
     up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
     if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
         console.line(_unseen_way_line(options.remote.host, up.unseen_ways[0]))

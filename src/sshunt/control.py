@@ -4,7 +4,8 @@
     the session   {"ok": true, "says": "..."}     one line, or {"error": "a sentence"}; then the end
 
     the command   {"do": "about"}
-    the session   {"ok": true, "host": "gate", "says": "gate, 10.0.0.0/8: connected"}
+    the session   {"ok": true, "host": "gate", "says": "gate, 10.0.0.0/8: connected",
+                   "ways": [["203.0.113.7", 22]]}       what it is connected to; see neighbours
 
 They meet at an abstract socket (unix(7)) named ``\\0sshunt/<uid>/<session>``. The kernel forgets it
 together with its process: whatever is killed, no file is left behind. But such a name has no owner
@@ -207,17 +208,20 @@ def sessions() -> list[str]:
     return sorted({name.decode() for name in re.findall(pattern, table, re.MULTILINE)})
 
 
-def ask(session: str, verb: str) -> dict[str, object]:
-    """What ``session`` answers to ``verb``. Waits for it, DEADLINE_S at most; raises UserError."""
-    return _ask(session, verb)[0]
+def ask(session: str, verb: str, *, deadline_s: float | None = None) -> dict[str, object]:
+    """What ``session`` answers to ``verb``. Waits for it, DEADLINE_S at most unless told otherwise;
+    raises UserError.
+    """
+    return _ask(session, verb, deadline_s)[0]
 
 
-def _ask(session: str, verb: str) -> tuple[dict[str, object], int]:
+def _ask(session: str, verb: str, deadline_s: float | None = None) -> tuple[dict[str, object], int]:
     """The answer, and the pid of who gave it (0: in a place that has no number for it)."""
     if not _SESSION.fullmatch(session):
         raise _no_such(session)
     try:
-        said, pid = _converse(session, _line({"do": verb}))
+        within_s = DEADLINE_S if deadline_s is None else deadline_s
+        said, pid = _converse(session, _line({"do": verb}), within_s)
         answer = _decode_untrusted(said, ANSWER_BYTES)
     except TimeoutError:
         raise UserError(
@@ -322,15 +326,15 @@ def _credentials(peer: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _converse(session: str, request: bytes) -> tuple[bytes, int]:
+def _converse(session: str, request: bytes, within_s: float) -> tuple[bytes, int]:
     """What comes back for ``request``, and from which process. Raises UnknownPeerError if nobody of
-    ours is there, TimeoutError after DEADLINE_S, another OSError or RemoteProtocolError if there
+    ours is there, TimeoutError after that time, another OSError or RemoteProtocolError if there
     is no answer.
     """
-    deadline_s = time.monotonic() + DEADLINE_S
+    deadline_s = time.monotonic() + within_s
     said = b""
     with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(DEADLINE_S)
+        peer.settimeout(within_s)
         try:
             peer.connect(abstract_name(session))
         except ConnectionRefusedError:

@@ -34,6 +34,7 @@ from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.names.dns import DnsForwarder
 from sshunt.names.doors import Door, left_alone, system_resolvers, uncovered
+from sshunt.neighbours import MOST_ENDPOINTS
 from sshunt.network import NetworkEvents
 from sshunt.peers import behind, is_made_by_a_child
 from sshunt.privilege import Helper
@@ -95,6 +96,7 @@ class Up:
         self.names: DnsForwarder | None = None
         self.plan: Plan | None = None
         self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
+        self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
         self._changing_rules: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()  # the last lane has ended
         self._bug: asyncio.Future[BaseException] = loop.create_future()
@@ -185,10 +187,12 @@ class Up:
         return True
 
     def peers(self) -> tuple[Endpoint, ...]:
-        """Whom ssh is connected to; if that is a program on this host, also whom that one is."""
+        """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
+        the same of sessions that were there before.
+        """
         peers = self._keeper.note_peers()
         beyond, self.unseen_ways = behind(peers)
-        return (*peers, *beyond)
+        return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
 
     def listen_to_others(self, place: socket.socket | None, targets: str) -> None:
         """From now on: news of the network, and other commands of this user, at ``place``."""
@@ -210,7 +214,9 @@ class Up:
         host = self._options.remote.host
         if verb == "about":
             state = "connecting again" if self.is_down else "connected"
-            return {"host": host, "says": f"{host}, {self._targets}: {state}"}
+            ways = () if self.is_down or self.plan is None else self.plan.bypass
+            says = f"{host}, {self._targets}: {state}"
+            return {"host": host, "says": says, "ways": ways[:MOST_ENDPOINTS]}
         if verb != "reconnect":
             raise KeyError(verb)
         self._keeper.check("asked to by sshunt reconnect", asked=True)

@@ -6,6 +6,7 @@ The link can be cut without anybody being told (no RST, no FIN), and mended.
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from sshunt.lab.link import Shape
 from sshunt.lab.world import OFFICE_V4, Lab
@@ -54,6 +55,11 @@ def lost(lab: Lab, tunnel: Tunnel) -> Iterator[None]:
         lab.client.run([*SSHUNT, "reconnect"])
         tunnel.wait_until(lambda: "is lost since" in tunnel.said)
         yield
+
+
+def wait_until_said(words: str, *tunnels: Tunnel) -> None:
+    for tunnel in tunnels:
+        tunnel.wait_until(partial(lambda said_by: words in said_by.said, tunnel))
 
 
 @contextmanager

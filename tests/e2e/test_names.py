@@ -15,15 +15,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from pathlib import Path
 
 import pytest
 
 from sshunt.errors import ExitCode
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, OFFICE_V6, Lab
-from tests.e2e.interruptions import NO_FIRST_ADDRESS, lost, office
+from tests.e2e.interruptions import NO_FIRST_ADDRESS, lost, office, wait_until_said
+from tests.e2e.resolvers import laid_over, resolver
 from tests.e2e.tunnels import SSHUNT, Remains, Tunnel, kill, running
 
 #: A third resolver at home. For half a minute the kernel remembers where a port's queries to the
@@ -32,14 +31,6 @@ THIRD = "198.51.100.9"
 
 OFFICES, HOMES = "10.55.0.2", "192.0.2.2"
 BIG = 60  # addresses: more than 512 bytes take
-
-
-def resolver(host: Host, *words: str, port_at: str = "") -> "subprocess.Popen[bytes]":
-    """A dnsmasq on all addresses of a host that answers by itself only."""
-    only = ["--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--cache-size=0", "--pid-file="]
-    started = host.popen(["dnsmasq", "--keep-in-foreground", "--user=root", *only, *words])
-    host.wait_for_port(port_at or host.v4, 53)
-    return started
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +54,6 @@ def at_home(lab: Lab) -> list[str]:
     conf.write_text("".join(f"nameserver {address}\n" for address in resolvers))
     switch.write_text("passwd: files\ngroup: files\nhosts: files dns\n")
     return ["unshare", "--mount", "sh", "-c", laid_over(conf, switch), "sh"]
-
-
-def laid_over(conf: Path, switch: Path) -> str:
-    binds = f"mount --bind {conf} /etc/resolv.conf; mount --bind {switch} /etc/nsswitch.conf"
-    return f'set -e; {binds}; exec "$@"'
 
 
 @contextmanager
@@ -276,11 +262,6 @@ def test_a_session_that_stays_lost_does_not_keep_another_from_its_server(
         third = session_with(lab, before, "one", OFFICE_V4)
         stack.callback(third.stop)
         third.wait_until_connected()
-
-
-def wait_until_said(words: str, *tunnels: Tunnel) -> None:
-    for tunnel in tunnels:
-        tunnel.wait_until(partial(lambda said_by: words in said_by.said, tunnel))
 
 
 def test_a_server_whose_name_only_a_local_daemon_tells_is_found_again_by_its_last_address(

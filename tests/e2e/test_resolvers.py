@@ -15,7 +15,8 @@ import pytest
 
 from sshunt.lab.world import Lab
 from tests.e2e.interruptions import office
-from tests.e2e.test_names import Dug, laid_over
+from tests.e2e.resolvers import laid_over
+from tests.e2e.test_names import Dug
 from tests.e2e.tunnels import SSHUNT, running
 
 INNER = ["10.55.0.2"]
