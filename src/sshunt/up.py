@@ -172,8 +172,9 @@ class Up:
         plan = self.plan
         if self._helper.guarded or plan is None:
             return False
-        if destination[1] not in {port for _, port in plan.bypass}:
-            return False  # looking at processes takes its time
+        known_ports = {port for _, port in plan.bypass}
+        if destination[1] not in known_ports and not self.is_down:
+            return False  # looking at processes takes its time, and further lanes go the same way
         try:
             source_port = program.getpeername()[1]
         except OSError:

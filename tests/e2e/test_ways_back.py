@@ -15,7 +15,7 @@ import pytest
 
 from sshunt.lab.world import OFFICE_V4, Lab
 from tests.e2e.interruptions import Talk, another_address, office, sshds_of
-from tests.e2e.tunnels import Tunnel, kill, running
+from tests.e2e.tunnels import SSHUNT, Tunnel, kill, running
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,19 @@ def test_a_shared_connection_that_lives_is_used_again(lab: Lab) -> None:
             assert talk.says(b"without a login")
         finally:
             hidden.rename(key)
+
+
+def test_without_a_group_ssh_is_not_captured_when_a_shared_connection_has_ended(lab: Lab) -> None:
+    """Our first ssh has no connection of its own by which the next one could be known."""
+    weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", *SSHUNT]
+    with shared_connection(lab) as (shell, words), ExitStack() as stack:
+        words = ["-v", *words, "-r", "server", "0/0"]
+        tunnel = stack.enter_context(running(lab, *words, program=weak))
+        talk = Talk(lab, stack)
+        assert talk.says(b"before")
+        shell.kill()
+        assert talk.says(b"after")
+        assert "again after" in tunnel.said
 
 
 #: Everything ten times as fast as in real life.
