@@ -29,7 +29,7 @@ from enum import Enum, auto
 from typing import NoReturn
 
 from sshunt.model import Action, Endpoint, Route
-from sshunt.peers import is_own_address
+from sshunt.own import is_own_address
 from sshunt.routes import RouteTable
 
 #: A connection over lo takes a fraction of a millisecond; a SYN is sent again after one second.

@@ -9,6 +9,7 @@ Not here: addresses that this host had (addresses).
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 from sshunt.model import Action, Route
@@ -23,6 +24,20 @@ _PORT = 9
 def own_routes(routes: Iterable[Route]) -> list[Route]:
     """Those that were to be captured and hold nothing but this host's own addresses."""
     return [route for route in routes if route.action is Action.REMOTE and _is_own(route)]
+
+
+def is_own_address(address: str) -> bool:
+    """True if this is an address of this host, loopback included."""
+    parsed = ip_address(address)
+    if parsed.is_loopback:
+        return True
+    family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+    # A datagram socket's connect(2) sends nothing: it looks the route up. Only what goes to this
+    # host itself comes from the same address.
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, _PORT))
+        return str(sock.getsockname()[0]) == address
+    return False
 
 
 def has_ipv6() -> bool:
@@ -45,11 +60,4 @@ def _is_own(route: Route) -> bool:
         return True
     if network.num_addresses > 1:
         return False
-    address = str(network.network_address)
-    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    # A datagram socket's connect(2) sends nothing: it looks the route up. Only what goes to this
-    # host itself comes from the same address.
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((address, _PORT))
-        return str(sock.getsockname()[0]) == address
-    return False
+    return is_own_address(str(network.network_address))

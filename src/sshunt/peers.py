@@ -15,14 +15,13 @@ has no peers.
 """
 
 import os
-import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any
 
 import psutil
 
 from sshunt.model import Endpoint
+from sshunt.own import is_own_address
 
 #: Programs of this host between ssh and its server, one behind the other.
 MOST_RELAYS = 4
@@ -78,19 +77,6 @@ def behind(peers: Iterable[Endpoint]) -> tuple[tuple[Endpoint, ...], tuple[Endpo
             found.update((peer, None) for peer in called if peer not in nearby)
         here = further - here
     return tuple(found)[:MOST_BEHIND], tuple(unseen)
-
-
-def is_own_address(address: str) -> bool:
-    """True if this is an address of this host, loopback included."""
-    if ip_address(address).is_loopback:
-        return True
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
 
 
 def is_made_by_a_child(local_port: int) -> bool:
