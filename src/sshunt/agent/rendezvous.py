@@ -53,6 +53,10 @@ PROOF_MAGIC = b"sshATT1\n"
 PROOF_BYTES = len(PROOF_MAGIC) + TOKEN_BYTES
 GO = b"+"
 
+#: The longest base directory: a socket's path may have 108 bytes on Linux, 104 elsewhere, the last
+#: of them 0 (unix(7), unix(4)).
+MAX_BASE_BYTES = 103 - len("/sshunt-" + 32 * "0" + "/agent")
+
 #: A stub that has not proved itself and sent its lane after this long is hung up on. Both ends are
 #: on one machine; seconds are for a machine that swaps.
 ATTACH_DEADLINE_S = 5.0
@@ -311,7 +315,8 @@ def _make_way(path: str) -> None:
 def _bases() -> List[str]:
     bases = []
     for base in ("/tmp", os.environ.get("XDG_RUNTIME_DIR", "")):
-        if base.startswith("/") and parent_is_safe(base):
+        is_short = len(os.fsencode(base)) <= MAX_BASE_BYTES
+        if base.startswith("/") and is_short and parent_is_safe(base):
             bases.append(base.rstrip("/") or "/")
     return bases
 

@@ -5,7 +5,9 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,10 +42,17 @@ def name() -> str:
 
 
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def short_path() -> Iterator[Path]:
+    """An empty directory under whose name a socket's path has room; ``tmp_path`` may be too long."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def base(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only base directory."""
-    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(tmp_path)])
-    return tmp_path
+    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(short_path)])
+    return short_path
 
 
 @pytest.fixture
@@ -118,16 +127,28 @@ def test_a_parent_is_safe_unless_others_may_rename_in_it(
 
 
 def test_every_place_is_looked_at(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
+    short_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
 ) -> None:
     for folder in ("1", "2"):
-        tmp_path.joinpath(folder).mkdir()
-    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(tmp_path / "2")])
+        short_path.joinpath(folder).mkdir()
+    monkeypatch.setattr(rendezvous, "_bases", lambda: [str(short_path / "2")])
     doorstep = Doorstep(name)
-    both = [str(tmp_path / folder) for folder in ("1", "2")]
+    both = [str(short_path / folder) for folder in ("1", "2")]
     monkeypatch.setattr(rendezvous, "_bases", lambda: both)
     assert is_found(name)
     doorstep.remove()
+
+
+def test_a_directory_too_deep_for_a_socket_is_no_place(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
+) -> None:
+    deep = tmp_path / (40 * "d") / (40 * "e")
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    doorstep = Doorstep(name)
+    assert is_found(name)
+    doorstep.remove()
+    assert os.listdir(deep) == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="abstract names are Linux'")
