@@ -6,6 +6,7 @@ A test module makes its own fixture ``start`` of ``captures``.
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
+import pytest
 
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
@@ -23,6 +25,7 @@ from sshunt.model import Endpoint
 from tests.e2e.tunnels import CLEAN_DEADLINE_S
 
 _PROGRAM = Path(__file__).with_name("capturing.py")
+_FOREIGN_TABLE = Path(__file__).with_name("foreign_table.py")
 
 #: The promise is that nothing of ours is left within a second. Two more are for a busy machine, as
 #: in ``tunnels``: a test must not fail for want of processors.
@@ -129,6 +132,20 @@ def captures(lab: Lab) -> Iterator[Start]:
     sessions = [capture.session for capture in started]
     soon(lambda: not helpers(lab.client))
     soon(lambda: not tables(lab) and not cgroups(*sessions) and not devices(lab))
+
+
+@contextmanager
+def beside_what_crashes_libnftables(lab: Lab) -> Iterator[None]:
+    """While the client has a table that does this to Debian 12's; skips where it does not."""
+    program = [sys.executable, str(_FOREIGN_TABLE)]
+    lab.client.run(program)
+    try:
+        listing = lab.client.popen(["nft", "list", "tables"], stdout=subprocess.DEVNULL)
+        if listing.wait() != -signal.SIGSEGV:
+            pytest.skip("this libnftables is not among those that crash")
+        yield
+    finally:
+        lab.client.run([*program, "delete"])
 
 
 def tables(lab: Lab) -> str:

@@ -20,7 +20,14 @@ import pytest
 
 from sshunt.lab.hosts import Host, family_of
 from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
-from tests.e2e.captures import Capture, Start, captures, devices, soon
+from tests.e2e.captures import (
+    Capture,
+    Start,
+    beside_what_crashes_libnftables,
+    captures,
+    devices,
+    soon,
+)
 
 #: Long enough to see that nothing comes. TCP sends again after 0.2, 0.6, 1.4 ... seconds.
 FROZEN_S = 0.5
@@ -323,6 +330,38 @@ def is_a_neighbour(host: Host, address: str) -> bool:
     time.sleep(0.2)
     shown = host.run(["ip", "neighbour", "show", address]).stdout
     return "lladdr" in shown
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_where_a_foreign_table_crashes_libnftables_addresses_are_kept_to_this_host(
+    lab: Lab, start: Start, options: list[str]
+) -> None:
+    capture = start(*options)
+    capture.apply([["10.9.8.7/32", "remote", 0, 65535]], listen6=None)
+    for addresses in (
+        ["192.0.2.200", "2001:db8:1::200"],
+        ["192.0.2.201", "192.0.2.202"],
+        ["2001:db8:1::201"],
+        [],
+    ):
+        with beside_what_crashes_libnftables(lab):
+            assert capture.ask("keep", addresses) is None
+            if options:
+                time.sleep(2.5)  # longer than a plain one would live without being renewed
+        assert kept_from_others(lab, capture) == {
+            family: [address for address in addresses if (":" in address) == (family == "ip6")]
+            for family in ("ip", "ip6", "arp")
+        }
+
+
+def kept_from_others(lab: Lab, capture: Capture) -> dict[str, list[str]]:
+    """What the tables of each family hold; those that are not there hold nothing."""
+    found = {}
+    for family in ("ip", "ip6", "arp"):
+        words = ["nft", "list", "set", family, f"sshunt-{capture.session}", "kept"]
+        listing = lab.client.run(words, check=False).stdout
+        found[family] = sorted(re.findall(r"[0-9a-f:.]+[:.]20\d\b", listing))
+    return found
 
 
 def test_nothing_leaves_this_host_in_the_name_of_a_kept_address(lab: Lab, capture: Capture) -> None:

@@ -39,7 +39,7 @@ TOUCHES_THE_KERNEL = {
     "marks.py": {"fcntl"},  # the server's, too: a slot is taken before anything is asked
     "addresses.py": {"fcntl"},
 }
-OF_APPLY = {"nftables", "netlink", "guard", "cgroups", "sweeper", "processes"}
+OF_APPLY = {"nftables", "netlink", "changes", "guard", "cgroups", "sweeper", "processes"}
 OF_APPLY |= {"privileges", "addresses", "chains", "interfaces", "resolvers"}
 KERNEL = {f"sshunt.helper.{name}" for name in OF_APPLY}
 SHIPPED = ("mux", "relay", "agent")

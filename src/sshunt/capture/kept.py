@@ -21,7 +21,10 @@ ones forget the addresses after ALIVE_S, unless they are named again: see nft.
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from sshunt.capture.nft import ALIVE_S, render_delete, table_name
+from sshunt.capture.nft import ALIVE_S, Address, table_name
+
+#: The set of each of the tables.
+KEPT_SET = "kept"
 
 _OF_PACKETS = (
     ("input", "type filter hook input priority 0; policy accept;", 'iifname != "lo" {0} daddr'),
@@ -37,33 +40,29 @@ _OF_QUESTIONS = (("input", "type filter hook input priority 0; policy accept;", 
 _TABLES = {"ip": (4, _OF_PACKETS), "ip6": (6, _OF_PACKETS), "arp": (4, _OF_QUESTIONS)}
 
 
-def render_kept(
-    session: str, addresses: Iterable[str], *, owner: bool, instead: Iterable[str] = ()
-) -> str:
-    """The commands that make these tables, none if there is no address, in one transaction.
-
-    ``instead`` names the families whose tables are there now.
-    """
-    parsed = sorted((ip_address(address) for address in set(addresses)), key=int)
-    commands = [render_delete(session, family) for family in instead]
-    for family, (version, _) in _TABLES.items():
-        kept = [str(address) for address in parsed if address.version == version]
-        commands += [_table(session, family, kept, owner)] if kept else []
-    return "".join(commands)
+def kept_in_families(addresses: Iterable[str]) -> dict[str, list[Address]]:
+    """What the set ``kept`` of each family's table holds; families without any have no table."""
+    parsed = sorted({ip_address(address) for address in addresses}, key=int)
+    families = {
+        family: [address for address in parsed if address.version == version]
+        for family, (version, _) in _TABLES.items()
+    }
+    return {family: kept for family, kept in families.items() if kept}
 
 
-def _table(session: str, family: str, kept: list[str], owner: bool) -> str:
+def render_kept(session: str, family: str, kept: Iterable[Address], *, owner: bool) -> str:
+    """The table of one family; see ``as_commands``."""
     version, chains = _TABLES[family]
     forgetting = "" if owner else f" flags timeout; timeout {ALIVE_S}s;"
     lines = [
         f"table {family} {table_name(session)} {{",
         *(["\tflags owner;"] if owner else []),
-        "\tset kept {",
+        f"\tset {KEPT_SET} {{",
         f"\t\ttype ipv{version}_addr;{forgetting}",
-        f"\t\telements = {{ {', '.join(kept)} }}",
+        f"\t\telements = {{ {', '.join(map(str, kept))} }}",
         "\t}",
     ]
     for name, hook, compared in chains:
-        rule = f"{compared.format(family)} @kept drop"
+        rule = f"{compared.format(family)} @{KEPT_SET} drop"
         lines += [f"\tchain {name} {{", f"\t\t{hook}", f"\t\t{rule}", "\t}"]
     return "\n".join([*lines, "}"]) + "\n"

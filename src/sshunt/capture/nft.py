@@ -76,19 +76,24 @@ Not here: choosing and applying (helper), geometry (plan).
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
-from typing import NamedTuple
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple, TypeAlias
 
 from sshunt.capture.links import Links
 from sshunt.capture.plan import DNS_PORT, Plan, Region, check_endpoint, remote_regions
 from sshunt.model import Endpoint
+
+Address: TypeAlias = IPv4Address | IPv6Address
 
 TABLE_PREFIX = "sshunt-"
 
 #: How long a plain table captures what it should after its helper has last said that it lives. The
 #: kernel's clock for it stands still while the machine sleeps, as the helper's does.
 ALIVE_S = 30
+
+#: The set of those that it captures, the protocols of IP by name.
+ALIVE_SET = "alive"
 
 #: How often the helper says so.
 RENEW_EVERY_S = 5.0
@@ -185,21 +190,20 @@ def render(
     asked = [family for family in (4, 6) if plan.dns(family) is not None]
     lines = [f"table inet {table_name(plan.session)} {{"]
     lines += [_OWNED] if owner else _alive_set()
-    for family in _with_bypass(plan):
-        elements = _endpoint_elements(plan.bypass, family)
-        lines += _set(f"bypass{family}", _ENDPOINT_TYPE[family], "", elements)
+    for name, endpoints in bypass_sets(plan).items():
+        elements = ", ".join(f"{address} . {port}" for address, port in endpoints)
+        lines += _set(name, _ENDPOINT_TYPE[int(name[-1])], "", elements)
     for family in families:
         lines += _sets(plan, family)
-    for family in asked:
-        elements = _resolver_elements(plan, family)
-        lines += _set(f"resolvers{family}", _ADDRESS_TYPE[family], "", elements)
+    for name, addresses in resolver_sets(plan).items():
+        lines += _set(name, _ADDRESS_TYPE[int(name[-1])], "", ", ".join(map(str, addresses)))
     if asked:
         lines += _dns_chain(plan, asked, cgroup)
     if cgroup is not None:
         lines += _mark_chains(cgroup)
     for family in families:
         lines += _capture_chain(plan, family)  # before it is gone to
-    alive = [] if owner else ["\t\tmeta l4proto != @alive return"]
+    alive = [] if owner else [f"\t\tmeta l4proto != @{ALIVE_SET} return"]
     lines += _output_chain(families, asked, alive, cgroup)
     forwarded = {family: served[family] for family in families if plan.forwards(family)}
     lines += _prerouting_chain(forwarded, alive)
@@ -208,32 +212,24 @@ def render(
     return "\n".join(lines) + "\n"
 
 
-def render_bypass(plan: Plan, bypass: Iterable[Endpoint]) -> str:
-    """The commands that put other endpoints into the bypass sets of an applied plan, in place."""
-    endpoints = tuple(bypass)
-    return "".join(
-        _replacement(plan, f"bypass{family}", _endpoint_elements(endpoints, family))
+def bypass_sets(plan: Plan) -> dict[str, list[tuple[Address, int]]]:
+    """The names of the bypass sets of a plan's table, and what is in them."""
+    parsed = {(check_endpoint(endpoint), endpoint[1]) for endpoint in plan.bypass}
+    endpoints = sorted(parsed, key=lambda pair: (int(pair[0]), pair[1]))
+    return {
+        f"bypass{family}": [(a, port) for a, port in endpoints if a.version == family]
         for family in _with_bypass(plan)
-    )
+    }
 
 
-def render_resolvers(plan: Plan) -> str:
-    """The commands that put the plan's resolvers in the place of those applied before; "" if DNS is
-    not captured.
-    """
-    families = [family for family in (4, 6) if plan.dns(family) is not None]
-    return "".join(
-        _replacement(plan, f"resolvers{family}", _resolver_elements(plan, family))
-        for family in families
-    )
-
-
-def render_renewal(session: str) -> str:
-    """The commands that let a plain table live for another ALIVE_S. In one transaction: elements
-    can't be given more time where they are before Linux 6.12.
-    """
-    whole = f"inet {table_name(session)} alive"
-    return f"flush set {whole}\nadd element {whole} {{ tcp, udp }}\n"
+def resolver_sets(plan: Plan) -> dict[str, list[Address]]:
+    """The same for the resolver sets; there are none if DNS is not captured."""
+    addresses = sorted({ip_address(text) for text in plan.resolvers}, key=int)
+    return {
+        f"resolvers{family}": [address for address in addresses if address.version == family]
+        for family in (4, 6)
+        if plan.dns(family) is not None
+    }
 
 
 def render_marking(session: str, cgroup: Cgroup, *, owner: bool) -> str:
@@ -244,17 +240,12 @@ def render_marking(session: str, cgroup: Cgroup, *, owner: bool) -> str:
     return "\n".join([*lines, *_mark_chains(cgroup), "}"]) + "\n"
 
 
-def render_delete(session: str, family: str = "inet") -> str:
-    """The command that removes a session's table."""
-    return f"delete table {family} {table_name(session)}\n"
-
-
 # --- parts of the table -------------------------------------------------------------------------
 
 
 def _alive_set() -> list[str]:
     return [
-        "\tset alive {",
+        f"\tset {ALIVE_SET} {{",
         f"\t\ttype inet_proto; flags timeout; timeout {ALIVE_S}s;",
         "\t\telements = { tcp, udp }",
         "\t}",
@@ -477,29 +468,7 @@ def _arrives_at(plan: Plan, family: int) -> Endpoint:
     return str(ip_address(address)), port
 
 
-def _replacement(plan: Plan, name: str, elements: str) -> str:
-    """The commands that put other elements into a set of an applied plan."""
-    whole = f"inet {table_name(plan.session)} {name}"
-    added = f"add element {whole} {{ {elements} }}\n" if elements else ""
-    return f"flush set {whole}\n{added}"
-
-
 # --- elements -----------------------------------------------------------------------------------
-
-
-def _endpoint_elements(endpoints: Iterable[Endpoint], family: int) -> str:
-    addresses = {(check_endpoint(endpoint), endpoint[1]) for endpoint in endpoints}
-    return ", ".join(
-        f"{address} . {port}"
-        for address, port in sorted(addresses, key=lambda pair: (int(pair[0]), pair[1]))
-        if address.version == family
-    )
-
-
-def _resolver_elements(plan: Plan, family: int) -> str:
-    addresses = {ip_address(text) for text in plan.resolvers}
-    ours = sorted((address for address in addresses if address.version == family), key=int)
-    return ", ".join(map(str, ours))
 
 
 def _address_range(region: Region, family: int) -> str:

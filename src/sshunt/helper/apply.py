@@ -31,20 +31,30 @@ Not here: rule text (capture.nft), how an address is kept (addresses), the order
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
+from itertools import chain
 
 from sshunt.capture import links, nft
-from sshunt.capture.kept import render_kept
+from sshunt.capture.kept import KEPT_SET, kept_in_families, render_kept
 from sshunt.capture.plan import Plan
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import KeptAddresses
 from sshunt.helper.chains import suspects
+from sshunt.helper.changes import (
+    address_key,
+    delete_table,
+    endpoint_key,
+    protocol_key,
+    replace_elements,
+)
 from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.marks import Mark, Marks
+from sshunt.helper.netlink import Change
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
@@ -160,22 +170,34 @@ class Kernel:
     def bypass(self, endpoints: Iterable[Endpoint]) -> None:
         """Put other endpoints into the bypass sets; raises KernelError."""
         self._plan = replace(self._applied_plan(), bypass=tuple(endpoints))
-        self._run_if_any(nft.render_bypass(self._plan, self._plan.bypass))
+        self._replace(
+            {
+                name: [endpoint_key(address, port) for address, port in endpoints]
+                for name, endpoints in nft.bypass_sets(self._plan).items()
+            }
+        )
 
     def resolvers(self, addresses: Iterable[str]) -> None:
         """Put other addresses into the resolver sets; raises KernelError."""
         asked = self._asked_here(tuple(addresses))
         self._plan = replace(self._applied_plan(), resolvers=asked)
-        self._run_if_any(nft.render_resolvers(self._plan))
+        self._replace(
+            {
+                name: [address_key(address) for address in addresses]
+                for name, addresses in nft.resolver_sets(self._plan).items()
+            }
+        )
 
     def _applied_plan(self) -> Plan:
         if self._plan is None:
             raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
         return self._plan
 
-    def _run_if_any(self, text: str) -> None:
-        if text:
-            self._nft.run(text)
+    def _replace(self, sets: Mapping[str, Collection[bytes]]) -> None:
+        """Put these keys in the place of what is in sets of the session's table, all at once."""
+        table = nft.table_name(self._session)
+        replaced = [replace_elements("inet", table, name, keys) for name, keys in sets.items()]
+        self._nft.change(list(chain.from_iterable(replaced)))
 
     def keep(self, addresses: Iterable[str]) -> None:
         """Let these addresses and no others stay local, to this host alone; raises KernelError, and
@@ -219,8 +241,21 @@ class Kernel:
         if hushed == self._hushed and not again:
             return
         name = nft.table_name(self._session)
-        there = [family for family, table in our_tables() if table == name and family != "inet"]
-        self._run_if_any(render_kept(self._session, hushed, owner=self._owned, instead=there))
+        there = {family for family, table in our_tables() if table == name} - {"inet"}
+        wanted = kept_in_families(hushed)
+        made: list[str] = []
+        try:
+            for family in sorted(wanted.keys() - there):
+                table = render_kept(self._session, family, wanted[family], owner=self._owned)
+                self._nft.fill(family, name, table, owner=self._owned)
+                made.append(family)
+            changes = [_kept_changes(family, name, wanted.get(family, ())) for family in there]
+            self._nft.change(list(chain.from_iterable(changes)))
+        except KernelError:
+            for family in made:
+                with suppress(KernelError):
+                    self._nft.delete(family, name)
+            raise
         self._hushed = hushed
 
     def _keep_none(self) -> None:
@@ -255,7 +290,9 @@ class Kernel:
     def renew(self) -> None:
         """Let a plain table live on, if there is one; raises KernelError."""
         if self.is_plain:
-            self._nft.run(nft.render_renewal(self._session))
+            # Removed and added: elements can't be given more time where they are before Linux 6.12.
+            keys = [protocol_key(number) for number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)]
+            self._replace({nft.ALIVE_SET: keys})
             if self._hushed:
                 self._hush(self._wanted, again=True)
 
@@ -311,3 +348,11 @@ def _alive(marks: Marks, table: str) -> Mark:
     if mark is None:
         raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
     return mark
+
+
+def _kept_changes(family: str, name: str, kept: Iterable[nft.Address]) -> list[Change]:
+    """What makes a table that is there hold these; one that would hold none is removed."""
+    keys = [address_key(address) for address in kept]
+    if not keys:
+        return [delete_table(family, name)]
+    return replace_elements(family, name, KEPT_SET, keys)

@@ -1,4 +1,4 @@
-"""Netlink as far as the helper speaks it: a request and its acknowledgement, dumps, news. Linux.
+"""Netlink as far as the helper speaks it: requests and batches, acknowledged; dumps; news. Linux.
 
 Only what the kernel itself has sent is read (its port is 0), and of that only the answer to our own
 request: other messages are skipped. What does not add up is an OSError like any refusal.
@@ -11,6 +11,8 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
+from typing import NamedTuple
 
 # linux/netlink.h
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
@@ -32,6 +34,14 @@ _DEADLINE_S = 5.0
 
 #: A dump during which something has changed is asked for again.
 _DUMPS = 8
+
+
+class Change(NamedTuple):
+    """One message of a batch."""
+
+    kind: int
+    body: bytes
+    flags: int = 0
 
 
 class Netlink:
@@ -65,12 +75,19 @@ class Netlink:
         self._send(kind, _REQUEST | _ACK | flags, body)
         self._wait_for_acknowledgement()
 
-    def change(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """The same for a change of nftables, which takes a batch (nfnetlink.h)."""
+    def change(self, changes: Sequence[Change]) -> None:
+        """The same for changes of nftables: one batch (nfnetlink.h), all of them or none.
+
+        The kernel answers each message that it refuses, asked or not, and before the last one's
+        acknowledgement: so what comes first is an error, or everything is done.
+        """
         self._sequence += 1
-        batch = _NFGENMSG.pack(0, 0, kind >> 8)
-        parts = ((_BATCH_BEGIN, 0, batch), (kind, _ACK | flags, body), (_BATCH_END, 0, batch))
-        self._sock.sendto(b"".join(self._message(k, _REQUEST | f, b) for k, f, b in parts), (0, 0))
+        batch = _NFGENMSG.pack(0, 0, changes[-1].kind >> 8)
+        *others, last = changes
+        parts = [Change(_BATCH_BEGIN, batch), *others]
+        parts += [last._replace(flags=last.flags | _ACK), Change(_BATCH_END, batch)]
+        sent = b"".join(self._message(kind, _REQUEST | flags, body) for kind, body, flags in parts)
+        self._sock.sendto(sent, (0, 0))
         try:
             self._wait_for_acknowledgement()
         finally:

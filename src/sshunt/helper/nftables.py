@@ -11,8 +11,9 @@ routes take in there goes with the child, too.
 
 **Tables themselves** are listed, made and deleted by our own messages, over the same socket: in
 these the library dies there, too, it ends its process where the kernel has no nf_tables, and old
-ones do not know ``owner``. What is in a table is the library's work. It does not die of making sets
-and chains (capture.nft, ``as_commands``); of changing them it does, and then we say so.
+ones do not know ``owner``. Other elements are put into a set in the same way, for of that the
+library dies, too (changes). Of making sets and chains it does not (capture.nft, ``as_commands``):
+what is in a new table is the library's work.
 
 Not here: rule text (capture.nft), when a table is made and removed (apply), whose tables may be
 removed (marks).
@@ -28,12 +29,13 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sshunt.capture import nft
+from sshunt.helper.changes import FAMILIES, delete_table, new_table
 from sshunt.helper.marks import Marks
-from sshunt.helper.netlink import CREATE, EXCLUSIVE, Netlink, attribute, attributes
+from sshunt.helper.netlink import Change, Netlink, attributes
 from sshunt.helper.protocol import KernelError, Refusal
 
 #: The name of a session's table, and of its control group.
@@ -55,11 +57,8 @@ _COMPLAINT_BYTES = 2048
 _NETLINK_NETFILTER = 12
 _GET_TABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = struct.Struct("!BBH")  # family, version, resource
-_NEW_TABLE, _DELETE_TABLE = 10 << 8 | 0, 10 << 8 | 2
-_NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 2
-_NFT_TABLE_F_OWNER = 0x2
-_NUMBER = struct.Struct("!I")
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 10: "ip6"}  # NFPROTO_*, those that we use
+_NFTA_TABLE_NAME = 1
+_FAMILIES = {number: family for family, number in FAMILIES.items()}
 
 _PR_SET_PDEATHSIG = 1
 
@@ -91,7 +90,7 @@ class Nftables:
         self._library.nft_ctx_buffer_output(self._context)
 
     def make(self, name: str, render: Callable[[bool], str], *, owner: bool) -> bool:
-        """Make a table of that name, whole or not at all; raises KernelError.
+        """Make an inet table of that name, whole or not at all; raises KernelError.
 
         True if it is owned, as ``owner`` wants, and as ``render`` is told; else it is a plain one.
         Old kernels refuse the flag in several ways, so no error is told from another: if the plain
@@ -99,38 +98,39 @@ class Nftables:
         """
         if owner:
             try:
-                self._make(name, render(True), owner=True)
+                self.fill("inet", name, render(True), owner=True)
             except KernelError as error:
                 if error.kind in BROKEN:
                     raise
             else:
                 return True
-        self._make(name, render(False), owner=False)
+        self.fill("inet", name, render(False), owner=False)
         return False
 
-    def _make(self, name: str, table: str, *, owner: bool) -> None:
-        flags = attribute(_NFTA_TABLE_FLAGS, _NUMBER.pack(_NFT_TABLE_F_OWNER if owner else 0))
-        self._change(_NEW_TABLE, "inet", name, flags, EXCLUSIVE | CREATE)
+    def fill(self, family: str, name: str, table: str, *, owner: bool) -> None:
+        """Make a table that is rendered, whole or not at all; raises KernelError."""
+        self.change([new_table(family, name, owner=owner)])
         try:
-            self.run(nft.as_commands(table))
+            self._run(nft.as_commands(table))
         except KernelError:
-            self.delete("inet", name)
+            self.delete(family, name)
             raise
 
     def delete(self, family: str, name: str) -> None:
         """Remove a table; raises KernelError."""
-        self._change(_DELETE_TABLE, family, name)
+        self.change([delete_table(family, name)])
 
-    def _change(self, kind: int, family: str, name: str, more: bytes = b"", flags: int = 0) -> None:
-        table = attribute(_NFTA_TABLE_NAME, name.encode() + b"\0") + more
-        (number,) = (number for number, known in _FAMILIES.items() if known == family)
+    def change(self, changes: Sequence[Change]) -> None:
+        """Do all of them at once, or none; raises KernelError."""
+        if not changes:
+            return
         try:
-            self._netlink.change(kind, _NFGENMSG.pack(number, 0, 0) + table, flags)
+            self._netlink.change(changes)
         except OSError as error:
             denied = error.errno == errno.EPERM
             raise KernelError(Refusal.NOT_PERMITTED if denied else Refusal.KERNEL, str(error))
 
-    def run(self, commands: str) -> None:
+    def _run(self, commands: str) -> None:
         """Carry them out; raises KernelError."""
         message = _in_a_child(lambda: self._complaint(commands))
         if not message:

@@ -3,48 +3,50 @@
 import os
 import shutil
 import subprocess
+from ipaddress import ip_address
 
 import pytest
 
-from sshunt.capture.kept import render_kept
+from sshunt.capture.kept import kept_in_families, render_kept
 
 _SESSION = "0123456789abcdef"
 
 
-def nft(commands: str) -> str:
-    """What nft says of a network namespace of its own with these commands carried out."""
+def nft(*addresses: str, owner: bool) -> str:
+    """What nft says of a network namespace of its own that has the tables for these."""
     if os.geteuid() != 0 or shutil.which("nft") is None:
         pytest.skip("needs root and nft")
     return subprocess.run(
         ["unshare", "-n", "sh", "-c", "nft -f - && nft list ruleset"],
-        input=commands,
+        input=rendered(*addresses, owner=owner),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
 
 
-def test_each_family_has_its_own_tables() -> None:
-    first = render_kept(_SESSION, ["2001:db8::1"], owner=False)
-    assert nft(first).count("2001:db8::1") == 1
-    assert "table ip " not in first
-    assert "table arp " not in first
-    assert "2001" not in render_kept(_SESSION, ["192.0.2.1"], owner=False)
+def rendered(*addresses: str, owner: bool) -> str:
+    families = kept_in_families(addresses).items()
+    return "".join(render_kept(_SESSION, family, kept, owner=owner) for family, kept in families)
 
 
-def test_a_change_takes_the_place_of_what_was_there() -> None:
-    first = render_kept(_SESSION, ["192.0.2.1"], owner=False)
-    second = render_kept(_SESSION, ["192.0.2.3", "192.0.2.2"], owner=False, instead=["arp", "ip"])
-    shown = nft(first + second)
-    assert shown.count("192.0.2.2") == shown.count("192.0.2.3") == 2
-    assert "192.0.2.1" not in shown
+def test_each_family_has_its_own_tables_and_none_without_addresses() -> None:
+    first, second, third = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))
+    assert kept_in_families(["192.0.2.2", "2001:db8::1", "192.0.2.1", "192.0.2.1"]) == {
+        "ip": [first, second],
+        "arp": [first, second],
+        "ip6": [third],
+    }
+    assert kept_in_families(["2001:db8::1"]) == {"ip6": [third]}
+    assert kept_in_families([]) == {}
 
 
-def test_none_leaves_nothing() -> None:
-    first = render_kept(_SESSION, ["192.0.2.1"], owner=False)
-    assert nft(first + render_kept(_SESSION, [], owner=False, instead=["ip", "arp"])) == ""
+def test_what_is_kept_is_named_in_each_table_of_its_family() -> None:
+    shown = nft("192.0.2.1", "2001:db8::1", owner=False)
+    assert shown.count("192.0.2.1") == 2
+    assert shown.count("2001:db8::1") == 1
 
 
 def test_what_the_kernel_owns_does_not_expire_and_what_it_does_not_own_does() -> None:
-    assert "timeout" not in render_kept(_SESSION, ["192.0.2.1"], owner=True)
-    assert nft(render_kept(_SESSION, ["192.0.2.1"], owner=False)).count("expires") == 2
+    assert "timeout" not in rendered("192.0.2.1", owner=True)
+    assert nft("192.0.2.1", owner=False).count("expires") == 2

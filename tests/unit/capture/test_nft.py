@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,10 @@ import pytest
 from sshunt.capture.nft import (
     Cgroup,
     as_commands,
+    bypass_sets,
     render,
-    render_bypass,
-    render_delete,
     render_marking,
-    render_resolvers,
+    resolver_sets,
     table_name,
 )
 from sshunt.capture.plan import Plan
@@ -120,7 +119,7 @@ def test_what_is_rendered_and_its_commands_make_the_same_table(
         subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
         listing = subprocess.check_output([*namespace, "list", "ruleset"])
         shown.append(re.sub(rb" expires \w+", b"", listing))
-        subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+        subprocess.run([*namespace, "delete", "table", "inet", table_name(_SESSION)], check=True)
     assert shown[0] == shown[1]
 
 
@@ -134,42 +133,29 @@ def test_the_kernel_takes_what_is_rendered_and_deletes_it_again(
     subprocess.run([*namespace, "-f", "-"], input=text.encode(), check=True)
     plain = text.replace("\tflags owner;\n", "")
     subprocess.run([*namespace, "-f", "-"], input=plain.encode(), check=True)
-    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
+    subprocess.run([*namespace, "delete", "table", "inet", table_name(_SESSION)], check=True)
     assert subprocess.check_output([*namespace, "list", "tables"]) == b""
 
 
-def test_the_resolvers_can_be_replaced_in_place(namespace: list[str]) -> None:
-    others = replace(_NAMES, resolvers=("192.0.2.54",))
-    for commands in (
-        render(_NAMES, owner=False, cgroup=None),
-        render_resolvers(others),
-        render_resolvers(others),
-    ):
-        subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
-    listing = subprocess.check_output([*namespace, "list", "ruleset"]).decode()
-    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
-    assert "elements = { 192.0.2.54 }" in listing
-    assert "192.0.2.53" not in listing
-    assert "2001:db8::53" not in listing
-    assert render_resolvers(_OFFICE) == ""
+def test_the_sets_that_change_are_those_of_the_table_and_hold_what_its_text_says() -> None:
+    assert resolver_sets(_NAMES) == {
+        "resolvers4": [ip_address("127.0.0.53"), ip_address("192.0.2.53")],
+        "resolvers6": [ip_address("2001:db8::53")],
+    }
+    assert bypass_sets(_EVERYTHING) == {
+        "bypass4": [(ip_address("192.0.2.9"), 22), (ip_address("203.0.113.7"), 22)],
+        "bypass6": [(ip_address("2001:db8:3::7"), 2222)],
+    }
+    for plan in (_OFFICE, _EVERYTHING, _NAMES):
+        text = render(plan, owner=True, cgroup=None)
+        shown = set(re.findall(r"set ((?:bypass|resolvers)\d) ", text))
+        assert shown == {*bypass_sets(plan), *resolver_sets(plan)}
 
 
-def test_a_bypass_can_be_replaced_in_place(namespace: list[str]) -> None:
-    for commands in (
-        render(_ONE_ADDRESS, owner=False, cgroup=None),
-        render_bypass(_ONE_ADDRESS, [("192.0.2.9", 22), ("2001:db8::9", 22)]),
-        render_bypass(_ONE_ADDRESS, [("192.0.2.10", 2222), ("192.0.2.10", 2222)]),
-    ):
-        subprocess.run([*namespace, "-f", "-"], input=commands.encode(), check=True)
-    listing = subprocess.check_output([*namespace, "list", "ruleset"]).decode()
-    subprocess.run([*namespace, "-f", "-"], input=render_delete(_SESSION).encode(), check=True)
-    assert "elements = { 192.0.2.10 . 2222 }" in listing
-    assert "192.0.2.9" not in listing
-    assert "2001:db8::9" not in listing
-
-
-def test_a_bypass_of_a_family_without_listener_is_left_out() -> None:
-    assert "bypass6" not in render_bypass(_OFFICE, [("2001:db8::9", 22)])
+def test_sets_of_what_is_not_captured_are_left_out() -> None:
+    peers = replace(_OFFICE, bypass=(("2001:db8::9", 22),))
+    assert bypass_sets(peers) == {"bypass4": []}
+    assert resolver_sets(peers) == {}
 
 
 def test_what_an_agent_on_this_host_connects_to_is_told_by_the_agent_s_own_priority() -> None:
