@@ -43,7 +43,7 @@ def name() -> str:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """An empty directory under whose name a socket's path has room; ``tmp_path`` may be too long."""
+    """An empty directory whose name leaves room for a socket's; ``tmp_path`` may be too deep."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as path:
         yield Path(path)
 
