@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import NoReturn
 
 from sshunt import __version__
-from sshunt.config import (
+from sshunt.config.options import (
     DEFAULT_GRACE_S,
     DEFAULT_LANES,
     DEFAULT_LISTEN4,
@@ -25,14 +25,14 @@ from sshunt.config import (
     MAX_LANES,
     Options,
 )
-from sshunt.console import Console
-from sshunt.elevate import Starter, is_free
+from sshunt.config.remotes import parse_remote
+from sshunt.config.targets import Target, parse_target, read_target_file
+from sshunt.config.wordfiles import expand
 from sshunt.errors import ExitCode, UserError
+from sshunt.host.elevate import Starter, is_free
 from sshunt.model import Endpoint
-from sshunt.targets import Target, parse_target, read_target_file
-from sshunt.transport.choices import Choosing
-from sshunt.transport.remote import parse_remote
-from sshunt.wordfiles import expand
+from sshunt.tell.console import Console
+from sshunt.transport.ssh_choices import Choosing
 
 _LISTEN = re.compile(
     r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
@@ -83,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         if words[:1] == ["demo"]:
-            from sshunt import demo
+            from sshunt.commands import demo
 
             return demo.main(words[1:])
         if words[:1] == ["reconnect"]:
-            from sshunt import control
+            from sshunt.tell import control
 
             return control.reconnect(words[1:], console)
         if words[:1] == ["help"]:
@@ -141,9 +141,9 @@ def _run(options: Options, console: Console) -> int:
     gc.disable()  # start-up makes much that stays; client turns the collector on again
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # see agent.main
     if options.dry_run:
-        from sshunt import client
+        from sshunt.commands import up
 
-        print(client.dry_run(options, console), end="")
+        print(up.dry_run(options, console), end="")
         return ExitCode.OK
     # Other programs' time: both go on while the rest is loaded, which takes as long. But not the
     # helper if a password must be typed for it: then mistakes in the targets are told first.
@@ -153,9 +153,9 @@ def _run(options: Options, console: Console) -> int:
             begun.callback(starter.close)
         choosing = Choosing(options.remote)
         begun.callback(choosing.close)
-        from sshunt import client
+        from sshunt.commands import up
 
-        return client.run(options, console, choosing, starter)
+        return up.run(options, console, choosing, starter)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 
-from sshunt.agent.dial import Dialer
+from sshunt.direct.dial import Dialer
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session

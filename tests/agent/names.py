@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 
-from sshunt.agent import race, resolve
+from sshunt.direct import race, resolve
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT

@@ -32,7 +32,7 @@ from sshunt.transport.bootstrap import (
     upload,
 )
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.diagnosis import diagnose
+from sshunt.transport.ssh_diagnosis import diagnose
 from tests.agent.far_side import (
     VERSIONS,
     Lane,

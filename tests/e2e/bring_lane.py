@@ -22,13 +22,13 @@ import sys
 import time
 from contextlib import suppress
 
+from sshunt.config.remotes import Remote, parse_remote
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
 from sshunt.transport import bootstrap, ssh
-from sshunt.transport.choices import Choosing
-from sshunt.transport.remote import Remote, parse_remote
 from sshunt.transport.ssh import SshLane, connect
+from sshunt.transport.ssh_choices import Choosing
 
 TOKEN = os.urandom(32)
 

@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import sshunt
-from sshunt.capture.original import NotRedirected, OriginalDestinations
 from sshunt.capture.plan import Plan
 from sshunt.errors import UserError
+from sshunt.front.original import NotRedirected, OriginalDestinations
+from sshunt.host.helper import Helper, start_helper
 from sshunt.model import Action, Endpoint, Route
-from sshunt.peers import ssh_peers
-from sshunt.privilege import Helper, start_helper
+from sshunt.transport.peers import ssh_peers
 
 # A test can't wait for half a minute.
 _SPECIAL = """

@@ -21,7 +21,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from tests.unit.names.office import knows, resolver, says, slow
+from tests.unit.front.office import knows, resolver, says, slow
 
 INNER = knows("10.55.0.2")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.demo import Proof, _show
+from sshunt.commands.demo import Proof, _show
 from sshunt.errors import ExitCode
 
 DEMO = [sys.executable, "-m", "sshunt", "demo"]

@@ -29,8 +29,9 @@ DEADLINE_S = 60
 #: sshunt itself, with less patience for idle lanes than a minute.
 IMPATIENT = """\
 import sys
-from sshunt import cli, lanes
-lanes.IDLE_S = 2.0
+from sshunt import cli
+from sshunt.remote import pool
+pool.IDLE_S = 2.0
 sys.exit(cli.main())
 """
 
@@ -39,8 +40,9 @@ sys.exit(cli.main())
 #: machine one lane is enough, too.
 HASTY = """\
 import sys
-from sshunt import cli, lanes
-lanes.SPARE_S, lanes.LOSS_STALLS = 2.0, 1000
+from sshunt import cli
+from sshunt.remote import pool
+pool.SPARE_S, pool.LOSS_STALLS = 2.0, 1000
 sys.exit(cli.main())
 """
 

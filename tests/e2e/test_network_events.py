@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from sshunt.host.network import ADDRESS, LINK, ROUTE
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
-from sshunt.network import ADDRESS, LINK, ROUTE
 
 #: The promise.
 AT_ONCE_S = 1.0
@@ -29,7 +29,7 @@ SETTLE_DEADLINE_S = 15.0
 
 PROGRAM = """\
 import asyncio
-from sshunt.network import NetworkEvents
+from sshunt.host.network import NetworkEvents
 
 async def main():
     events = NetworkEvents(asyncio.get_running_loop(), lambda change: print(change, flush=True))

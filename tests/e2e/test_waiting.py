@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import pytest
 
 from sshunt.lab.world import OFFICE_V4, Lab
-from sshunt.waiting import LONGEST_WAIT_S
+from sshunt.remote.holding import LONGEST_WAIT_S
 from tests.e2e.interruptions import Talk, another_address, lost, office, sshds_of, up
 from tests.e2e.tunnels import Remains, Tunnel, fetch, kill, running
 
@@ -26,8 +26,9 @@ GIVING_UP, BATCH = 3000, 250
 #: sshunt itself, where new connections wait less long.
 IMPATIENT = """\
 import sys
-from sshunt import cli, waiting
-waiting.LONGEST_WAIT_S = {}
+from sshunt import cli
+from sshunt.remote import holding
+holding.LONGEST_WAIT_S = {}
 sys.exit(cli.main())
 """
 

@@ -105,7 +105,8 @@ def test_without_a_group_ssh_is_not_captured_when_a_shared_connection_has_ended(
 #: Everything ten times as fast as in real life.
 HURRIED = """\
 import sys
-from sshunt import attempts, keeper
+from sshunt.remote import attempts
+from sshunt.remote import keeper
 for module in (attempts, keeper):
     for name in ("DENSE_S", "PROBE_EVERY_S", "LONGEST_PAUSE_S", "BAN_S"):
         if hasattr(module, name):

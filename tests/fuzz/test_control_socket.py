@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sshunt.control import CALLERS
-from tests.unit.test_control import RECONNECT, SAYS, Session, as_nobody, descriptors, name_of
+from sshunt.tell.control import CALLERS
+from tests.unit.tell.test_control import RECONNECT, SAYS, Session, as_nobody, descriptors, name_of
 
 pytestmark = pytest.mark.fuzz
 

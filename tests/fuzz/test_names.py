@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sshunt.names.connections import MOST_CONNECTIONS
+from sshunt.front.dns_connections import MOST_CONNECTIONS
 from sshunt.relay.dns import QUERIES_BYTES, QUERY_COST_BYTES
-from tests.unit.names.both_ends import Names, talk
-from tests.unit.names.office import Answer, Raw, knows
+from tests.unit.front.both_ends import Names, talk
+from tests.unit.front.office import Answer, Raw, knows
 
 pytestmark = pytest.mark.fuzz
 

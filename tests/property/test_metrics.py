@@ -9,7 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sshunt.metrics import (
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.limits import DATAGRAM_BYTES
+from sshunt.mux.path import CONTENDED, PROBING, STEADY
+from sshunt.remote.telemetry import (
     MAX_LANES,
     Beliefs,
     LaneBeliefs,
@@ -17,9 +20,6 @@ from sshunt.metrics import (
     lines,
     parse_beliefs_untrusted,
 )
-from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.limits import DATAGRAM_BYTES
-from sshunt.mux.path import CONTENDED, PROBING, STEADY
 
 pytestmark = pytest.mark.fuzz
 

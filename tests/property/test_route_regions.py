@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sshunt.capture.plan import Region, remote_regions
 from sshunt.model import Action, Network, Route
-from sshunt.routes import RouteTable
+from sshunt.route.routes import RouteTable
 
 pytestmark = pytest.mark.fuzz
 

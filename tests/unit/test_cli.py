@@ -6,7 +6,7 @@ import pytest
 
 from sshunt import __version__
 from sshunt.cli import main, parse
-from sshunt.config import MAX_LANES
+from sshunt.config.options import MAX_LANES
 from sshunt.errors import ExitCode, UserError
 
 MINIMUM = ["-r", "gate", "10.0.0.0/8"]

@@ -21,9 +21,9 @@ from collections import deque
 from typing import Deque, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
-from sshunt.agent.dial import Dialer
 from sshunt.agent.rendezvous import Doorstep, host_id
-from sshunt.agent.resolve import Resolver
+from sshunt.direct.dial import Dialer
+from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (

@@ -1,8 +1,7 @@
-"""What the kernel should redirect, and what it redirected. Renders; never runs a program.
+"""What the kernel should redirect, as text. Renders; never runs a program.
 
-* ``plan``      what to capture: listeners, routes, exceptions; flattens routes into regions
-* ``nft``       plan -> nftables rule text
-* ``kept``      a former address that is kept means this host to itself alone
-* ``links``     whose connections are captured besides this host's own
-* ``original``  the destination that a redirected connection was made to
+plan   what to capture: listeners, routes, exceptions; flattens routes into regions
+nft    plan -> nftables rule text
+kept   a former address that is kept means this host to itself alone
+links  whose connections are captured besides this host's own
 """

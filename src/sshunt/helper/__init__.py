@@ -1,12 +1,24 @@
 """The privileged process: root, standard library only, and as little of it as possible.
 
-* ``protocol``  requests and replies, and their strict decoding; pure
-* ``server``    one session's conversation: order, deadlines, undo at the end
-* ``apply``     what one session has made in the kernel, and how it is undone
-* ``nftables``, ``marks``, ``guard``, ``cgroups``, ``sweeper``, ``processes``, ``addresses``,
-  ``interfaces``, ``resolvers``, ``chains``, ``privileges``, ``netlink``  serve ``apply`` alone:
-  tables, who is alive, the client's control group, control groups, who removes it in the end, which
-  process is which, addresses that stay local, those that the host has, whom it asks names,
-  firewalls of others, our own process, how to speak to the kernel; nothing else touches it
-* ``__main__``  what sudo runs
+    __main__    what sudo runs
+    protocol    requests and replies, and their strict decoding; pure
+    server      one session's conversation: order, deadlines, undo at the end
+    starter     whose helper it is: the process that started it
+    apply       what one session has made in the kernel, and how it is undone
+
+These serve apply alone, and nothing else touches the kernel:
+
+    nftables    tables
+    changes     what is in their sets, replaced in place
+    marks       which of our tables' owners are alive
+    guard       the client's control group
+    cgroups     control groups
+    sweeper     who removes it all in the end
+    processes   which process is which
+    addresses   addresses that stay local
+    interfaces  those that this host has, and by which link
+    resolvers   whom this host asks names
+    chains      firewalls of others
+    privileges  our own process: what it may
+    netlink     how to speak to the kernel
 """

@@ -1,8 +1,8 @@
 """Which chains of others may stop what we redirect. Root; Linux.
 
 Those of nftables that drop by default, and those that see a packet before it is tracked. Asked of
-the kernel itself, as text for a person, when something has been lost (see ``arrival``). Rules are
-not looked at, and the tables of the old iptables (legacy) are not visible here.
+the kernel itself, as text for a person, when something has been lost (see ``front.arrival``). Rules
+are not looked at, and the tables of the old iptables (legacy) are not visible here.
 """
 
 import struct

@@ -15,7 +15,7 @@ The position counts every byte behind HELLO, of whatever frame. Invariants: acke
 are in order of their end; a frame is released exactly once (acked or given back).
 
 Not here: what goes on the lane (session), how much of it (pacer), liveness and reconnecting
-(client).
+(remote.keeper).
 """
 
 from collections import deque

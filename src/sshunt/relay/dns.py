@@ -6,7 +6,7 @@
 A message is passed on as it is, in both directions and of any size: EDNS sizes, truncation, DNSSEC,
 updates and keys mean what they would without us.
 
-Not here: asking (agent.resolve, agent.exchange), and what programs ask (names.dns).
+Not here: asking (direct.resolve, direct.exchange), and what programs ask (front.dns).
 """
 
 import struct

@@ -11,7 +11,7 @@ session until it is gone.
 
 Both wait for readiness, or for the next beat while very much moves (beat).
 
-Not here: when a lane is given up (client), what the bytes mean (mux).
+Not here: when a lane is given up (remote.keeper), what the bytes mean (mux).
 """
 
 import os

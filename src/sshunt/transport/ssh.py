@@ -14,11 +14,11 @@ kernel ends ssh (Linux).
 
 Deadlines: none is right for a person looking for a password, so while nothing has come from the far
 side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over; and it
-is when ssh has bound its control socket (``sharing``), by which a login shell that hangs can be
+is when ssh has bound its control socket (``ssh_sharing``), by which a login shell that hangs can be
 told from a person who does not answer.
 
-Not here: the process, and which signals it hears (process), what the sentences of ssh mean
-(diagnosis), more lanes and reconnects (client).
+Not here: the process, and which signals it hears (ssh_process), what the sentences of ssh mean
+(ssh_diagnosis), more lanes and reconnects (remote).
 """
 
 import asyncio
@@ -30,7 +30,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from sshunt.config.remotes import Remote, find_program
 from sshunt.errors import ExitCode, UserError
+from sshunt.host.terminal import TerminalModes
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import (
     ACCEPTED,
@@ -40,13 +42,11 @@ from sshunt.mux.hello import (
     HelloSearch,
     common_version,
 )
-from sshunt.terminal import TerminalModes
-from sshunt.transport import diagnosis
+from sshunt.transport import ssh_diagnosis
 from sshunt.transport.bootstrap import remote_command, upload
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.process import Pipes, kill, spawn, to_its_end
-from sshunt.transport.remote import Remote, find_program
-from sshunt.transport.sharing import ControlSocket
+from sshunt.transport.ssh_process import Pipes, kill, spawn, to_its_end
+from sshunt.transport.ssh_sharing import ControlSocket
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
 HELLO_DEADLINE_S = 600.0
@@ -77,8 +77,8 @@ _OPTIONS = (
     *("-o", "EscapeChar=none"),
     *("-o", "PermitLocalCommand=no"),  # it would have our stdin, and may read it
     # An existing shared connection (ControlPath) is used: its owner wants no second login. But we
-    # never become the one that other logins share: they would end with us. (``sharing`` is for our
-    # own lanes.)
+    # never become the one that other logins share: they would end with us. (``ssh_sharing`` is for
+    # our own lanes.)
     *("-o", "ControlMaster=no"),
 )
 
@@ -339,7 +339,7 @@ async def _greet(
         await asyncio.wait([lane.ended], timeout=CLOSE_DEADLINE_S)
         lane.stderr.drain()
         status = lane.ended.result() if lane.ended.done() else 255
-        raise diagnosis.diagnose(status, lane.stderr.lines, search.unmatched)
+        raise ssh_diagnosis.diagnose(status, lane.stderr.lines, search.unmatched)
     theirs = lane.hello
     if theirs.role != AGENT or theirs.token != ours.token:
         raise UserError(
@@ -371,8 +371,8 @@ async def _listen(
             if loop.time() < deadline:
                 continue
             if login.at is not None and not search.unmatched:
-                raise diagnosis.silence_after_login(loop.time() - login.at)
-            raise diagnosis.silence(waited_s, search.unmatched)
+                raise ssh_diagnosis.silence_after_login(loop.time() - login.at)
+            raise ssh_diagnosis.silence(waited_s, search.unmatched)
         if not data:
             return False
         if not search.unmatched and deadline - loop.time() > NOISE_DEADLINE_S:
@@ -382,7 +382,7 @@ async def _listen(
         try:
             found = search.feed(data)
         except RemoteProtocolError:
-            raise diagnosis.endless_noise(search.unmatched)
+            raise ssh_diagnosis.endless_noise(search.unmatched)
         if found is not None:
             lane.greeted(found, search.rest)
             return True
@@ -405,7 +405,7 @@ class _LoginWatch:
             self.at = now if self._lane.is_logged_in else None
             return self.at is not None
         if self._say is not None and now - self.at >= SILENCE_S:
-            self._say(diagnosis.NO_WORD_AFTER_LOGIN)
+            self._say(ssh_diagnosis.NO_WORD_AFTER_LOGIN)
             self._say = None
         return False
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sshunt.agent.dial import Dialer
+from sshunt.direct.dial import Dialer
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session

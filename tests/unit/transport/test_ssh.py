@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sshunt.config.remotes import Remote
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import is_alive
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.transport.remote import Remote
 from sshunt.transport.ssh import connect, ssh_argv
-from sshunt.transport.stderr import SPEAKER, STDERR_LINE_CHARACTERS
+from sshunt.transport.ssh_stderr import SPEAKER, STDERR_LINE_CHARACTERS
 from tests.agent.far_side import eventually
 
 

@@ -1,0 +1,513 @@
+"""The running session: its tunnel, its lanes, and everything whose end ends it.
+
+Made by ``up`` while ssh logs in, for it takes most of what there is to load. It is the place
+where the parts meet that run side by side until the end: the keeper, the helper, the listeners, the
+pacers' watch, the news of the network, other commands of this user.
+
+Not here: in which order things start and stop (up).
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sshunt.capture.plan import DNS_PORT, Plan
+from sshunt.config.options import Options
+from sshunt.errors import ExitCode, UserError
+from sshunt.front.arrival import Arrivals
+from sshunt.front.dns import DnsForwarder
+from sshunt.front.dns_sockets import Door, left_alone, system_resolvers, uncovered
+from sshunt.front.listener import Listener
+from sshunt.front.redirect import Redirected, begin
+from sshunt.helper.protocol import MAX_BYPASS
+from sshunt.host.former_addresses import FormerAddresses
+from sshunt.host.helper import Helper
+from sshunt.host.network import NetworkEvents
+from sshunt.model import Endpoint
+from sshunt.mux import frames
+from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.session import DatagramReceived
+from sshunt.mux.streams import Stream
+from sshunt.relay.lane import LaneIO
+from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
+from sshunt.remote import telemetry
+from sshunt.remote.holding import WaitingRoom
+from sshunt.remote.keeper import Keeper
+from sshunt.remote.pool import Lanes, new_session
+from sshunt.tell.console import Console, counted
+from sshunt.tell.control import ControlServer
+from sshunt.tell.figures import bit_rate, duration, size
+from sshunt.tell.neighbours import MOST_ENDPOINTS
+from sshunt.transport.peers import behind, is_made_by_a_child
+from sshunt.transport.ssh_choices import Choices
+
+#: How long the far side may take to answer our goodbye before we just hang up.
+GOODBYE_DEADLINE_S = 1.0
+
+#: How long ssh may take to end by itself once its pipes are closed.
+SSH_END_DEADLINE_S = 0.5
+
+#: How long the first round trip through the lane is waited for, to show it.
+FIRST_RTT_DEADLINE_S = 2.0
+
+#: The status line is redrawn this often.
+STATUS_EVERY_S = 1.0
+
+#: The pacers are asked for their beliefs so often, after so much traffic.
+LOOK_EVERY_S = 0.15
+BELIEFS_FROM_BYTES = 7_500
+
+#: Questions for the far side's that may be under way: a path of a second has six. What was not
+#: asked for is no answer.
+MOST_QUESTIONS = 8
+
+#: They are told so often, with -v.
+TELL_EVERY_S = 0.5
+
+_WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """Bytes on all lanes so far, those that have ended included."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Up:
+    """The running session: its tunnel, its lanes, and everything whose end ends it."""
+
+    def __init__(
+        self, options: Options, console: Console, helper: Helper, choices: Choices, name: str
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = name  # of the server, as lines for people call it
+        self._targets = ""
+        self._up_at = loop.time()
+        self._options = options
+        self._console = console
+        self._helper = helper
+        self.listeners: list[Listener] = []
+        self.arrivals = Arrivals()
+        self.names: DnsForwarder | None = None
+        self.plan: Plan | None = None
+        self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
+        self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
+        self._changing_rules: asyncio.Task[None] | None = None
+        self._emptied = asyncio.Event()  # the last lane has ended
+        self._bug: asyncio.Future[BaseException] = loop.create_future()
+        loop.set_exception_handler(self._on_bug)
+        # What the far side grants is known when it has answered; ours grants what is taken here.
+        self.tunnel = Tunnel(
+            loop, new_session(), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
+        )
+        self.waiting = WaitingRoom(self.tunnel)
+        self.tunnel.on_lane_ended = self._on_lane_ended
+        self.tunnel.on_goodbye = self._on_goodbye
+        self.tunnel.on_forgotten = self._on_forgotten
+        if console.verbosity:
+            self.tunnel.on_reset = self._on_reset
+        self.tunnel.on_datagram = self._on_datagram
+        self.lanes = Lanes(
+            self.tunnel,
+            options.remote,
+            console,
+            choices,
+            most=options.lanes,
+            grace_s=options.grace_s,
+        )
+        self._keeper = Keeper(
+            self.tunnel,
+            self.lanes,
+            self.waiting,
+            console,
+            name,
+            grace_s=options.grace_s,
+            max_retries=options.max_retries,
+        )
+        self._keeper.on_down = self._on_down
+        self._keeper.on_up = self._on_up
+        self._tell_beliefs_at: dict[str, float] = {}  # by direction
+        self._questions = 0  # for the far side's beliefs that may yet be answered
+        self._is_kept = False  # the keeper is at work
+        self._events: NetworkEvents | None = None
+        self._control: ControlServer | None = None
+        self._former = FormerAddresses()
+        self._kept: tuple[str, ...] = ()
+        self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
+
+    def let_in(self, socks: Iterable[socket.socket], doors: Iterable[Door]) -> None:
+        """Accept what the kernel redirects to these, which are ours now: connections, queries."""
+        tunnel, console = self.tunnel, self._console
+        for sock in socks:
+            redirected = Redirected(
+                sock,
+                tunnel,
+                console,
+                self.waiting,
+                lambda: self.is_down,
+                self.arrivals,
+                self._is_ours,
+            )
+            listener = Listener(sock, tunnel.loop, console, redirected.take, redirected.why_not)
+            self.listeners.append(listener)
+            listener.start()
+        self.names = DnsForwarder(tunnel, console, doors, lambda: self.is_down)
+        self.names.resolvers = system_resolvers()
+        self.names.start()
+
+    @property
+    def is_down(self) -> bool:
+        """True while the connection is lost."""
+        return self._keeper.is_down
+
+    def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
+        """True for a connection of our own ssh to another address of its server. Only where no
+        control group keeps those from being captured; the next one there will not be.
+        """
+        plan = self.plan
+        if self._helper.guarded or plan is None:
+            return False
+        known_ports = {port for _, port in plan.bypass}
+        if destination[1] not in known_ports and not self.is_down:
+            return False  # looking at processes takes its time, and further lanes go the same way
+        try:
+            source_port = program.getpeername()[1]
+        except OSError:
+            return False  # it has gone
+        if not is_made_by_a_child(source_port):
+            return False
+        if destination not in plan.bypass:
+            self.plan = replace(plan, bypass=(*plan.bypass, destination)[-MAX_BYPASS:])
+            self._console.detail(1, f"ssh goes to {destination[0]} now, which is left alone")
+            self._apply_bypass()
+        return True
+
+    def peers(self) -> tuple[Endpoint, ...]:
+        """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
+        the same of sessions that were there before.
+        """
+        peers = self._keeper.note_peers()
+        beyond, self.unseen_ways = behind(peers)
+        return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
+
+    def listen_to_others(self, place: socket.socket | None, targets: str) -> None:
+        """From now on: news of the network, and other commands of this user, at ``place``."""
+        loop = self.tunnel.loop
+        self._targets = targets
+        self._up_at = loop.time()
+        self._events = NetworkEvents(loop, self._on_network)
+        self._control = ControlServer(loop, place, self._answer)
+
+    def listen_no_more(self) -> None:
+        """The opposite."""
+        if self._events is not None:
+            self._events.close()
+        if self._control is not None:
+            self._control.close()
+
+    def _answer(self, verb: str) -> dict[str, object]:
+        """What another command of this user asks; raises KeyError."""
+        host = self._options.remote.host
+        if verb == "about":
+            state = "connecting again" if self.is_down else "connected"
+            ways = () if self.is_down or self.plan is None else self.plan.bypass
+            says = f"{host}, {self._targets}: {state}"
+            return {"host": host, "says": says, "ways": ways[:MOST_ENDPOINTS]}
+        if verb != "reconnect":
+            raise KeyError(verb)
+        self._keeper.check("asked to by sshunt reconnect", asked=True)
+        does = "connecting again" if self.is_down else "looking at the connection"
+        return {"says": f"{host}, {self._targets}: {does}"}
+
+    def summary(self, how: str) -> str:
+        """What there is to say at the end, in one line."""
+        moved = self._traffic()
+        return (
+            f"{how} after {duration(self.tunnel.loop.time() - self._up_at)} with {self.name}:"
+            f" {size(moved.received)} down, {size(moved.sent)} up"
+        )
+
+    async def first_rtt(self) -> float:
+        """The first measured round-trip time in seconds, 0 if it takes too long."""
+        deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
+        while (
+            not self.tunnel.session.rtt_s
+            and self.tunnel.lanes
+            and self.tunnel.loop.time() < deadline
+        ):
+            await asyncio.sleep(0.002)
+        return self.tunnel.session.rtt_s
+
+    async def check(self) -> None:
+        """Raise UserError if the session has been lost while we were still starting."""
+        last = self.lanes.last
+        if self.tunnel.lanes or last is None:
+            return
+        await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
+        raise UserError(
+            f"the connection to {self.name} was lost while starting:"
+            f" {last.last_words() or 'the far side closed it'}",
+            "check the network and the ssh server, then start sshunt again",
+            ExitCode.LOST,
+        )
+
+    async def watch(self, stop: "asyncio.Future[str]") -> None:
+        """Return when asked to stop; raise UserError when something we need has ended."""
+        self._is_kept = True
+        status = asyncio.ensure_future(self._show_status())
+        pacers = asyncio.ensure_future(self._watch_pacers())
+        keeping = asyncio.ensure_future(self._keeper.run())
+        helper_gone = asyncio.ensure_future(self._helper.gone.wait())
+        works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
+        ends: list[asyncio.Future[Any]] = [stop, self._bug, *works]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._is_kept = False
+            left = set(works)
+            while left:
+                for work in left:
+                    work.cancel()
+                _, left = await asyncio.wait(left, timeout=1.0)
+        if self._bug.done():
+            raise self._bug.result()
+        if stop.done():
+            return
+        if self._helper.gone.is_set():
+            removed = "the kernel has removed them" if self._helper.owner else "they stay in place"
+            raise UserError(
+                f"the helper that holds the rules ended: {removed}",
+                "start sshunt again (it removes what is left of such sessions)",
+                ExitCode.LOST,
+            )
+        for work in works:
+            if not work.cancelled():
+                work.result()
+
+    def end_local(self) -> None:
+        """Accept no more, and reset the programs' connections. May be called twice.
+
+        Before the rules go: it is they that give the resets their addresses. Without them a reset
+        comes from our listener, which the program has never heard of, and it would wait for ever.
+        """
+        for listener in self.listeners:
+            listener.close()
+        if self.names is not None:
+            self.names.close()
+        self.waiting.empty()
+        self.tunnel.reset_all()
+
+    async def say_goodbye(self) -> None:
+        """End the session in order: the agent then leaves at once, not after its grace time."""
+        answered = False
+        if self.tunnel.lanes:
+            self._emptied.clear()
+            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
+            self.tunnel.pump()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
+                answered = True
+        if not answered and self.tunnel.outlives_lanes and self.lanes.are_resumable:
+            lost = self.is_down or not self.tunnel.lanes
+            self._console.line(
+                f"{'the connection is lost' if lost else 'nothing answers'}, so the far side could"
+                " not be told: it keeps the session for the grace time of"
+                f" {self._options.grace_s} s"
+            )
+        self.tunnel.close()
+
+    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        self.lanes.on_lane_ended(lane, reason)
+        if not self.tunnel.lanes:
+            self._emptied.set()
+        if self._is_kept:
+            self._keeper.on_lane_ended(reason)
+
+    def _on_goodbye(self, code: int, sentence: str) -> None:
+        if code != frames.GOODBYE_DONE and self._is_kept:
+            self._keeper.lose_session(sentence or "its agent ended")
+
+    def _on_down(self) -> None:
+        if self.names is not None:
+            self.names.on_down()
+        if self._options.fail_open:
+            self._kept = ()  # they go with the rules
+            self._change_rules(self._helper.undo)
+        else:
+            self._apply_bypass()
+
+    def _apply_bypass(self) -> None:
+        """What ssh connects to is left alone, and while we can't answer, other sessions' ssh may
+        ask the resolvers: see ``capture.nft``.
+        """
+        plan = self.plan
+        if plan is not None:
+            resolvers = plan.resolvers if self.is_down else ()
+            endpoints = [*plan.bypass, *((address, DNS_PORT) for address in resolvers)]
+            self._change_rules(lambda: self._helper.bypass(endpoints[-MAX_BYPASS:]))
+
+    def _on_up(self) -> None:
+        self.waiting.let_in(
+            lambda sock, destination: begin(self.tunnel, self._console, sock, destination)
+        )
+        if self.plan is None:
+            return
+        plan = self.plan = replace(self.plan, bypass=self.peers())
+        if self._options.fail_open:
+            self._change_rules(lambda: self._helper.apply(plan))
+            self._keep_addresses()
+        else:
+            self._apply_bypass()
+
+    def _on_network(self, why: str) -> None:
+        self._keeper.check(why)
+        self._keep_addresses()
+
+    def _keep_addresses(self) -> None:
+        """Let the addresses that open connections bear stay this host's own."""
+        if self._options.fail_open and self.is_down:
+            return  # there are no rules just now
+        relayed = [relay.sock for relay in self.tunnel.relays]
+        needed = self._former.needed(_other_ends([*relayed, *self.waiting.sockets]))
+        if needed != self._kept:
+            self._kept = needed
+            self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
+            self._change_rules(lambda: self._helper.keep(needed), optional=True)
+
+    def _follow_resolvers(self) -> None:
+        """Another network has other resolvers."""
+        plan = self.plan
+        if not self._options.dns or plan is None:
+            return
+        found, beyond = system_resolvers(), left_alone(ipv6=self._options.listen6 is not None)
+        if beyond != self._uncovered:
+            self._uncovered = beyond
+            if beyond:
+                self._console.line(uncovered(beyond))
+        if found != plan.resolvers:
+            if self.names is not None:
+                self.names.resolvers = found
+            self.plan = replace(plan, resolvers=found)
+            others = ", ".join(found) or "none that can be stood in for"
+            self._console.detail(1, f"this host asks other resolvers now: {others}")
+            if not (self._options.fail_open and self.is_down):  # else they come with the rules
+                self._change_rules(lambda: self._helper.resolvers(found))
+                self._apply_bypass()
+
+    def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
+        """After the change before it; what fails ends the session, unless it is ``optional``."""
+        before = self._changing_rules
+
+        async def change() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            try:
+                await step()
+            except UserError as error:
+                if optional:
+                    self._kept = ()  # to be tried again when there is news
+                    self._console.detail(1, error.message)
+                elif not self._bug.done() and not self._helper.gone.is_set():  # else watch says so
+                    self._bug.set_result(error)
+
+        self._changing_rules = asyncio.ensure_future(change())
+
+    def _on_reset(self, stream: Stream, code: int) -> None:
+        self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
+
+    def _on_forgotten(self) -> None:
+        for listener in self.listeners:
+            listener.resume()
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if not self._bug.done():
+            text = str(context.get("message"))
+            self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
+
+    async def _show_status(self) -> None:
+        before = self._traffic()
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            if self._events is not None:
+                self._events.check_clock()
+            if self._kept:
+                self._keep_addresses()
+            self._follow_resolvers()
+            if not self._console.is_terminal:
+                continue
+            if self.is_down:
+                self._console.status(self._keeper.status())
+                continue
+            after = self._traffic()
+            down = (after.received - before.received) * 8 / STATUS_EVERY_S
+            up = (after.sent - before.sent) * 8 / STATUS_EVERY_S
+            count = len(self.tunnel.session.streams)
+            rtt_ms = self.tunnel.session.rtt_s * 1000
+            self._console.status(
+                f"{counted(count, 'connection')}, "
+                f"down {bit_rate(down)}, up {bit_rate(up)}, RTT {rtt_ms:.1f} ms"
+            )
+            before = after
+
+    async def _watch_pacers(self) -> None:
+        """Now and then, while there is traffic: what the pacers of both ends believe."""
+        if not (self.lanes.may_be_several or self._console.verbosity):
+            await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
+        loop = self.tunnel.loop
+        before = self._traffic()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            session = self.tunnel.session
+            after = self._traffic()
+            moved = after.sent - before.sent + after.received - before.received
+            before = after
+            self.lanes.close_idle()
+            if moved >= BELIEFS_FROM_BYTES:
+                self._on_beliefs("up", telemetry.beliefs_untrusted(self.tunnel.beliefs()))
+                session.send_datagram(0, frames.BELIEFS, b"", loop.time())
+                self._questions = min(self._questions + 1, MOST_QUESTIONS)
+                self.tunnel.wake()
+
+    def _on_datagram(self, event: DatagramReceived) -> None:
+        if event.kind == frames.DNS and self.names is not None:
+            self.names.on_datagram(event)
+        if event.kind != frames.BELIEFS or not self._questions:
+            return
+        self._questions -= 1
+        try:
+            beliefs = telemetry.parse_beliefs_untrusted(event.data)
+        except RemoteProtocolError as error:
+            self._console.detail(1, f"the agent's answer is of no use: {error}")
+            return
+        self._on_beliefs("down", beliefs)
+
+    def _on_beliefs(self, direction: str, beliefs: telemetry.Beliefs) -> None:
+        self.lanes.look(beliefs)
+        now = self.tunnel.loop.time()
+        if self._console.verbosity and now >= self._tell_beliefs_at.get(direction, now):
+            self._tell_beliefs_at[direction] = now + TELL_EVERY_S
+            for line in telemetry.lines(direction, beliefs):
+                self._console.detail(1, line)
+
+    def _traffic(self) -> _Traffic:
+        tunnel = self.tunnel
+        lanes = tunnel.session.lanes.values()
+        return _Traffic(
+            tunnel.past_sent + sum(lane.sent for lane in lanes),
+            tunnel.past_received + sum(lane.received for lane in lanes),
+        )
+
+
+def _other_ends(socks: Iterable[socket.socket]) -> set[str]:
+    """The addresses of the programs' ends of all connections."""
+    found = set()
+    for sock in socks:
+        with suppress(OSError):  # it is just being closed
+            found.add(str(sock.getpeername()[0]).partition("%")[0])
+    return found

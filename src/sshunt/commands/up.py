@@ -1,0 +1,452 @@
+"""The client: the composition root. It starts things in order, watches them, and stops them.
+
+    1 names of targets are resolved          cheap errors first: nothing has been touched yet
+    2 listeners are bound
+    3 the helper is started                  asks for a password, if it must, before anything else
+    4 the helper guards us by a cgroup       ssh, started from here on, is never captured
+    5 ssh connects, the agent answers        may prompt as ssh does; meanwhile ``running`` is loaded
+    6 the rules are applied                  last: nothing is captured that could not be forwarded
+    7 ... until a signal, or the end of the helper; a lost ssh connection is made again (keeper) ...
+    8 all of it is undone in reverse         the programs' connections first, then the rules
+
+Each step puts its undoing on one stack; whatever ends the session, a signal while starting
+included, unwinds it. Every undoing has a deadline.
+
+Invariants: the rules exist from step 6 to step 8, also while the connection is lost (unless --fail
+open says otherwise): nothing leaks out another way; the client itself needs no privilege.
+"""
+
+import asyncio
+import errno
+import gc
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from sshunt.capture import links, nft
+from sshunt.capture.plan import Plan, remote_regions
+from sshunt.config.options import DEFAULT_LISTEN6, Options
+from sshunt.errors import ExitCode, UserError
+from sshunt.front.arrival import Fate, Prober, check, destination_to_try
+from sshunt.front.dns_sockets import Door, left_alone, open_door, system_resolvers, uncovered
+from sshunt.front.listener import CannotListen, bind
+from sshunt.helper.protocol import MAX_ROUTES
+from sshunt.host.elevate import Starter, helper_command
+from sshunt.host.helper import Helper, start_helper
+from sshunt.host.own import has_ipv6, own_routes
+from sshunt.model import Action, Endpoint, Route
+from sshunt.relay.readiness import settle
+from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
+from sshunt.route.routes import resolve
+from sshunt.tell import session_name
+from sshunt.tell.console import Console
+from sshunt.tell.notify import notify
+from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.ssh import begin
+from sshunt.transport.ssh_choices import NOTHING, Choices, Choosing, Sharing
+
+if TYPE_CHECKING:
+    from sshunt.commands.running import Up
+
+#: See agent.server: our objects come by the thousand and none of them is garbage.
+GC_THRESHOLD = 100_000
+
+#: Routes named in the line that says we are connected; the rest are counted.
+ROUTES_SHOWN = 4
+
+_DRY_RUN_HEAD = """\
+# What root would run, through sudo or doas:
+#   {helper}
+# The rules that it would apply. Three things are known only when it runs: the session's name and
+# the listeners' ports, which are chosen anew each time (unless --listen gives them); the control
+# group of sshunt and its ssh, whose connections a rule of the output chain returns untouched; and
+# the address of the ssh server, which goes into the bypass sets.
+"""
+
+
+def run(
+    options: Options, console: Console, choosing: Choosing, starter: Starter | None = None
+) -> int:
+    """Bring the tunnel up and keep it up until it is asked to stop; the exit status. Raises
+    UserError.
+
+    ``choosing`` and ``starter``, a helper, were begun already; whoever did closes them.
+    """
+    prober = Prober()
+    try:
+        return asyncio.run(_run(options, console, choosing, starter, prober))
+    finally:
+        prober.close()
+
+
+def dry_run(options: Options, console: Console) -> str:
+    """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
+    routes = asyncio.run(_routes(options, console))
+    listeners, routes = _bind(options, routes, console)
+    doors = _open_doors(options, console)
+    try:
+        plan = _plan(secrets.token_hex(4), listeners, routes, (), doors)
+        rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, console))
+    finally:
+        for sock in (*listeners, *(sock for door in doors for sock in door)):
+            sock.close()
+    return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + rules
+
+
+async def _run(
+    options: Options,
+    console: Console,
+    choosing: Choosing,
+    starter: Starter | None,
+    prober: Prober,
+) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
+            loop.add_signal_handler(number, settle, stop, number.name)
+    async with AsyncExitStack() as undo:
+        starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter, prober))
+        either: set[asyncio.Future[Any]] = {starting, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with suppress(asyncio.CancelledError, UserError):
+                await starting
+            console.line(f"stopped while starting ({stop.result()})")
+            return ExitCode.SIGNALLED + signal.Signals[stop.result()]
+        up = starting.result()
+        how = "ended"
+        try:
+            await up.watch(stop)
+            how = f"stopped ({stop.result()})"
+        finally:
+            console.status("")
+            console.line(up.summary(how))
+    return ExitCode.OK
+
+
+# --- start ------------------------------------------------------------------------------------
+
+
+async def _start(
+    options: Options,
+    console: Console,
+    undo: AsyncExitStack,
+    choosing: Choosing,
+    starter: Starter | None,
+    prober: Prober,
+) -> "Up":
+    session_id, place = session_name.draw()
+    if place is not None:
+        undo.callback(place.close)
+    console.detail(1, f"session {session_id}")
+    routes = await _routes(options, console)
+    raise_descriptor_limit()
+    keep_heap()
+    listeners, routes = _bind(options, routes, console)
+    doors = _open_doors(options, console)
+    for sock in (*listeners, *(sock for door in doors for sock in door)):
+        undo.callback(sock.close)
+    _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
+
+    helper = await start_helper(session=session_id, starter=starter)
+    undo.push_async_callback(_quietly, helper.close)
+    guarded = await helper.guard()
+    how = "a cgroup" if guarded else "the addresses of its peers"
+    console.detail(1, f"the helper is up; own traffic is told by {how}")
+    if doors and not guarded:
+        raise UserError(
+            "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
+            " can't be told from others, and it could not find its server again",
+            "leave --dns out",
+            ExitCode.CAPTURE,
+        )
+
+    undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
+    choices = await _chosen(choosing)
+    share = choices.sharing is Sharing.OURS  # it also tells when ssh has logged in
+    ssh = await begin(
+        options.remote,
+        ssh_options=[*choices.cipher, *choices.session],
+        on_stderr=console.raw,
+        share=share,
+        control_path=choices.control_path,
+    )
+    # The rest of the program is loaded while ssh logs in.
+    from sshunt.commands.running import Up
+    from sshunt.tell.control import sessions
+    from sshunt.tell.neighbours import ways_of_others
+
+    # Where another session of this user's runs, lines must tell them apart.
+    others = sessions()
+    name = options.remote.host + (f" [{session_id}]" if others else "")
+    up = Up(options, console, helper, choices, name)
+    undo.push_async_callback(up.lanes.close)
+    undo.push_async_callback(up.say_goodbye)
+    undo.callback(up.end_local)
+    await up.lanes.connect(on_stderr=console.raw, begun=ssh)
+    size = len(agent_bundle().data)  # connect has made it
+    ours = " ".join(choices.cipher) or "none of ours"
+    console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
+    up.let_in(listeners, doors)
+
+    await up.check()
+    if others:
+        with suppress(RuntimeError):  # no thread can be had
+            up.ways_of_others = await asyncio.to_thread(ways_of_others)
+    up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
+    if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
+        console.line(_unseen_way_line(options.remote.host, up.unseen_ways[0]))
+    await helper.apply(up.plan)
+    _served(up.plan, console)
+    owner = "kernel" if helper.owner else "helper"
+    console.detail(1, f"the rules are in place; the {owner} removes them")
+    undo.push_async_callback(_quietly, helper.undo)
+    undo.callback(up.end_local)
+    gc.freeze()  # what start-up made stays: the collector need not look at it again
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+    gc.enable()
+    rtt_s = await up.first_rtt()
+    await up.check()
+    targets = _targets_text(options, routes)
+    up.listen_to_others(place, targets)
+    undo.callback(up.listen_no_more)
+    rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
+    connected = f"connected to {name}{rtt}: {targets}"
+    console.line(connected)
+    notify("READY=1", f"STATUS={connected}")
+    undo.callback(notify, "STOPPING=1")
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up, helper, console))
+    undo.callback(looking.cancel)
+    return up
+
+
+async def _look_at_arrivals(prober: Prober, up: "Up", helper: Helper, console: Console) -> None:
+    """Say so if what the rules redirect does not arrive here, or may not."""
+    plan = up.plan
+    if plan is None:
+        return
+    lost = []
+    for family in (4, 6):
+        destination = destination_to_try(plan.routes, family)
+        if plan.listener(family) is None or destination is None:
+            continue
+        fate = await check(prober, up.arrivals, destination)
+        if fate is Fate.LOST:
+            lost.append(f"IPv{family}")
+        elif fate is Fate.NOT_ROUTED:
+            console.detail(1, f"this host has no IPv{family} route to {destination[0]}")
+        else:
+            console.detail(
+                1, f"looked whether what is captured arrives: IPv{family} {fate.name.lower()}"
+            )
+    prober.close()
+    forwards = [family for family in (4, 6) if plan.forwards(family)]
+    if not lost and not forwards:
+        return
+    with suppress(UserError):  # it is gone, and others say so
+        chains = await helper.suspects()
+        if lost:
+            console.line(
+                f"connections to the {' and '.join(lost)} targets are captured and do not arrive:"
+                " a firewall of this host stops them, or does not let them be tracked:"
+                f" {'; '.join(chains) or 'nothing in nftables; look at iptables-legacy -S'}"
+            )
+        gates = [chain for chain in chains if "(input: drops" in chain]
+        if forwards and gates:
+            _, port = plan.listener(forwards[0]) or ("", 0)
+            console.line(
+                f"hosts behind this one get through only if it lets them in to TCP port {port}:"
+                f" {'; '.join(gates)}"
+            )
+
+
+async def _routes(options: Options, console: Console) -> tuple[Route, ...]:
+    loop = asyncio.get_running_loop()
+    routes = await resolve(
+        options.targets,
+        options.excludes,
+        ipv6=options.listen6 is not None,
+        getaddrinfo=loop.getaddrinfo,
+    )
+    own = own_routes(routes)
+    if own and len(own) == len(_remote(routes)):
+        raise UserError(
+            f"{_route_text(own[0])} is this host itself, and what goes there is never captured",
+            "for what listens on the server's own localhost: ssh -L 8080:localhost:80 HOST",
+            ExitCode.USAGE,
+        )
+    for route in own[:ROUTES_SHOWN]:
+        console.line(f"{_route_text(route)} is this host itself: what goes there is never captured")
+    return routes
+
+
+def _bind(
+    options: Options, routes: tuple[Route, ...], console: Console
+) -> tuple[list[socket.socket], tuple[Route, ...]]:
+    """The listeners, one for each family that has something to capture, and the routes that have
+    one; raises UserError.
+
+    A host without IPv6 has no ::1. What it can't have and nobody asked for by --listen is left
+    alone, with a line that says so: a name's IPv6 address must not keep its IPv4 one from working.
+    But only where nothing of this host gets anywhere over IPv6: it would go past the tunnel.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for family, endpoint in ((4, options.listen4), (6, options.listen6)):
+            wanted = [r for r in routes if r.network.version == family]
+            if endpoint is None or not any(r.action is Action.REMOTE for r in wanted):
+                continue
+            try:
+                listeners.append(bind(endpoint))
+            except CannotListen as error:
+                rest = tuple(r for r in routes if r not in wanted)
+                no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                optional = no_family and endpoint == DEFAULT_LISTEN6
+                if optional and has_ipv6():
+                    raise _no_loopback6("IPv6 targets")
+                if not optional or not _remote(rest):
+                    raise
+                console.line("this host has no IPv6: IPv6 targets are left alone")
+                routes = rest
+    except BaseException:
+        for sock in listeners:
+            sock.close()
+        raise
+    return listeners, routes
+
+
+def _open_doors(options: Options, console: Console) -> list[Door]:
+    """Where DNS queries arrive, for each family; raises UserError."""
+    if not options.dns:
+        return []
+    beyond = left_alone(ipv6=options.listen6 is not None)
+    if beyond and set(system_resolvers()) <= set(beyond):
+        raise UserError(
+            uncovered(beyond),
+            "name another resolver in /etc/resolv.conf (a local one will do), or leave --dns out",
+            ExitCode.CAPTURE,
+        )
+    if beyond:
+        console.line(uncovered(beyond))
+    doors = [open_door(4)]
+    if options.listen6 is not None:
+        try:
+            doors.append(open_door(6))
+        except CannotListen as error:  # a host without IPv6
+            if has_ipv6() and any(":" in address for address in system_resolvers()):
+                doors[0].close()
+                raise _no_loopback6("queries to IPv6 resolvers")
+            console.detail(1, f"DNS over IPv6 is left alone: {error.message}")
+    return doors
+
+
+def _no_loopback6(what: str) -> UserError:
+    return UserError(
+        f"this host has IPv6, but no ::1 to accept anything at: {what} would go past the tunnel",
+        "give it one: ip address add ::1/128 dev lo; or leave IPv6 alone: --disable-ipv6",
+        ExitCode.LISTEN,
+    )
+
+
+def _plan(
+    session_id: str,
+    listeners: list[socket.socket],
+    routes: tuple[Route, ...],
+    bypass: tuple[Endpoint, ...],
+    doors: Iterable[Door] = (),
+) -> Plan:
+    """What the helper is asked for; raises UserError if that is more than it takes."""
+    bound: dict[int, Endpoint] = {}
+    for sock in listeners:
+        address, port = sock.getsockname()[:2]
+        bound[sock.family] = (address, port)
+    answered = {door.udp.family: door.endpoint for door in doors}
+    plan = Plan(
+        session=session_id,
+        listen4=bound.get(socket.AF_INET),
+        listen6=bound.get(socket.AF_INET6),
+        routes=routes,
+        bypass=bypass,
+        resolvers=system_resolvers() if answered else (),
+        dns4=answered.get(socket.AF_INET),
+        dns6=answered.get(socket.AF_INET6),
+    )
+    try:
+        if len(routes) > MAX_ROUTES:
+            raise ValueError(f"{len(routes)} routes, and {MAX_ROUTES} are the limit")
+        for family in (4, 6):
+            remote_regions(routes, family)
+    except ValueError as error:
+        raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
+    return plan
+
+
+def _remote(routes: tuple[Route, ...]) -> list[Route]:
+    return [route for route in routes if route.action is Action.REMOTE]
+
+
+def _served(plan: Plan, console: Console) -> Mapping[int, links.Links]:
+    """From which links other hosts are served; says so."""
+    if not (plan.forwards(4) or plan.forwards(6)):
+        return {4: (), 6: ()}
+    from sshunt.host.former_addresses import (
+        link_of,  # takes its time to load, and most don't need it
+    )
+
+    proc = links.open_proc()
+    try:
+        served = links.served(plan, proc, link_of)
+    finally:
+        os.close(proc)
+    for family in (4, 6):
+        if refusal := links.refusal(plan, family, served[family]):
+            console.line(refusal)
+        elif plan.forwards(family):
+            names = ", ".join(served[family] or ("any link",))
+            console.detail(1, f"other hosts' IPv{family} connections are captured from {names}")
+    return served
+
+
+def _unseen_way_line(host: str, way: Endpoint) -> str:
+    return (
+        f"ssh reaches {host} through another user's program on this host ({way[0]} port {way[1]});"
+        " its own connections are captured, too, and once lost they may never come back:"
+        " leave its server out with -x SERVER"
+    )
+
+
+def _targets_text(options: Options, routes: tuple[Route, ...]) -> str:
+    remote = _remote(routes)
+    shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
+    more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
+    return f"{shown}{more}{', and DNS' if options.dns else ''}"
+
+
+def _route_text(route: Route) -> str:
+    if route.every_port:
+        return str(route.network)
+    ports = f"{route.first_port}-{route.last_port}"
+    if route.first_port == route.last_port:
+        ports = str(route.first_port)
+    network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
+    return f"{network}:{ports}"
+
+
+async def _chosen(choosing: Choosing) -> Choices:
+    """In a thread: no trace of the processes is left in the loop, which may be about to end."""
+    try:
+        return await asyncio.to_thread(choosing.result)
+    except RuntimeError:  # no thread can be had
+        return NOTHING
+
+
+async def _quietly(step: Callable[[], Awaitable[None]]) -> None:
+    """An undoing that can't succeed (its helper is gone) must not hide why we are undoing."""
+    with suppress(UserError):
+        await step()

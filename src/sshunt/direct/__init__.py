@@ -1,0 +1,11 @@
+"""What a host does itself for a flow. The far side does it for every one. Shipped.
+
+    dial          connections to the real hosts
+    resolve       DNS queries, asked of this host's resolvers
+    order         in which order the resolvers are asked; pure
+    race          who answers a query
+    exchange      one question to one resolver
+    conversation  DNS over TCP
+
+Python 3.6 and the standard library only.
+"""

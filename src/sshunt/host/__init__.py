@@ -1,0 +1,9 @@
+"""This host, asked and told, without privilege.
+
+helper            talks to the privileged process
+elevate           starts it, through sudo or doas
+network           news of this host's network
+own               what this host is itself: its addresses, whether it has IPv6
+former_addresses  addresses that it lost and connections still bear
+terminal          the terminal that questions are asked at, and its echo
+"""

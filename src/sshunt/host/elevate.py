@@ -1,0 +1,93 @@
+"""Starting the privileged helper: directly when we are root, otherwise through sudo or doas.
+
+They ask for the password on the terminal themselves; we never see it. A socketpair is made here,
+one end becomes the helper's standard input (sudo and doas close everything above stderr). The
+starter exits as soon as the helper stands on its own feet, so sudo is only there for a moment.
+
+A started helper has done nothing yet: it waits for a greeting (``helper``), and ends when the
+socket closes. So it may be started early, while the rest of the client is still being loaded.
+
+An unprivileged process can't signal what sudo started. It need not: closing the socket ends it.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import sshunt.helper
+from sshunt.errors import ExitCode, UserError
+
+_HELPER = Path(sshunt.helper.__path__[0]) / "__main__.py"
+_PROMPT = "[sshunt] sudo password for %p: "
+
+
+class Starter:
+    """A helper that is being started; raises UserError if that is impossible.
+
+    ``tool`` is what stands in front of it: "sudo", "doas", or None when we are root.
+    """
+
+    def __init__(self) -> None:
+        command, self.tool = _command()
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise UserError(
+                f"can't start {command[0]}: {error.strerror}",
+                "is this Python still installed?",
+                ExitCode.PRIVILEGE,
+            )
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._socket: socket.socket | None = ours
+
+    def take(self) -> socket.socket:
+        """Our end of the conversation, once; it belongs to the caller from now on."""
+        taken, self._socket = self._socket, None
+        if taken is None:
+            raise ValueError("the socket was taken before")
+        return taken
+
+    def poll(self) -> int | None:
+        """The starter's exit status, None while it runs."""
+        return self._process.poll()
+
+    def close(self) -> None:
+        """Hang up, unless somebody has taken the socket: the helper then ends."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self._process.wait()
+
+
+def is_free() -> bool:
+    """True if starting a helper asks nobody for anything."""
+    return os.geteuid() == 0
+
+
+def helper_command() -> list[str]:
+    """What runs as root: what a rule of sudo or doas has to allow, word for word."""
+    return [sys.executable, "-I", "-S", "-B", str(_HELPER)]
+
+
+def _command() -> tuple[list[str], str | None]:
+    """The helper's command line, and the tool in front of it if one is needed."""
+    command = helper_command()
+    if os.geteuid() == 0:
+        return command, None
+    sudo, doas = shutil.which("sudo"), shutil.which("doas")
+    if sudo is not None:
+        return [sudo, "-p", _PROMPT, "--", *command], "sudo"
+    if doas is not None:
+        return [doas, "--", *command], "doas"
+    raise UserError(
+        "redirecting connections needs root, and neither sudo nor doas is installed",
+        "install sudo, or run sshunt as root",
+        ExitCode.PRIVILEGE,
+    )

@@ -1,0 +1,290 @@
+"""The client's conversation with the privileged helper: asking it, noticing its death.
+
+``start_helper`` greets a helper that ``elevate`` has started. ``Helper`` turns requests into
+coroutines with deadlines, and refusals into UserErrors.
+
+The socket is the only tie. Its end means death: to the helper ours, to us the helper's (``gone``).
+When it fires, the client has to stop or to start another helper. Rules that the kernel owns are
+already gone then; others may be there still, if the helper was killed.
+
+Not here: starting it (elevate), what it does (helper.server), when it is asked (commands.up).
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+from sshunt.capture.plan import Plan
+from sshunt.errors import ExitCode, UserError
+from sshunt.helper.protocol import (
+    EXIT_NO_SOCKET,
+    MAX_REPLY_BYTES,
+    VERSION,
+    Applied,
+    Apply,
+    Bypass,
+    Guard,
+    Guarded,
+    Hello,
+    Keep,
+    Refusal,
+    Refused,
+    Reply,
+    ReplyError,
+    Request,
+    Resolvers,
+    Suspected,
+    Suspects,
+    Undo,
+    decode_reply,
+    encode_request,
+)
+from sshunt.host.elevate import Starter
+from sshunt.model import Endpoint
+
+#: How long somebody may look for a password: sudo's own passwd_timeout is 5 minutes for each of
+#: three tries.
+PASSWORD_DEADLINE_S = 960.0
+
+#: Without a password it is a Python start (50 ms) on a machine that may be slow and busy.
+START_DEADLINE_S = 60.0
+
+#: How often we look whether sudo has ended, in the moment in which it does.
+STARTER_POLL_S = 0.002
+
+#: A little more than the helper's own deadline for two calls into libnftables, so that what it has
+#: to say about them comes first.
+REQUEST_DEADLINE_S = 125.0
+
+#: Whoever has asked us to stop does not wait for a helper that is stuck; its own deadline ends it.
+CLOSE_DEADLINE_S = 12.0
+
+_HINTS = {
+    Refusal.NO_NFT: "install it: apt install nftables, or dnf install nftables",
+    Refusal.NOT_PERMITTED: "in a container it needs CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
+    Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
+    Refusal.NO_NF_TABLES: "modprobe nf_tables; a kernel that was built without it can't redirect",
+    Refusal.NO_PLACE: "root must be able to write /run (docker run --tmpfs /run)",
+    Refusal.TOO_MANY: "end some of the other sshunt sessions first",
+    Refusal.CRASHED: "does `sudo nft list ruleset` crash, too? A table that a newer nft has made,"
+    " in a container with this host's network, does that: update nftables, or remove it there",
+    Refusal.STUCK: "does `sudo nft list ruleset` get stuck, too? then the kernel or nftables does",
+    Refusal.TOO_COMPLEX: "use fewer port ranges, or wider networks",
+    Refusal.LISTENER: "give --listen an address of this host",
+    Refusal.RESOLVER: "--dns stands in for the resolvers in this host's /etc/resolv.conf only",
+    Refusal.NOT_OURS: "what is kept is what this host has had since sshunt was started",
+    Refusal.NOT_KEPT: "a TUN device is needed: modprobe tun, or docker run --device /dev/net/tun",
+    Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
+}
+
+
+async def start_helper(*, session: str, starter: Starter | None = None) -> "Helper":
+    """A running helper for this session; raises UserError. May ask for a password.
+
+    ``starter`` is one that was started earlier; it belongs to this call from now on.
+    """
+    starter = Starter() if starter is None else starter
+    try:
+        reader, writer = await asyncio.open_connection(sock=starter.take(), limit=MAX_REPLY_BYTES)
+    except BaseException:
+        starter.close()
+        raise
+    helper = Helper(reader, writer)
+    try:
+        await _greet(helper, starter, session)
+    except BaseException:
+        helper.abandon()
+        raise
+    return helper
+
+
+class Helper:
+    """A helper at work. Requests are carried out one after another.
+
+    ``gone`` is set when the conversation has ended, whoever ended it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.gone = asyncio.Event()
+        self.guarded = False  # True: a cgroup keeps our own connections from being captured
+        self.owner = False  # True: the kernel removes the rules by itself
+        self._applied = False  # True: there are rules
+        self._writer = writer
+        self._turn = asyncio.Lock()
+        self._replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+        self._listening = asyncio.create_task(self._listen(reader))
+
+    async def guard(self) -> bool:
+        """Keep what we and our future children connect to from being captured.
+
+        False if that can't be had here; then ``bypass`` has to do. Sockets that exist already are
+        not covered.
+        """
+        reply = await self._ask(Guard())
+        self.guarded = isinstance(reply, Guarded) and reply.guarded
+        return self.guarded
+
+    async def apply(self, plan: Plan) -> None:
+        """Capture what the plan says; raises UserError, and then nothing has changed."""
+        try:
+            request = encode_request(Apply(plan))
+        except ValueError as error:
+            raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
+        reply = await self._ask_encoded(request)
+        self.owner = isinstance(reply, Applied) and reply.owner
+        self._applied = True
+
+    async def bypass(self, endpoints: Iterable[Endpoint]) -> None:
+        """Never capture connections to these, instead of those named before."""
+        await self._ask(Bypass(tuple(endpoints)))
+
+    async def resolvers(self, addresses: Iterable[str]) -> None:
+        """Capture what is asked of these, instead of those named before."""
+        await self._ask(Resolvers(tuple(addresses)))
+
+    async def keep(self, addresses: Iterable[str]) -> None:
+        """Let these addresses, and no others, stay this host's own, until ``undo`` or our end.
+
+        Only while a plan is applied. Raises UserError, and then those that were kept are kept
+        still; ValueError for what Keep does not take: see ``can_be_kept`` and MAX_KEPT.
+        """
+        await self._ask(Keep(tuple(addresses)))
+
+    async def suspects(self) -> tuple[str, ...]:
+        """Chains of others that may stop what is captured, for a person to read."""
+        reply = await self._ask(Suspects())
+        return reply.chains if isinstance(reply, Suspected) else ()
+
+    async def undo(self) -> None:
+        """Leave the kernel as it was; the helper stays."""
+        await self._ask(Undo())
+        self._applied = False
+
+    async def close(self) -> None:
+        """Undo, and wait until the helper has ended. Never raises UserError."""
+        try:
+            if not self.gone.is_set():
+                self._writer.write_eof()  # means UNDO, whatever state it is in
+                await asyncio.wait_for(self.gone.wait(), CLOSE_DEADLINE_S)
+        except (OSError, asyncio.TimeoutError):
+            pass  # stuck; its own deadline ends it
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the socket, which is a goodbye too: the helper undoes everything and ends."""
+        self._listening.cancel()
+        self._writer.close()
+        self.gone.set()
+
+    async def greet(self, session: str, deadline_s: float) -> None:
+        """The first request; ``start_helper`` makes it."""
+        await self._ask_encoded(encode_request(Hello(VERSION, session)), deadline_s)
+
+    async def _ask(self, request: Request) -> Reply:
+        return await self._ask_encoded(encode_request(request))
+
+    async def _ask_encoded(self, line: bytes, deadline_s: float = REQUEST_DEADLINE_S) -> Reply:
+        async with self._turn:
+            if self.gone.is_set():
+                raise _lost(self._fate_of_rules)
+            try:
+                self._writer.write(line)
+                await asyncio.wait_for(self._writer.drain(), deadline_s)
+                reply = await asyncio.wait_for(self._replies.get(), deadline_s)
+            except (asyncio.TimeoutError, OSError):
+                reply = None
+            if reply is None:
+                # Also after a deadline: a late reply must not answer a later request.
+                self.abandon()
+                raise _lost(self._fate_of_rules)
+        if isinstance(reply, Refused):
+            raise _refusal(reply)
+        return reply
+
+    @property
+    def _fate_of_rules(self) -> str:
+        """What becomes of the rules if the helper is gone now, for the end of a sentence."""
+        if not self._applied:
+            return ""
+        return ", and its rules with it" if self.owner else "; its rules may still be in place"
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Queue replies until the helper is gone; what is not a reply is the end as well."""
+        try:
+            while line := await reader.readline():
+                self._replies.put_nowait(decode_reply(line))
+        except (OSError, ValueError, ReplyError):
+            pass
+        self.gone.set()
+        self._replies.put_nowait(None)
+
+
+# --- the greeting -------------------------------------------------------------------------------
+
+
+async def _greet(helper: Helper, starter: Starter, session: str) -> None:
+    """Say HELLO and see the starter off; raises UserError."""
+    refused: UserError | None = None
+    try:
+        await helper.greet(session, PASSWORD_DEADLINE_S if starter.tool else START_DEADLINE_S)
+    except UserError as error:
+        refused = error
+    try:
+        status = await asyncio.wait_for(_end_of(starter), START_DEADLINE_S)
+    except asyncio.TimeoutError:
+        raise _not_started("did not answer in time", starter.tool)
+    if status == EXIT_NO_SOCKET:
+        raise _not_started("replaced the helper's input (log_input in sudoers?)", starter.tool)
+    if status != 0:
+        raise _not_started(f"ended with status {status}", starter.tool)
+    if refused is not None:
+        raise refused
+
+
+async def _end_of(starter: Starter) -> int:
+    """The starter's exit status. It ends as soon as the helper has answered or has failed."""
+    while (status := starter.poll()) is None:
+        await asyncio.sleep(STARTER_POLL_S)
+    return status
+
+
+def _not_started(what: str, tool: str | None) -> UserError:
+    if tool is None:
+        return UserError(f"the helper {what}", "please report this as a bug", ExitCode.PRIVILEGE)
+    return UserError(
+        f"{tool} did not start the privileged helper: it {what}",
+        f"its own message is above; check that `{tool} true` works, or run sshunt as root",
+        ExitCode.PRIVILEGE,
+    )
+
+
+def _lost(fate_of_rules: str) -> UserError:
+    return UserError(
+        f"the privileged helper is gone{fate_of_rules}",
+        "was it killed? start sshunt again (it removes what is left of such sessions)",
+        ExitCode.CAPTURE,
+    )
+
+
+def _refusal(reply: Refused) -> UserError:
+    if reply.kind is Refusal.NOT_PERMITTED:
+        return UserError(
+            f"the kernel does not permit rules here: {reply.message}",
+            _HINTS[reply.kind],
+            ExitCode.PRIVILEGE,
+        )
+    if reply.kind in (Refusal.NOT_KEPT, Refusal.NOT_OURS):
+        return UserError(
+            f"can't keep this host's former addresses: {reply.message}",
+            _HINTS[reply.kind],
+            ExitCode.CAPTURE,
+        )
+    hint = _HINTS.get(reply.kind)
+    if hint is None:
+        return UserError(
+            f"the helper refused ({reply.kind.value}): {reply.message}",
+            "please report this as a bug",
+            ExitCode.INTERNAL,
+        )
+    exit_code = ExitCode.LISTEN if reply.kind is Refusal.LISTENER else ExitCode.CAPTURE
+    return UserError(f"can't capture connections: {reply.message}", hint, exit_code)

@@ -1,0 +1,8 @@
+"""One far side: its session, its lanes, and what keeps them up.
+
+pool       the session's lanes: opened, closed, numbered
+keeper     notices that a connection is dead, and makes another
+attempts   when and how another login is tried; pure
+holding    programs' connections that come while it is lost
+telemetry  what the pacers of both ends say
+"""

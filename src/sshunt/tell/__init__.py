@@ -1,0 +1,9 @@
+"""What people and programs see.
+
+console       lines on stderr, and on a terminal a status line
+figures       rates, sizes and times as people read them
+control       what another sshunt command of the same user asks a running one
+session_name  how it finds it
+neighbours    whom this user's other sessions are connected to
+notify        what a service manager is told
+"""

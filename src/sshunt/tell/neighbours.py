@@ -1,0 +1,52 @@
+"""Whom other sessions of this user are connected to, so that a new one does not get into their way.
+
+Tunnels may lead through tunnels: where the routes of a session hold the server of one that begins
+later, the later one's ssh is captured as any program is. The other way round it must not be. If the
+later one's routes hold the earlier one's server (``0/0``), the earlier one's ssh would be captured
+when it has to connect again; and where the later one leads through it, both would wait for each
+other for ever.
+
+So a session that begins asks those that are there whom they are connected to, and leaves that alone
+as it does its own server. What it has left alone it tells those that begin after it, too. One that
+is lost just then names nobody: the new one may be meant to be its way.
+
+Not here: the conversation (control), other users' sessions, which are not ours to ask.
+"""
+
+from sshunt.capture.plan import check_endpoint
+from sshunt.errors import UserError
+from sshunt.model import Endpoint
+from sshunt.tell.control import ask, sessions
+
+#: How long a session may take to answer. They do at once, unless they are stopped (Ctrl-Z).
+ANSWER_S = 0.5
+
+#: Sessions that are asked, and endpoints that are left alone for their sake; users have a few.
+MOST_ASKED = 16
+MOST_ENDPOINTS = 64
+
+
+def ways_of_others() -> tuple[Endpoint, ...]:
+    """Whom they are connected to. Waits for them, ANSWER_S for each at most."""
+    found: dict[Endpoint, None] = {}
+    for session in sessions()[:MOST_ASKED]:
+        try:
+            answer = ask(session, "about", deadline_s=ANSWER_S)
+        except UserError:
+            continue  # it begins or ends just now, is stopped, or is nobody of ours
+        found.update(dict.fromkeys(ways_untrusted(answer.get("ways"))))
+    return tuple(found)[:MOST_ENDPOINTS]
+
+
+def ways_untrusted(said: object) -> list[Endpoint]:
+    """What a session says of whom it is connected to, as far as that is endpoints."""
+    found = []
+    for each in said[:MOST_ENDPOINTS] if isinstance(said, list) else []:
+        match each:
+            case [str(address), int(port)] if not isinstance(port, bool):
+                try:
+                    check_endpoint((address, port))
+                except ValueError:
+                    continue
+                found.append((address, port))
+    return found

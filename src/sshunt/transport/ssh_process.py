@@ -1,0 +1,139 @@
+"""The ssh process: its pipes, which signals it hears, how it ends.
+
+What asks us to stop asks ssh in the same moment: a terminal's keys and its end, timeout(1), a kill
+of the process group, a service manager. But ssh must live until the goodbye is said. So it starts
+with ``_NOT_FOR_SSH`` ignored, and so do its ProxyCommands. ssh respects that (clientloop.c) except
+where it only opens a channel through another ssh (mux.c), and a prompt still returns on Ctrl-C
+(readpassphrase(3) catches it). Where ssh can't ask anybody anything, in a channel and with
+BatchMode, it gets a session of its own (setsid(2)) and these signals blocked, too.
+
+ssh is therefore ended by closing its pipes, or by SIGKILL. Its ProxyCommands end when their pipes
+do; we kill those that don't with it. A prompt that is cut short leaves the terminal without echo,
+which is given back (``host.terminal``).
+
+Not here: what goes through the pipes (ssh), what comes by stderr (ssh_stderr).
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sshunt.config.remotes import no_ssh
+from sshunt.transport.ssh_stderr import StderrLines
+
+#: The signals that ask a whole process group, a terminal's or a service's processes to end.
+_NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
+
+#: From SIGTERM to SIGKILL. The first is for programs around ssh (sshpass, scripts), which may want
+#: to tidy up; ssh itself is deaf to it.
+KILL_DEADLINE_S = 0.2
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(slots=True)
+class Pipes:
+    """Our ends."""
+
+    read_fd: int
+    write_fd: int
+    stderr: StderrLines
+
+
+async def spawn(
+    argv: Sequence[str],
+    on_stderr: Callable[[str], None],
+    env: Mapping[str, str] | None,
+    *,
+    asks_nobody: bool,
+) -> tuple[asyncio.subprocess.Process, Pipes]:
+    """Start ssh; ``env`` instead of ours. Raises UserError."""
+    with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
+        try:
+            stdin_fd, write_fd = _pipe(theirs, ours)
+            read_fd, stdout_fd = _pipe(ours, theirs)
+            stderr_read_fd, stderr_fd = _pipe(ours, theirs)
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=stdin_fd,
+                stdout=stdout_fd,
+                stderr=stderr_fd,
+                env=env,
+                preexec_fn=_prepare_child(deaf=asks_nobody),
+            )
+        except OSError as error:
+            raise no_ssh(argv[0], error.strerror or str(error))
+        for fd in (read_fd, write_fd, stderr_read_fd):
+            os.set_blocking(fd, False)
+        ours.pop_all()
+    return process, Pipes(read_fd, write_fd, StderrLines(stderr_read_fd, on_stderr))
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """The two ends of a new pipe, which these two close."""
+    read_fd, write_fd = os.pipe()
+    reader.callback(os.close, read_fd)
+    writer.callback(os.close, write_fd)
+    return read_fd, write_fd
+
+
+def _prepare_child(*, deaf: bool) -> Callable[[], None]:
+    """What to run between fork and exec. Everything that allocates or imports is done out here.
+
+    ``deaf``: the child has no terminal, and no way to hear what would have it end.
+    """
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        for number in _NOT_FOR_SSH:
+            signal.signal(number, signal.SIG_IGN)
+        if deaf:
+            os.setsid()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_SSH)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            if os.getppid() != parent:  # it died before the line above
+                os._exit(1)
+
+    return prepare
+
+
+async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[int]") -> None:
+    """End ssh, and what it has started. ``ended`` is done when it has."""
+    import psutil  # rarely needed, and it takes its time
+
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+    except (psutil.Error, OSError, RuntimeError):  # it has just ended, or can't be looked at
+        started = []
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait([ended], timeout=KILL_DEADLINE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        for child in started:
+            with suppress(psutil.Error):
+                child.kill()  # not if its pid is another process' by now
+    await asyncio.wait([ended])
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await ``work``, which is short; a cancellation, or several, is raised when it is done."""
+    working = asyncio.ensure_future(work)
+    cancelled = False
+    while not working.done():
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

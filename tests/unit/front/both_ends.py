@@ -1,0 +1,107 @@
+"""DNS through two tunnels in one event loop: program, forwarder, agent's resolver, resolvers.
+
+program --UDP, TCP-- DnsForwarder == client tunnel ==pipes== agent tunnel == Resolver -- resolvers
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+
+from sshunt.direct import exchange, race
+from sshunt.direct.resolve import Resolver
+from sshunt.front.dns import DnsForwarder
+from sshunt.front.dns_sockets import open_door
+from sshunt.mux import frames
+from sshunt.mux.frames import Destination
+from sshunt.mux.session import DatagramReceived
+from sshunt.mux.streams import Stream
+from sshunt.relay import dns as relay_dns
+from sshunt.relay.dns import Settings
+from sshunt.tell.console import Console
+from tests.unit.front.office import Answer, resolver
+from tests.unit.relay.ends import Ends, run, threaded
+
+DEADLINE_S = 20.0
+
+
+class Names:
+    """Both ends, up. ``asked[n]``: how resolver number n was asked, as it happens."""
+
+    def __init__(self, ends: Ends, *, is_down: bool = False) -> None:
+        self.ends = ends
+        self.is_down = is_down
+        self.resolver = Resolver(ends.agent)
+        ends.agent.on_datagram = self._at_agent
+        ends.agent.on_request = self._asked_by_tcp
+        door = open_door(4)
+        self.address, self.port = door.endpoint
+        self.forwarder = DnsForwarder(ends.client, Console(), [door], lambda: self.is_down)
+        ends.client.on_datagram = self.forwarder.on_datagram
+        self.forwarder.start()
+
+    def _at_agent(self, event: DatagramReceived) -> None:
+        self.resolver.on_query(event.flow, event.data)
+
+    def _asked_by_tcp(self, stream: Stream, destination: Destination) -> None:
+        assert destination.kind == frames.DNS_TCP
+        self.resolver.on_request(stream)
+
+    async def answer(
+        self, name: str, *, tcp: bool = False, edns: bool = True
+    ) -> dns.message.Message:
+        """What is said about a name's addresses."""
+        query = dns.message.make_query(name, "A", use_edns=0 if edns else False)
+        by = dns.query.tcp if tcp else dns.query.udp
+        return await threaded(lambda: by(query, self.address, DEADLINE_S, self.port))
+
+    async def ask(
+        self, name: str = "git.corp.example", *, tcp: bool = False, edns: bool = True
+    ) -> str:
+        """The address, or the name of what went wrong."""
+        answer = await self.answer(name, tcp=tcp, edns=edns)
+        if answer.rcode() != dns.rcode.NOERROR:
+            return dns.rcode.to_text(answer.rcode())
+        return str(next(iter(answer.answer[0])))
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch,
+    there: list[Answer | None],
+    conversation: Callable[[Names, list[list[str]]], Awaitable[None]],
+    first_s: float = 0.5,
+    **options: Any,
+) -> None:
+    """``there`` are the far side's resolvers, in order; None: nobody listens at that address."""
+    with socket.create_server(("127.0.0.20", 0)) as free:
+        port = free.getsockname()[1]
+    addresses = [f"127.0.0.{20 + number}" for number in range(len(there))]
+    monkeypatch.setattr(relay_dns, "PORT", port)
+    conf = Settings(tuple(addresses))._replace(**options)
+    monkeypatch.setattr(relay_dns, "settings", lambda: conf)
+    monkeypatch.setattr(exchange, "RESEND_S", 0.2)
+    monkeypatch.setattr(race, "FIRST_S", first_s)
+    monkeypatch.setattr(race, "DEADLINE_S", 3 * first_s)
+
+    async def whole(ends: Ends) -> None:
+        with ExitStack() as stack:
+            asked = [
+                stack.enter_context(resolver(address, port, answer))
+                for address, answer in zip(addresses, there, strict=True)
+                if answer is not None
+            ]
+            one = Names(ends)
+            try:
+                await conversation(one, asked)
+            finally:
+                one.forwarder.close()
+                one.resolver.close()
+                await asyncio.sleep(0.05)
+
+    run(whole)

@@ -1,0 +1,262 @@
+"""What becomes of a program's query, with both tunnels and real resolvers: see both_ends."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+
+from sshunt.front import dns as names
+from sshunt.front import dns_connections, dns_sockets
+from sshunt.front.dns_sockets import left_alone, open_door, system_resolvers, uncovered
+from sshunt.front.listener import bind
+from sshunt.mux import frames
+from sshunt.mux.session import DatagramReceived
+from sshunt.relay import dns as relay_dns
+from tests.unit.front.both_ends import DEADLINE_S, Names, talk
+from tests.unit.front.office import Answer, knows, lies, says, silent, slow
+from tests.unit.relay.ends import threaded
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_query_is_answered_by_the_far_side_the_way_it_came(
+    monkeypatch: pytest.MonkeyPatch, tcp: bool
+) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        assert await one.ask(tcp=tcp) == "10.9.8.7"
+        assert asked == [["tcp" if tcp else "udp"]]
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize(
+    "first", [None, silent, lies, says(dns.rcode.SERVFAIL), says(dns.rcode.REFUSED)]
+)
+def test_what_the_first_resolver_does_not_know_the_next_is_asked(
+    monkeypatch: pytest.MonkeyPatch, first: Answer | None, tcp: bool
+) -> None:
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        assert await one.ask(tcp=tcp) == "10.9.8.7"
+
+    talk(monkeypatch, [first, knows("10.9.8.7")], conversation)
+
+
+def test_that_a_name_does_not_exist_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        assert await one.ask() == "NXDOMAIN"
+        assert asked == [["udp"], []]
+
+    talk(monkeypatch, [says(dns.rcode.NXDOMAIN), knows("10.9.8.7")], conversation)
+
+
+@pytest.mark.parametrize("there", [[None], [silent, None], [says(dns.rcode.SERVFAIL)]])
+def test_where_nobody_answers_the_program_is_told(
+    monkeypatch: pytest.MonkeyPatch, there: list[Answer | None]
+) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        assert await one.ask() == "SERVFAIL"
+        assert await one.ask(tcp=True) == "SERVFAIL"
+        again = 3 if silent in there else 1
+        assert asked == [[*["udp"] * again, "tcp"] for _ in asked]
+
+    talk(monkeypatch, there, conversation)
+
+
+def test_while_the_connection_is_lost_the_answer_comes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        waiting = asyncio.ensure_future(one.ask())
+        while not asked[0]:
+            await asyncio.sleep(0.01)
+        one.is_down = True
+        one.forwarder.on_down()
+        assert await waiting == "SERVFAIL"
+        assert await one.ask() == await one.ask(tcp=True) == "SERVFAIL"
+        assert asked == [["udp"]]
+
+    talk(monkeypatch, [silent], conversation)
+
+
+def test_a_query_that_the_far_side_never_answers_ends_with_servfail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(names, "QUERY_DEADLINE_S", 0.2)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        one.ends.agent.on_datagram = None
+        assert await one.ask() == "SERVFAIL"
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_more_queries_than_there_is_room_for_cost_the_oldest_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_dns, "QUERIES_BYTES", 5 * 2100)
+
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        asking = []
+        for number in range(8):
+            asking.append(asyncio.ensure_future(one.ask(f"n{number}.example")))
+            while len(asked[0]) <= number:
+                await asyncio.sleep(0.01)
+        at_once, _ = await asyncio.wait(asking, timeout=0.2)
+        assert at_once == set(asking[:3])
+        assert [await task for task in asking] == ["SERVFAIL"] * 8
+
+    talk(monkeypatch, [silent], conversation, first_s=0.4)
+
+
+def test_one_user_s_many_queries_do_not_cost_another_his_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_dns, "QUERIES_BYTES", 5 * 2100)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        users = iter([7, *[8] * 50])
+        monkeypatch.setattr(one.forwarder, "_asker", lambda *_: next(users))
+        asking = asyncio.ensure_future(one.ask())
+        await asyncio.sleep(0.1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for number in range(50):
+                query = dns.message.make_query(f"n{number}.example", "A")
+                sock.sendto(query.to_wire(), (one.address, one.port))
+            assert await asking == "10.9.8.7"
+
+    talk(monkeypatch, [slow(0.6, knows("10.9.8.7"))], conversation, first_s=2.0)
+
+
+def test_many_at_once_each_get_their_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_name(query: dns.message.Message) -> bytes | list[bytes]:
+        number = int(str(query.question[0].name).split(".")[0][1:])
+        return knows(f"10.9.{number // 256}.{number % 256}")(query)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        found = await asyncio.gather(
+            *(one.ask(f"n{n}.example", tcp=n % 5 == 0) for n in range(300))
+        )
+        assert found == [f"10.9.{n // 256}.{n % 256}" for n in range(300)]
+
+    talk(monkeypatch, [by_name], conversation)
+
+
+def test_what_is_no_query_is_dropped_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for rubbish in (b"", b"x", bytes(11), b"\xff" * 12, b"\xff" * 5000):
+                sock.sendto(rubbish, (one.address, one.port))
+        with socket.create_connection((one.address, one.port)) as sock:
+            sock.sendall(b"\0\3abc")
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: sock.recv(100))
+        for flow, data in ((1, b""), (2, b"\xff" * 20)):
+            one.resolver.on_query(flow, data)
+            one.forwarder.on_datagram(DatagramReceived(flow, frames.DNS, data))
+        assert await one.ask() == "10.9.8.7"
+        assert asked == [["udp"]]
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_more_connections_than_there_is_room_for_cost_the_idlest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dns_connections, "MOST_CONNECTIONS", 3)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        with ExitStack() as stack:
+            socks = []
+            for _ in range(3):
+                sock = socket.create_connection((one.address, one.port), timeout=DEADLINE_S)
+                socks.append(stack.enter_context(sock))
+                await asyncio.sleep(0.05)
+            dns.query.send_tcp(socks[0], dns.message.make_query("a.example", "A"))
+            await asyncio.sleep(0.05)
+            assert await one.ask(tcp=True) == "10.9.8.7"
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: socks[1].recv(1))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[0])))[0].answer
+            dns.query.send_tcp(socks[2], dns.message.make_query("c.example", "A"))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[2])))[0].answer
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_one_user_s_silent_connections_do_not_cost_another_his(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dns_connections, "MOST_CONNECTIONS", 4)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        users = iter([7, *[8] * 20])
+        monkeypatch.setattr(one.forwarder, "_asker", lambda *_: next(users))
+        with ExitStack() as stack:
+            socks = []
+            for _ in range(21):
+                sock = socket.create_connection((one.address, one.port), timeout=DEADLINE_S)
+                socks.append(stack.enter_context(sock))
+            await asyncio.sleep(0.1)
+            dns.query.send_tcp(socks[0], dns.message.make_query("a.example", "A"))
+            assert (await threaded(lambda: dns.query.receive_tcp(socks[0])))[0].answer
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_connections, "SWEEP_EVERY_S", 0.1)
+    monkeypatch.setattr(dns_connections, "IDLE_S", 0.3)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
+            with pytest.raises(ConnectionResetError):
+                await threaded(lambda: sock.recv(1))
+
+    talk(monkeypatch, [silent], conversation)
+
+
+def test_the_systems_resolvers_are_named_once_and_link_local_ones_apart(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    resolvers = ("fe80::1%eth0", "127.0.0.53", "fe80::1%eth0", "2001:db8::1%eth0", "127.0.0.53")
+    file.write_text("".join(f"nameserver {resolver}\n" for resolver in (*resolvers, "x")))
+    assert system_resolvers(str(file)) == ("127.0.0.53", "2001:db8::1")
+    assert left_alone(ipv6=True, resolv_conf=str(file)) == ("fe80::1%eth0",)
+    assert left_alone(ipv6=False, resolv_conf=str(file)) == ("fe80::1%eth0", "2001:db8::1")
+    said = uncovered(("fe80::1%eth0", "2001:db8::1"))
+    assert "fe80::1%eth0 are not looked up on the far side: a link-local address" in said
+    assert "2001:db8::1 are not looked up on the far side: IPv6 is left alone" in said
+
+
+def test_a_cloud_s_resolver_at_a_link_local_ipv4_address_is_one_like_any(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 169.254.169.254\n")
+    assert system_resolvers(str(file)) == ("169.254.169.254",)
+    assert left_alone(ipv6=True, resolv_conf=str(file)) == ()
+
+
+def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [bind(("127.0.0.1", 0)) for _ in range(3)]
+    blockers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in taken]
+    for sock, blocker in zip(taken, blockers, strict=True):
+        blocker.bind(sock.getsockname())
+    attempts = iter([*taken, bind(("127.0.0.1", 0))])
+    monkeypatch.setattr(dns_sockets, "bind", lambda _endpoint: next(attempts))
+    door = open_door(4)
+    assert door.udp.getsockname() == door.tcp.getsockname() == door.endpoint
+    door.close()
+    for blocker in blockers:
+        blocker.close()

@@ -1,0 +1,250 @@
+"""The waiting room, with real sockets: who gets in, who is turned away, and when."""
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from sshunt.mux.frames import TCP, Destination
+from sshunt.mux.hello import CLIENT
+from sshunt.mux.session import Session
+from sshunt.relay.tunnel import Tunnel
+from sshunt.remote import holding
+from sshunt.remote.holding import WaitingRoom
+
+SOMEWHERE = Destination(TCP, "192.0.2.1", 80)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Hall:
+    """A waiting room, the programs that come, and what was let in."""
+
+    def __init__(self, max_streams: int = 100) -> None:
+        session = Session(CLIENT, peer_max_streams=max_streams)
+        self.tunnel = Tunnel(asyncio.get_running_loop(), session, outlives_lanes=True)
+        self.room = WaitingRoom(self.tunnel)
+        self.inside: list[socket.socket] = []
+        self.programs: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    def program(self, says: bytes = b"") -> socket.socket:
+        """One that has connected, and said something, and waits."""
+        program = socket.create_connection(self._listener.getsockname(), timeout=5)
+        self.programs.append(program)
+        if says:
+            program.sendall(says)
+        ours, _ = self._listener.accept()
+        ours.setblocking(False)
+        self.room.enter(ours, SOMEWHERE)
+        return program
+
+    def let_in(self) -> list[bytes]:
+        """What each of those that were let in has said, in that order."""
+
+        def begin(sock: socket.socket, destination: Destination) -> None:
+            assert destination == SOMEWHERE
+            self.tunnel.session.open(destination)
+            self.inside.append(sock)
+
+        self.room.let_in(begin)
+        return [sock.recv(100) for sock in self.inside]
+
+    def close(self) -> None:
+        self.room.empty()
+        self.tunnel.close()
+        for sock in (self._listener, *self.programs, *self.inside):
+            sock.close()
+
+
+def run(visit: Callable[[Hall], Awaitable[None]], max_streams: int = 100) -> None:
+    async def whole() -> None:
+        hall = Hall(max_streams)
+        try:
+            await visit(hall)
+        finally:
+            hall.close()
+
+    asyncio.run(whole())
+
+
+def reset(program: socket.socket) -> None:
+    program.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    program.close()
+
+
+def is_reset(program: socket.socket) -> bool:
+    try:
+        program.recv(1)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async def poll() -> None:
+        while not true():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(poll(), 10)
+
+
+def test_who_waits_is_let_in_in_the_order_of_arrival_with_what_he_has_said() -> None:
+    async def visit(hall: Hall) -> None:
+        said = [b"%d" % number for number in range(5)]
+        for words in said:
+            hall.program(words)
+        assert len(hall.room) == 5
+        assert hall.let_in() == said
+        assert len(hall.room) == 0
+
+    run(visit)
+
+
+def test_the_session_knows_nothing_of_who_waits() -> None:
+    async def visit(hall: Hall) -> None:
+        for _ in range(20):
+            reset(hall.program(b"a request"))
+        await until(lambda: len(hall.room) == 0)
+        session = hall.tunnel.session
+        session.add_lane(0, 0.0)
+        assert session.transmit(0, 0.0) == []
+        assert not session.streams
+
+    run(visit)
+
+
+def test_who_gives_up_with_a_reset_frees_his_place_and_descriptor_at_once() -> None:
+    async def visit(hall: Hall) -> None:
+        hall.program(b"stays")
+        before = len(os.listdir("/proc/self/fd"))
+        for words in (b"", b"words"):
+            reset(hall.program(words))
+        await until(lambda: len(hall.room) == 1)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert hall.let_in() == [b"stays"]
+
+    run(visit)
+
+
+def test_who_only_sends_no_more_still_waits_for_the_answer() -> None:
+    async def visit(hall: Hall) -> None:
+        program = hall.program(b"a question")
+        program.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.1)
+        assert hall.let_in() == [b"a question"]
+        hall.inside[0].sendall(b"an answer")
+        assert program.recv(100) == b"an answer"
+
+    run(visit)
+
+
+def test_who_has_waited_too_long_is_reset_by_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "LONGEST_WAIT_S", 0.3)
+
+    async def visit(hall: Hall) -> None:
+        begin = time.monotonic()
+        first = hall.program()
+        await asyncio.sleep(0.2)
+        second = hall.program()
+        await until(lambda: len(hall.room) == 1)
+        assert time.monotonic() - begin >= 0.3
+        assert is_reset(first)
+        await until(lambda: len(hall.room) == 0)
+        assert time.monotonic() - begin >= 0.5
+        assert is_reset(second)
+        third = hall.program()  # the timer is set again
+        await until(lambda: len(hall.room) == 0)
+        assert is_reset(third)
+
+    run(visit)
+
+
+def test_the_deadline_of_one_who_left_ends_nobody_elses_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(holding, "LONGEST_WAIT_S", 0.3)
+
+    async def visit(hall: Hall) -> None:
+        reset(hall.program())
+        await asyncio.sleep(0.2)
+        hall.program(b"later")
+        await asyncio.sleep(0.2)
+        assert hall.let_in() == [b"later"]
+
+    run(visit)
+
+
+def test_without_room_a_new_one_is_reset_and_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(holding, "MOST_WAITING", 3)
+
+    async def visit(hall: Hall) -> None:
+        for number in range(3):
+            hall.program(b"%d" % number)
+        assert is_reset(hall.program())
+        assert hall.let_in() == [b"0", b"1", b"2"]
+
+    run(visit)
+
+
+def test_without_room_the_oldest_that_sends_no_more_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(holding, "MOST_WAITING", 3)
+
+    async def visit(hall: Hall) -> None:
+        hall.program(b"0")
+        for number in (1, 2):
+            hall.program(b"%d" % number).shutdown(socket.SHUT_WR)
+        hall.program(b"3")
+        assert is_reset(hall.programs[1])
+        assert hall.let_in() == [b"0", b"2", b"3"]
+
+    run(visit)
+
+
+def test_more_than_the_session_may_have_are_reset() -> None:
+    async def visit(hall: Hall) -> None:
+        programs = [hall.program(b"%d" % number) for number in range(4)]
+        assert hall.let_in() == [b"0", b"1"]
+        assert is_reset(programs[2])
+        assert is_reset(programs[3])
+
+    run(visit, max_streams=2)
+
+
+def test_emptied_all_are_reset_and_it_may_be_emptied_again() -> None:
+    async def visit(hall: Hall) -> None:
+        programs = [hall.program(b"words") for _ in range(3)]
+        hall.room.empty()
+        hall.room.empty()
+        assert [is_reset(program) for program in programs] == [True] * 3
+
+    run(visit)
+
+
+def test_one_that_cannot_be_watched_is_turned_away() -> None:
+    async def visit(hall: Hall) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        hall.tunnel.readiness.add = full  # type: ignore[assignment, method-assign]
+        program = hall.program()
+        assert len(hall.room) == 0
+        with pytest.raises(ConnectionResetError):
+            program.recv(1)
+        assert hall.let_in() == []
+
+    run(visit)

@@ -1,0 +1,79 @@
+"""The ssh process: what it hears of signals and terminals, and what ends with it."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from sshunt.lab.hosts import is_alive
+from sshunt.transport.ssh_process import Pipes, kill, spawn
+from tests.agent.far_side import eventually
+
+ASKED_TO_END = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT}
+
+#: Says which signals it ignores, which it blocks, and in which session it is.
+CONFESSION = """\
+import os, re
+status = open("/proc/self/status").read()
+print(*re.findall("^Sig(?:Ign|Blk):\\t(.*)", status, re.M), os.getsid(0), flush=True)
+"""
+
+
+def close(pipes: Pipes) -> None:
+    os.close(pipes.read_fd)
+    os.close(pipes.write_fd)
+    pipes.stderr.close()
+
+
+def confess(*, asks_nobody: bool) -> tuple[set[int], set[int], bool]:
+    """The signals that ssh ignores, those that it blocks, and whether it is in our session."""
+
+    async def run() -> bytes:
+        argv = [sys.executable, "-c", CONFESSION]
+        process, pipes = await spawn(argv, print, None, asks_nobody=asks_nobody)
+        await process.wait()
+        said = os.read(pipes.read_fd, 1000)
+        close(pipes)
+        return said
+
+    blocked, ignored, session = asyncio.run(run()).split()
+    return members(ignored), members(blocked), int(session) == os.getsid(0)
+
+
+def members(mask: bytes) -> set[int]:
+    return {number for number in range(1, 64) if int(mask, 16) >> (number - 1) & 1}
+
+
+def test_what_asks_everybody_to_end_is_not_for_ssh() -> None:
+    ignored, blocked, is_with_us = confess(asks_nobody=False)
+    assert ignored >= ASKED_TO_END
+    assert not blocked & ASKED_TO_END  # a password prompt must return on Ctrl-C
+    assert is_with_us  # or it could not ask at the terminal
+
+
+def test_an_ssh_that_can_ask_nobody_hears_none_of_it_and_has_no_terminal() -> None:
+    ignored, blocked, is_with_us = confess(asks_nobody=True)
+    assert ignored & blocked >= ASKED_TO_END
+    assert not is_with_us
+
+
+@pytest.mark.parametrize("asks_nobody", [False, True])
+def test_who_is_killed_takes_along_what_it_has_started(tmp_path: Path, asks_nobody: bool) -> None:
+    pid_file = tmp_path / "pid"
+
+    async def run() -> None:
+        argv = ["/bin/sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"]
+        process, pipes = await spawn(argv, print, None, asks_nobody=asks_nobody)
+        while not (pid_file.exists() and pid_file.read_text()):
+            await asyncio.sleep(0.01)
+        ended = asyncio.ensure_future(process.wait())
+        await kill(process, ended)
+        assert ended.result() == -signal.SIGKILL
+        close(pipes)
+
+    asyncio.run(run())
+    sleep = int(pid_file.read_text())
+    eventually(lambda: not is_alive(sleep), "the end of what it had started")
