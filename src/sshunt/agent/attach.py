@@ -6,13 +6,8 @@ than PENDING_ATTACHES at once; anything else is hung up on. A bad caller harms o
 
     PROVING --token--> SENDING --HELLO and descriptors--> a lane, handed to ``on_lane``
 
-At an abstract socket anybody may call, as often as he likes. Other users are hung up on, all that
-wait there at once, so that a stub among them has its turn; then that socket is left alone for a
-moment.
-
-When accepting fails it pauses; the callers wait in the backlog. Out of descriptors that is all
-there is to do, and any other error is the caller's own, who is gone (accept(2)): no caller can end
-the agent, and none can make it spin.
+At an abstract socket anybody may call, as often as he likes: other users are strangers there
+(accepting). No caller can end the agent, and none can make it spin.
 
 Not here: what becomes of the lane, versions included (server).
 """
@@ -35,15 +30,13 @@ from sshunt.agent.rendezvous import (
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.hello import HEAD_BYTES, Hello, body_bytes_untrusted, decode_body_untrusted
 from sshunt.mux.limits import HELLO_BODY_BYTES
+from sshunt.relay.accepting import Acceptor
 
 #: Stubs that may be proving themselves at once; see ATTACH_BACKLOG for how many come in real life.
 PENDING_ATTACHES = 16
 
 #: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
-
-#: How long after other users have called. Stubs that come by the directory don't notice.
-STRANGER_PAUSE_S = 0.1
 
 #: A lane has two: one to read from, one to write to.
 LANE_DESCRIPTORS = 2
@@ -84,65 +77,40 @@ class AttachListener:
         self._token = token
         self._on_lane = on_lane
         self._pending: Dict[socket.socket, _Attach] = {}
-        self._listeners: Dict[socket.socket, Optional[asyncio.TimerHandle]] = {}  # their pauses
+        self._acceptors: Dict[socket.socket, Acceptor] = {}  # by their listening socket
         for listener in listeners:
             self.add(listener)
 
     def add(self, listener: socket.socket) -> None:
         """Listen to ``listener``, which is ours now."""
-        listener.setblocking(False)
-        self._listeners[listener] = None
-        self._loop.add_reader(listener.fileno(), self._accept, listener)
+        acceptor = self._acceptors[listener] = Acceptor(
+            self._loop,
+            listener,
+            self._let_in,
+            per_round=ATTACH_BACKLOG,
+            pause_s=ACCEPT_PAUSE_S,
+            is_welcome=same_user,
+        )
+        acceptor.start()
 
     def remove(self, listener: socket.socket) -> None:
         """Listen to it no more, and close it."""
-        pause = self._listeners.pop(listener)
-        if pause is not None:
-            pause.cancel()
-        self._loop.remove_reader(listener.fileno())
-        listener.close()
+        self._acceptors.pop(listener).close()
 
     def close(self) -> None:
         """Stop listening and hang up on whoever has not become a lane. May be called twice."""
-        for listener in list(self._listeners):
+        for listener in list(self._acceptors):
             self.remove(listener)
         for peer in list(self._pending):
             self._hang_up(peer)
-
-    def _accept(self, listener: socket.socket) -> None:
-        pause_s = 0.0
-        for _ in range(ATTACH_BACKLOG):
-            try:
-                peer, _address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                break
-            except OSError:
-                pause_s = ACCEPT_PAUSE_S
-                break
-            if same_user(peer):
-                self._let_in(peer)
-                return
-            peer.close()
-            pause_s = STRANGER_PAUSE_S
-        if pause_s:
-            self._pause(listener, pause_s)
 
     def _let_in(self, peer: socket.socket) -> None:
         if len(self._pending) >= PENDING_ATTACHES:
             peer.close()
             return
-        peer.setblocking(False)
         deadline = self._loop.call_later(ATTACH_DEADLINE_S, self._hang_up, peer)
         self._pending[peer] = _Attach(peer, self._token, deadline)
         self._loop.add_reader(peer.fileno(), self._readable, peer)
-
-    def _pause(self, listener: socket.socket, seconds: float) -> None:
-        self._loop.remove_reader(listener.fileno())
-        self._listeners[listener] = self._loop.call_later(seconds, self._accept_again, listener)
-
-    def _accept_again(self, listener: socket.socket) -> None:
-        self._listeners[listener] = None
-        self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _readable(self, peer: socket.socket) -> None:
         try:
