@@ -94,7 +94,7 @@ def main() -> None:
     client.on_datagram = lambda event: take("udp", event.data)
     client.session.send_datagram(1, frames.DNS, QUERY, loop.time())
     loop.add_reader(program.fileno(), on_readable)
-    relay = TcpRelay(client, client.open(Destination(frames.DNS_TCP, ".", 53)))
+    relay = TcpRelay(client, client.open(Destination(frames.DNS, ".", 53)))
     relay.start(ours)
     program.sendall(len(QUERY).to_bytes(2, "big") + QUERY)
     loop.call_later(DEADLINE_S, loop.stop)

@@ -23,7 +23,16 @@ hosts = st.one_of(
     st.ip_addresses(v=6).map(str),
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255),
 )
-destinations = st.builds(Destination, st.integers(0, 255), hosts, st.integers(0, 65535))
+destinations = st.builds(
+    lambda network, host, port, wants_opened, exposure: Destination(
+        network, host, port, wants_opened, exposure if network == frames.EXPOSED else 0
+    ),
+    st.integers(0, 255) | st.just(frames.EXPOSED),
+    hosts,
+    st.integers(0, 65535),
+    st.booleans(),
+    st.integers(0, (1 << 32) - 1),
+)
 
 #: What a reader makes of a frame: type, stream, number, and the payload or what its body means.
 Meaning = tuple[int, int, int, object]

@@ -49,7 +49,7 @@ hostile_frames = st.one_of(
     st.builds(
         lambda s: frames.encode_open(s, Destination(frames.TCP, "10.0.0.1", 80)), stream_numbers
     ),
-    st.builds(lambda s, b: frame(frames.OPEN, s, b), stream_numbers, st.binary(min_size=9)),
+    st.builds(lambda s, b: frame(frames.OPEN, s, b), stream_numbers, st.binary(min_size=11)),
     st.builds(lambda s: frame(frames.OPENED, s, b""), stream_numbers),
     st.builds(
         lambda s, c: frame(frames.RESET, s, struct.pack("!H", c)),

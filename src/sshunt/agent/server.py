@@ -212,7 +212,7 @@ class _Life:
             self._grace = self._loop.call_later(grace_s, self._loop.stop)
 
     def _on_request(self, stream: Stream, destination: Destination) -> None:
-        if destination.kind == frames.DNS_TCP:
+        if destination.network == frames.DNS:
             self._resolver.on_request(stream)
         else:
             self._dialer.on_request(stream, destination)

@@ -83,7 +83,7 @@ class Dialer:
 
     def on_request(self, stream: Stream, destination: Destination) -> None:
         """A stream was asked for: connect it or refuse it."""
-        if destination.kind not in (frames.TCP, frames.QUIET_TCP) or not destination.port:
+        if destination.network != frames.TCP or not destination.port:
             self._tunnel.session.reset(stream, frames.RESET_NOT_PERMITTED)
             self._tunnel.wake()
             return

@@ -52,7 +52,7 @@ LAST_QUERY_S = 5.0
 READS_PER_ROUND = 32
 
 #: To a resolver of the far side's choice; the address says nothing.
-_ANY_RESOLVER = Destination(frames.DNS_TCP, ".", dns.PORT)
+_ANY_RESOLVER = Destination(frames.DNS, ".", dns.PORT)
 
 
 class _Query(NamedTuple):

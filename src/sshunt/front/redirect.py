@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sshunt.front.arrival import Arrivals
 from sshunt.front.original import NotRedirected, OriginalDestinations
 from sshunt.model import Endpoint
-from sshunt.mux.frames import QUIET_TCP, Destination
+from sshunt.mux.frames import TCP, Destination
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
@@ -71,7 +71,7 @@ class Redirected:
         if self._is_ours(sock, (address, port)):
             close_with_reset(sock)
             return
-        destination = Destination(QUIET_TCP, address, port)
+        destination = Destination(TCP, address, port, wants_opened=False)
         if self._is_down():
             self._waiting.enter(sock, destination)
         else:

@@ -4,8 +4,7 @@
     DATA         u64 offset, payload                              offset of the payload's first byte
     FIN          u64 offset                                       where the stream ends
     WINDOW       u64 offset, u32 serial                           the sender may send up to here
-    OPEN         u8 kind, u8 address type, u16 port, u32 window, address
-                                                                  4: IPv4, 6: IPv6, 0: a name
+    OPEN         u8 network, u8 flags, u32 window, endpoint, and for EXPOSED u32 exposure
     OPENED       -
     RESET        u16 code
     LANE_ACK     u64 position, u32 held, u32 clock (microseconds) stream is 0
@@ -13,6 +12,9 @@
     DATAGRAM     u8 kind, payload                                 stream is the flow's number
     GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
     LANE_GONE    -                                                stream is the lane's number
+
+    endpoint     u8 address type, u16 port, address
+                 4: IPv4, 4 bytes; 6: IPv6, 16 bytes; 0: u8 length, a name
 
 Every number is absolute (an offset, a limit, a position), so that a frame may arrive twice or by
 another lane and mean the same. A reader does not wait for a whole large DATA frame: what has
@@ -55,7 +57,7 @@ _BODY_BYTES = {
     DATA: (9, 8 + DATA_BYTES),
     FIN: (8, 8),
     WINDOW: (12, 12),
-    OPEN: (9, CONTROL_BYTES),
+    OPEN: (11, CONTROL_BYTES),
     OPENED: (0, 0),
     RESET: (2, 2),
     LANE_ACK: (16, 16),
@@ -65,13 +67,16 @@ _BODY_BYTES = {
     LANE_GONE: (0, 0),
 }
 
-# Stream kinds (OPEN) and datagram kinds (DATAGRAM).
+# Networks: what a stream (OPEN) or a flow of datagrams (DATAGRAM) leads to.
 TCP = 1
-QUIET_TCP = 2  # the opener need not hear that the connection is up, only if it does not come about
-ECHO = 3  # the far side sends the same bytes back
-BELIEFS = 4  # the far side sends what its pacers believe, as JSON
-DNS = 5  # a query that came by UDP; the far side sends a resolver's answer
-DNS_TCP = 6  # a stream to a resolver of the far side, which chooses it
+UDP = 2
+ECHO = 3  # ICMP: a host that is asked whether it is there
+DNS = 4  # a resolver of the far side, which chooses it: by TCP as a stream, by UDP as a datagram
+BELIEFS = 5  # what the far side's pacers believe, as JSON
+EXPOSED = 6  # from the agent: a connection to a port that the client exposes there
+
+# Flags of OPEN.
+_WANTS_OPENED = 1  # the opener wants to hear that the connection is up, not only if it fails
 
 # Reset codes: what became of a connection, so that the other end can show the same.
 RESET_ABORTED = 1  # the peer of this connection reset it
@@ -108,13 +113,14 @@ MAX_STREAM = (1 << 32) - 1
 _HEADER = struct.Struct("!II")
 _OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN
 _WINDOW_FRAME = struct.Struct("!IIQI")
-_OPEN_HEAD = struct.Struct("!IIBBHI")
+_OPEN_HEAD = struct.Struct("!IIBBIBH")
 _RESET_FRAME = struct.Struct("!IIH")
 _ACK_FRAME = struct.Struct("!IIQII")
 _OFFSET = struct.Struct("!Q")
 _ACK_BODY = struct.Struct("!QII")
 _WINDOW_BODY = struct.Struct("!QI")
-_OPEN_BODY = struct.Struct("!BBHI")
+_OPEN_BODY = struct.Struct("!BBIBH")
+_EXPOSURE = struct.Struct("!I")
 _CODE = struct.Struct("!H")
 
 #: Bodies of DATA up to this size are handed on whole: a segment or a line of a conversation.
@@ -132,11 +138,17 @@ Frame = Tuple[int, int, int, Union[Payload, bytes]]
 
 
 class Destination(NamedTuple):
-    """Where a stream should lead. ``host`` is a numeric address or a name to be resolved there."""
+    """Where a stream should lead. ``host`` is a numeric address or a name to be resolved there.
 
-    kind: int
+    Where ``network`` is EXPOSED, host and port are the peer's, who connected to the exposure of
+    this number: the client knows where that leads, and nobody else has a say in it.
+    """
+
+    network: int
     host: str
     port: int
+    wants_opened: bool = True  # the opener waits for OPENED
+    exposure: int = 0
 
 
 def encode_data_head(stream: int, offset: int, payload_bytes: int) -> bytes:
@@ -158,32 +170,36 @@ def encode_open(
     stream: int, destination: Destination, window_bytes: int = LEAST_WINDOW_BYTES
 ) -> bytes:
     """An OPEN frame; raises LocalProtocolError for a host that can't be sent."""
-    try:
-        address = _parse_address(destination.host)
-        address_type, raw = int(address.version), address.packed
-    except ValueError:
-        # What the other side would not take must not leave: it would end lane after lane.
-        if not _is_name(destination.host):
-            raise LocalProtocolError("%r is no host name" % destination.host)
-        address_type, raw = _ADDRESS_NAME, destination.host.encode("ascii")
-    length = _OPEN_BODY.size + len(raw)
+    address_type, tail = _encode_host(destination.host)
+    if destination.network == EXPOSED:
+        tail += _EXPOSURE.pack(destination.exposure)
     return (
         _OPEN_HEAD.pack(
-            OPEN << 24 | length,
+            OPEN << 24 | (_OPEN_BODY.size + len(tail)),
             stream,
-            destination.kind,
+            destination.network,
+            _WANTS_OPENED if destination.wants_opened else 0,
+            window_bytes,
             address_type,
             destination.port,
-            window_bytes,
         )
-        + raw
+        + tail
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _parse_address(text: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+def _encode_host(host: str) -> Tuple[int, bytes]:
+    """(address type, address) of an endpoint; raises LocalProtocolError."""
     # Parsing costs as much as all the rest of an OPEN, and programs connect to the same few hosts.
-    return ipaddress.ip_address(text)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # What the other side would not take must not leave: it would end lane after lane.
+        if not _is_name(host):
+            raise LocalProtocolError("%r is no host name" % host)
+        raw = host.encode("ascii")
+        return _ADDRESS_NAME, bytes((len(raw),)) + raw
+    return int(address.version), address.packed
 
 
 @functools.lru_cache(maxsize=1024)
@@ -245,18 +261,33 @@ def decode_open_untrusted(body: bytes) -> Tuple[Destination, int]:
     """
     if len(body) <= _OPEN_BODY.size:
         raise RemoteProtocolError("OPEN of %d bytes" % len(body))
-    kind, address_type, port, window_bytes = _OPEN_BODY.unpack_from(body)
-    raw = body[_OPEN_BODY.size :]
+    network, flags, window_bytes, address_type, port = _OPEN_BODY.unpack_from(body)
+    host, end = _decode_host_untrusted(body, _OPEN_BODY.size, address_type)
+    exposure = 0
+    if network == EXPOSED:
+        if len(body) < end + _EXPOSURE.size:
+            raise RemoteProtocolError("OPEN of no exposure")
+        (exposure,) = _EXPOSURE.unpack_from(body, end)
+    # What is behind that, and other flags, may mean something to later versions of us.
+    wants_opened = bool(flags & _WANTS_OPENED)
+    return Destination(network, host, port, wants_opened, exposure), window_bytes
+
+
+def _decode_host_untrusted(body: bytes, at: int, address_type: int) -> Tuple[str, int]:
+    """The address that begins at ``at``, and where it ends; raises RemoteProtocolError."""
     if address_type in (_ADDRESS_IPV4, _ADDRESS_IPV6):
-        if len(raw) != (4 if address_type == _ADDRESS_IPV4 else 16):
-            raise RemoteProtocolError("OPEN with an address of %d bytes" % len(raw))
-        return Destination(kind, _address_text(raw), port), window_bytes
+        size = 4 if address_type == _ADDRESS_IPV4 else 16
+        raw = body[at : at + size]
+        if len(raw) != size:
+            raise RemoteProtocolError("address of %d bytes" % len(raw))
+        return _address_text(raw), at + size
     if address_type != _ADDRESS_NAME:
-        raise RemoteProtocolError("OPEN with address type %d" % address_type)
-    name = raw.decode("latin-1")
-    if not _is_name(name):
-        raise RemoteProtocolError("OPEN with an impossible name")
-    return Destination(kind, name, port), window_bytes
+        raise RemoteProtocolError("address type %d" % address_type)
+    end = at + 1 + (body[at] if at < len(body) else 0)
+    name = body[at + 1 : end].decode("latin-1")
+    if len(body) < end or not _is_name(name):
+        raise RemoteProtocolError("impossible name")
+    return name, end
 
 
 def _is_name(name: str) -> bool:

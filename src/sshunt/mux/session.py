@@ -779,7 +779,7 @@ class Session:
             return
         window = ReceiveWindow(self._credit, number, self._now)
         stream = self._new_stream(min(window_bytes, MAX_WINDOW_BYTES), window, ANY_LANE)
-        stream.opened = destination.kind == frames.QUIET_TCP
+        stream.opened = not destination.wants_opened
         self._peer_streams += 1
         self._events.append(StreamRequested(stream, destination))
 

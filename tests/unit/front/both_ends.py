@@ -50,7 +50,7 @@ class Names:
         self.resolver.on_query(event.flow, event.data)
 
     def _asked_by_tcp(self, stream: Stream, destination: Destination) -> None:
-        assert destination.kind == frames.DNS_TCP
+        assert destination.network == frames.DNS
         self.resolver.on_request(stream)
 
     async def answer(

@@ -15,8 +15,8 @@ def header(kind: int, length: int, stream: int = 0) -> bytes:
     return struct.pack("!BBHI", kind, length >> 16, length & 0xFFFF, stream)
 
 
-#: The credit in an OPEN.
-WINDOW = struct.pack("!I", 70000)
+#: The beginning of an OPEN of TCP, up to its endpoint: network, flags, credit.
+TCP_70000 = b"\1\1" + struct.pack("!I", 70000)
 
 
 def plain(frame: Frame) -> tuple[int, int, int, bytes]:
@@ -85,12 +85,23 @@ def test_a_frame_is_these_bytes_and_is_read_back_whole_or_byte_by_byte(
 @pytest.mark.parametrize(
     ("destination", "tail"),
     [
-        (Destination(frames.TCP, "10.1.2.3", 80), "01 04 0050 00011170 0a010203"),
+        (Destination(frames.TCP, "10.1.2.3", 80), "01 01 00011170 04 0050 0a010203"),
         (
             Destination(frames.TCP, "2001:db8::1", 443),
-            "01 06 01bb 00011170 20010db8" + "00" * 11 + "01",
+            "01 01 00011170 06 01bb 20010db8" + "00" * 11 + "01",
         ),
-        (Destination(frames.TCP, "web.example", 22), "01 00 0016 00011170" + b"web.example".hex()),
+        (
+            Destination(frames.TCP, "web.example", 22),
+            "01 01 00011170 00 0016 0b" + b"web.example".hex(),
+        ),
+        (
+            Destination(frames.TCP, "10.1.2.3", 80, wants_opened=False),
+            "01 00 00011170 04 0050 0a010203",
+        ),
+        (
+            Destination(frames.EXPOSED, "10.1.2.3", 50000, exposure=7),
+            "06 01 00011170 04 c350 0a010203 00000007",
+        ),
     ],
 )
 def test_an_open_names_its_destination_by_address_or_by_name(
@@ -113,20 +124,27 @@ def test_a_host_that_the_other_side_would_not_take_is_never_sent(host: str) -> N
     "tail",
     [
         b"",
-        b"\1\4\0\x50",
-        b"\1\4\0\x50" + WINDOW,
-        b"\1\4\0\x50" + WINDOW + b"abc",
-        b"\1\4\0\x50" + WINDOW + b"abcde",
-        b"\1\6\0\x50" + WINDOW + bytes(15),
-        b"\1\5\0\x50" + WINDOW + b"abcd",
-        b"\1\0\0\x50" + WINDOW + b"two words",
-        b"\1\0\0\x50" + WINDOW + b"caf\xe9",
-        b"\1\0\0\x50" + WINDOW + b"x" * 256,
+        TCP_70000,
+        TCP_70000 + b"\4\0\x50",
+        TCP_70000 + b"\4\0\x50" + b"abc",
+        TCP_70000 + b"\6\0\x50" + bytes(15),
+        TCP_70000 + b"\5\0\x50" + b"abcd",
+        TCP_70000 + b"\0\0\x50" + b"\0x",
+        TCP_70000 + b"\0\0\x50" + b"\5four",
+        TCP_70000 + b"\0\0\x50" + b"\x09two words",
+        TCP_70000 + b"\0\0\x50" + b"\4caf\xe9",
+        b"\6" + TCP_70000[1:] + b"\4\0\x50" + b"abcd" + b"\0\0\7",
     ],
 )
 def test_an_open_with_an_impossible_destination_is_refused(tail: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         frames.decode_open_untrusted(tail)
+
+
+def test_what_a_later_version_adds_to_an_open_is_ignored() -> None:
+    raw = frames.encode_open(1, Destination(frames.TCP, "10.1.2.3", 80))[frames.HEADER_BYTES :]
+    more = raw[:1] + b"\xff" + raw[2:] + b"more"
+    assert frames.decode_open_untrusted(more) == frames.decode_open_untrusted(raw)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +238,7 @@ LENGTHS = {
     frames.DATA: (9, 8 + DATA_BYTES),
     frames.FIN: (8, 8),
     frames.WINDOW: (12, 12),
-    frames.OPEN: (9, CONTROL_BYTES),
+    frames.OPEN: (11, CONTROL_BYTES),
     frames.OPENED: (0, 0),
     frames.RESET: (2, 2),
     frames.LANE_ACK: (16, 16),

@@ -74,6 +74,11 @@ def test_every_code_has_its_number(header: str, module: object, prefix: str) -> 
     assert documented == constants(module, prefix)
 
 
+def test_every_network_has_its_number() -> None:
+    documented = {row[1]: int(row[0]) for row in table("| network | name |")}
+    assert documented == {name: getattr(frames, name) for name in documented}
+
+
 def test_every_status_of_hello_has_its_number() -> None:
     documented = {row[1]: int(row[0]) for row in table("| status | name |")}
     assert documented == {"ACCEPTED": hello.ACCEPTED, **constants(hello, "REFUSED_")}

@@ -80,12 +80,22 @@ def test_a_connection_is_requested_and_accepted() -> None:
 
 def test_who_need_not_hear_that_a_connection_is_up_is_not_told() -> None:
     ends = Ends()
-    near = ends.client.open(WEB._replace(kind=frames.QUIET_TCP))
+    near = ends.client.open(WEB._replace(wants_opened=False))
     (request,) = ends.send(ends.client)
     assert isinstance(request, StreamRequested)
     ends.agent.accept(request.stream)
     assert frames.OPENED not in kinds(ends.transmit(ends.agent))
     assert not near.opened
+
+
+def test_an_agent_opens_a_stream_by_the_number_of_an_exposure_and_says_who_has_come() -> None:
+    ends = Ends()
+    exposed = Destination(frames.EXPOSED, "198.51.100.7", 40000, exposure=3)
+    ends.agent.open(exposed)
+    (request,) = ends.send(ends.agent)
+    assert isinstance(request, StreamRequested)
+    assert request.destination == exposed
+    assert request.stream.id == 2
 
 
 def test_data_travels_with_the_open_and_needs_no_round_trip() -> None:
