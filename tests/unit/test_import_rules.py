@@ -50,7 +50,7 @@ NOT_YET: set[tuple[str, str]] = {
 CIRCLES_NOT_YET: set[frozenset[str]] = {frozenset({"relay.lane", "relay.tcp", "relay.tunnel"})}
 
 #: Modules that the table speaks of before they are there.
-ROOMS_NOT_YET = {"tell.report", "relay.flow"}
+ROOMS_NOT_YET = {"relay.flow"}
 
 #: A row of the table: `layer` | what it is | what it may import.
 _ROW = re.compile(r"\| `(\w+)/?` \| [^|]+ \|([^|]*)\|")

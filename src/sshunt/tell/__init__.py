@@ -1,5 +1,8 @@
 """What people and programs see.
 
+report        what has happened, as values, and who hears of it
+sentences     what a person reads about each event
+printer       hears events, and shows their sentences
 console       lines on stderr, and on a terminal a status line
 figures       rates, sizes and times as people read them
 control       what another sshunt command of the same user asks a running one

@@ -29,6 +29,7 @@ from typing import TextIO
 
 from sshunt.errors import UserError
 from sshunt.host.terminal import has_echo
+from sshunt.tell.figures import counted as counted
 
 _CLEAR_LINE, _CLEAR_BELOW = "\r\x1b[K", "\r\x1b[J"
 
@@ -93,12 +94,20 @@ class Console:
     @contextmanager
     def giving_way(self) -> Iterator[None]:
         """Meanwhile somebody else may ask questions at this terminal: no status line."""
-        self.status("")
-        self._gives_way += 1
+        self.give_way()
         try:
             yield
         finally:
-            self._gives_way -= 1
+            self.take_back()
+
+    def give_way(self) -> None:
+        """The same, until ``take_back``."""
+        self.status("")
+        self._gives_way += 1
+
+    def take_back(self) -> None:
+        """He asks no more."""
+        self._gives_way -= 1
 
     def _write(self, text: str) -> None:
         if self._dropped_lines:
@@ -169,11 +178,6 @@ class Console:
         except termios.error:
             return False
         return bool(flags & termios.TOSTOP)
-
-
-def counted(count: int, noun: str) -> str:
-    """``count`` and what is counted: "1 connection", "2 connections"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _wraps_again() -> bool:

@@ -32,3 +32,8 @@ def duration(seconds: float) -> str:
     while not units[0][0]:
         del units[0]
     return " ".join(f"{count} {unit}" for count, unit in units[:2] if count)
+
+
+def counted(count: int, noun: str) -> str:
+    """``count`` and what is counted: "1 connection", "2 connections"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,142 @@
+"""What is said is heard by all, in one order, whatever one of them does."""
+
+import pytest
+
+from sshunt.tell.report import (
+    Event,
+    FrontPaused,
+    FrontResumed,
+    LaneClosed,
+    LaneOpened,
+    RemoteConnected,
+    RemoteLost,
+    RemoteReconnected,
+    Report,
+    StreamOpened,
+    StreamReset,
+)
+
+CONNECTED = RemoteConnected("gate", "gate", 0.02, (), has_dns=False)
+LOST = RemoteLost("gate", 0.0, "", 0, are_kept=True)
+RECONNECTED = RemoteReconnected("gate", 1.0, 0)
+
+
+class Ears:
+    """Who hears, and the bugs that the report's owner was told of."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+        self.bugs: list[Exception] = []
+        self.report = Report(self.bugs.append)
+
+    def fail(self, event: Event) -> None:
+        raise ValueError(event)
+
+
+@pytest.fixture
+def ears() -> Ears:
+    return Ears()
+
+
+def test_what_is_said_is_heard_by_all_in_the_order_of_saying(ears: Ears) -> None:
+    others: list[Event] = []
+    ears.report.subscribe(ears.heard.append)
+    ears.report.subscribe(others.append)
+    ears.report.say(CONNECTED)
+    ears.report.say(LOST)
+    assert ears.heard == others == [CONNECTED, LOST]
+
+
+def test_nobody_needs_to_hear(ears: Ears) -> None:
+    ears.report.say(CONNECTED)
+    assert ears.report.latest(RemoteConnected, "gate") == CONNECTED
+
+
+def test_who_comes_later_hears_what_is_said_later(ears: Ears) -> None:
+    ears.report.say(CONNECTED)
+    ears.report.subscribe(ears.heard.append)
+    ears.report.say(LOST)
+    assert ears.heard == [LOST]
+
+
+def test_a_hearer_that_raises_harms_no_other_and_its_bug_is_handed_on(ears: Ears) -> None:
+    ears.report.subscribe(ears.fail)
+    ears.report.subscribe(ears.heard.append)
+    ears.report.say(LOST)
+    ears.report.say(RECONNECTED)
+    assert ears.heard == [LOST, RECONNECTED]
+    assert [type(bug) for bug in ears.bugs] == [ValueError, ValueError]
+
+
+def test_what_a_hearer_says_itself_is_heard_by_all_after_what_it_heard(ears: Ears) -> None:
+    def answer(event: Event) -> None:
+        if event == LOST:
+            ears.report.say(FrontPaused("lost"))
+
+    ears.report.subscribe(answer)
+    ears.report.subscribe(ears.heard.append)
+    ears.report.say(LOST)
+    assert ears.heard == [LOST, FrontPaused("lost")]
+
+
+def test_an_owner_that_raises_on_a_bug_does_not_silence_the_report(ears: Ears) -> None:
+    def stop(error: Exception) -> None:
+        raise error
+
+    report = Report(stop)
+    report.subscribe(ears.fail)
+    report.subscribe(ears.heard.append)
+    with pytest.raises(ValueError, match="RemoteLost"):
+        report.say(LOST)
+    with pytest.raises(ValueError, match="RemoteReconnected"):
+        report.say(RECONNECTED)
+
+
+def test_what_happens_with_each_stream_is_heard_only_by_who_wants_it(ears: Ears) -> None:
+    wanting: list[Event] = []
+    ears.report.subscribe(ears.heard.append)
+    assert not ears.report.hears_streams
+    ears.report.subscribe(wanting.append, streams=True)
+    assert ears.report.hears_streams
+    said = [StreamOpened("gate", 1, "10.0.0.1", 80), LOST, StreamReset("gate", 1, "refused")]
+    for event in said:
+        ears.report.say(event)
+    assert wanting == said
+    assert ears.heard == [LOST]
+
+
+# --- the latest -----------------------------------------------------------------------------------
+
+
+def test_the_last_of_each_kind_is_remembered_for_each_remote(ears: Ears) -> None:
+    for event in (
+        LaneOpened("gate", 1),
+        LaneOpened("lab", 7),
+        LaneOpened("gate", 2),
+        LaneClosed("gate", 1, "idle"),
+    ):
+        ears.report.say(event)
+    assert ears.report.latest(LaneOpened, "gate") == LaneOpened("gate", 2)
+    assert ears.report.latest(LaneOpened, "lab") == LaneOpened("lab", 7)
+    assert ears.report.latest(LaneClosed, "lab") is None
+
+
+def test_what_belongs_to_no_remote_is_remembered_as_well(ears: Ears) -> None:
+    ears.report.say(FrontPaused("spent"))
+    ears.report.say(FrontResumed())
+    assert ears.report.latest(FrontPaused) == FrontPaused("spent")
+    assert ears.report.latest(FrontResumed) == FrontResumed()
+
+
+def test_events_of_streams_are_not_remembered(ears: Ears) -> None:
+    ears.report.say(StreamOpened("gate", 1, "10.0.0.1", 80))
+    assert ears.report.latest(StreamOpened, "gate") is None
+
+
+def test_the_state_of_a_remote_is_the_last_that_changed_it(ears: Ears) -> None:
+    assert ears.report.state("gate") is None
+    for event in (CONNECTED, LOST, RECONNECTED, LOST):
+        ears.report.say(event)
+        ears.report.say(LaneClosed("gate", 1, "idle"))
+        assert ears.report.state("gate") == event
+    assert ears.report.state("lab") is None
