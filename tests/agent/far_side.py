@@ -15,8 +15,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sshunt.mux.events import DataReceived, Event
 from sshunt.mux.hello import ACCEPTED, CLIENT, FEATURE_CREATE, Hello, HelloSearch, make_hello
-from sshunt.mux.session import DataReceived, Event, Session
+from sshunt.mux.session import Session
 from sshunt.transport.bootstrap import argv, upload
 from sshunt.transport.bundle import agent_bundle
 

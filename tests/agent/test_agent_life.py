@@ -14,11 +14,11 @@ import pytest
 
 from sshunt.agent.server import MOST_GONE
 from sshunt.mux import frames
+from sshunt.mux.events import GoodbyeReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import GoodbyeReceived
 from sshunt.relay.tunnel import PROTOCOL_ERRORS
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from sshunt.mux import frames
+from sshunt.mux.events import StreamReset
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import (
     AGENT,
@@ -23,7 +24,7 @@ from sshunt.mux.hello import (
     decode_body_untrusted,
     make_hello,
 )
-from sshunt.mux.session import Session, StreamReset
+from sshunt.mux.session import Session
 
 #: From the HELLO until the client has said that it is connected, and watches its lanes.
 HONEST_S = 2.0

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.events import DataReceived, StreamRequested, StreamWritable
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import EARLY_PIECES, MAX_WINDOW_BYTES
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import DataReceived, Session, StreamRequested, StreamWritable
+from sshunt.mux.session import Session
 from sshunt.mux.windows import MOST_FORCED, PLACES
 
 pytestmark = pytest.mark.fuzz

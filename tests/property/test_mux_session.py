@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sshunt.mux import frames
-from sshunt.mux.frames import Destination
-from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import MAX_WINDOW_BYTES
-from sshunt.mux.session import (
+from sshunt.mux.events import (
     DataReceived,
     FinReceived,
-    Session,
     StreamOpened,
     StreamRequested,
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.frames import Destination
+from sshunt.mux.hello import AGENT, CLIENT
+from sshunt.mux.limits import MAX_WINDOW_BYTES
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from tests.sim.oracle import CountedPayload, LaneBook, Observer, StreamBook
 

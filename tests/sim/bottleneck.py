@@ -13,16 +13,11 @@ Others' traffic can be let into a direction (``intrude``); it takes its place in
 from collections.abc import Callable
 
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived, DataReceived, StreamRequested, StreamWritable
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import (
-    DatagramReceived,
-    DataReceived,
-    Session,
-    StreamRequested,
-    StreamWritable,
-)
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from tests.sim.network import Clock
 

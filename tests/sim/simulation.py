@@ -13,20 +13,20 @@ from typing import NamedTuple
 from unittest import mock
 
 from sshunt.mux import frames, windows
-from sshunt.mux.frames import Destination
-from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
-from sshunt.mux.session import (
+from sshunt.mux.events import (
     DatagramReceived,
     DataReceived,
     Event,
     FinReceived,
-    Session,
     StreamOpened,
     StreamRequested,
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.frames import Destination
+from sshunt.mux.hello import AGENT, CLIENT
+from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from tests.sim.network import Clock, Direction
 from tests.sim.oracle import CountedPayload, LaneBook, Observer, StreamBook

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import pytest
 
 from sshunt.mux import frames
-from sshunt.mux.frames import Destination
-from sshunt.mux.payload import Payload
-from sshunt.mux.session import (
+from sshunt.mux.events import (
     DataReceived,
     Event,
     FinReceived,
-    Session,
     StreamOpened,
     StreamRequested,
     StreamReset,
 )
+from sshunt.mux.frames import Destination
+from sshunt.mux.payload import Payload
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from tests.unit.mux.ends import Ends
 

@@ -32,7 +32,7 @@ NOT_YET: set[tuple[str, str]] = {
     ("cli", "transport.ssh_choices"),
     ("config.remotes", "transport.bootstrap"),
     ("front.dns", "mux.frames"),
-    ("front.dns", "mux.session"),
+    ("front.dns", "mux.events"),
     ("front.dns", "tell.console"),
     ("front.dns_sockets", "config.options"),
     ("front.listener", "tell.console"),

@@ -25,6 +25,7 @@ from sshunt.agent.rendezvous import Doorstep, host_id
 from sshunt.direct.dial import Dialer
 from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     AGENT,
@@ -38,7 +39,7 @@ from sshunt.mux.hello import (
     common_version,
     make_hello,
 )
-from sshunt.mux.session import DatagramReceived, Session
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.sockets import keep_heap

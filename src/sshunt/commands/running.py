@@ -29,7 +29,7 @@ from sshunt.host.network import NetworkEvents
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.session import DatagramReceived
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel

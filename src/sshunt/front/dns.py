@@ -33,8 +33,8 @@ from sshunt.front.dns_sockets import Door
 from sshunt.front.listener import Listener
 from sshunt.model import Endpoint
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
-from sshunt.mux.session import DatagramReceived
 from sshunt.relay import dns
 from sshunt.relay.shares import Shares
 from sshunt.relay.sockets import close_with_reset

@@ -14,5 +14,6 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     path       what all lanes share: the empty path, and whether others fill it
     pacer      how much may be in flight on one lane
     lanes      one ordered byte pipe: what was sent and not acknowledged
+    events     what a session tells its owner
     session    the tunnel: all of the above behind one small interface
 """

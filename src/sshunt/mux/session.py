@@ -27,6 +27,18 @@ from typing import Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 from sshunt.mux import frames
 from sshunt.mux.early import PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.events import (
+    DatagramReceived,
+    DataReceived,
+    Event,
+    FinReceived,
+    GoodbyeReceived,
+    LaneGone,
+    StreamOpened,
+    StreamRequested,
+    StreamReset,
+    StreamWritable,
+)
 from sshunt.mux.frames import Destination, Frame
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane, Twin
@@ -69,79 +81,6 @@ from sshunt.mux.streams import (
     Stream,
 )
 from sshunt.mux.windows import ReceiveWindow, SessionCredit
-
-
-class StreamRequested(NamedTuple):
-    """The peer wants a connection to ``destination``. Answer with ``accept`` or ``reset``."""
-
-    stream: Stream
-    destination: Destination
-
-
-class StreamOpened(NamedTuple):
-    """The far side's connection is up."""
-
-    stream: Stream
-
-
-class DataReceived(NamedTuple):
-    """The next bytes of a stream, in order. Report them with ``consumed`` when written."""
-
-    stream: Stream
-    payload: Payload
-
-
-class FinReceived(NamedTuple):
-    """The peer will send nothing more; everything it sent has been handed out."""
-
-    stream: Stream
-
-
-class StreamReset(NamedTuple):
-    """The peer ended the stream at once; ``code`` is one of frames.RESET_*."""
-
-    stream: Stream
-    code: int
-
-
-class StreamWritable(NamedTuple):
-    """A stream whose ``room`` was 0 has room again."""
-
-    stream: Stream
-
-
-class DatagramReceived(NamedTuple):
-    """A datagram of a flow; ``kind`` is one of the datagram kinds in frames."""
-
-    flow: int
-    kind: int
-    data: bytes
-
-
-class GoodbyeReceived(NamedTuple):
-    """The peer ends the session; ``code`` is one of frames.GOODBYE_*."""
-
-    code: int
-    sentence: str
-
-
-class LaneGone(NamedTuple):
-    """The peer has given up a lane, which may be unknown here: it is to be lost here, too."""
-
-    lane: int
-
-
-Event = Union[
-    StreamRequested,
-    StreamOpened,
-    DataReceived,
-    FinReceived,
-    StreamReset,
-    StreamWritable,
-    DatagramReceived,
-    GoodbyeReceived,
-    LaneGone,
-]
 
 #: What ``transmit`` hands out, in order: encoded bytes and payloads.
 Piece = Union[bytes, Payload]

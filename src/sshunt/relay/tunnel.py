@@ -18,21 +18,21 @@ import asyncio
 from typing import Any, Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
-from sshunt.mux.frames import Destination
-from sshunt.mux.limits import DATA_BYTES, STALL_S
-from sshunt.mux.payload import Payload
-from sshunt.mux.session import (
+from sshunt.mux.events import (
     DatagramReceived,
     DataReceived,
     FinReceived,
     GoodbyeReceived,
     LaneGone,
-    Session,
     StreamOpened,
     StreamRequested,
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.frames import Destination
+from sshunt.mux.limits import DATA_BYTES, STALL_S
+from sshunt.mux.payload import Payload
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.alarm import Alarm
 from sshunt.relay.beat import Beat

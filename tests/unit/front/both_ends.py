@@ -19,8 +19,8 @@ from sshunt.direct.resolve import Resolver
 from sshunt.front.dns import DnsForwarder
 from sshunt.front.dns_sockets import open_door
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
-from sshunt.mux.session import DatagramReceived
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.dns import Settings

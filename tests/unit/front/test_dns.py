@@ -17,7 +17,7 @@ from sshunt.front import dns_connections, dns_sockets
 from sshunt.front.dns_sockets import left_alone, open_door, system_resolvers, uncovered
 from sshunt.front.listener import bind
 from sshunt.mux import frames
-from sshunt.mux.session import DatagramReceived
+from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
 from tests.unit.front.both_ends import DEADLINE_S, Names, talk
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow

@@ -6,11 +6,12 @@ of it or a part, so that a test can show what one end does before the other has 
 """
 
 from sshunt.mux import frames
+from sshunt.mux.events import DataReceived, Event, StreamRequested
 from sshunt.mux.frames import Destination, Frame, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import DATA_BYTES, INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import DataReceived, Event, Piece, Session, StreamRequested
+from sshunt.mux.session import Piece, Session
 from sshunt.mux.streams import ANY_LANE, Receiver, Sender, Stream
 from sshunt.mux.windows import ReceiveWindow, SessionCredit
 

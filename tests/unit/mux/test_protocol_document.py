@@ -7,10 +7,11 @@ import pytest
 
 from sshunt.mux import frames, hello, limits
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.events import StreamRequested
 from sshunt.mux.frames import Destination, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT, FEATURE_CREATE, FEATURE_DETACHED, make_hello
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import Session, StreamRequested
+from sshunt.mux.session import Session
 from sshunt.mux.streams import RECEIVER_TRANSITIONS, SENDER_TRANSITIONS
 from tests.unit.mux.ends import join, text
 

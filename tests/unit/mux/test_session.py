@@ -4,6 +4,17 @@ import pytest
 
 from sshunt.mux import frames
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.events import (
+    DatagramReceived,
+    DataReceived,
+    FinReceived,
+    GoodbyeReceived,
+    LaneGone,
+    StreamOpened,
+    StreamRequested,
+    StreamReset,
+    StreamWritable,
+)
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import (
@@ -31,18 +42,7 @@ from sshunt.mux.limits import (
 )
 from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import (
-    DatagramReceived,
-    DataReceived,
-    FinReceived,
-    GoodbyeReceived,
-    LaneGone,
-    Session,
-    StreamOpened,
-    StreamRequested,
-    StreamReset,
-    StreamWritable,
-)
+from sshunt.mux.session import Session
 from sshunt.mux.windows import IDLE_S
 from tests.unit.mux.ends import WEB, Ends, join, kinds, read_frames, text
 

@@ -6,8 +6,9 @@ import socket
 import pytest
 
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.hello import CLIENT
-from sshunt.mux.session import DatagramReceived, Session
+from sshunt.mux.session import Session
 from sshunt.relay.tunnel import SPLICE
 from tests.unit.relay.ends import Ends, listen, run, threaded
 from tests.unit.relay.test_tcp import joined
