@@ -20,15 +20,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from sshunt.config.remotes import Remote, parse_remote
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
-from sshunt.transport import bootstrap, ssh
-from sshunt.transport.ssh import SshLane, connect
-from sshunt.transport.ssh_choices import Choosing
+from sshunt.transport import bootstrap, greeting
+from sshunt.transport.channel import Channel
+from sshunt.transport.ssh import SshTransport
+from sshunt.transport.ssh_choices import NOTHING, Choosing, Sharing
 
 TOKEN = os.urandom(32)
 
@@ -41,17 +43,12 @@ def hello(lane: int, *, create: bool) -> Hello:
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
     choices = Choosing(remote).result()
-    options = [*choices.cipher, *choices.session]
-    lane = await connect(
-        remote,
-        hello(1, create=True),
-        ssh_options=options,
-        share=arguments.share,
-        deadline_s=arguments.deadline,
-    )
+    shares = Sharing.OURS if arguments.share else Sharing.NONE
+    transport = SshTransport(remote, choices._replace(sharing=shares, control_path=""))
+    lane = await connect(transport, hello(1, create=True), arguments.deadline)
     result: dict[str, object] = {"features": lane.hello.features, "cipher": choices.cipher}
-    if lane.control is not None:
-        result["channel_options"] = words = lane.control.channel_options
+    if arguments.share:
+        result["channel_options"] = words = transport.sharing_options()
         result["socket_of"] = os.stat(words[1].partition("=")[2]).st_uid if words else None
         result["master"] = await master_behind(words) if words else None
     if arguments.stay:
@@ -68,23 +65,32 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     return result
 
 
-async def master_behind(channel_options: list[str]) -> int:
+async def connect(transport: SshTransport, hello: Hello, deadline_s: float) -> Channel:
+    return await transport.open(hello, on_line=tell, on_silence=tell, deadline_s=deadline_s)
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+async def master_behind(channel_options: Sequence[str]) -> int:
     """The exit status of ``ssh -O check``: 0 if an ssh answers behind the control socket."""
     command = ("ssh", *channel_options, "-O", "check", "nowhere")
     return await (await asyncio.create_subprocess_exec(*command)).wait()
 
 
-async def resume(remote: Remote, lane: SshLane) -> SshLane:
+async def resume(remote: Remote, lane: Channel) -> Channel:
     await confirm(lane)
-    lane.process.kill()
+    os.kill(lane.pid, signal.SIGKILL)
     await lane.ended
     os.close(lane.read_fd)
     os.close(lane.write_fd)
     await lane.close()
-    return await connect(remote, hello(2, create=False))
+    again = SshTransport(remote, NOTHING)
+    return await connect(again, hello(2, create=False), greeting.HELLO_DEADLINE_S)
 
 
-async def confirm(lane: SshLane) -> None:
+async def confirm(lane: Channel) -> None:
     """Say something and wait for an answer: the session would not outlive its lane before that."""
     session = Session(CLIENT)
     session.add_lane(lane.hello.lane, 0.0)
@@ -96,7 +102,7 @@ async def confirm(lane: SshLane) -> None:
             lane.rest = os.read(lane.read_fd, 65536)
 
 
-async def say_goodbye(lane: SshLane) -> int:
+async def say_goodbye(lane: Channel) -> int:
     session = Session(CLIENT)
     session.add_lane(lane.hello.lane, 0.0)
     session.say_goodbye(0, "")
@@ -105,10 +111,10 @@ async def say_goodbye(lane: SshLane) -> int:
     os.close(lane.read_fd)
     os.close(lane.write_fd)
     await lane.close()
-    return status
+    return status.code
 
 
-def send(session: Session, lane: SshLane) -> None:
+def send(session: Session, lane: Channel) -> None:
     for piece in session.transmit(lane.hello.lane, 0.0):
         os.write(lane.write_fd, bytes(piece) if isinstance(piece, bytes) else bytes(piece.view))
 
@@ -130,7 +136,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--interrupt-ssh", action="store_true")
     parser.add_argument("--stay", action="store_true")
-    parser.add_argument("--deadline", type=float, default=ssh.HELLO_DEADLINE_S)
+    parser.add_argument("--deadline", type=float, default=greeting.HELLO_DEADLINE_S)
     parser.add_argument("--only-on-path", action="store_true")
     parser.add_argument("--hasty", action="store_true")
     parser.add_argument("--share", action="store_true")
@@ -138,7 +144,7 @@ def main() -> None:
     if arguments.only_on_path:
         bootstrap.CANDIDATES = ("python3", "python")
     if arguments.hasty:
-        ssh.SILENCE_S, ssh.LOGGED_IN_DEADLINE_S = 0.5, 2.0
+        greeting.SILENCE_S, greeting.LOGGED_IN_DEADLINE_S = 0.5, 2.0
     started = time.monotonic()
     result: dict[str, object]
     try:

@@ -98,8 +98,9 @@ def test_who_shares_a_connection_is_not_asked_for_another(lab: Lab, person: Pers
 def test_who_looks_away_is_not_asked_a_second_time(lab: Lab, person: Person) -> None:
     """The first login was answered at once, as by a touch in passing; the next is not answered."""
     hasty = (
-        "import sys; from sshunt import cli, lanes; from sshunt.transport import unattended;"
-        "unattended.LOGIN_S = 60; lanes.RETRY_S = 1; sys.exit(cli.main())"
+        "import sys; from sshunt import cli; from sshunt.remote import pool;"
+        "from sshunt.transport import ssh_unattended;"
+        "ssh_unattended.LOGIN_S = 60; pool.RETRY_S = 1; sys.exit(cli.main())"
     )
     program = ("env", f"SSH_AUTH_SOCK={person.socket}", sys.executable, "-c", hasty)
     with running(lab, "-v", "-r", "server", "--lanes", "2", OFFICE_V4, program=program) as tunnel:

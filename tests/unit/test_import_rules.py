@@ -30,7 +30,6 @@ PAGE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 NOT_YET: set[tuple[str, str]] = {
     ("cli", "host.elevate"),
     ("cli", "transport.ssh_choices"),
-    ("config.remotes", "transport.bootstrap"),
     ("front.dns", "mux.frames"),
     ("front.dns", "mux.events"),
     ("front.dns", "tell.console"),
@@ -39,7 +38,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("front.redirect", "mux.frames"),
     ("front.redirect", "remote.holding"),
     ("front.redirect", "tell.console"),
-    ("remote.keeper", "agent.stub"),
     ("remote.keeper", "tell.console"),
     ("remote.pool", "tell.console"),
     ("tell.control", "mux.errors"),

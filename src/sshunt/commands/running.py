@@ -41,8 +41,9 @@ from sshunt.tell.console import Console, counted
 from sshunt.tell.control import ControlServer
 from sshunt.tell.figures import bit_rate, duration, size
 from sshunt.tell.neighbours import MOST_ENDPOINTS
+from sshunt.transport.channel import Transport
+from sshunt.transport.endings import cancelled
 from sshunt.transport.peers import behind, is_made_by_a_child
-from sshunt.transport.ssh_choices import Choices
 
 #: How long the far side may take to answer our goodbye before we just hang up.
 GOODBYE_DEADLINE_S = 1.0
@@ -82,7 +83,7 @@ class Up:
     """The running session: its tunnel, its lanes, and everything whose end ends it."""
 
     def __init__(
-        self, options: Options, console: Console, helper: Helper, choices: Choices, name: str
+        self, options: Options, console: Console, helper: Helper, transport: Transport, name: str
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name  # of the server, as lines for people call it
@@ -114,14 +115,15 @@ class Up:
         self.tunnel.on_datagram = self._on_datagram
         self.lanes = Lanes(
             self.tunnel,
-            options.remote,
+            transport,
+            options.remote.host,
             console,
-            choices,
             most=options.lanes,
             grace_s=options.grace_s,
         )
         self._keeper = Keeper(
             self.tunnel,
+            transport,
             self.lanes,
             self.waiting,
             console,
@@ -269,11 +271,10 @@ class Up:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_kept = False
-            left = set(works)
-            while left:
-                for work in left:
-                    work.cancel()
-                _, left = await asyncio.wait(left, timeout=1.0)
+            for work in works:
+                work.cancel()
+            for work in works:
+                await cancelled(work)
         if self._bug.done():
             raise self._bug.result()
         if stop.done():

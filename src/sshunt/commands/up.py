@@ -46,8 +46,8 @@ from sshunt.tell import session_name
 from sshunt.tell.console import Console
 from sshunt.tell.notify import notify
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.ssh import begin
-from sshunt.transport.ssh_choices import NOTHING, Choices, Choosing, Sharing
+from sshunt.transport.ssh import SshTransport
+from sshunt.transport.ssh_choices import NOTHING, Choices, Choosing
 
 if TYPE_CHECKING:
     from sshunt.commands.running import Up
@@ -169,14 +169,9 @@ async def _start(
 
     undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(choosing)
-    share = choices.sharing is Sharing.OURS  # it also tells when ssh has logged in
-    ssh = await begin(
-        options.remote,
-        ssh_options=[*choices.cipher, *choices.session],
-        on_stderr=console.raw,
-        share=share,
-        control_path=choices.control_path,
-    )
+    transport = SshTransport(options.remote, choices)
+    await transport.start(on_line=console.raw)
+    undo.push_async_callback(transport.abandon_started)
     # The rest of the program is loaded while ssh logs in.
     from sshunt.commands.running import Up
     from sshunt.tell.control import sessions
@@ -185,11 +180,11 @@ async def _start(
     # Where another session of this user's runs, lines must tell them apart.
     others = sessions()
     name = options.remote.host + (f" [{session_id}]" if others else "")
-    up = Up(options, console, helper, choices, name)
+    up = Up(options, console, helper, transport, name)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
-    await up.lanes.connect(on_stderr=console.raw, begun=ssh)
+    await up.lanes.connect(on_line=console.raw)
     size = len(agent_bundle().data)  # connect has made it
     ours = " ".join(choices.cipher) or "none of ours"
     console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")

@@ -1,22 +1,19 @@
-"""Where the far side is: ``-r [user@]host[:port]`` and ``-e``, and the ssh program they name.
+"""Where the far side is: ``-r [user@]host[:port]``, ``-e`` and ``--python``, as they were typed.
 
 What ssh takes, -r takes; ssh knows its configuration, and we don't.
+
+Not here: where the ssh program is (transport.ssh_program), its command line (transport.ssh).
 """
 
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.transport.bootstrap import remote_command
 
 _SCHEME = "ssh://"
-
-#: Where ssh is when PATH does not say (sudo's secure_path, cron, launchd).
-_USUAL_PLACES = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin", "/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +62,24 @@ def parse_remote(
             "for example alice@gate.example:2222 or [2001:db8::1]:22",
             ExitCode.USAGE,
         )
-    remote_command(python)  # raises for what can't be quoted
+    if python is not None:
+        check_python(python)
     number = None if port is None else _parse_port(text, port)
     return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
+
+
+#: What may stand in --python: it is quoted twice, by the login shell and by sh.
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=.,:@%/~ ")
+
+
+def check_python(python: str) -> None:
+    """Raise UserError unless ``python`` can be quoted for every shell as a program's name."""
+    if not python or not set(python) <= _PLAIN or python.startswith("-"):
+        raise UserError(
+            f"--python: {python!r} is not the name or path of a program",
+            "give a name or path without quotes, such as python3.9 or /opt/bin/python3",
+            ExitCode.USAGE,
+        )
 
 
 def _split_uri(text: str) -> tuple[str, str, str]:
@@ -169,24 +181,3 @@ def _refuse_other_uses(option: tuple[str, str]) -> None:
             f"leave {shown} out",
             ExitCode.USAGE,
         )
-
-
-# --- the program ---------------------------------------------------------------------------------
-
-
-def find_program(program: str) -> str:
-    """The path of an ssh program; raises UserError."""
-    usual = os.pathsep.join(_USUAL_PLACES)
-    found = shutil.which(program) or shutil.which(program, path=usual)
-    if found is None:
-        raise no_ssh(program, "there is no such program")
-    return found
-
-
-def no_ssh(program: str, reason: str) -> UserError:
-    """The ssh program itself can't be started."""
-    return UserError(
-        f"{program} can't be started: {reason}",
-        "install the OpenSSH client, or name the program with -e",
-        ExitCode.CONNECT,
-    )

@@ -32,20 +32,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sshunt.agent.stub import EXIT_AGENT_DIED
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux import frames
-from sshunt.mux.hello import REFUSED_SESSION_GONE
 from sshunt.mux.lanes import Lane
 from sshunt.relay.tunnel import Tunnel
-from sshunt.remote.attempts import PROBE_EVERY_S, Attempts, Probes, Rumours, Way, Ways
+from sshunt.remote.attempts import PROBE_EVERY_S, Attempts, Probes, Rumours
 from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.pool import OWN_CONNECTION, Lanes
+from sshunt.remote.pool import Lanes
 from sshunt.tell.console import Console, counted
-from sshunt.transport import ssh_known_address
-from sshunt.transport.peers import has_connection, ssh_peers
-from sshunt.transport.ssh import HELLO_DEADLINE_S, LaneRefusedError
+from sshunt.transport.channel import Channel, LaneRefusedError, Transport
+from sshunt.transport.endings import cancelled
+from sshunt.transport.greeting import HELLO_DEADLINE_S
 
 #: Lanes are looked at so often; more often for HURRY_S after ``check``.
 TICK_S = 1.0
@@ -65,7 +63,6 @@ PING_EVERY_S = 15.0
 
 #: A failure that a person has to mend.
 NEED_S = 300.0
-_NEEDS_A_PERSON = (ExitCode.AUTH, ExitCode.HOST_KEY)
 
 #: Addresses of the server (and of whom it is reached by) that are probed.
 PROBED_PEERS = 4
@@ -73,12 +70,7 @@ PROBED_PEERS = 4
 #: A login that fails sooner was refused by somebody who is there: no need to probe for him.
 QUICK_S = 3.0
 
-#: A shared connection of the user's answers within a round trip, or is dead.
-SHARED_DEADLINE_S = 5.0
-
-#: ssh gives up what does not answer at all; what comes then is probed. A login without a terminal
-#: waits for nobody.
-CONNECT_TIMEOUT_S = 8
+#: A login without a terminal waits for nobody.
 ATTEMPT_DEADLINE_S = 30.0
 
 #: News of the network don't end an attempt that is younger: there may be news all the time.
@@ -94,6 +86,7 @@ class Keeper:
     def __init__(
         self,
         tunnel: Tunnel,
+        transport: Transport,
         lanes: Lanes,
         waiting: WaitingRoom,
         console: Console,
@@ -107,6 +100,7 @@ class Keeper:
         self.on_up: Callable[[], None] | None = None
         self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
         self._tunnel = tunnel
+        self._transport = transport
         self._lanes = lanes
         self._waiting = waiting
         self._console = console
@@ -119,8 +113,6 @@ class Keeper:
         self._rumours = Rumours()
         self._told_elsewhere = False  # that another machine answers
         self._is_answered = False  # the server's address answers though logins fail
-        self._ways = Ways(is_shared=lanes.may_share_theirs)
-        self._address: Endpoint | None = None  # that the server's name had last
         self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or login failed
         self._look = asyncio.Event()  # something happened: look now
         self._retry = asyncio.Event()  # do not wait for the next attempt
@@ -148,9 +140,8 @@ class Keeper:
     def note_peers(self) -> tuple[Endpoint, ...]:
         """Where the lane that came up last leads, if that can be seen; it is remembered."""
         last = self._lanes.last
-        found = ssh_peers(last.pid) if last is not None else ()
+        found = last.peers() if last is not None else ()
         self._peers = found or self._peers
-        self._address = self._lanes.address or self._address
         return found
 
     def check(self, why: str, *, asked: bool = False) -> None:
@@ -242,7 +233,7 @@ class Keeper:
         self._is_answered = False
         self._rumours.begin()
         self._told_elsewhere = False
-        self._ways.begin(is_silent=bool(self._tunnel.lanes))
+        self._transport.connection_lost(may_yet_answer=bool(self._tunnel.lanes))
         if self._attempts.on_down(self.down_since):
             self._last_error = _ended_at_once(why)
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
@@ -319,7 +310,7 @@ class Keeper:
         """True if the far side says that it has not got the session that was asked for, and that is
         to be believed.
         """
-        if not isinstance(error, LaneRefusedError) or error.status != REFUSED_SESSION_GONE:
+        if not isinstance(error, LaneRefusedError) or not error.is_session_gone:
             return False
         if not self._lanes.are_resumable:
             return False
@@ -351,7 +342,7 @@ class Keeper:
         await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
         if not self._lanes.are_resumable:
             return
-        if last.ended.done() and last.ended.result() == EXIT_AGENT_DIED:
+        if last.ended.done() and last.ended.result().agent_died:
             self.lose_session("its agent died")
         elif not self._tunnel.outlives_lanes:
             self._lost_session = True
@@ -363,18 +354,16 @@ class Keeper:
             self.lose_session(f"the grace time of {self._grace_s} s is over")
 
     async def _attempt(self) -> bool:
-        """One. False if ``check`` was called before ssh had reached anybody: try again at once."""
+        """One. False if ``check`` was called before anybody was reached: try again at once."""
         self.next_attempt_at = None
         self._retry.clear()
-        pids: list[int] = []
+        started: list[Channel] = []
         began = self._loop.time()
-        way = self._ways.next
-        patience_s = SHARED_DEADLINE_S if way.shares else None
         connecting = asyncio.ensure_future(
             self._lanes.connect(
-                ssh_options=self._options(way),
-                on_stderr=lambda line: self._console.detail(1, line),
-                on_started=pids.append,
+                on_line=lambda line: self._console.detail(1, line),
+                resumes=True,
+                on_started=started.append,
                 deadline_s=HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S,
             )
         )
@@ -383,36 +372,17 @@ class Keeper:
             while not connecting.done():
                 asked = asyncio.ensure_future(self._retry.wait())
                 either: list[asyncio.Future[Any]] = [connecting, asked]
-                await asyncio.wait(either, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 asked.cancel()
-                if not self._retry.is_set() and not connecting.done():
-                    patience_s = None
-                    if pids and not has_connection(pids[0]):
-                        raise _nobody_answers()
                 self._retry.clear()
                 overdue = self._loop.time() > began + LEAST_ATTEMPT_S
-                if not connecting.done() and overdue and pids and not has_connection(pids[0]):
+                if not connecting.done() and overdue and started and not started[0].has_reached():
                     return False
         finally:
             asked.cancel()
-            while not connecting.done():
-                connecting.cancel()
-                await asyncio.wait([connecting], timeout=0.1)
-            if not connecting.cancelled():
-                connecting.exception()  # told below, or of no interest any more
+            await cancelled(connecting)
         connecting.result()
         return True
-
-    def _options(self, way: Way) -> tuple[str, ...]:
-        """What ssh is given for it."""
-        options = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
-        if way.by_address and self._address is not None:
-            address, port = self._address
-            self._console.detail(1, f"trying the address that the server had last, {address}")
-            return *options, *ssh_known_address.options(address, port, deadline_s=CONNECT_TIMEOUT_S)
-        if self._lanes.may_share_theirs and not way.shares:
-            return *options, *OWN_CONNECTION
-        return options
 
     def _note_failure(self, error: UserError) -> float:
         """Say what is worth saying, once; how long to wait."""
@@ -420,9 +390,7 @@ class Keeper:
         self._last_error = error
         self._console.detail(1, f"attempt {self._attempts.failures} failed: {error.message}")
         self._stop_if_over()
-        self._ways.on_failure(error.exit_code, has_address=self._address is not None)
-        if error.exit_code in _NEEDS_A_PERSON and not self._ways.is_another_untried:
-            self._ways.begin_anew()
+        if self._transport.attempt_failed(error):
             if not self._needs_a_person:
                 self._needs_a_person = True
                 self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
@@ -464,14 +432,6 @@ def _ended_at_once(why: str = "") -> UserError:
         f"it ended soon after it was made{f' ({why})' if why else ''}",
         "ask the server's log: it may end what is started there",
         ExitCode.LOST,
-    )
-
-
-def _nobody_answers() -> UserError:
-    return UserError(
-        "the shared ssh connection (ControlPath) does not answer",
-        "end it: ssh -O exit HOST",
-        ExitCode.CONNECT,
     )
 
 

@@ -22,12 +22,10 @@ waited for those once. On a path of 100 ms a login takes 1.3 s, and so long a tr
 quarter of the link; hence the logins in advance. The far side is not told of them: what is not
 wanted after SPARE_S is closed, and in this session none are made again.
 
-A further lane never asks anybody anything: BatchMode, and where the session's connection may have
-taken a person's time, or a further one has failed once, nothing else that could
-(``ssh_unattended``). First it is an ssh connection of its own. Where that would need a person,
-further channels are opened over the connection that is there: each has a window of its own, which
-is all they help against. Where that is not possible either, the session stays with one lane, says
-so once and does not try again.
+A further lane never asks anybody anything. First it is a connection of its own. Where that would
+need a person, further channels are opened over the connection that is there, if the transport can:
+each has a window of its own, which is all they help against. Where that is not possible either, the
+session stays with one lane, says so once and does not try again.
 
 Not here: how bytes are spread over lanes (mux); when a lane counts as dead, and when another
 attempt is made after the last one (keeper).
@@ -36,11 +34,9 @@ attempt is made after the last one (keeper).
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from sshunt.config.remotes import Remote
 from sshunt.errors import ExitCode, UserError
-from sshunt.model import Endpoint
 from sshunt.mux.hello import (
     CLIENT,
     FEATURE_COPY,
@@ -59,10 +55,8 @@ from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
 from sshunt.remote.telemetry import Beliefs, LaneBeliefs
 from sshunt.tell.console import Console
-from sshunt.transport import ssh_unattended
-from sshunt.transport.peers import own_peer
-from sshunt.transport.ssh import HELLO_DEADLINE_S, SshLane, connect
-from sshunt.transport.ssh_choices import Choices, Sharing
+from sshunt.transport.channel import Channel, Say, Transport
+from sshunt.transport.greeting import HELLO_DEADLINE_S
 
 #: A lane that delivers so much of its channel's window in a round trip of the empty path is limited
 #: by it, or will be soon: a login takes ten round trips.
@@ -108,10 +102,6 @@ MOST_GONE = 256
 
 #: What the far side is asked for in a new session, by the way of payload here.
 _WISHES = {COPY: FEATURE_COPY, SPLICE: FEATURE_SPLICE}
-
-_QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
-#: Past every shared connection. (The last -S counts, and more than ControlPath: whatever -e says.)
-OWN_CONNECTION = ("-S", "none")
 
 
 def new_session(
@@ -160,30 +150,25 @@ def _is_limited_by_loss(lane: LaneBeliefs) -> bool:
 
 
 class Lanes:
-    """Every lane of the tunnel and the ssh process behind it. Owns the processes."""
+    """Every lane of the tunnel and the channel behind it. Owns the channels."""
 
     def __init__(
         self,
         tunnel: Tunnel,
-        remote: Remote,
+        transport: Transport,
+        host: str,
         console: Console,
-        choices: Choices,
         *,
         most: int,
         grace_s: int,
     ) -> None:
         self._tunnel = tunnel
-        self._remote = remote
+        self._transport = transport
+        self._host = host  # as lines for people call it
         self._console = console
-        self._cipher = choices.cipher
-        self._session_options = choices.session
-        self._sharing = choices.sharing
-        self._control_path = choices.control_path
-        self._unattended = choices.unattended
-        self._is_direct = choices.is_direct
         self._most = most
         self._grace_s = grace_s
-        self._ssh: dict[int, SshLane] = {}
+        self._channels: dict[int, Channel] = {}
         self._token = b""  # of the session that may be resumed; b"": none
         self.agent_host = b""  # which machine the session's agent is on, if it said so
         self._next = 0
@@ -194,25 +179,11 @@ class Lanes:
         self._ending: set[asyncio.Task[None]] = set()
         self._bulk_at = tunnel.loop.time()
         self._not_before = 0.0
-        self._own_connection_refused = False
-        self._may_ask_agents = True  # as the session's connection did, for nobody noticed
+        self._sharing_told = False  # that further channels go over the one connection
         self._least_rtt_s = 0.0
-        self._channel_options: Sequence[str] | None = None  # None: there can't be more channels
-        self.last: SshLane | None = None  # the one that came up last
+        self.last: Channel | None = None  # the session's: the one that came up last
 
     # --- the session's connection -------------------------------------------------------------
-
-    @property
-    def may_share_theirs(self) -> bool:
-        """True if ssh may go through a connection of the user's (ControlPath)."""
-        return self._sharing is Sharing.THEIRS
-
-    @property
-    def address(self) -> Endpoint | None:
-        """Where the ssh that came up last is connected to, if it found that out by itself."""
-        if self.last is None or not self._is_direct:
-            return None
-        return own_peer(self.last.pid)
 
     @property
     def are_resumable(self) -> bool:
@@ -222,16 +193,15 @@ class Lanes:
     async def connect(
         self,
         *,
-        ssh_options: Sequence[str] = (),
-        on_stderr: Callable[[str], None],
-        on_started: Callable[[int], None] | None = None,
+        on_line: Say,
+        resumes: bool = False,
+        on_started: Callable[[Channel], None] | None = None,
         deadline_s: float = HELLO_DEADLINE_S,
-        begun: SshLane | None = None,
     ) -> None:
         """Bring up a lane: the first of a new session, or one more of the present one. May prompt.
 
-        ``begun`` is what ``transport.ssh.begin`` has begun already, with these very options.
-        Raises UserError; LaneRefusedError if the far side does not hold the session any more.
+        See ``Transport.open``. Raises UserError; LaneRefusedError if the far side does not hold the
+        session any more.
         """
         token = self._token or secrets.token_bytes(TOKEN_BYTES)
         features = 0 if self._token else FEATURE_CREATE | _WISHES.get(self._tunnel.way, 0)
@@ -239,36 +209,29 @@ class Lanes:
         hello = make_hello(CLIENT, token, lane=number, features=features, grace_s=self._grace_s)
         try:
             with self._console.giving_way():
-                ssh = await connect(
-                    self._remote,
+                channel = await self._transport.open(
                     hello,
-                    ssh_options=[*self._cipher, *self._session_options, *ssh_options],
-                    on_stderr=on_stderr,
+                    on_line=on_line,
                     on_silence=self._tell_silence,
                     deadline_s=deadline_s,
-                    share=self._sharing is Sharing.OURS,
-                    control_path=self._control_path,
+                    resumes=resumes,
                     on_started=on_started,
-                    begun=begun,
                 )
         except BaseException:
             self._note_gone(number)  # it may be up over there, and its answer be lost
             raise
         if not features and token != self._token:  # meanwhile that session has ended
-            self._discard(ssh)
+            self._discard(channel)
             raise UserError("the session ended meanwhile", "try again", ExitCode.LOST)
         if features:
-            self._begin(token, ssh.hello)
-        self.last = ssh
-        self._channel_options = [] if self._sharing is Sharing.THEIRS else None
-        if ssh.control is not None:
-            self._channel_options = ssh.control.channel_options
-        self._own_connection_refused = False
+            self._begin(token, channel.hello)
+        self.last = channel
+        self._sharing_told = False
         try:
-            self._add(number, ssh)
+            self._add(number, channel)
         except OSError as error:
             raise UserError(
-                f"the connection to {self._remote.host} ended at once: {error.strerror}",
+                f"the connection to {self._host} ended at once: {error.strerror}",
                 "try again",
                 ExitCode.LOST,
             )
@@ -317,7 +280,7 @@ class Lanes:
             self._bulk_at = now
         if not self._tunnel.lanes:
             return
-        wanted = lanes_wanted(beliefs, self._most, channels=self._own_connection_refused)
+        wanted = lanes_wanted(beliefs, self._most, channels=self._transport.shares_connection)
         if wanted > len(self._tunnel.lanes):
             self._go.set()
         if self._opening or now < self._not_before:
@@ -340,59 +303,41 @@ class Lanes:
 
     def close_idle(self) -> None:
         """Close all lanes but the oldest if there was no bulk for long. To be called often."""
-        if len(self._ssh) < 2 or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
+        if len(self._channels) < 2 or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
             return
-        for number in sorted(self._ssh)[1:]:
+        for number in sorted(self._channels)[1:]:
             lane = self._tunnel.lanes.get(number)
             if lane is not None:
                 self._tunnel.lane_ended(lane, IDLE)
 
     async def _open(self, go: asyncio.Event) -> None:
-        by_channel = self._own_connection_refused
-        asks_agents = self._may_ask_agents and not self._login_took_a_person()
-        options = self._channel_options or () if by_channel else (*OWN_CONNECTION, *self._cipher)
-        if not by_channel and not asks_agents:
-            options = (*options, *self._unattended)
+        shared = self._transport.shares_connection
         number, token = self._take_number(), self._token
         try:
-            hello = make_hello(CLIENT, token, lane=number)
-            ssh = await connect(
-                self._remote,
-                hello,
-                ssh_options=[*_QUIET, *self._session_options, *options],
-                on_stderr=self._ignore,
-                on_silence=self._ignore,
-                asks_nobody=True,
-                env=None if asks_agents else ssh_unattended.environment(),
+            channel = await self._transport.open_beside(
+                make_hello(CLIENT, token, lane=number),
+                ready=go,
+                on_line=self._ignore,
                 deadline_s=CONNECT_DEADLINE_S,
-                go=go,
+                path_rtt_s=self._least_rtt_s,
             )
             if token != self._token:  # meanwhile that session has ended
-                self._discard(ssh)
+                self._discard(channel)
                 return
             self._console.detail(1, f"lane {number} is up: one was the limit")
-            self._add(number, ssh)
+            self._add(number, channel)
         except (UserError, OSError) as error:
             self._note_gone(number)
-            self._may_ask_agents = False  # somebody may have been asked, and not have answered
             if not isinstance(error, UserError) or error.exit_code is not ExitCode.AUTH:
                 self._try_later(error)
-            elif not by_channel and self._channel_options is not None:
-                self._take_channels()
+            elif not shared and self._transport.shares_connection:
+                self._tell_sharing()
             elif go.is_set():  # else nobody has missed it yet
                 self._stay_with_one()
 
-    def _login_took_a_person(self) -> bool:
-        """True if the session's connection may have waited for somebody; then for good."""
-        last = self.last
-        if last is not None:
-            slow = ssh_unattended.took_a_person(last.login_s, self._least_rtt_s)
-            self._may_ask_agents = self._may_ask_agents and not slow and not last.is_channel
-        return not self._may_ask_agents
-
-    def _take_channels(self) -> None:
-        if not self._own_connection_refused:
-            self._own_connection_refused = True
+    def _tell_sharing(self) -> None:
+        if not self._sharing_told:
+            self._sharing_told = True
             self._console.detail(
                 1, "a second login would ask you: more channels over the one connection instead"
             )
@@ -423,31 +368,31 @@ class Lanes:
     # --- all of them --------------------------------------------------------------------------
 
     def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        """A lane of the tunnel is over, and so is its ssh."""
-        ssh = self._ssh.pop(lane.lane_id, None)
-        if ssh is None:
+        """A lane of the tunnel is over, and so is its channel."""
+        channel = self._channels.pop(lane.lane_id, None)
+        if channel is None:
             return
         if reason != IDLE:  # whatever it was, it may happen to the next one, too
             self._not_before = self._tunnel.loop.time() + RETRY_S
         self._note_gone(lane.lane_id)
         self._tell_gone()
-        why = reason or ssh.last_words() or "the far side closed it"
+        why = reason or channel.last_words() or "the far side closed it"
         self._console.detail(1, f"lane {lane.lane_id} ended: {why}")
-        self._end(ssh)
+        self._end(channel)
 
     async def close(self) -> None:
-        """Open no more, and wait for every ssh to end. Close the tunnel's lanes first."""
+        """Open no more, and wait for every channel to end. Close the tunnel's lanes first."""
         self._most = 1
         for opening in self._opening:
             opening.cancel()
-        for ssh in self._ssh.values():
-            self._end(ssh)
-        self._ssh.clear()
+        for channel in self._channels.values():
+            self._end(channel)
+        self._channels.clear()
         if self._opening | self._ending:
             await asyncio.wait(self._opening | self._ending)
 
     def _take_number(self) -> int:
-        while self._next in self._ssh:
+        while self._next in self._channels:
             self._next = (self._next + 1) % LANE_NUMBERS
         number = self._next
         self._next = (self._next + 1) % LANE_NUMBERS
@@ -465,28 +410,28 @@ class Lanes:
                 self._tunnel.session.tell_lane_gone(number)
             self._gone.clear()
 
-    def _add(self, number: int, ssh: SshLane) -> None:
-        """``ssh`` is up: its lane is the tunnel's. Raises OSError if it is dead already."""
-        self._ssh[number] = ssh
+    def _add(self, number: int, channel: Channel) -> None:
+        """``channel`` is up: its lane is the tunnel's. Raises OSError if it is dead already."""
+        self._channels[number] = channel
         try:
-            lane = self._tunnel.add_lane(number, ssh.read_fd, ssh.write_fd)
+            lane = self._tunnel.add_lane(number, channel.read_fd, channel.write_fd)
         except OSError:
-            del self._ssh[number]
-            self._discard(ssh)
+            del self._channels[number]
+            self._discard(channel)
             raise
         self._gone.discard(number)
         self._tell_gone()
         self._tunnel.session.ping(number)
-        lane.receive(ssh.rest)
+        lane.receive(channel.rest)
 
-    def _discard(self, ssh: SshLane) -> None:
-        """Let go of a connection that the tunnel does not have."""
-        os.close(ssh.read_fd)
-        os.close(ssh.write_fd)
-        self._end(ssh)
+    def _discard(self, channel: Channel) -> None:
+        """Let go of a channel that the tunnel does not have."""
+        os.close(channel.read_fd)
+        os.close(channel.write_fd)
+        self._end(channel)
 
-    def _end(self, ssh: SshLane) -> None:
+    def _end(self, channel: Channel) -> None:
         """See to it that it ends, its pipes being closed."""
-        ending = asyncio.ensure_future(ssh.close(END_DEADLINE_S))
+        ending = asyncio.ensure_future(channel.close(END_DEADLINE_S))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

@@ -26,19 +26,18 @@ Why it looks as it does:
 Prior art: sshuttle and mitogen start the same way; mitogen forks where we count.
 """
 
-from typing import TYPE_CHECKING
-
-from sshunt.errors import ExitCode, UserError
-
-if TYPE_CHECKING:  # they take their time, and the command line is checked before that is had
-    from sshunt.mux.hello import Hello
-    from sshunt.transport.bundle import Bundle
+from sshunt.config.remotes import check_python
+from sshunt.mux.hello import Hello
+from sshunt.transport.bundle import Bundle
 
 #: Exit statuses of stage one. This Python lacks what the agent needs; nothing was read.
 EXIT_LACKS_ZLIB = 94
 
 #: Something failed after the upload was begun to be read. (``agent.stub`` has it, too.)
 EXIT_FAILED = 95
+
+#: The stub's agent died: nobody holds the session any more. (``agent.stub`` has it, too.)
+EXIT_AGENT_DIED = 99
 
 #: Somebody has read the beginning of its stdin.
 EXIT_NO_UPLOAD = 96
@@ -54,9 +53,9 @@ CANDIDATES: tuple[str, ...] = (
     "/usr/libexec/platform-python",
 )
 
-#: With any other status no candidate has read anything: in order; those of the stub (99: its agent
-#: died); Python could not flush at its end (120); ended by HUP, INT, KILL, TERM.
-_FINAL = f"0|{EXIT_FAILED}|{EXIT_NO_UPLOAD}|99|120|129|130|137|143"
+#: With any other status no candidate has read anything: in order; those of the stub; Python could
+#: not flush at its end (120); ended by HUP, INT, KILL, TERM.
+_FINAL = f"0|{EXIT_FAILED}|{EXIT_NO_UPLOAD}|{EXIT_AGENT_DIED}|120|129|130|137|143"
 
 _LENGTH_DIGITS = 6
 
@@ -103,9 +102,6 @@ _SCRIPT = (
     f"exit {EXIT_NO_PYTHON}"
 )
 
-#: What may stand in --python: it is quoted twice, by the login shell and by sh.
-_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=.,:@%/~ ")
-
 
 def remote_command(python: str | None = None) -> str:
     """The command line for a login shell. ``python``: the only interpreter to try (--python).
@@ -120,7 +116,7 @@ def argv(python: str | None = None) -> list[str]:
     return ["/bin/sh", "-c", _script(python)]
 
 
-def upload(bundle: "Bundle", hello: "Hello | None") -> bytes:
+def upload(bundle: Bundle, hello: Hello | None) -> bytes:
     """What to write to the command's stdin, all at once; without a HELLO, that has to follow."""
     head = b"%0*d" % (_LENGTH_DIGITS, len(bundle.data))
     return head + bundle.data + (hello.encode() if hello is not None else b"")
@@ -130,12 +126,7 @@ def _script(python: str | None) -> str:
     if python is None:
         words = tried = " ".join(CANDIDATES)
     else:
-        if not python or not set(python) <= _PLAIN or python.startswith("-"):
-            raise UserError(
-                f"--python: {python!r} is not the name or path of a program",
-                "give a name or path without quotes, such as python3.9 or /opt/bin/python3",
-                ExitCode.USAGE,
-            )
+        check_python(python)
         home, slash, rest = python.partition("~/")
         words = f'"$HOME/{rest}"' if slash and not home else f'"{python}"'
         tried = python

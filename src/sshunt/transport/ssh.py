@@ -1,70 +1,54 @@
-"""A lane through the ssh program.
-
-    begin     start ``ssh HOST 'stage one'``
-    connect   the same, send bundle and HELLO at once, find the agent's HELLO
-    SshLane   ssh's stdin and stdout as two descriptors for the relay, and the process behind them
+"""Channels through the ssh program: ``ssh HOST 'stage one'``, and what only ssh knows.
 
 ssh is the user's: configuration, keys, agent, ProxyJump, prompts (they go to the terminal) all work
 as ever. What we do ask of it stands in ``_OPTIONS``, each with its reason, and behind the arguments
 of -e: ssh takes the first value it sees, so -e has the last word.
 
-Invariants: the descriptors of a lane belong to whoever called ``connect``, the process to the lane,
-until ``close``; a cancelled or failed ``connect`` leaves neither behind; if this process dies, the
-kernel ends ssh (Linux).
+    open            a login, which may prompt; or a channel through the user's own shared connection
+                    (ControlPath); after a loss by the ways that take turns (``ssh_ways``): by that
+                    connection or past it, by the server's name or by the address it had last
+    open_beside     a login of its own that asks nobody (BatchMode, ``ssh_unattended``). Where that
+                    would need a person: a channel over the connection that is there, from then on
+                    (``shares_connection``)
 
-Deadlines: none is right for a person looking for a password, so while nothing has come from the far
-side the limit is long (HELLO_DEADLINE_S). Once the far side prints, authentication is over; and it
-is when ssh has bound its control socket (``ssh_sharing``), by which a login shell that hangs can be
-told from a person who does not answer.
+A further login never asks anybody anything: BatchMode, and where the session's connection may have
+taken a person's time, or a further one has failed once, nothing else that could.
 
-Not here: the process, and which signals it hears (ssh_process), what the sentences of ssh mean
-(ssh_diagnosis), more lanes and reconnects (remote).
+Not here: what ssh is configured to do (ssh_choices), the process and which signals it hears
+(process), the first words (greeting), what the sentences of ssh mean (ssh_diagnosis), when another
+channel is wanted (remote).
 """
 
 import asyncio
-import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sshunt.config.remotes import Remote, find_program
+from sshunt.config.remotes import Remote
 from sshunt.errors import ExitCode, UserError
 from sshunt.host.terminal import TerminalModes
-from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import (
-    ACCEPTED,
-    AGENT,
-    REFUSED_SESSION_GONE,
-    Hello,
-    HelloSearch,
-    common_version,
-)
-from sshunt.transport import ssh_diagnosis
-from sshunt.transport.bootstrap import remote_command, upload
-from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.ssh_process import Pipes, kill, spawn, to_its_end
+from sshunt.model import Endpoint
+from sshunt.mux.hello import Hello
+from sshunt.transport import ssh_known_address, ssh_unattended
+from sshunt.transport.bootstrap import remote_command
+from sshunt.transport.channel import Channel, Say
+from sshunt.transport.endings import cancelled
+from sshunt.transport.greeting import greet
+from sshunt.transport.process import Pipes, Signals, spawn
+from sshunt.transport.ssh_choices import Choices, Sharing
+from sshunt.transport.ssh_program import find_program, no_ssh
 from sshunt.transport.ssh_sharing import ControlSocket
+from sshunt.transport.ssh_ways import NEEDS_A_PERSON, Way, Ways
 
-#: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
-HELLO_DEADLINE_S = 600.0
+#: A shared connection of the user's answers within a round trip, or is dead.
+SHARED_DEADLINE_S = 5.0
 
-#: From the first byte of the far side (a login script's chatter) to its HELLO.
-NOISE_DEADLINE_S = 60.0
-
-#: From the login to the HELLO. The bundle takes 30 s of it on a line of 10 kbit/s.
-LOGGED_IN_DEADLINE_S = 90.0
-
-#: After so long without a word from a far side that one is logged in to, it is said.
-SILENCE_S = 6.0
-
-#: How often is looked whether ssh has logged in.
-LOGIN_LOOK_S = 0.5
-
-#: From ``close`` until ssh is killed.
-CLOSE_DEADLINE_S = 2.0
+#: ssh itself gives up after this what does not answer at all, when the connection was lost: what
+#: comes then is probed (``remote.keeper``).
+CONNECT_TIMEOUT_S = 8
 
 _OPTIONS = (
     "-T",  # no terminal: the lane is binary
@@ -82,22 +66,9 @@ _OPTIONS = (
     *("-o", "ControlMaster=no"),
 )
 
-
-class LaneRefusedError(UserError):
-    """The far side answered, and refused the lane; ``status`` and ``host`` are its HELLO's."""
-
-    def __init__(self, hello: Hello) -> None:
-        gone = hello.status == REFUSED_SESSION_GONE
-        super().__init__(
-            f"the far side refused: {hello.sentence or f'status {hello.status}'}",
-            "start again" if gone else "use the same version of sshunt at both ends",
-            ExitCode.LOST if gone else ExitCode.REMOTE,
-        )
-        self.status = hello.status
-        self.host = hello.host
-
-
-# --- the command line -----------------------------------------------------------------------------
+_QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
+#: Past every shared connection. (The last -S counts, and more than ControlPath: whatever -e says.)
+OWN_CONNECTION = ("-S", "none")
 
 
 def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[str]:
@@ -116,21 +87,8 @@ def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[s
     ]
 
 
-# --- the lane -------------------------------------------------------------------------------------
-
-
-def _echo(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-class SshLane:
-    """A lane that is up. ``rest`` came in behind the HELLO; what follows it comes by ``read_fd``.
-
-    Both descriptors are non-blocking, and the caller's: closing them tells ssh to end, ``close``
-    makes sure. ``ended`` is done when ssh is, with its exit status (negative: a signal).
-    """
-
-    hello: Hello  # the far side's
+class SshChannel(Channel):
+    """A channel through ssh."""
 
     def __init__(
         self,
@@ -139,85 +97,245 @@ class SshLane:
         control: ControlSocket | None,
         modes: TerminalModes | None,
         *,
-        is_channel: bool = False,
+        is_through_theirs: bool,
     ) -> None:
-        self.process = process
-        self.pid = process.pid
-        self.read_fd = pipes.read_fd
-        self.write_fd = pipes.write_fd
-        self.stderr = pipes.stderr
-        self.rest = b""
-        self.control = control
+        super().__init__("ssh", process, pipes)
+        self.control = control  # further channels over this connection, if that is possible
+        self.is_through_theirs = is_through_theirs  # the user's own connection: there was no login
+        self.login_s = 0.0  # from the start of ssh to the far side's HELLO, once that has come
         self._modes = modes
-        self.is_channel = is_channel  # through the user's own connection: there was no login
-        self._began_at = time.monotonic()
-        self.login_s = 0.0  # from its start to the far side's HELLO, once that has come
-        self.ended: asyncio.Future[int] = asyncio.ensure_future(process.wait())
+        self._started_at = time.monotonic()
 
     @property
     def is_logged_in(self) -> bool:
         """True if ssh has logged in, as far as that can be known before there is a HELLO."""
-        return self.is_channel or (self.control is not None and self.control.is_bound)
+        return self.is_through_theirs or (self.control is not None and self.control.is_bound)
+
+    def has_reached(self) -> bool:
+        """True if ssh, or a program that it has started, has reached somebody by TCP."""
+        from sshunt.transport.peers import has_connection  # takes its time to load
+
+        return has_connection(self.pid)
+
+    def peers(self) -> tuple[Endpoint, ...]:
+        """Whom ssh, and what it has started, is connected to."""
+        from sshunt.transport.peers import ssh_peers
+
+        return ssh_peers(self.pid)
+
+    def own_peer(self) -> Endpoint | None:
+        """Whom ssh itself is connected to, if that is one."""
+        from sshunt.transport.peers import own_peer
+
+        return own_peer(self.pid)
 
     def greeted(self, hello: Hello, rest: bytes) -> None:
         """The far side has answered."""
-        self.hello, self.rest = hello, rest
-        self.login_s = time.monotonic() - self._began_at
-
-    def last_words(self) -> str:
-        """The last line that ssh printed, or what its exit status says; empty if neither does."""
-        if self.stderr.lines:
-            return self.stderr.lines[-1]
-        status = self.ended.result() if self.ended.done() else 0
-        if status < 0:
-            return f"ssh was killed by signal {-status}"
-        return f"ssh ended with status {status}" if status else ""
-
-    async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
-        """Wait for ssh to end, at most ``deadline_s``, then end it. Close the pipes first.
-
-        A cancellation shortens the wait; ssh is ended all the same.
-        """
-        try:
-            await asyncio.wait([self.ended], timeout=deadline_s)
-        finally:
-            await to_its_end(self._end())
+        super().greeted(hello, rest)
+        self.login_s = time.monotonic() - self._started_at
 
     async def _end(self) -> None:
-        if not self.ended.done():
-            await kill(self.process, self.ended)
+        await super()._end()
         if self._modes is not None:
             self._modes.restore()
             self._modes = None
-        self.stderr.close()
         if self.control is not None:
             self.control.close()
 
 
-async def begin(
+class SshTransport:
+    """Channels to one ssh server: see ``channel.Transport``."""
+
+    def __init__(self, remote: Remote, choices: Choices) -> None:
+        self._remote = remote
+        self._choices = choices
+        self._ways = Ways(is_shared=choices.sharing is Sharing.THEIRS)
+        self._started: SshChannel | None = None  # ahead of ``open``
+        self._session: SshChannel | None = None  # the one that ``open`` has opened last
+        self._address: Endpoint | None = None  # that the server's name had last
+        self._second_login_refused = False
+        self._may_ask_agents = True  # as the session's connection did, for nobody noticed
+
+    # --- the session's channel ----------------------------------------------------------------
+
+    async def start(self, *, on_line: Say) -> None:
+        """See ``channel.Transport``."""
+        self._started = await self._start((), on_line)
+
+    async def open(
+        self,
+        hello: Hello,
+        *,
+        on_line: Say,
+        on_silence: Say,
+        deadline_s: float,
+        resumes: bool = False,
+        on_started: Callable[[Channel], None] | None = None,
+    ) -> Channel:
+        """See ``channel.Transport``."""
+        way = self._ways.next if resumes else None
+        channel, self._started = self._started, None
+        if channel is None:
+            channel = await self._start(self._options(way, on_line), on_line)
+        if on_started is not None:
+            on_started(channel)
+        greeting = self._greet(channel, hello, deadline_s, on_silence)
+        if way is not None and way.shares:
+            greeting = _while_it_answers(channel, greeting)
+        await greeting
+        if channel.control is not None:
+            channel.control.hold()
+        if self._choices.is_direct:
+            self._address = channel.own_peer() or self._address
+        self._session = channel
+        self._second_login_refused = False
+        return channel
+
+    def connection_lost(self, *, may_yet_answer: bool) -> None:
+        """See ``channel.Transport``."""
+        self._ways.begin(is_silent=may_yet_answer)
+
+    def attempt_failed(self, error: UserError) -> bool:
+        """See ``channel.Transport``."""
+        self._ways.on_failure(error.exit_code, has_address=self._address is not None)
+        if error.exit_code not in NEEDS_A_PERSON or self._ways.is_another_untried:
+            return False
+        self._ways.begin_anew()
+        return True
+
+    async def abandon_started(self) -> None:
+        """See ``channel.Transport``."""
+        channel, self._started = self._started, None
+        if channel is not None:
+            await channel.abandon()
+
+    def _options(self, way: Way | None, on_line: Say) -> tuple[str, ...]:
+        """What ssh is given for the session's channel."""
+        if way is None:
+            return ()
+        options = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
+        if way.by_address and self._address is not None:
+            address, port = self._address
+            on_line(f"trying the address that the server had last, {address}")
+            return *options, *ssh_known_address.options(address, port, deadline_s=CONNECT_TIMEOUT_S)
+        if self._choices.sharing is Sharing.THEIRS and not way.shares:
+            return *options, *OWN_CONNECTION
+        return options
+
+    async def _start(self, options: Sequence[str], on_line: Say) -> SshChannel:
+        choices = self._choices
+        through_theirs = "-S" not in options and _is_master(
+            choices.control_path
+        )  # -S none: past it
+        return await _start_ssh(
+            self._remote,
+            [*choices.cipher, *choices.session, *options],
+            on_line,
+            control=_control_socket() if choices.sharing is Sharing.OURS else None,
+            asks_nobody=through_theirs,
+            is_through_theirs=through_theirs,
+        )
+
+    async def _greet(
+        self, channel: SshChannel, hello: Hello, deadline_s: float, on_silence: Say
+    ) -> None:
+        try:
+            await greet(channel, hello, deadline_s=deadline_s, on_silence=on_silence)
+        except UserError as error:
+            if error.exit_code is ExitCode.AUTH and ":" in (self._remote.user or ""):
+                error.hint = (
+                    f"-r takes no password, all before the @ is the user name; {error.hint}"
+                )
+            raise
+
+    # --- further ones -------------------------------------------------------------------------
+
+    @property
+    def shares_connection(self) -> bool:
+        """See ``channel.Transport``."""
+        return self._second_login_refused
+
+    async def open_beside(
+        self,
+        hello: Hello,
+        *,
+        ready: asyncio.Event,
+        on_line: Say,
+        deadline_s: float,
+        path_rtt_s: float,
+    ) -> Channel:
+        """See ``channel.Transport``."""
+        shares = self.shares_connection
+        asks_agents = self._asks_agents(path_rtt_s)
+        try:
+            channel = await _start_ssh(
+                self._remote,
+                [*_QUIET, *self._choices.session, *self._options_beside(asks_agents=asks_agents)],
+                on_line,
+                env=None if asks_agents else ssh_unattended.environment(),
+                asks_nobody=True,
+            )
+            await greet(channel, hello, ready=ready, deadline_s=deadline_s, on_silence=on_line)
+        except UserError as error:
+            self._may_ask_agents = False  # somebody may have been asked, and not have answered
+            if (
+                error.exit_code is ExitCode.AUTH
+                and not shares
+                and self.sharing_options() is not None
+            ):
+                self._second_login_refused = True
+            raise
+        return channel
+
+    def _options_beside(self, *, asks_agents: bool) -> Sequence[str]:
+        if self.shares_connection:
+            return self.sharing_options() or ()
+        options = (*OWN_CONNECTION, *self._choices.cipher)
+        return options if asks_agents else (*options, *self._choices.unattended)
+
+    def sharing_options(self) -> Sequence[str] | None:
+        """What opens a channel over the session's connection; None if that is impossible."""
+        if self._choices.sharing is Sharing.THEIRS:
+            return ()
+        control = self._session.control if self._session is not None else None
+        return control.channel_options if control is not None else None
+
+    def _asks_agents(self, path_rtt_s: float) -> bool:
+        """False, for good, once the login of a session's channel may have waited for somebody."""
+        session = self._session
+        if session is not None:
+            slow = ssh_unattended.took_a_person(session.login_s, path_rtt_s)
+            self._may_ask_agents &= not slow and not session.is_through_theirs
+        return self._may_ask_agents
+
+
+async def _start_ssh(
     remote: Remote,
+    options: Sequence[str],
+    on_line: Say,
     *,
-    ssh_options: Sequence[str] = (),
-    on_stderr: Callable[[str], None] = _echo,
-    share: bool = False,
-    asks_nobody: bool = False,
-    control_path: str = "",
+    control: ControlSocket | None = None,
     env: Mapping[str, str] | None = None,
-) -> SshLane:
-    """Start ssh, which logs in by itself: see ``connect``, which goes on from there. UserError."""
-    is_channel = "-S" not in ssh_options and _is_master(control_path)  # -S none: past it
-    asks_nobody = asks_nobody or is_channel
-    control = _control_socket() if share else None
-    options = [*ssh_options, *control.options] if control is not None else ssh_options
+    asks_nobody: bool,
+    is_through_theirs: bool = False,
+) -> SshChannel:
+    """Start ssh with ``options``, and those that let others share its connection by ``control``,
+    which is the channel's. ``asks_nobody``: the options see to that. Raises UserError.
+    """
     try:
-        argv = ssh_argv(remote, options, remote_command(remote.python))
+        shared = control.options if control is not None else ()
+        argv = ssh_argv(remote, [*options, *shared], remote_command(remote.python))
         modes = None if asks_nobody else TerminalModes()
-        process, pipes = await spawn(argv, on_stderr, env, asks_nobody=asks_nobody)
+        signals = Signals.BLOCKED if asks_nobody else Signals.IGNORED
+        try:
+            process, pipes = await spawn(argv, on_line, env, signals=signals)
+        except OSError as error:
+            raise no_ssh(argv[0], error.strerror or str(error))
     except BaseException:
         if control is not None:
             control.close()
         raise
-    return SshLane(process, pipes, control, modes, is_channel=is_channel)
+    return SshChannel(process, pipes, control, modes, is_through_theirs=is_through_theirs)
 
 
 def _control_socket() -> ControlSocket | None:
@@ -226,74 +344,6 @@ def _control_socket() -> ControlSocket | None:
         with suppress(OSError):
             return ControlSocket()
     return None
-
-
-async def connect(
-    remote: Remote,
-    hello: Hello,
-    *,
-    ssh_options: Sequence[str] = (),
-    on_stderr: Callable[[str], None] = _echo,
-    on_silence: Callable[[str], None] = _echo,
-    deadline_s: float = HELLO_DEADLINE_S,
-    share: bool = False,
-    asks_nobody: bool = False,
-    control_path: str = "",
-    env: Mapping[str, str] | None = None,
-    on_started: Callable[[int], None] | None = None,
-    go: asyncio.Event | None = None,
-    begun: "SshLane | None" = None,
-) -> SshLane:
-    """Start ssh, bring the agent there, and wait until it has answered ``hello``.
-
-    ``on_stderr`` gets each line of ssh's stderr as it comes, except those that a failure's message
-    will say; ``on_silence`` gets one when ssh has logged in and nothing follows. ``share``: others
-    may open channels through this connection later (the lane's ``control``). ``asks_nobody``: the
-    options see to that. ``control_path``: the user's own shared connection; if it is there, ssh
-    will only open a channel through it. ``env``: ssh's, instead of ours. ``on_started`` gets the
-    pid of ssh. The HELLO is not sent before ``go`` is set: until then the far side only has a
-    program that waits. ``begun`` is a lane that ``begin`` has begun with these options; it belongs
-    to this call from now on. Raises UserError (LaneRefusedError if it was the agent that said no).
-    """
-    lane = begun
-    if lane is None:
-        lane = await begin(
-            remote,
-            ssh_options=ssh_options,
-            on_stderr=on_stderr,
-            share=share,
-            asks_nobody=asks_nobody,
-            control_path=control_path,
-            env=env,
-        )
-    if on_started is not None:
-        on_started(lane.pid)
-    up = False
-    try:
-        if go is None or go.is_set():
-            await _write_all(lane.write_fd, upload(agent_bundle(), hello))
-        else:
-            await _write_all(lane.write_fd, upload(agent_bundle(), None))
-            await _until(go, lane)
-            await _write_all(lane.write_fd, hello.encode())
-        try:
-            await _greet(lane, hello, deadline_s, on_silence)
-        except UserError as error:
-            if error.exit_code is ExitCode.AUTH and ":" in (remote.user or ""):
-                error.hint = (
-                    f"-r takes no password, all before the @ is the user name; {error.hint}"
-                )
-            raise
-        if lane.control is not None:
-            lane.control.hold()
-        up = True
-    finally:
-        if not up:
-            os.close(lane.read_fd)
-            os.close(lane.write_fd)
-            await lane.close(0.0)
-    lane.stderr.show_withheld()
-    return lane
 
 
 def _is_master(control_path: str) -> bool:
@@ -307,135 +357,18 @@ def _is_master(control_path: str) -> bool:
     return False
 
 
-# --- the greeting ---------------------------------------------------------------------------------
-
-
-async def _until(go: asyncio.Event, lane: SshLane) -> None:
-    """Return when ``go`` is set, or ssh has ended."""
-    going = asyncio.ensure_future(go.wait())
-    either: list[asyncio.Future[Any]] = [going, lane.ended]
+async def _while_it_answers(channel: Channel, greeting: Coroutine[Any, Any, None]) -> None:
+    """Await ``greeting``, unless after a while nobody at all has been reached. Raises UserError."""
+    task = asyncio.ensure_future(greeting)
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        going.cancel()
-
-
-async def _greet(
-    lane: SshLane, ours: Hello, deadline_s: float, on_silence: Callable[[str], None]
-) -> None:
-    """Find the far side's HELLO; ``lane`` then has it, and the bytes behind it. UserError."""
-    search = HelloSearch()
-    listening = asyncio.ensure_future(_listen(lane, search, deadline_s, on_silence))
-    either: list[asyncio.Future[Any]] = [listening, lane.ended]
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not listening.done():  # ssh is gone; what it wrote is in the pipe
-            await asyncio.wait([listening], timeout=0.2)
-    finally:
-        while not listening.done():  # wait_for may swallow a cancellation
-            listening.cancel()
-            await asyncio.wait([listening], timeout=0.1)
-    if listening.cancelled() or not listening.result():
-        await asyncio.wait([lane.ended], timeout=CLOSE_DEADLINE_S)
-        lane.stderr.drain()
-        status = lane.ended.result() if lane.ended.done() else 255
-        raise ssh_diagnosis.diagnose(status, lane.stderr.lines, search.unmatched)
-    theirs = lane.hello
-    if theirs.role != AGENT or theirs.token != ours.token:
-        raise UserError(
-            "what answered on the far side is not the agent of this session",
-            "a login script there may echo its input; it must leave standard output alone",
-            ExitCode.REMOTE,
-        )
-    if theirs.status != ACCEPTED or common_version(ours, theirs) is None:
-        raise LaneRefusedError(theirs)
-
-
-async def _listen(
-    lane: SshLane, search: HelloSearch, deadline_s: float, on_silence: Callable[[str], None]
-) -> bool:
-    """True when the HELLO has come, False at the end of the stream. Raises UserError."""
-    loop = asyncio.get_running_loop()
-    waited_s = deadline_s
-    deadline = loop.time() + deadline_s
-    login = _LoginWatch(lane, on_silence)
-    while True:
-        left_s = deadline - loop.time()
-        try:
-            data = await asyncio.wait_for(
-                _read_some(lane.read_fd), min(left_s, LOGIN_LOOK_S) if login.is_of_use else left_s
+        await asyncio.wait([task], timeout=SHARED_DEADLINE_S)
+        if not task.done() and not channel.has_reached():
+            raise UserError(
+                "the shared ssh connection (ControlPath) does not answer",
+                "end it: ssh -O exit HOST",
+                ExitCode.CONNECT,
             )
-        except asyncio.TimeoutError:
-            if login.look(loop.time()) and deadline - loop.time() > LOGGED_IN_DEADLINE_S:
-                deadline = loop.time() + LOGGED_IN_DEADLINE_S
-            if loop.time() < deadline:
-                continue
-            if login.at is not None and not search.unmatched:
-                raise ssh_diagnosis.silence_after_login(loop.time() - login.at)
-            raise ssh_diagnosis.silence(waited_s, search.unmatched)
-        if not data:
-            return False
-        if not search.unmatched and deadline - loop.time() > NOISE_DEADLINE_S:
-            waited_s = NOISE_DEADLINE_S
-            deadline = loop.time() + NOISE_DEADLINE_S
-        login.is_of_use = False
-        try:
-            found = search.feed(data)
-        except RemoteProtocolError:
-            raise ssh_diagnosis.endless_noise(search.unmatched)
-        if found is not None:
-            lane.greeted(found, search.rest)
-            return True
-
-
-class _LoginWatch:
-    """Notices that ssh has logged in, and says so when nothing follows."""
-
-    def __init__(self, lane: SshLane, on_silence: Callable[[str], None]) -> None:
-        self.at: float | None = None  # when the login was noticed
-        self.is_of_use = True  # False once the far side has said something
-        self._lane = lane
-        self._say: Callable[[str], None] | None = on_silence
-
-    def look(self, now: float) -> bool:
-        """True if this is the first look that finds ssh logged in."""
-        if not self.is_of_use:
-            return False
-        if self.at is None:
-            self.at = now if self._lane.is_logged_in else None
-            return self.at is not None
-        if self._say is not None and now - self.at >= SILENCE_S:
-            self._say(ssh_diagnosis.NO_WORD_AFTER_LOGIN)
-            self._say = None
-        return False
-
-
-async def _read_some(fd: int) -> bytes:
-    """What is there, as soon as something is; b"" at the end."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return os.read(fd, 65536)
-        except BlockingIOError:
-            await _ready(loop.add_reader, loop.remove_reader, fd)
-
-
-async def _write_all(fd: int, data: bytes) -> None:
-    """Write ``data``; if nobody reads any more, that is for the reading side to find out."""
-    loop = asyncio.get_running_loop()
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            await _ready(loop.add_writer, loop.remove_writer, fd)
-        except BrokenPipeError:
-            return
-
-
-async def _ready(add: Callable[..., None], remove: Callable[[int], bool], fd: int) -> None:
-    ready = asyncio.Event()
-    add(fd, ready.set)
-    try:
-        await ready.wait()
+        await asyncio.wait([task])
     finally:
-        remove(fd)
+        await cancelled(task)
+    task.result()

@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sshunt.config.remotes import Remote, find_program
+from sshunt.config.remotes import Remote
 from sshunt.errors import UserError
 from sshunt.transport import ssh_unattended
+from sshunt.transport.ssh_program import find_program
 
 #: How long ``ssh -G`` may take.
 ASK_DEADLINE_S = 2.0

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 
-from sshunt.config.remotes import Remote
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
@@ -13,7 +12,7 @@ from sshunt.remote.holding import WaitingRoom
 from sshunt.remote.keeper import Keeper
 from sshunt.remote.pool import Lanes
 from sshunt.tell.console import Console
-from sshunt.transport.ssh_choices import Choices, Sharing
+from sshunt.transport.local import LocalTransport
 
 SOMEWHERE = Destination(TCP, "192.0.2.1", 80)
 
@@ -22,9 +21,9 @@ def test_who_waits_is_counted_with_the_connections_that_were_open_before() -> No
     async def look() -> str:
         tunnel = Tunnel(asyncio.get_running_loop(), Session(CLIENT), outlives_lanes=True)
         room = WaitingRoom(tunnel)
-        choices = Choices(cipher=[], sharing=Sharing.NONE)
-        lanes = Lanes(tunnel, Remote("gate"), Console(), choices, most=1, grace_s=60)
-        keeper = Keeper(tunnel, lanes, room, Console(), "gate", grace_s=60, max_retries=None)
+        far = LocalTransport()
+        lanes = Lanes(tunnel, far, "gate", Console(), most=1, grace_s=60)
+        keeper = Keeper(tunnel, far, lanes, room, Console(), "gate", grace_s=60, max_retries=None)
         pairs = [socket.socketpair() for _ in range(3)]
         for _, ours in pairs:
             ours.setblocking(False)

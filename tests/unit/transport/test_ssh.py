@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from sshunt.config.remotes import Remote
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import is_alive
 from sshunt.mux.hello import CLIENT, make_hello
-from sshunt.transport.ssh import connect, ssh_argv
-from sshunt.transport.ssh_stderr import SPEAKER, STDERR_LINE_CHARACTERS
+from sshunt.transport.ssh import SshTransport, ssh_argv
+from sshunt.transport.ssh_choices import NOTHING
+from sshunt.transport.stderr import SPEAKER, STDERR_LINE_CHARACTERS
 from tests.agent.far_side import eventually
 
 
@@ -53,6 +55,14 @@ def test_an_ssh_that_is_not_there_is_said_so() -> None:
 # --- connecting, with programs that stand in ssh's place --------------------------------------
 
 
+async def connect(
+    remote: Remote, on_line: Callable[[str], None] = print, deadline_s: float = 20.0
+) -> None:
+    hello = make_hello(CLIENT, bytes(32))
+    transport = SshTransport(remote, NOTHING)
+    await transport.open(hello, on_line=on_line, on_silence=print, deadline_s=deadline_s)
+
+
 def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
     """How ``connect`` fails, and what it showed on the way."""
     shown: list[str] = []
@@ -60,9 +70,7 @@ def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
     async def run() -> UserError:
         remote = Remote("gate", ssh_command=(path,))
         with pytest.raises(UserError) as raised:
-            await connect(
-                remote, make_hello(CLIENT, bytes(32)), on_stderr=shown.append, deadline_s=deadline_s
-            )
+            await connect(remote, on_line=shown.append, deadline_s=deadline_s)
         return raised.value
 
     return asyncio.run(run()), shown
@@ -116,7 +124,7 @@ def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
 
     async def run() -> None:
         remote = Remote("gate", ssh_command=(path,))
-        starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+        starting = asyncio.ensure_future(connect(remote))
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
         starting.cancel()
@@ -133,7 +141,7 @@ def test_a_start_that_is_cancelled_again_and_again_leaves_no_ssh_behind(tmp_path
 
     async def run() -> None:
         remote = Remote("gate", ssh_command=(path,))
-        starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+        starting = asyncio.ensure_future(connect(remote))
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
         while not starting.done():
@@ -161,7 +169,7 @@ def test_a_start_leaks_no_descriptor_whenever_it_is_cancelled(tmp_path: Path) ->
         await (await asyncio.create_subprocess_exec("true")).wait()  # the loop's own descriptors
         before = len(os.listdir("/proc/self/fd"))
         for turns in range(1, 12):  # from before the pipes are made until ssh runs
-            starting = asyncio.ensure_future(connect(remote, make_hello(CLIENT, bytes(32))))
+            starting = asyncio.ensure_future(connect(remote))
             for _ in range(turns):
                 await asyncio.sleep(0)
             starting.cancel()

@@ -144,7 +144,7 @@ def test_what_a_killed_start_left_is_removed_by_the_next_and_a_living_ones_is_no
     shared_place: Path,
 ) -> None:
     program = (
-        "import os, socket; from sshunt.transport import sharing;"
+        "import os, socket; from sshunt.transport import ssh_sharing;"
         f" ssh_sharing._SHARED_PLACE = {str(shared_place)!r};"
         " control = ssh_sharing.ControlSocket();"
         " socket.socket(socket.AF_UNIX).bind(f'{control._folder}/s');"

@@ -1,4 +1,4 @@
-"""What ssh says while it lives, line by line.
+"""What a channel's program, ssh mostly, says while it lives, line by line.
 
 A person must see it as it comes: banners, warnings about keys, what ProxyCommands have to say. Part
 of it comes from the other side, even before anybody is logged in. So it is made printable (it can't
@@ -41,10 +41,11 @@ LAST_READS = 16
 class StderrLines:
     """Shows lines as they come and keeps the last ones; owns the descriptor until ``close``."""
 
-    def __init__(self, fd: int, show: Callable[[str], None]) -> None:
+    def __init__(self, fd: int, show: Callable[[str], None], speaker: str = SPEAKER) -> None:
         self.lines: deque[str] = deque(maxlen=STDERR_LINES)
         self._fd = fd
         self._show = show
+        self._speaker = speaker
         self._partial = b""
         self._withheld: list[str] | None = []
         self._loop = asyncio.get_running_loop()
@@ -109,7 +110,7 @@ class StderrLines:
             self._show_line(line)
 
     def _show_line(self, line: str) -> None:
-        self._show(line if line.startswith(SPEAKER) else SPEAKER + line)
+        self._show(line if line.startswith(self._speaker) else self._speaker + line)
 
     def _stop(self) -> None:
         if self._fd >= 0:

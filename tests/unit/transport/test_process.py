@@ -1,4 +1,4 @@
-"""The ssh process: what it hears of signals and terminals, and what ends with it."""
+"""A channel's program: what it hears of signals and terminals, and what ends with it."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.lab.hosts import is_alive
-from sshunt.transport.ssh_process import Pipes, kill, spawn
+from sshunt.transport.process import Pipes, Signals, kill, spawn
 from tests.agent.far_side import eventually
 
 ASKED_TO_END = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT}
@@ -28,12 +28,12 @@ def close(pipes: Pipes) -> None:
     pipes.stderr.close()
 
 
-def confess(*, asks_nobody: bool) -> tuple[set[int], set[int], bool]:
+def confess(signals: Signals) -> tuple[set[int], set[int], bool]:
     """The signals that ssh ignores, those that it blocks, and whether it is in our session."""
 
     async def run() -> bytes:
         argv = [sys.executable, "-c", CONFESSION]
-        process, pipes = await spawn(argv, print, None, asks_nobody=asks_nobody)
+        process, pipes = await spawn(argv, print, None, signals=signals)
         await process.wait()
         said = os.read(pipes.read_fd, 1000)
         close(pipes)
@@ -48,30 +48,40 @@ def members(mask: bytes) -> set[int]:
 
 
 def test_what_asks_everybody_to_end_is_not_for_ssh() -> None:
-    ignored, blocked, is_with_us = confess(asks_nobody=False)
+    ignored, blocked, is_with_us = confess(Signals.IGNORED)
     assert ignored >= ASKED_TO_END
     assert not blocked & ASKED_TO_END  # a password prompt must return on Ctrl-C
     assert is_with_us  # or it could not ask at the terminal
 
 
 def test_an_ssh_that_can_ask_nobody_hears_none_of_it_and_has_no_terminal() -> None:
-    ignored, blocked, is_with_us = confess(asks_nobody=True)
+    ignored, blocked, is_with_us = confess(Signals.BLOCKED)
     assert ignored & blocked >= ASKED_TO_END
     assert not is_with_us
 
 
-@pytest.mark.parametrize("asks_nobody", [False, True])
-def test_who_is_killed_takes_along_what_it_has_started(tmp_path: Path, asks_nobody: bool) -> None:
+def test_an_agent_of_this_host_hears_every_signal_and_has_no_terminal() -> None:
+    ours = {number for number in ASKED_TO_END if signal.getsignal(number) is signal.SIG_IGN}
+    ignored, blocked, is_with_us = confess(Signals.UNCHANGED)
+    assert ignored & ASKED_TO_END == ours
+    assert not blocked & ASKED_TO_END
+    assert not is_with_us
+
+
+@pytest.mark.parametrize("signals", list(Signals))
+def test_who_is_killed_takes_along_what_it_has_started(tmp_path: Path, signals: Signals) -> None:
     pid_file = tmp_path / "pid"
 
     async def run() -> None:
         argv = ["/bin/sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait"]
-        process, pipes = await spawn(argv, print, None, asks_nobody=asks_nobody)
+        process, pipes = await spawn(argv, print, None, signals=signals)
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
         ended = asyncio.ensure_future(process.wait())
         await kill(process, ended)
-        assert ended.result() == -signal.SIGKILL
+        assert ended.result() == (
+            -signal.SIGTERM if signals is Signals.UNCHANGED else -signal.SIGKILL
+        )
         close(pipes)
 
     asyncio.run(run())

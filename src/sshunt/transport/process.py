@@ -1,17 +1,20 @@
-"""The ssh process: its pipes, which signals it hears, how it ends.
+"""A channel's program as a process: its pipes, which signals it hears, how it ends.
 
-What asks us to stop asks ssh in the same moment: a terminal's keys and its end, timeout(1), a kill
-of the process group, a service manager. But ssh must live until the goodbye is said. So it starts
-with ``_NOT_FOR_SSH`` ignored, and so do its ProxyCommands. ssh respects that (clientloop.c) except
-where it only opens a channel through another ssh (mux.c), and a prompt still returns on Ctrl-C
-(readpassphrase(3) catches it). Where ssh can't ask anybody anything, in a channel and with
-BatchMode, it gets a session of its own (setsid(2)) and these signals blocked, too.
+It is ssh, mostly. What asks us to stop asks ssh in the same moment: a terminal's keys and its end,
+timeout(1), a kill of the process group, a service manager. But ssh must live until the goodbye is
+said. So it starts with ``_NOT_FOR_SSH`` ignored, and so do its ProxyCommands. ssh respects that
+(clientloop.c) except where it only opens a channel through another ssh (mux.c), and a prompt still
+returns on Ctrl-C (readpassphrase(3) catches it). Where ssh can't ask anybody anything, in a channel
+and with BatchMode, it gets a session of its own (setsid(2)) and these signals blocked, too.
 
 ssh is therefore ended by closing its pipes, or by SIGKILL. Its ProxyCommands end when their pipes
 do; we kill those that don't with it. A prompt that is cut short leaves the terminal without echo,
 which is given back (``host.terminal``).
 
-Not here: what goes through the pipes (ssh), what comes by stderr (ssh_stderr).
+An agent on this very host (``local``) is to live as one behind an sshd does: it gets a session of
+its own, and every signal as it was.
+
+Not here: what goes through the pipes (greeting, relay), what comes by stderr (stderr).
 """
 
 import asyncio
@@ -19,13 +22,13 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
-from sshunt.config.remotes import no_ssh
-from sshunt.transport.ssh_stderr import StderrLines
+from sshunt.transport.stderr import StderrLines
 
 #: The signals that ask a whole process group, a terminal's or a service's processes to end.
 _NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
@@ -35,6 +38,14 @@ _NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 KILL_DEADLINE_S = 0.2
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Signals(Enum):
+    """What a program hears of the signals that ask us to stop."""
+
+    IGNORED = auto()  # unless it catches them: it may ask at our terminal
+    BLOCKED = auto()  # it can ask nobody
+    UNCHANGED = auto()  # in a session of its own, away from our terminal
 
 
 @dataclass(slots=True)
@@ -51,24 +62,21 @@ async def spawn(
     on_stderr: Callable[[str], None],
     env: Mapping[str, str] | None,
     *,
-    asks_nobody: bool,
+    signals: Signals,
 ) -> tuple[asyncio.subprocess.Process, Pipes]:
-    """Start ssh; ``env`` instead of ours. Raises UserError."""
+    """Start the program; ``env`` instead of ours. Raises OSError."""
     with ExitStack() as theirs, ExitStack() as ours:  # what fails or is cancelled closes both
-        try:
-            stdin_fd, write_fd = _pipe(theirs, ours)
-            read_fd, stdout_fd = _pipe(ours, theirs)
-            stderr_read_fd, stderr_fd = _pipe(ours, theirs)
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=stdin_fd,
-                stdout=stdout_fd,
-                stderr=stderr_fd,
-                env=env,
-                preexec_fn=_prepare_child(deaf=asks_nobody),
-            )
-        except OSError as error:
-            raise no_ssh(argv[0], error.strerror or str(error))
+        stdin_fd, write_fd = _pipe(theirs, ours)
+        read_fd, stdout_fd = _pipe(ours, theirs)
+        stderr_read_fd, stderr_fd = _pipe(ours, theirs)
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=stdin_fd,
+            stdout=stdout_fd,
+            stderr=stderr_fd,
+            env=env,
+            preexec_fn=_prepare_child(signals),
+        )
         for fd in (read_fd, write_fd, stderr_read_fd):
             os.set_blocking(fd, False)
         ours.pop_all()
@@ -83,19 +91,18 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return read_fd, write_fd
 
 
-def _prepare_child(*, deaf: bool) -> Callable[[], None]:
-    """What to run between fork and exec. Everything that allocates or imports is done out here.
-
-    ``deaf``: the child has no terminal, and no way to hear what would have it end.
-    """
+def _prepare_child(signals: Signals) -> Callable[[], None]:
+    """What to run between fork and exec. Everything that allocates or imports is done out here."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def prepare() -> None:
-        for number in _NOT_FOR_SSH:
-            signal.signal(number, signal.SIG_IGN)
-        if deaf:
+        if signals is not Signals.UNCHANGED:
+            for number in _NOT_FOR_SSH:
+                signal.signal(number, signal.SIG_IGN)
+        if signals is not Signals.IGNORED:
             os.setsid()
+        if signals is Signals.BLOCKED:
             signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_SSH)
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -105,8 +112,8 @@ def _prepare_child(*, deaf: bool) -> Callable[[], None]:
     return prepare
 
 
-async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[int]") -> None:
-    """End ssh, and what it has started. ``ended`` is done when it has."""
+async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[Any]") -> None:
+    """End the program, and what it has started. ``ended`` is done when it has."""
     import psutil  # rarely needed, and it takes its time
 
     try:
@@ -124,16 +131,3 @@ async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[int]"
             with suppress(psutil.Error):
                 child.kill()  # not if its pid is another process' by now
     await asyncio.wait([ended])
-
-
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await ``work``, which is short; a cancellation, or several, is raised when it is done."""
-    working = asyncio.ensure_future(work)
-    cancelled = False
-    while not working.done():
-        try:
-            await asyncio.shield(working)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError

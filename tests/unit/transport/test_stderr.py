@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
-from sshunt.transport.ssh_stderr import (
+from sshunt.transport.stderr import (
     SHOWN_LINES,
     STDERR_LINE_CHARACTERS,
     STDERR_LINES,

@@ -1,0 +1,37 @@
+"""Waiting for the end of what was begun, whatever is cancelled meanwhile.
+
+cancelled     cancel a task, and again, until it is done
+to_its_end    finish a short piece of work although we are being cancelled
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+#: Between two cancellations of the same task. One may be swallowed: ``wait_for`` of Python 3.11 and
+#: older does that to one that comes together with what it waits for.
+AGAIN_S = 0.1
+
+
+async def cancelled(task: "asyncio.Future[Any]") -> None:
+    """Cancel ``task`` until it is done. What it raises then is of no interest any more; who wants
+    its result asks it afterwards.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=AGAIN_S)
+    if not task.cancelled():
+        task.exception()  # seen: asyncio need not complain of it
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await ``work``, which is short; a cancellation, or several, is raised when it is done."""
+    working = asyncio.ensure_future(work)
+    was_cancelled = False
+    while not working.done():
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            was_cancelled = True
+    if was_cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,58 @@
+"""Waiting for an end whatever is cancelled meanwhile."""
+
+import asyncio
+
+import pytest
+
+from sshunt.transport.endings import cancelled, to_its_end
+
+
+def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    async def stubborn() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(stubborn())
+        await asyncio.sleep(0)
+        await cancelled(task)
+        assert task.cancelled()
+
+    asyncio.run(run())
+
+
+def test_what_a_task_had_to_say_before_it_was_cancelled_is_kept() -> None:
+    async def failing() -> None:
+        raise ValueError("no")
+
+    async def run() -> None:
+        task = asyncio.ensure_future(failing())
+        await asyncio.sleep(0)
+        await cancelled(task)
+        with pytest.raises(ValueError, match="no"):
+            task.result()
+
+    asyncio.run(run())
+
+
+def test_short_work_is_finished_although_we_are_cancelled() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+        done.append("work")
+
+    async def run() -> None:
+        task = asyncio.ensure_future(to_its_end(work()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert done == ["work"]
+
+    asyncio.run(run())
