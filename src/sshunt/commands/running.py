@@ -19,9 +19,9 @@ from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
 from sshunt.front.dns import DnsForwarder
-from sshunt.front.dns_sockets import Door, left_alone, system_resolvers, uncovered
+from sshunt.front.dns_sockets import Door, left_alone, system_resolvers
 from sshunt.front.listener import Listener
-from sshunt.front.redirect import Redirected, begin
+from sshunt.front.redirect import Redirected
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.former_addresses import FormerAddresses
 from sshunt.host.helper import Helper
@@ -30,17 +30,32 @@ from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.events import DatagramReceived
+from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
+from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.remote import telemetry
 from sshunt.remote.holding import WaitingRoom
 from sshunt.remote.keeper import Keeper
 from sshunt.remote.pool import Lanes, new_session
-from sshunt.tell.console import Console, counted
-from sshunt.tell.control import ControlServer
-from sshunt.tell.figures import bit_rate, duration, size
-from sshunt.tell.neighbours import MOST_ENDPOINTS
+from sshunt.tell.console import Console
+from sshunt.tell.control import ControlServer, about, says
+from sshunt.tell.report import (
+    AddressesRetained,
+    FarSideNotTold,
+    PeersBypassed,
+    RemoteClosed,
+    Report,
+    ResolversChanged,
+    ResolversSkipped,
+    RulesRefused,
+    SshPeerSeen,
+    StatisticsRefused,
+    StreamOpened,
+    StreamReset,
+)
+from sshunt.tell.status import Snapshot, StatusLine
 from sshunt.transport.channel import Transport
 from sshunt.transport.endings import cancelled
 from sshunt.transport.peers import behind, is_made_by_a_child
@@ -83,14 +98,20 @@ class Up:
     """The running session: its tunnel, its lanes, and everything whose end ends it."""
 
     def __init__(
-        self, options: Options, console: Console, helper: Helper, transport: Transport, name: str
+        self,
+        options: Options,
+        console: Console,
+        report: Report,
+        helper: Helper,
+        transport: Transport,
+        name: str,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name  # of the server, as lines for people call it
-        self._targets = ""
         self._up_at = loop.time()
         self._options = options
         self._console = console
+        self._report = report
         self._helper = helper
         self.listeners: list[Listener] = []
         self.arrivals = Arrivals()
@@ -110,7 +131,7 @@ class Up:
         self.tunnel.on_lane_ended = self._on_lane_ended
         self.tunnel.on_goodbye = self._on_goodbye
         self.tunnel.on_forgotten = self._on_forgotten
-        if console.verbosity:
+        if report.hears_streams:
             self.tunnel.on_reset = self._on_reset
         self.tunnel.on_datagram = self._on_datagram
         self.lanes = Lanes(
@@ -144,21 +165,13 @@ class Up:
 
     def let_in(self, socks: Iterable[socket.socket], doors: Iterable[Door]) -> None:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
-        tunnel, console = self.tunnel, self._console
+        loop, report = self.tunnel.loop, self._report
         for sock in socks:
-            redirected = Redirected(
-                sock,
-                tunnel,
-                console,
-                self.waiting,
-                lambda: self.is_down,
-                self.arrivals,
-                self._is_ours,
-            )
-            listener = Listener(sock, tunnel.loop, console, redirected.take, redirected.why_not)
+            redirected = Redirected(sock, self._carry, report, self.arrivals, self._is_ours)
+            listener = Listener(sock, loop, report, redirected.take, self._why_not)
             self.listeners.append(listener)
             listener.start()
-        self.names = DnsForwarder(tunnel, console, doors, lambda: self.is_down)
+        self.names = DnsForwarder(self.tunnel, report, doors, lambda: self.is_down)
         self.names.resolvers = system_resolvers()
         self.names.start()
 
@@ -166,6 +179,33 @@ class Up:
     def is_down(self) -> bool:
         """True while the connection is lost."""
         return self._keeper.is_down
+
+    def use(self, plan: Plan) -> None:
+        """This is what is to be captured from now on."""
+        self.plan = plan
+        self._report.say(PeersBypassed(self.name, plan.bypass))
+
+    def _why_not(self) -> str:
+        """Why no more connections can be taken just now; "": they can."""
+        if self.is_down or self.tunnel.session.can_open:
+            return ""
+        return "as many connections are open as the far side allows"
+
+    def _carry(self, sock: socket.socket, endpoint: Endpoint) -> None:
+        """``sock``, a program's connection to ``endpoint``, is ours from now on. While the far side
+        is lost, it waits.
+        """
+        destination = Destination(TCP, *endpoint, wants_opened=False)
+        if self.is_down:
+            self.waiting.enter(sock, destination)
+        else:
+            self._open(sock, destination)
+
+    def _open(self, sock: socket.socket, destination: Destination) -> None:
+        stream = self.tunnel.open(destination)
+        if self._report.hears_streams:
+            self._report.say(StreamOpened(self.name, stream.id, destination.host, destination.port))
+        TcpRelay(self.tunnel, stream).start(sock)
 
     def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
         """True for a connection of our own ssh to another address of its server. Only where no
@@ -184,8 +224,8 @@ class Up:
         if not is_made_by_a_child(source_port):
             return False
         if destination not in plan.bypass:
-            self.plan = replace(plan, bypass=(*plan.bypass, destination)[-MAX_BYPASS:])
-            self._console.detail(1, f"ssh goes to {destination[0]} now, which is left alone")
+            self.use(replace(plan, bypass=(*plan.bypass, destination)[-MAX_BYPASS:]))
+            self._report.say(SshPeerSeen(self.name, destination[0]))
             self._apply_bypass()
         return True
 
@@ -197,10 +237,9 @@ class Up:
         beyond, self.unseen_ways = behind(peers)
         return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
 
-    def listen_to_others(self, place: socket.socket | None, targets: str) -> None:
+    def listen_to_others(self, place: socket.socket | None) -> None:
         """From now on: news of the network, and other commands of this user, at ``place``."""
         loop = self.tunnel.loop
-        self._targets = targets
         self._up_at = loop.time()
         self._events = NetworkEvents(loop, self._on_network)
         self._control = ControlServer(loop, place, self._answer)
@@ -214,25 +253,19 @@ class Up:
 
     def _answer(self, verb: str) -> dict[str, object]:
         """What another command of this user asks; raises KeyError."""
-        host = self._options.remote.host
         if verb == "about":
-            state = "connecting again" if self.is_down else "connected"
-            ways = () if self.is_down or self.plan is None else self.plan.bypass
-            says = f"{host}, {self._targets}: {state}"
-            return {"host": host, "says": says, "ways": ways[:MOST_ENDPOINTS]}
+            return about(self._report, self.name)
         if verb != "reconnect":
             raise KeyError(verb)
         self._keeper.check("asked to by sshunt reconnect", asked=True)
         does = "connecting again" if self.is_down else "looking at the connection"
-        return {"says": f"{host}, {self._targets}: {does}"}
+        return {"says": says(self._report, self.name, does)}
 
-    def summary(self, how: str) -> str:
-        """What there is to say at the end, in one line."""
+    def closed(self, signal: str) -> RemoteClosed:
+        """What there is to say at the end; ``signal``: that asked for it, if one did."""
         moved = self._traffic()
-        return (
-            f"{how} after {duration(self.tunnel.loop.time() - self._up_at)} with {self.name}:"
-            f" {size(moved.received)} down, {size(moved.sent)} up"
-        )
+        lasted_s = self.tunnel.loop.time() - self._up_at
+        return RemoteClosed(self.name, signal, lasted_s, moved.received, moved.sent)
 
     async def first_rtt(self) -> float:
         """The first measured round-trip time in seconds, 0 if it takes too long."""
@@ -315,11 +348,7 @@ class Up:
                 answered = True
         if not answered and self.tunnel.outlives_lanes and self.lanes.are_resumable:
             lost = self.is_down or not self.tunnel.lanes
-            self._console.line(
-                f"{'the connection is lost' if lost else 'nothing answers'}, so the far side could"
-                " not be told: it keeps the session for the grace time of"
-                f" {self._options.grace_s} s"
-            )
+            self._report.say(FarSideNotTold(self.name, lost, self._options.grace_s))
         self.tunnel.close()
 
     def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
@@ -353,12 +382,11 @@ class Up:
             self._change_rules(lambda: self._helper.bypass(endpoints[-MAX_BYPASS:]))
 
     def _on_up(self) -> None:
-        self.waiting.let_in(
-            lambda sock, destination: begin(self.tunnel, self._console, sock, destination)
-        )
+        self.waiting.let_in(self._open)
         if self.plan is None:
             return
-        plan = self.plan = replace(self.plan, bypass=self.peers())
+        plan = replace(self.plan, bypass=self.peers())
+        self.use(plan)
         if self._options.fail_open:
             self._change_rules(lambda: self._helper.apply(plan))
             self._keep_addresses()
@@ -377,7 +405,7 @@ class Up:
         needed = self._former.needed(_other_ends([*relayed, *self.waiting.sockets]))
         if needed != self._kept:
             self._kept = needed
-            self._console.detail(1, f"kept of this host's former addresses: {needed or 'none'}")
+            self._report.say(AddressesRetained(needed))
             self._change_rules(lambda: self._helper.keep(needed), optional=True)
 
     def _follow_resolvers(self) -> None:
@@ -389,13 +417,12 @@ class Up:
         if beyond != self._uncovered:
             self._uncovered = beyond
             if beyond:
-                self._console.line(uncovered(beyond))
+                self._report.say(ResolversSkipped(beyond))
         if found != plan.resolvers:
             if self.names is not None:
                 self.names.resolvers = found
-            self.plan = replace(plan, resolvers=found)
-            others = ", ".join(found) or "none that can be stood in for"
-            self._console.detail(1, f"this host asks other resolvers now: {others}")
+            self.use(replace(plan, resolvers=found))
+            self._report.say(ResolversChanged(found))
             if not (self._options.fail_open and self.is_down):  # else they come with the rules
                 self._change_rules(lambda: self._helper.resolvers(found))
                 self._apply_bypass()
@@ -412,14 +439,15 @@ class Up:
             except UserError as error:
                 if optional:
                     self._kept = ()  # to be tried again when there is news
-                    self._console.detail(1, error.message)
+                    self._report.say(RulesRefused(error.message))
                 elif not self._bug.done() and not self._helper.gone.is_set():  # else watch says so
                     self._bug.set_result(error)
 
         self._changing_rules = asyncio.ensure_future(change())
 
     def _on_reset(self, stream: Stream, code: int) -> None:
-        self._console.detail(1, f"stream {stream.id}: {frames.MEANING_OF_RESET.get(code, 'reset')}")
+        why = frames.MEANING_OF_RESET.get(code, "reset")
+        self._report.say(StreamReset(self.name, stream.id, why))
 
     def _on_forgotten(self) -> None:
         for listener in self.listeners:
@@ -432,7 +460,7 @@ class Up:
             self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
 
     async def _show_status(self) -> None:
-        before = self._traffic()
+        line = StatusLine(self._console, self._snapshot(), STATUS_EVERY_S)
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             if self._events is not None:
@@ -440,21 +468,24 @@ class Up:
             if self._kept:
                 self._keep_addresses()
             self._follow_resolvers()
-            if not self._console.is_terminal:
-                continue
-            if self.is_down:
-                self._console.status(self._keeper.status())
-                continue
-            after = self._traffic()
-            down = (after.received - before.received) * 8 / STATUS_EVERY_S
-            up = (after.sent - before.sent) * 8 / STATUS_EVERY_S
-            count = len(self.tunnel.session.streams)
-            rtt_ms = self.tunnel.session.rtt_s * 1000
-            self._console.status(
-                f"{counted(count, 'connection')}, "
-                f"down {bit_rate(down)}, up {bit_rate(up)}, RTT {rtt_ms:.1f} ms"
-            )
-            before = after
+            if self._console.is_terminal:
+                line.show(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        moved, now = self._traffic(), self.tunnel.loop.time()
+        rtt_s = self.tunnel.session.rtt_s
+        lost_at, next_at = self._keeper.down_since, self._keeper.next_attempt_at
+        if lost_at is None:
+            connections = len(self.tunnel.session.streams)
+            return Snapshot(connections, moved.received, moved.sent, rtt_s)
+        return Snapshot(
+            len(self.tunnel.relays) + len(self.waiting),
+            moved.received,
+            moved.sent,
+            rtt_s,
+            lost_for_s=now - lost_at,
+            next_attempt_s=None if next_at is None else max(next_at - now, 0.0),
+        )
 
     async def _watch_pacers(self) -> None:
         """Now and then, while there is traffic: what the pacers of both ends believe."""
@@ -484,7 +515,7 @@ class Up:
         try:
             beliefs = telemetry.parse_beliefs_untrusted(event.data)
         except RemoteProtocolError as error:
-            self._console.detail(1, f"the agent's answer is of no use: {error}")
+            self._report.say(StatisticsRefused(self.name, str(error)))
             return
         self._on_beliefs("down", beliefs)
 

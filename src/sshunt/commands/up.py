@@ -31,8 +31,8 @@ from sshunt.capture import links, nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
-from sshunt.front.arrival import Fate, Prober, check, destination_to_try
-from sshunt.front.dns_sockets import Door, left_alone, open_door, system_resolvers, uncovered
+from sshunt.front.arrival import Prober, lost
+from sshunt.front.dns_sockets import Door, left_alone, open_door, system_resolvers
 from sshunt.front.listener import CannotListen, bind
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.host.elevate import Starter, helper_command
@@ -42,9 +42,31 @@ from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.route.routes import resolve
-from sshunt.tell import session_name
+from sshunt.tell import notify, session_name
 from sshunt.tell.console import Console
-from sshunt.tell.notify import notify
+from sshunt.tell.printer import Printer
+from sshunt.tell.report import (
+    FIRST_LOGIN,
+    AgentStarted,
+    CapturedLost,
+    ForwardedBarred,
+    ForwardedCaptured,
+    ForwardedSkipped,
+    HelperStarted,
+    Ipv6ResolversSkipped,
+    Ipv6Skipped,
+    OwnAddressSkipped,
+    RemoteConnected,
+    Report,
+    ResolversSkipped,
+    RulesApplied,
+    SessionNamed,
+    ShutdownStarted,
+    SshSaid,
+    StartStopped,
+    UnseenWayFound,
+)
+from sshunt.tell.sentences import ROUTES_SHOWN, route_text, uncovered
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.ssh import SshTransport
 from sshunt.transport.ssh_choices import NOTHING, Choices, Choosing
@@ -54,9 +76,6 @@ if TYPE_CHECKING:
 
 #: See agent.server: our objects come by the thousand and none of them is garbage.
 GC_THRESHOLD = 100_000
-
-#: Routes named in the line that says we are connected; the rest are counted.
-ROUTES_SHOWN = 4
 
 _DRY_RUN_HEAD = """\
 # What root would run, through sudo or doas:
@@ -85,12 +104,14 @@ def run(
 
 def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
-    routes = asyncio.run(_routes(options, console))
-    listeners, routes = _bind(options, routes, console)
-    doors = _open_doors(options, console)
+    report = Report(_raise)
+    Printer(console, report)
+    routes = asyncio.run(_routes(options, report))
+    listeners, routes = _bind(options, routes, report)
+    doors = _open_doors(options, report)
     try:
         plan = _plan(secrets.token_hex(4), listeners, routes, (), doors)
-        rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, console))
+        rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, report))
     finally:
         for sock in (*listeners, *(sock for door in doors for sock in door)):
             sock.close()
@@ -105,29 +126,42 @@ async def _run(
     prober: Prober,
 ) -> int:
     loop = asyncio.get_running_loop()
+    report = Report(lambda error: loop.call_exception_handler(_bug_of_a_hearer(error)))
+    Printer(console, report)
+    report.subscribe(notify.hear)
     stop: asyncio.Future[str] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or `&` in a script
             loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
-        starting = asyncio.ensure_future(_start(options, console, undo, choosing, starter, prober))
+        starting = asyncio.ensure_future(
+            _start(options, console, report, undo, choosing, starter, prober)
+        )
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             with suppress(asyncio.CancelledError, UserError):
                 await starting
-            console.line(f"stopped while starting ({stop.result()})")
+            report.say(StartStopped(stop.result()))
             return ExitCode.SIGNALLED + signal.Signals[stop.result()]
         up = starting.result()
-        how = "ended"
+        by_signal = ""
         try:
             await up.watch(stop)
-            how = f"stopped ({stop.result()})"
+            by_signal = stop.result()
         finally:
             console.status("")
-            console.line(up.summary(how))
+            report.say(up.closed(by_signal))
     return ExitCode.OK
+
+
+def _bug_of_a_hearer(error: Exception) -> dict[str, Any]:
+    return {"message": "something that happened could not be told", "exception": error}
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 # --- start ------------------------------------------------------------------------------------
@@ -136,6 +170,7 @@ async def _run(
 async def _start(
     options: Options,
     console: Console,
+    report: Report,
     undo: AsyncExitStack,
     choosing: Choosing,
     starter: Starter | None,
@@ -144,12 +179,12 @@ async def _start(
     session_id, place = session_name.draw()
     if place is not None:
         undo.callback(place.close)
-    console.detail(1, f"session {session_id}")
-    routes = await _routes(options, console)
+    report.say(SessionNamed(session_id))
+    routes = await _routes(options, report)
     raise_descriptor_limit()
     keep_heap()
-    listeners, routes = _bind(options, routes, console)
-    doors = _open_doors(options, console)
+    listeners, routes = _bind(options, routes, report)
+    doors = _open_doors(options, report)
     for sock in (*listeners, *(sock for door in doors for sock in door)):
         undo.callback(sock.close)
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
@@ -157,8 +192,7 @@ async def _start(
     helper = await start_helper(session=session_id, starter=starter)
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
-    how = "a cgroup" if guarded else "the addresses of its peers"
-    console.detail(1, f"the helper is up; own traffic is told by {how}")
+    report.say(HelperStarted(guarded))
     if doors and not guarded:
         raise UserError(
             "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
@@ -169,8 +203,13 @@ async def _start(
 
     undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(choosing)
+    name = options.remote.host
+
+    def ssh_says(line: str) -> None:
+        report.say(SshSaid(name, FIRST_LOGIN, line))
+
     transport = SshTransport(options.remote, choices)
-    await transport.start(on_line=console.raw)
+    await transport.start(on_line=ssh_says)
     undo.push_async_callback(transport.abandon_started)
     # The rest of the program is loaded while ssh logs in.
     from sshunt.commands.running import Up
@@ -179,28 +218,27 @@ async def _start(
 
     # Where another session of this user's runs, lines must tell them apart.
     others = sessions()
-    name = options.remote.host + (f" [{session_id}]" if others else "")
-    up = Up(options, console, helper, transport, name)
+    name += f" [{session_id}]" if others else ""
+    up = Up(options, console, report, helper, transport, name)
     undo.push_async_callback(up.lanes.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
-    await up.lanes.connect(on_line=console.raw)
+    await up.lanes.connect(on_line=ssh_says)
     size = len(agent_bundle().data)  # connect has made it
-    ours = " ".join(choices.cipher) or "none of ours"
-    console.detail(1, f"the agent is up: a program of {size} bytes; ssh options: {ours}")
+    report.say(AgentStarted(name, size, tuple(choices.cipher)))
     up.let_in(listeners, doors)
 
     await up.check()
     if others:
         with suppress(RuntimeError):  # no thread can be had
             up.ways_of_others = await asyncio.to_thread(ways_of_others)
-    up.plan = _plan(session_id, listeners, routes, up.peers(), doors)
+    plan = _plan(session_id, listeners, routes, up.peers(), doors)
+    up.use(plan)
     if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
-        console.line(_unseen_way_line(options.remote.host, up.unseen_ways[0]))
-    await helper.apply(up.plan)
-    _served(up.plan, console)
-    owner = "kernel" if helper.owner else "helper"
-    console.detail(1, f"the rules are in place; the {owner} removes them")
+        report.say(UnseenWayFound(name, options.remote.host, up.unseen_ways[0]))
+    await helper.apply(plan)
+    _served(plan, report)
+    report.say(RulesApplied(by_kernel=helper.owner))
     undo.push_async_callback(_quietly, helper.undo)
     undo.callback(up.end_local)
     gc.freeze()  # what start-up made stays: the collector need not look at it again
@@ -208,60 +246,38 @@ async def _start(
     gc.enable()
     rtt_s = await up.first_rtt()
     await up.check()
-    targets = _targets_text(options, routes)
-    up.listen_to_others(place, targets)
+    up.listen_to_others(place)
     undo.callback(up.listen_no_more)
-    rtt = f" (RTT {rtt_s * 1000:.1f} ms)" if rtt_s else ""
-    connected = f"connected to {name}{rtt}: {targets}"
-    console.line(connected)
-    notify("READY=1", f"STATUS={connected}")
-    undo.callback(notify, "STOPPING=1")
-    looking = asyncio.ensure_future(_look_at_arrivals(prober, up, helper, console))
+    served = tuple(_remote(routes))
+    report.say(RemoteConnected(name, options.remote.host, rtt_s, served, options.dns))
+    undo.callback(report.say, ShutdownStarted())
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up, helper, report))
     undo.callback(looking.cancel)
     return up
 
 
-async def _look_at_arrivals(prober: Prober, up: "Up", helper: Helper, console: Console) -> None:
+async def _look_at_arrivals(prober: Prober, up: "Up", helper: Helper, report: Report) -> None:
     """Say so if what the rules redirect does not arrive here, or may not."""
     plan = up.plan
     if plan is None:
         return
-    lost = []
-    for family in (4, 6):
-        destination = destination_to_try(plan.routes, family)
-        if plan.listener(family) is None or destination is None:
-            continue
-        fate = await check(prober, up.arrivals, destination)
-        if fate is Fate.LOST:
-            lost.append(f"IPv{family}")
-        elif fate is Fate.NOT_ROUTED:
-            console.detail(1, f"this host has no IPv{family} route to {destination[0]}")
-        else:
-            console.detail(
-                1, f"looked whether what is captured arrives: IPv{family} {fate.name.lower()}"
-            )
+    families = [family for family in (4, 6) if plan.listener(family) is not None]
+    in_vain = await lost(prober, up.arrivals, plan.routes, families, report)
     prober.close()
     forwards = [family for family in (4, 6) if plan.forwards(family)]
-    if not lost and not forwards:
+    if not in_vain and not forwards:
         return
     with suppress(UserError):  # it is gone, and others say so
         chains = await helper.suspects()
-        if lost:
-            console.line(
-                f"connections to the {' and '.join(lost)} targets are captured and do not arrive:"
-                " a firewall of this host stops them, or does not let them be tracked:"
-                f" {'; '.join(chains) or 'nothing in nftables; look at iptables-legacy -S'}"
-            )
-        gates = [chain for chain in chains if "(input: drops" in chain]
+        if in_vain:
+            report.say(CapturedLost(in_vain, tuple(chains)))
+        gates = tuple(chain for chain in chains if "(input: drops" in chain)
         if forwards and gates:
             _, port = plan.listener(forwards[0]) or ("", 0)
-            console.line(
-                f"hosts behind this one get through only if it lets them in to TCP port {port}:"
-                f" {'; '.join(gates)}"
-            )
+            report.say(ForwardedBarred(port, gates))
 
 
-async def _routes(options: Options, console: Console) -> tuple[Route, ...]:
+async def _routes(options: Options, report: Report) -> tuple[Route, ...]:
     loop = asyncio.get_running_loop()
     routes = await resolve(
         options.targets,
@@ -272,17 +288,17 @@ async def _routes(options: Options, console: Console) -> tuple[Route, ...]:
     own = own_routes(routes)
     if own and len(own) == len(_remote(routes)):
         raise UserError(
-            f"{_route_text(own[0])} is this host itself, and what goes there is never captured",
+            f"{route_text(own[0])} is this host itself, and what goes there is never captured",
             "for what listens on the server's own localhost: ssh -L 8080:localhost:80 HOST",
             ExitCode.USAGE,
         )
     for route in own[:ROUTES_SHOWN]:
-        console.line(f"{_route_text(route)} is this host itself: what goes there is never captured")
+        report.say(OwnAddressSkipped(route))
     return routes
 
 
 def _bind(
-    options: Options, routes: tuple[Route, ...], console: Console
+    options: Options, routes: tuple[Route, ...], report: Report
 ) -> tuple[list[socket.socket], tuple[Route, ...]]:
     """The listeners, one for each family that has something to capture, and the routes that have
     one; raises UserError.
@@ -307,7 +323,7 @@ def _bind(
                     raise _no_loopback6("IPv6 targets")
                 if not optional or not _remote(rest):
                     raise
-                console.line("this host has no IPv6: IPv6 targets are left alone")
+                report.say(Ipv6Skipped())
                 routes = rest
     except BaseException:
         for sock in listeners:
@@ -316,7 +332,7 @@ def _bind(
     return listeners, routes
 
 
-def _open_doors(options: Options, console: Console) -> list[Door]:
+def _open_doors(options: Options, report: Report) -> list[Door]:
     """Where DNS queries arrive, for each family; raises UserError."""
     if not options.dns:
         return []
@@ -328,7 +344,7 @@ def _open_doors(options: Options, console: Console) -> list[Door]:
             ExitCode.CAPTURE,
         )
     if beyond:
-        console.line(uncovered(beyond))
+        report.say(ResolversSkipped(beyond))
     doors = [open_door(4)]
     if options.listen6 is not None:
         try:
@@ -337,7 +353,7 @@ def _open_doors(options: Options, console: Console) -> list[Door]:
             if has_ipv6() and any(":" in address for address in system_resolvers()):
                 doors[0].close()
                 raise _no_loopback6("queries to IPv6 resolvers")
-            console.detail(1, f"DNS over IPv6 is left alone: {error.message}")
+            report.say(Ipv6ResolversSkipped(error.message))
     return doors
 
 
@@ -386,7 +402,7 @@ def _remote(routes: tuple[Route, ...]) -> list[Route]:
     return [route for route in routes if route.action is Action.REMOTE]
 
 
-def _served(plan: Plan, console: Console) -> Mapping[int, links.Links]:
+def _served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
     """From which links other hosts are served; says so."""
     if not (plan.forwards(4) or plan.forwards(6)):
         return {4: (), 6: ()}
@@ -401,36 +417,10 @@ def _served(plan: Plan, console: Console) -> Mapping[int, links.Links]:
         os.close(proc)
     for family in (4, 6):
         if refusal := links.refusal(plan, family, served[family]):
-            console.line(refusal)
+            report.say(ForwardedSkipped(family, refusal))
         elif plan.forwards(family):
-            names = ", ".join(served[family] or ("any link",))
-            console.detail(1, f"other hosts' IPv{family} connections are captured from {names}")
+            report.say(ForwardedCaptured(family, tuple(served[family] or ())))
     return served
-
-
-def _unseen_way_line(host: str, way: Endpoint) -> str:
-    return (
-        f"ssh reaches {host} through another user's program on this host ({way[0]} port {way[1]});"
-        " its own connections are captured, too, and once lost they may never come back:"
-        " leave its server out with -x SERVER"
-    )
-
-
-def _targets_text(options: Options, routes: tuple[Route, ...]) -> str:
-    remote = _remote(routes)
-    shown = ", ".join(_route_text(route) for route in remote[:ROUTES_SHOWN])
-    more = f" and {len(remote) - ROUTES_SHOWN} more" if len(remote) > ROUTES_SHOWN else ""
-    return f"{shown}{more}{', and DNS' if options.dns else ''}"
-
-
-def _route_text(route: Route) -> str:
-    if route.every_port:
-        return str(route.network)
-    ports = f"{route.first_port}-{route.last_port}"
-    if route.first_port == route.last_port:
-        ports = str(route.first_port)
-    network = f"[{route.network}]" if route.network.version == 6 else str(route.network)
-    return f"{network}:{ports}"
 
 
 async def _chosen(choosing: Choosing) -> Choices:

@@ -8,13 +8,14 @@ tracked (``notrack``), and then nothing is redirected at all. Programs would han
                not captured. It connects where it is told to, and sends nothing.
     Arrivals   what is expected at the listeners: a source port, a destination
     check      asks the one, waits for the other
+    lost       does so for each family, and says what has been found
 
 The prober says its source port and waits for a word before it connects, so nothing that another
 program connects to is ever taken for the probe. What has arrived is closed and never goes to the
 far side. What does not arrive has gone out, a single SYN to an address that is routed anyway,
 preferably one that belongs to nobody (RFC 5737, RFC 3849).
 
-Not here: whose rule it is (helper), what is said about it (commands.up).
+Not here: whose rule it is (helper).
 """
 
 import asyncio
@@ -23,7 +24,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from typing import NoReturn
@@ -31,6 +32,7 @@ from typing import NoReturn
 from sshunt.host.own import is_own_address
 from sshunt.model import Action, Endpoint, Route
 from sshunt.route.routes import RouteTable
+from sshunt.tell.report import ArrivalChecked, ArrivalNotRouted, Report
 
 #: A connection over lo takes a fraction of a millisecond; a SYN is sent again after one second.
 ARRIVAL_DEADLINE_S = 4.0
@@ -161,6 +163,29 @@ async def check(prober: Prober, arrivals: Arrivals, destination: Endpoint) -> Fa
     if arrived.is_set():
         return Fate.ARRIVED
     return Fate.NOT_ROUTED if error in _NO_ROUTE else Fate.LOST
+
+
+async def lost(
+    prober: Prober,
+    arrivals: Arrivals,
+    routes: Sequence[Route],
+    families: Iterable[int],
+    report: Report,
+) -> tuple[int, ...]:
+    """Those of the families (4, 6) whose captured connections do not arrive."""
+    found = []
+    for family in families:
+        destination = destination_to_try(routes, family)
+        if destination is None:
+            continue
+        fate = await check(prober, arrivals, destination)
+        if fate is Fate.LOST:
+            found.append(family)
+        elif fate is Fate.NOT_ROUTED:
+            report.say(ArrivalNotRouted(family, destination[0]))
+        else:
+            report.say(ArrivalChecked(family, fate.name))
+    return tuple(found)
 
 
 # --- the prober's own process -------------------------------------------------------------------

@@ -40,7 +40,7 @@ from sshunt.relay.shares import Shares
 from sshunt.relay.sockets import close_with_reset
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
-from sshunt.tell.console import Console
+from sshunt.tell.report import Report
 
 #: The agent gives up after 9 s; then its SERVFAIL is on its way.
 QUERY_DEADLINE_S = 12.0
@@ -71,7 +71,7 @@ class DnsForwarder:
     def __init__(
         self,
         tunnel: Tunnel,
-        console: Console,
+        report: Report,
         doors: Iterable[Door],
         is_down: Callable[[], bool],
     ) -> None:
@@ -84,7 +84,7 @@ class DnsForwarder:
         self._number = 0  # of the last query
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
         self._listeners = [
-            Listener(door.tcp, tunnel.loop, console, partial(self._take, door))
+            Listener(door.tcp, tunnel.loop, report, partial(self._take, door))
             for door in self._doors
         ]
         self._connections = Connections(tunnel.loop)

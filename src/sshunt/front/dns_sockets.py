@@ -12,7 +12,7 @@ Not here: what is redirected to them (capture), what is answered (dns).
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
@@ -58,18 +58,6 @@ def left_alone(*, ipv6: bool, resolv_conf: str = dns.RESOLV_CONF) -> tuple[str, 
             for address in _addresses(resolv_conf)
             if _has_scope(address) or (address.version == 6 and not ipv6)
         )
-    )
-
-
-def uncovered(resolvers: Iterable[str]) -> str:
-    """What there is to say about those that are left alone, in a line."""
-    scoped = [each for each in resolvers if _has_scope(ip_address(each))]
-    others = [each for each in resolvers if each not in scoped]
-    kinds = ((scoped, "a link-local address can't be stood in for"), (others, "IPv6 is left alone"))
-    return "; ".join(
-        f"names that programs ask of {', '.join(theirs)} are not looked up on the far side: {why}"
-        for theirs, why in kinds
-        if theirs
     )
 
 

@@ -1,28 +1,23 @@
-"""Accepting: the sockets that redirected connections arrive at, and how fast they are taken in.
+"""The sockets that redirected connections arrive at, and how fast they are taken in.
 
 Out of descriptors, or with no more left than are kept for our own needs (the next ssh), accepting
-pauses: the connections wait in the kernel's backlog and nothing spins; it goes on when a connection
-ends or after a moment.
+pauses: the connections wait in the kernel's backlog; it goes on when a connection ends or after a
+moment.
 
-Not here: what is redirected (capture, helper), what becomes of what was accepted (redirect,
-dns).
+Not here: accepting itself (relay.accepting), what is redirected (capture, helper), what becomes of
+what was accepted (redirect, dns).
 """
 
 import asyncio
 import errno
-import os
 import socket
 from collections.abc import Callable
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
-from sshunt.relay.sockets import (
-    OUT_OF_RESOURCES,
-    is_reserved,
-    keep_alive,
-    without_delay,
-)
-from sshunt.tell.console import Console
+from sshunt.relay.accepting import Acceptor
+from sshunt.relay.sockets import keep_alive, without_delay
+from sshunt.tell.report import FrontPaused, FrontResumed, Report
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 4096
@@ -33,9 +28,6 @@ ACCEPTS_PER_ROUND = 16
 
 #: How long accepting pauses when descriptors have run out, unless one is freed earlier.
 PAUSE_S = 0.5
-
-#: The same complaint is not repeated more often than this.
-COMPLAIN_EVERY_S = 10.0
 
 
 def bind(endpoint: Endpoint) -> socket.socket:
@@ -82,7 +74,8 @@ def _cannot_listen(address: str, port: int, error: OSError) -> CannotListen:
 
 
 class Listener:
-    """Accepts from ``sock`` while it is started. Owns it; what was accepted is ``take``'s.
+    """Accepts from ``sock`` while it is started, and says when that pauses and goes on. Owns it;
+    what was accepted is ``take``'s.
 
     ``why_not`` says why no more can be taken just now; "": they can.
     """
@@ -91,89 +84,44 @@ class Listener:
         self,
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
-        console: Console,
+        report: Report,
         take: Callable[[socket.socket], None],
         why_not: Callable[[], str] = str,
     ) -> None:
-        self._sock = sock
-        self._loop = loop
-        self._console = console
+        address, port = sock.getsockname()[:2]
+        self._name = f"{address} port {port}"
+        self._report = report
         self._take = take
-        self._why_not = why_not
-        self._accepting = False
-        self._pause: asyncio.TimerHandle | None = None
-        self._complained_at = float("-inf")
+        self._is_paused = False
+        self._acceptor = Acceptor(
+            loop,
+            sock,
+            self._on_accepted,
+            per_round=ACCEPTS_PER_ROUND,
+            pause_s=PAUSE_S,
+            keeps_reserve=True,
+            why_not=why_not,
+            on_pause=self._on_pause,
+        )
 
     def start(self) -> None:
         """Accept connections from now on."""
-        self._accept_later()
+        self._acceptor.start()
 
     def resume(self) -> None:
         """A descriptor has become free: if accepting pauses, go on."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._accept_later()
+        self._acceptor.resume()
 
     def close(self) -> None:
         """Accept no more; may be called twice. The kernel resets connections that still wait."""
-        self._accept_no_more()
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        self._sock.close()
+        self._acceptor.close()
 
-    def _accept_later(self) -> None:
-        self._pause = None
-        if _are_spent(self._sock):
-            self._wait(_SPENT)
-        elif not self._accepting:
-            self._accepting = True
-            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+    def _on_accepted(self, sock: socket.socket) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._report.say(FrontResumed(self._name))
+        self._take(sock)
 
-    def _accept_no_more(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            self._loop.remove_reader(self._sock.fileno())
-
-    def _on_readable(self) -> None:
-        for _ in range(ACCEPTS_PER_ROUND):
-            why_not = self._why_not()
-            if why_not:
-                self._wait(why_not)
-                return
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno not in OUT_OF_RESOURCES:
-                    continue  # accept(2): an error of the new connection, which is gone with it
-                self._wait(f"can't accept more connections: {error.strerror}")
-                return
-            sock.setblocking(False)
-            spent = is_reserved(sock.fileno())
-            self._take(sock)
-            if spent:
-                self._wait(_SPENT)
-                return
-
-    def _wait(self, why: str) -> None:
-        self._accept_no_more()
-        self._pause = self._loop.call_later(PAUSE_S, self._accept_later)
-        now = self._loop.time()
-        if now - self._complained_at > COMPLAIN_EVERY_S:
-            self._complained_at = now
-            self._console.line(f"{why}; new ones wait until one of the open ones ends")
-
-
-_SPENT = f"can't accept more connections: {os.strerror(errno.EMFILE)}"
-
-
-def _are_spent(sock: socket.socket) -> bool:
-    """True if the next descriptor would be one of those kept for our own needs, or none at all."""
-    try:
-        number = os.dup(sock.fileno())
-    except OSError:
-        return True
-    os.close(number)
-    return is_reserved(number)
+    def _on_pause(self, why: str) -> None:
+        self._is_paused = True
+        self._report.say(FrontPaused(self._name, why))

@@ -39,6 +39,8 @@ from typing import NoReturn
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.tell.console import Console
+from sshunt.tell.report import PeersBypassed, RemoteConnected, RemoteLost, Report
+from sshunt.tell.sentences import targets_text
 from sshunt.tell.session_name import abstract_name
 
 #: A request is a verb. An answer is a few figures, and one send to a fresh socket takes it whole.
@@ -60,6 +62,9 @@ ACCEPT_PAUSE_S = 1.0
 
 #: How long it pauses after other users have called.
 STRANGER_PAUSE_S = 0.1
+
+#: Endpoints that a session names; it has left alone a few.
+MOST_ENDPOINTS = 64
 
 #: More than this of a sentence from the other side is not shown.
 SENTENCE_CHARS = 500
@@ -194,6 +199,27 @@ class ControlServer:
     def _forget(self, peer: socket.socket) -> None:
         self._loop.remove_reader(peer)
         self._deadlines.pop(peer).cancel()
+
+
+def about(report: Report, remote: str) -> dict[str, object]:
+    """The answer to "about", from what was last said of the only remote there is."""
+    lost = isinstance(report.state(remote), RemoteLost)
+    bypassed = report.latest(PeersBypassed, remote)
+    connected = report.latest(RemoteConnected, remote)
+    return {
+        "host": connected.host if connected else remote,
+        "says": says(report, remote, "connecting again" if lost else "connected"),
+        "ways": () if lost or bypassed is None else bypassed.endpoints[:MOST_ENDPOINTS],
+    }
+
+
+def says(report: Report, remote: str, does: str) -> str:
+    """One line for people: which session this is, and what it does."""
+    connected = report.latest(RemoteConnected, remote)
+    if connected is None:
+        return f"{remote}: {does}"
+    targets = targets_text(connected.routes, has_dns=connected.has_dns)
+    return f"{connected.host}, {targets}: {does}"
 
 
 def sessions() -> list[str]:

@@ -16,14 +16,13 @@ Not here: the conversation (control), other users' sessions, which are not ours 
 from sshunt.capture.plan import check_endpoint
 from sshunt.errors import UserError
 from sshunt.model import Endpoint
-from sshunt.tell.control import ask, sessions
+from sshunt.tell.control import MOST_ENDPOINTS, ask, sessions
 
 #: How long a session may take to answer. They do at once, unless they are stopped (Ctrl-Z).
 ANSWER_S = 0.5
 
-#: Sessions that are asked, and endpoints that are left alone for their sake; users have a few.
+#: Sessions that are asked; users have a few.
 MOST_ASKED = 16
-MOST_ENDPOINTS = 64
 
 
 def ways_of_others() -> tuple[Endpoint, ...]:

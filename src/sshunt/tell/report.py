@@ -11,9 +11,9 @@ Events are tuples like those of ``mux.session``: forty frozen dataclasses would 
 made at each start, before ssh. So compare their kinds before their values: two kinds with the same
 values are equal.
 
-What belongs to a remote begins with its name, as lines for people call it. What happens with each
-connection (OF_STREAMS) may come thousands of times a second, and mostly nobody wants it; it is said
-only where ``hears_streams``.
+What belongs to a remote begins with its name, as lines for people call it; what belongs to a front,
+with where that listens. What happens with each connection (OF_STREAMS) may come thousands of times
+a second, and mostly nobody wants it; it is said only where ``hears_streams``.
 
 Invariants: all hear the same events in the same order, also if one of them says something itself; a
 hearer that raises keeps nobody else from hearing, and what it raised is handed to the owner.
@@ -309,13 +309,16 @@ class StreamReset(NamedTuple):
 
 
 class FrontPaused(NamedTuple):
-    """Accepting pauses: programs wait. Not said again for a while, though it lasts."""
+    """Accepting pauses: programs wait. Said anew each time that going on was in vain."""
 
+    front: str
     why: str
 
 
 class FrontResumed(NamedTuple):
-    """It goes on."""
+    """It has gone on, and not in vain."""
+
+    front: str
 
 
 class CallerRefused(NamedTuple):
@@ -387,6 +390,13 @@ class UnseenWayFound(NamedTuple):
     remote: str
     host: str
     way: Endpoint
+
+
+class PeersBypassed(NamedTuple):
+    """What our ssh is connected to, and those of earlier sessions: never captured."""
+
+    remote: str
+    endpoints: tuple[Endpoint, ...]
 
 
 class SshPeerSeen(NamedTuple):
@@ -465,6 +475,7 @@ Event: TypeAlias = (
     | ForwardedCaptured
     | ForwardedSkipped
     | UnseenWayFound
+    | PeersBypassed
     | SshPeerSeen
     | AddressesRetained
     | ResolversChanged
@@ -509,9 +520,11 @@ class Report:
         finally:
             self._is_passing_on = False
 
-    def latest(self, kind: type[E], remote: str = "") -> E | None:
-        """The last event of this kind, of a remote where it belongs to one; none OF_STREAMS."""
-        found = self._latest.get((kind, remote))
+    def latest(self, kind: type[E], of: str = "") -> E | None:
+        """The last event of this kind, ``of`` a remote or front where it belongs to one; none of
+        OF_STREAMS.
+        """
+        found = self._latest.get((kind, of))
         return found if isinstance(found, kind) else None
 
     def state(self, remote: str) -> RemoteState | None:
@@ -522,10 +535,10 @@ class Report:
         return None
 
     def _pass_on(self, event: Event) -> None:
-        kind = type(event)
+        kind: type = type(event)
         is_of_stream = kind in OF_STREAMS
         if not is_of_stream:
-            key = kind, getattr(event, "remote", "")
+            key = kind, _of(event)
             self._latest.pop(key, None)
             self._latest[key] = event
         for hear in self._few if is_of_stream else self._all:
@@ -533,3 +546,9 @@ class Report:
                 hear(event)
             except Exception as error:  # noqa: BLE001 (whatever it is, the others must hear)
                 self._on_bug(error)
+
+
+def _of(event: Event) -> str:
+    """The remote or the front that it belongs to; "": neither."""
+    of: str = getattr(event, "remote", "") or getattr(event, "front", "")
+    return of

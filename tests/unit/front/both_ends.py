@@ -24,7 +24,7 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.dns import Settings
-from sshunt.tell.console import Console
+from sshunt.tell.report import Report
 from tests.unit.front.office import Answer, resolver
 from tests.unit.relay.ends import Ends, run, threaded
 
@@ -42,7 +42,8 @@ class Names:
         ends.agent.on_request = self._asked_by_tcp
         door = open_door(4)
         self.address, self.port = door.endpoint
-        self.forwarder = DnsForwarder(ends.client, Console(), [door], lambda: self.is_down)
+        report = Report(lambda error: pytest.fail(str(error)))
+        self.forwarder = DnsForwarder(ends.client, report, [door], lambda: self.is_down)
         ends.client.on_datagram = self.forwarder.on_datagram
         self.forwarder.start()
 

@@ -14,11 +14,12 @@ import pytest
 
 from sshunt.front import dns as names
 from sshunt.front import dns_connections, dns_sockets
-from sshunt.front.dns_sockets import left_alone, open_door, system_resolvers, uncovered
+from sshunt.front.dns_sockets import left_alone, open_door, system_resolvers
 from sshunt.front.listener import bind
 from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
+from sshunt.tell.sentences import uncovered
 from tests.unit.front.both_ends import DEADLINE_S, Names, talk
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 from tests.unit.relay.ends import threaded

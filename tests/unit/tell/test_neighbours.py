@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import pytest
 
 from sshunt.tell import neighbours, session_name
-from sshunt.tell.control import ControlServer
-from sshunt.tell.neighbours import MOST_ENDPOINTS, ways_of_others, ways_untrusted
+from sshunt.tell.control import MOST_ENDPOINTS, ControlServer
+from sshunt.tell.neighbours import ways_of_others, ways_untrusted
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sshunt.tell.report import (
     RemoteLost,
     RemoteReconnected,
     Report,
+    RulesApplied,
     StreamOpened,
     StreamReset,
 )
@@ -71,12 +72,12 @@ def test_a_hearer_that_raises_harms_no_other_and_its_bug_is_handed_on(ears: Ears
 def test_what_a_hearer_says_itself_is_heard_by_all_after_what_it_heard(ears: Ears) -> None:
     def answer(event: Event) -> None:
         if event == LOST:
-            ears.report.say(FrontPaused("lost"))
+            ears.report.say(FrontPaused("::1 port 9", "lost"))
 
     ears.report.subscribe(answer)
     ears.report.subscribe(ears.heard.append)
     ears.report.say(LOST)
-    assert ears.heard == [LOST, FrontPaused("lost")]
+    assert ears.heard == [LOST, FrontPaused("::1 port 9", "lost")]
 
 
 def test_an_owner_that_raises_on_a_bug_does_not_silence_the_report(ears: Ears) -> None:
@@ -122,10 +123,15 @@ def test_the_last_of_each_kind_is_remembered_for_each_remote(ears: Ears) -> None
 
 
 def test_what_belongs_to_no_remote_is_remembered_as_well(ears: Ears) -> None:
-    ears.report.say(FrontPaused("spent"))
-    ears.report.say(FrontResumed())
-    assert ears.report.latest(FrontPaused) == FrontPaused("spent")
-    assert ears.report.latest(FrontResumed) == FrontResumed()
+    ears.report.say(RulesApplied(by_kernel=True))
+    assert ears.report.latest(RulesApplied) == RulesApplied(by_kernel=True)
+
+
+def test_the_last_of_each_kind_is_remembered_for_each_front(ears: Ears) -> None:
+    ears.report.say(FrontPaused("::1 port 9", "spent"))
+    ears.report.say(FrontResumed("127.0.0.1 port 9"))
+    assert ears.report.latest(FrontPaused, "::1 port 9") == FrontPaused("::1 port 9", "spent")
+    assert ears.report.latest(FrontResumed, "::1 port 9") is None
 
 
 def test_events_of_streams_are_not_remembered(ears: Ears) -> None:

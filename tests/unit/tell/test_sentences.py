@@ -79,7 +79,9 @@ EVENTS: list[Event] = [
     report.StatisticsRefused("gate", "beliefs that are no JSON"),
     report.StreamOpened("gate", 7, "10.0.0.1", 443),
     report.StreamReset("gate", 7, "refused by the far host"),
-    report.FrontPaused("can't accept more connections: Too many open files"),
+    report.FrontPaused(
+        "127.0.0.1 port 12300", "can't accept more connections: Too many open files"
+    ),
     report.CallerRefused("no original destination: No such file or directory"),
     report.ArrivalChecked(4, "ARRIVED"),
     report.ArrivalNotRouted(6, "2001:db8::1"),
@@ -102,7 +104,13 @@ EVENTS: list[Event] = [
 ]
 
 #: Facts that nobody reads of.
-UNTOLD = {report.ShutdownStarted, report.LoginStarted, report.LoginEnded, report.FrontResumed}
+UNTOLD = {
+    report.ShutdownStarted,
+    report.LoginStarted,
+    report.LoginEnded,
+    report.FrontResumed,
+    report.PeersBypassed,
+}
 
 
 def lines() -> Iterator[str]:
@@ -127,7 +135,8 @@ def test_every_event_is_in_the_golden_file_or_known_to_be_untold() -> None:
         report.ShutdownStarted(),
         report.LoginStarted("gate"),
         report.LoginEnded("gate"),
-        report.FrontResumed(),
+        report.FrontResumed("127.0.0.1 port 12300"),
+        report.PeersBypassed("gate", (("192.0.2.7", 22),)),
     ],
 )
 def test_what_nobody_needs_to_read_has_no_sentence(event: Event) -> None:
