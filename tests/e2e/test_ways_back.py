@@ -106,12 +106,13 @@ def test_without_a_group_ssh_is_not_captured_when_a_shared_connection_has_ended(
 HURRIED = """\
 import sys
 from sshunt.remote import attempts
-from sshunt.remote import keeper
-for module in (attempts, keeper):
+from sshunt.remote import upkeep
+from sshunt.transport import ssh
+for module in (attempts, upkeep):
     for name in ("DENSE_S", "PROBE_EVERY_S", "LONGEST_PAUSE_S", "BAN_S"):
         if hasattr(module, name):
             setattr(module, name, getattr(module, name) / 10)
-keeper.CONNECT_TIMEOUT_S = 1
+ssh.CONNECT_TIMEOUT_S = 1
 from sshunt.cli import main
 sys.exit(main())
 """

@@ -33,8 +33,8 @@ NOT_YET: set[tuple[str, str]] = {
     ("front.dns", "mux.frames"),
     ("front.dns", "mux.events"),
     ("front.dns_sockets", "config.options"),
-    ("remote.keeper", "tell.console"),
     ("remote.pool", "tell.console"),
+    ("remote.upkeep", "tell.console"),
     ("tell.control", "mux.errors"),
     ("tell.neighbours", "capture.plan"),
 }

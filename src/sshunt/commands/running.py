@@ -37,8 +37,8 @@ from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.remote import telemetry
 from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.keeper import Keeper
 from sshunt.remote.pool import Lanes, new_session
+from sshunt.remote.upkeep import Keeper
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
 from sshunt.tell.report import (

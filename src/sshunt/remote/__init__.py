@@ -1,7 +1,8 @@
 """One far side: its session, its lanes, and what keeps them up.
 
 pool       the session's lanes: opened, closed, numbered
-keeper     notices that a connection is dead, and makes another
+keeper     when the link counts as lost, and what is done about it; pure
+upkeep     does it: notices that a connection is dead, and makes another
 attempts   when and how another login is tried; pure
 holding    programs' connections that come while it is lost
 telemetry  what the pacers of both ends say

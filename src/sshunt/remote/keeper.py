@@ -1,430 +1,626 @@
-"""Keeps the session connected: notices that a lane is dead, and brings up another one.
+"""When a remote's link counts as lost, and what is done about it: a machine of states. Pure.
 
-    a lane's pipe ended                       at once: ssh says so
+Its driver (``upkeep``) tells what has happened, what can be seen (``Facts``) and what time it is;
+``Link`` answers with decisions, to be carried out in that order. Liveness:
+
+    a lane's pipe ended                       at once: its program says so
     no acknowledgement although one is due    after SUSPECT_RTTS round trips, at least SUSPECT_S;
-                                              only QUIET_S when there is reason to doubt (``check``:
-                                              the network changed, the machine slept, somebody asks)
+                                              only QUIET_S when there is reason to doubt (news: the
+                                              network changed, the machine slept, somebody asks)
     nothing to acknowledge                    asked with a PING every PING_EVERY_S
 
-While another lane works, a suspect one is dropped and the session goes on. If none does:
+While another lane works, a suspect one is dropped and the session goes on. If none does, the link
+is lost, and goes through these states until there is a lane again (``TRANSITIONS``; drawn in
+docs/reconnecting.md):
 
-    UP --lost--> DOWN   connect again, in parallel to a suspect lane that may yet answer
-                        first at once, then after pauses (attempts);
-                        before each further attempt wait until the ssh server's address answers (a
-                        bare TCP connection: where a cable was unplugged ssh itself would find out
-                        much later); at once when ``check`` is called
-    DOWN --a lane is up, or answers again--> UP
+    UP            a lane works, as far as is known
+    JUDGING       what the end of the last lane's program says about the agent is waited for
+    CONNECTING    an attempt is under way; in parallel to silent lanes, which may yet answer
+    WAITING       the last attempt failed: a pause (``attempts``)
+    NEEDS_PERSON  the same, and a person has to mend something: a server must not be hammered with
+                  refused logins, so the pause is long, and news of the network don't shorten it
+    PROBING       does the server's address answer a bare TCP connection? Where a cable was
+                  unplugged ssh itself would find out much later
+    RESTING       it does not: a pause between two such probes
+    OVER          there were more failures than the user wants
 
-What needs a person (a password nobody can be asked for, a changed host key) is said once and tried
-again only every NEED_S, or when asked: a server must not be hammered with refused logins.
+The first attempt is made at once. News end every pause.
 
-The far side says if it holds the session no more; if that is to be believed (attempts), its
+The far side says if it holds the session no more; if that is to be believed (``attempts``), its
 connections are over and a new one begins. The same when the grace time is over, if the far side
 never could keep it, or if it breaks the protocol on lane after lane (what it chokes on would be
 sent over each of them).
 
-Not here: when and how to log in next (attempts), ssh and its lanes (pool), what is new in the
-network (host.network), rules (commands.up).
+Decisions are tuples, as events of ``mux.session`` are and for the same reason (to make a class of
+each would take longer than to load all else of this folder): compare kinds before values.
+
+Invariants: nothing happens that the table does not have; at most one thing is under way at a time,
+an attempt, a probe or the wait of JUDGING; while the link is down, that or a deadline leads on.
+
+Not here: when and how to log in next (attempts), doing any of it (upkeep), how it is said (tell).
 """
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+import random
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple, TypeAlias
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.model import Endpoint
-from sshunt.mux import frames
-from sshunt.mux.lanes import Lane
-from sshunt.relay.tunnel import Tunnel
-from sshunt.remote.attempts import PROBE_EVERY_S, Attempts, Probes, Rumours
-from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.pool import Lanes
-from sshunt.tell.console import Console, counted
-from sshunt.transport.channel import Channel, LaneRefusedError, Transport
-from sshunt.transport.endings import cancelled
-from sshunt.transport.greeting import HELLO_DEADLINE_S
+from sshunt.remote.attempts import Attempts, Probes, Rumours
 
-#: Lanes are looked at so often; more often for HURRY_S after ``check``.
+#: Time between two looks at the lanes; the shorter one for HURRY_S after news.
 TICK_S = 1.0
 HURRY_TICK_S = 0.1
 HURRY_S = 5.0
 
-#: A network that never comes to rest is not looked at more often.
+#: Least time between two rounds of PINGs because of news: a network may never come to rest.
 CHECK_EVERY_S = 1.0
 
-#: A lane that owes an acknowledgement for so long is suspect. TCP below it may be sending a segment
-#: again for the third time.
+#: Age of an acknowledgement that is due, at which a lane is suspect. TCP below it may be sending a
+#: segment again for the third time. QUIET_S is the least while there is reason to doubt.
 SUSPECT_RTTS, SUSPECT_S = 3.0, 4.0
 QUIET_S = 1.5
 
-#: An idle lane is asked so often. Home routers forget an idle connection after minutes.
+#: Silence on an idle lane that is ended by a PING. Home routers forget an idle connection after
+#: minutes.
 PING_EVERY_S = 15.0
 
-#: A failure that a person has to mend.
+#: Pause after a failure that a person has to mend.
 NEED_S = 300.0
 
-#: Addresses of the server (and of whom it is reached by) that are probed.
-PROBED_PEERS = 4
-
-#: A login that fails sooner was refused by somebody who is there: no need to probe for him.
+#: Age of an attempt below which its failure is a refusal, by somebody who is there: no need to
+#: probe for him.
 QUICK_S = 3.0
 
-#: A login without a terminal waits for nobody.
-ATTEMPT_DEADLINE_S = 30.0
-
-#: News of the network don't end an attempt that is younger: there may be news all the time.
+#: Age that an attempt may have in any case. On a flapping link, where there are news all the time,
+#: none would ever finish.
 LEAST_ATTEMPT_S = 3.0
 
-#: When the pipe ends before ssh, wait so long for what ssh's end will say.
+#: Wait for the end of a lane's program, when its pipe ended before it did.
 LAST_WORDS_S = 0.6
 
 
-class Keeper:
-    """Watches the tunnel's lanes until cancelled; calls ``on_down`` and ``on_up`` at changes."""
+# --- the machine ----------------------------------------------------------------------------------
+
+
+class State(Enum):
+    """Where a link is; see the module's head."""
+
+    UP = auto()
+    JUDGING = auto()
+    CONNECTING = auto()
+    WAITING = auto()
+    NEEDS_PERSON = auto()
+    PROBING = auto()
+    RESTING = auto()
+    OVER = auto()
+
+
+class Input(Enum):
+    """What ``Link`` concludes from what it is told."""
+
+    LOST = auto()  # no lane works any more
+    RECOVERED = auto()  # a lane that was there answers again
+    CONNECTED = auto()  # the attempt has brought a lane
+    FAILED = auto()  # it has not; or the last lane ended too soon
+    PERSON_NEEDED = auto()  # nor will another one, for now
+    DUE = auto()  # it is time for an attempt
+    UNSURE = auto()  # it would be, if the server can be reached
+    UNANSWERED = auto()  # its address does not answer
+    EXHAUSTED = auto()  # too many failures
+
+
+_S, _I = State, Input
+
+#: The machine. What is absent is an error.
+TRANSITIONS: dict[State, dict[Input, State]] = {
+    _S.UP: {
+        _I.LOST: _S.JUDGING,
+    },
+    _S.JUDGING: {
+        _I.DUE: _S.CONNECTING,
+        _I.FAILED: _S.WAITING,
+        _I.EXHAUSTED: _S.OVER,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.CONNECTING: {
+        _I.CONNECTED: _S.UP,
+        _I.FAILED: _S.WAITING,
+        _I.DUE: _S.CONNECTING,  # the one before it was given up
+        _I.EXHAUSTED: _S.OVER,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.WAITING: {
+        _I.DUE: _S.CONNECTING,
+        _I.UNSURE: _S.PROBING,
+        _I.PERSON_NEEDED: _S.NEEDS_PERSON,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.NEEDS_PERSON: {
+        _I.DUE: _S.CONNECTING,
+        _I.UNSURE: _S.PROBING,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.PROBING: {
+        _I.DUE: _S.CONNECTING,
+        _I.UNANSWERED: _S.RESTING,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.RESTING: {
+        _I.DUE: _S.CONNECTING,
+        _I.UNSURE: _S.PROBING,
+        _I.RECOVERED: _S.UP,
+    },
+    _S.OVER: {},
+}
+
+_PAUSING = (State.WAITING, State.NEEDS_PERSON, State.RESTING)
+_BUSY = (State.JUDGING, State.CONNECTING, State.PROBING)
+
+
+# --- what is told, and what is decided ------------------------------------------------------------
+
+
+class LaneFacts(NamedTuple):
+    """A lane, as its numbers are now."""
+
+    number: int
+    unanswered_s: float  # since an acknowledgement is due; 0: none is
+    is_owing: bool  # an acknowledgement is outstanding
+    quiet_s: float  # since anything was heard on it
+    rtt_s: float
+
+
+class Facts(NamedTuple):
+    """What can be seen at the time of an input."""
+
+    lanes: tuple[LaneFacts, ...] = ()
+    is_held: bool = True  # the far side may still hold the session
+    outlives_lanes: bool = True  # it can do so without a lane
+    agent_host: bytes = b""  # which machine the session's agent is on, if it said so
+    breaks_protocol: bool = False  # lane after lane has ended because of what the far side sent
+    can_probe: bool = True  # an address is known
+
+
+class Ping(NamedTuple):
+    """Ask for an acknowledgement."""
+
+    lane: int
+
+
+class Drop(NamedTuple):
+    """End a lane."""
+
+    lane: int
+    why: str
+
+
+class AwaitEnding(NamedTuple):
+    """Say with ``on_ending`` how the last lane's program ended, as soon as it has."""
+
+
+class Connect(NamedTuple):
+    """Begin an attempt. ``on_connected`` or ``on_failed`` follows, or ``on_abandoned``."""
+
+
+class AbandonUnlessReached(NamedTuple):
+    """End the attempt if it has reached nobody by now, and say so with ``on_abandoned``."""
+
+
+class Probe(NamedTuple):
+    """See whether the server's address answers: ``on_probed``."""
+
+
+class Stop(NamedTuple):
+    """End what is under way. Nothing is to be heard of it any more."""
+
+
+class SayGoodbye(NamedTuple):
+    """Tell the far side, if there is a lane, that it breaks the protocol. That is forgiven now."""
+
+
+class LoseSession(NamedTuple):
+    """The session is over: reset its connections, begin a new one. Its end is news, unless ``why``
+    is "": then nobody thought that it would outlive its lanes.
+    """
+
+    why: str
+
+
+class GiveUp(NamedTuple):
+    """The end: so many failures in a row, and this was the last."""
+
+    failures: int
+    error: UserError
+
+
+class Lost(NamedTuple):
+    """To be told: no lane works any more. The last sign of life was ``silent_s`` ago."""
+
+    why: str
+    silent_s: float
+
+
+class Restored(NamedTuple):
+    """To be told: a lane works again. ``is_same_session``: as when it was lost."""
+
+    after_s: float
+    is_same_session: bool
+
+
+class Failed(NamedTuple):
+    """To be told: an attempt failed. If there is no other way to try, and only a person can help:
+    ``on_person_needed``.
+    """
+
+    failures: int
+    error: UserError
+
+
+class PersonNeeded(NamedTuple):
+    """To be told, once: somebody has to do something about ``error``."""
+
+    error: UserError
+
+
+class Checked(NamedTuple):
+    """To be told: the lanes are asked, because of some news."""
+
+    why: str
+
+
+class ElsewhereAnswered(NamedTuple):
+    """To be told, once: another machine than the agent's answers under the server's name."""
+
+
+Decision: TypeAlias = (
+    Ping
+    | Drop
+    | AwaitEnding
+    | Connect
+    | AbandonUnlessReached
+    | Probe
+    | Stop
+    | SayGoodbye
+    | LoseSession
+    | GiveUp
+    | Lost
+    | Restored
+    | Failed
+    | PersonNeeded
+    | Checked
+    | ElsewhereAnswered
+)
+
+
+class Link:
+    """The link to one remote, which is up. Times are in seconds of any monotonic clock."""
 
     def __init__(
         self,
-        tunnel: Tunnel,
-        transport: Transport,
-        lanes: Lanes,
-        waiting: WaitingRoom,
-        console: Console,
-        host: str,
+        now: float,
         *,
         grace_s: int,
         max_retries: int | None,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self.down_since: float | None = None  # loop time of the last sign of life
-        self.on_down: Callable[[], None] | None = None
-        self.on_up: Callable[[], None] | None = None
+        self.state = State.UP
+        self.down_since: float | None = None  # the last sign of life
         self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
-        self._tunnel = tunnel
-        self._transport = transport
-        self._lanes = lanes
-        self._waiting = waiting
-        self._console = console
-        self._host = host
         self._grace_s = grace_s
-        self._loop = tunnel.loop
-        self._attempts = Attempts(max_retries=max_retries)
-        self._attempts.on_up(self._loop.time())
+        self._attempts = Attempts(max_retries=max_retries, chance=chance)
+        self._attempts.on_up(now)
         self._probes = Probes()
         self._rumours = Rumours()
-        self._told_elsewhere = False  # that another machine answers
-        self._is_answered = False  # the server's address answers though logins fail
-        self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or login failed
-        self._look = asyncio.Event()  # something happened: look now
-        self._retry = asyncio.Event()  # do not wait for the next attempt
-        self._hurry_until = 0.0
-        self._checked_at = float("-inf")
-        self._reconnecting: asyncio.Task[None] | None = None
-        self._peers: tuple[Endpoint, ...] = ()
-        self._lost_session = False  # since the connection was lost
-        self._needs_a_person = False  # the last attempt failed for want of one, and that was said
+        self._decisions: list[Decision] = []  # of the present input
+        self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or attempt failed
+        # The lanes.
+        self._look_at = now
+        self._hurry_until = -math.inf
+        self._checked_at = -math.inf
+        # While it is down.
+        self._deadline = math.inf  # of the present state
+        self._pause_s = 0.0  # before the present attempt
+        self._attempt_at = now  # when the present one began
+        self._before: frozenset[int] = frozenset()  # the lanes that there were then
+        self._is_answered = False  # the server's address answers though attempts fail
+        self._probed_at = now
+        self._tries_next = False  # after this rest comes an attempt, whether it answers or not
+        self._is_same_session = True
+        self._told_elsewhere = False
+        self._needs_person = False  # the last attempt failed for want of one, and that was said
+        self._needed_person = False  # the same of the attempt before it
 
     @property
     def is_down(self) -> bool:
         """True while no lane works, as far as is known."""
-        return self.down_since is not None
+        return self.state is not State.UP
 
-    def status(self) -> str:
-        """While down: one line for people."""
-        now = self._loop.time()
-        waiting = counted(len(self._tunnel.relays) + len(self._waiting), "connection")
-        text = f"no connection for {now - (self.down_since or now):.0f} s, {waiting} waiting"
-        if self.next_attempt_at is None:
-            return text + ", connecting"
-        return text + f", next attempt in {max(self.next_attempt_at - now, 0):.0f} s"
+    def next_deadline(self) -> float:
+        """When ``on_time`` wants to be called."""
+        return math.inf if self.state is State.OVER else min(self._look_at, self._deadline)
 
-    def note_peers(self) -> tuple[Endpoint, ...]:
-        """Where the lane that came up last leads, if that can be seen; it is remembered."""
-        last = self._lanes.last
-        found = last.peers() if last is not None else ()
-        self._peers = found or self._peers
-        return found
+    # --- what has happened ------------------------------------------------------------------------
 
-    def check(self, why: str, *, asked: bool = False) -> None:
+    def on_time(self, facts: Facts, now: float) -> list[Decision]:
+        """Time has passed."""
+        if now >= self._look_at and self.state is not State.OVER:
+            self._look_at = now + (HURRY_TICK_S if now < self._hurry_until else TICK_S)
+            self._look(facts, now)
+        if now >= self._deadline:
+            self._on_deadline(facts, now)
+        return self._decided()
+
+    def on_news(self, why: str, facts: Facts, now: float, *, asked: bool = False) -> list[Decision]:
         """There is reason to doubt the lanes, or to hope: look at them, try again at once. Where a
         person was needed, only if it is a person who ``asked``.
         """
-        session, now = self._tunnel.session, self._loop.time()
+        if self.state is State.OVER:
+            return []
         if now > self._checked_at + CHECK_EVERY_S:
             self._checked_at = now
-            self._console.detail(1, f"looking at the connection: {why}")
-            for number in self._tunnel.lanes:
-                session.ping(number)
-            self._tunnel.wake()
+            self._decide(Checked(why), *(Ping(lane.number) for lane in facts.lanes))
         self._hurry_until = now + HURRY_S
+        self._look_at = now
         if asked:
             self._probes.begin(now)
         else:
             self._probes.refresh(now)
-        if asked or not self._needs_a_person:
-            self._retry.set()
-        self._look.set()
+        if asked or not self._needs_person:
+            self._try_now(facts, now)
+        return self._decided()
 
-    def on_lane_ended(self, why: str) -> None:
-        """A lane is over, and the pool knows."""
-        if not self._tunnel.lanes:
-            self._go_down(why, 0.0)
-        if self._tunnel.breaks_the_protocol:
-            self._end_broken_session()
-        self._look.set()
+    def on_lane_ended(self, why: str, facts: Facts, now: float) -> list[Decision]:
+        """A lane is over, and not among ``facts`` any more."""
+        if self.state is State.OVER:
+            return []
+        if not facts.lanes:
+            self._lose(why, 0.0, facts, now)
+        if facts.breaks_protocol:
+            self._decide(SayGoodbye())
+            self._lose_session("it broke the protocol on one ssh connection after the other")
+        self._look_at = now
+        return self._decided()
 
-    def lose_session(self, why: str) -> None:
-        """The far side does not hold the session any more: begin a new one."""
-        count = self._lanes.abandon_session()
-        self._lost_session = True
-        self._console.line(
-            f"{self._host} has lost the session ({why}): {counted(count, 'connection')} reset,"
-            " beginning a new one"
-        )
-        self._look.set()
+    def on_session_ended(self, why: str, now: float) -> list[Decision]:
+        """The far side says goodbye: it does not hold the session any more."""
+        if self.state is State.OVER:
+            return []
+        self._lose_session(why)
+        self._look_at = now
+        return self._decided()
 
-    async def run(self) -> None:
-        """Watch, and bring up what is missing. Raises UserError when --max-retries is reached."""
-        try:
-            while True:
-                hurry = self._loop.time() < self._hurry_until
-                await _happens(self._look, HURRY_TICK_S if hurry else TICK_S)
-                self._look.clear()
-                self._look_at_lanes()
-                self._reconnect_if_needed()
-        finally:
-            if self._reconnecting is not None:
-                self._reconnecting.cancel()
-                await asyncio.wait([self._reconnecting])
+    def on_ending(self, agent_died: bool, facts: Facts, now: float) -> list[Decision]:
+        """The last lane's program has ended; what it says about the agent."""
+        self._judge(agent_died, facts, now)
+        return self._decided()
 
-    # --- the lanes ----------------------------------------------------------------------------
+    def on_connected(self, facts: Facts, now: float) -> list[Decision]:
+        """The attempt has brought a lane. If it is not among ``facts``, it has ended already: of
+        what came with its HELLO.
+        """
+        left = [lane.number for lane in facts.lanes]
+        self._decide(*(Drop(number, "replaced") for number in left if number in self._before))
+        if set(left) <= self._before:
+            self._fail(_ended_at_once(), now)
+        else:
+            self._restore(Input.CONNECTED, now)
+        return self._decided()
 
-    def _look_at_lanes(self) -> None:
-        session, now = self._tunnel.session, self._loop.time()
-        suspects = [lane for lane in session.lanes.values() if self._is_suspect(lane, now)]
-        if not session.lanes:
-            self._go_down("", 0.0)
-        elif len(suspects) < len(session.lanes):
-            for lane in suspects:
-                self._drop(lane, now)
+    def on_failed(
+        self, error: UserError, facts: Facts, now: float, *, gone_at: bytes | None = None
+    ) -> list[Decision]:
+        """The attempt failed. ``gone_at``: somebody answered that there is no such session; which
+        machine, b"" if it does not say.
+        """
+        self._is_answered &= now < self._attempt_at + QUICK_S
+        if gone_at is not None and self._is_gone(gone_at, facts, now):
+            self._lose_session(error.message)
+            self._pause_s = 0.0
+            self._attempt(facts._replace(is_held=False), now)
+        else:
+            self._fail(error, now)
+        return self._decided()
+
+    def on_person_needed(self, now: float) -> list[Decision]:
+        """The attempt that has just failed left nothing to try without a person."""
+        if self.state is State.OVER:
+            return []
+        self._move(Input.PERSON_NEEDED)
+        if not self._needed_person:
+            self._decide(PersonNeeded(self._last_error))
+        self._needs_person = True
+        self._pause(NEED_S, now)
+        return self._decided()
+
+    def on_abandoned(self, facts: Facts, now: float) -> list[Decision]:
+        """The attempt had reached nobody, and has been ended."""
+        self._wait_or_attempt(facts, now)
+        return self._decided()
+
+    def on_probed(self, is_answered: bool, facts: Facts, now: float) -> list[Decision]:
+        """The server's address answers, or it does not."""
+        self._is_answered = is_answered
+        if is_answered:
+            self._attempt(facts, now)
+        else:
+            self._move(Input.UNANSWERED)
+            pause_s, self._tries_next = self._probes.next(self._probed_at)
+            self.next_attempt_at = self._deadline = max(self._probed_at + pause_s, now)
+        return self._decided()
+
+    # --- the lanes --------------------------------------------------------------------------------
+
+    def _look(self, facts: Facts, now: float) -> None:
+        suspects = [lane for lane in facts.lanes if self._is_suspect(lane, now)]
+        quiet = [lane for lane in facts.lanes if not lane.is_owing and lane.quiet_s > PING_EVERY_S]
+        if not facts.lanes:
+            self._lose("", 0.0, facts, now)
+        elif len(suspects) < len(facts.lanes):
+            self._decide(*(Drop(lane.number, _silence(lane.unanswered_s)) for lane in suspects))
             if self.is_down:
-                self._go_up()
+                self._restore(Input.RECOVERED, now)
         elif not self.is_down:
-            silent_s = min(lane.unanswered_s(now) for lane in suspects)
-            self._go_down(f"no answer for {silent_s:.1f} s", silent_s)
-        for lane in session.lanes.values():
-            if not lane.outstanding and now - lane.last_heard_at > PING_EVERY_S:
-                session.ping(lane.id)
-                self._tunnel.wake()
+            silent_s = min(lane.unanswered_s for lane in suspects)
+            self._lose(_silence(silent_s), silent_s, facts, now)
+        self._decide(*(Ping(lane.number) for lane in quiet))
 
-    def _is_suspect(self, lane: Lane, now: float) -> bool:
+    def _is_suspect(self, lane: LaneFacts, now: float) -> bool:
         least_s = QUIET_S if now < self._hurry_until else SUSPECT_S
-        return lane.unanswered_s(now) > max(SUSPECT_RTTS * lane.rtt_s, least_s)
+        return lane.unanswered_s > max(SUSPECT_RTTS * lane.rtt_s, least_s)
 
-    def _drop(self, lane: Lane, now: float) -> None:
-        io = self._tunnel.lanes.get(lane.id)
-        if io is not None:
-            self._tunnel.lane_ended(io, f"no answer for {lane.unanswered_s(now):.1f} s")
-
-    def _go_down(self, why: str, silent_s: float) -> None:
+    def _lose(self, why: str, silent_s: float, facts: Facts, now: float) -> None:
         if self.is_down:
             return
-        self.down_since = self._loop.time() - silent_s
-        self._probes.begin(self._loop.time())
+        self._move(Input.LOST)
+        self.down_since = now - silent_s
+        self._probes.begin(now)
         self._is_answered = False
         self._rumours.begin()
         self._told_elsewhere = False
-        self._transport.connection_lost(may_yet_answer=bool(self._tunnel.lanes))
         if self._attempts.on_down(self.down_since):
             self._last_error = _ended_at_once(why)
-        since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
-        count = len(self._tunnel.relays)
-        wait = "wait" if count != 1 else "waits"
-        kept = count and self._tunnel.outlives_lanes
-        fate = f"{counted(count, 'connection')} {wait}, " if kept else ""
-        self._console.line(
-            f"the connection to {self._host} is lost since {since}"
-            f"{f' ({why})' if why else ''}: {fate}connecting again"
-        )
-        if self.on_down is not None:
-            self.on_down()
+        self._decide(Lost(why, silent_s))
+        if facts.lanes:  # nothing has ended that could say anything
+            self._resume(facts, now)
+        else:
+            self._decide(AwaitEnding())
+            self._deadline = now + LAST_WORDS_S
 
-    def _go_up(self) -> None:
-        if self.down_since is None:
-            return
-        took_s = self._loop.time() - self.down_since
-        self._attempts.on_up(self._loop.time())
+    def _restore(self, how: Input, now: float) -> None:
+        if how is Input.RECOVERED and self.state in _BUSY:
+            self._decide(Stop())
+        self._move(how)
+        self._attempts.on_up(now)
+        after_s = now - (self.down_since or 0.0)
         self.down_since = self.next_attempt_at = None
-        self._needs_a_person = False
-        count = len(self._tunnel.relays)
-        kept = f": {counted(count, 'connection')} kept" if count and not self._lost_session else ""
-        self._lost_session = False
-        self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
-        if self.on_up is not None:
-            self.on_up()
+        self._deadline = math.inf
+        self._needs_person = False
+        self._decide(Restored(after_s, self._is_same_session))
+        self._is_same_session = True
 
-    # --- another one --------------------------------------------------------------------------
+    # --- the session ------------------------------------------------------------------------------
 
-    def _reconnect_if_needed(self) -> None:
-        task = self._reconnecting
-        if task is not None and task.done():
-            self._reconnecting = None
-            if not task.cancelled():
-                task.result()  # raises what ended it
-        if self.is_down and self._reconnecting is None:
-            self._reconnecting = asyncio.ensure_future(self._reconnect())
-            self._reconnecting.add_done_callback(lambda _: self._look.set())
-        elif not self.is_down and self._reconnecting is not None:
-            self._reconnecting.cancel()  # the old lane answers again
+    def _judge(self, agent_died: bool, facts: Facts, now: float) -> None:
+        if facts.is_held and agent_died:
+            self._lose_session("its agent died")
+            facts = facts._replace(is_held=False)
+        elif facts.is_held and not facts.outlives_lanes:
+            self._lose_session("")
+            facts = facts._replace(is_held=False)
+        self._resume(facts, now)
 
-    async def _reconnect(self) -> None:
-        """Attempts, until a lane is up. Raises UserError."""
-        await self._judge_session()
-        pause_s = self._attempts.pause_s()
-        while self.is_down:
-            self._stop_if_over()
-            if pause_s and not await self._pause(pause_s) and not self._is_answered:
-                self._is_answered = await self._until_reachable()
-            self._end_overdue_session()
-            before = list(self._tunnel.lanes.values())
-            began = self._loop.time()
-            try:
-                if not await self._attempt():
-                    continue
-            except UserError as error:
-                self._is_answered &= self._loop.time() < began + QUICK_S
-                if self._is_gone(error):
-                    self.lose_session(error.message)
-                    pause_s = 0.0
-                else:
-                    pause_s = self._note_failure(error)
-                continue
-            self.note_peers()
-            for lane in before:
-                self._tunnel.lane_ended(lane, "replaced")
-            if not self._tunnel.lanes:  # what came with its HELLO has ended it
-                pause_s = self._note_failure(_ended_at_once())
-            else:
-                self._go_up()
+    def _lose_session(self, why: str) -> None:
+        self._is_same_session = False
+        self._decide(LoseSession(why))
 
-    def _is_gone(self, error: UserError) -> bool:
-        """True if the far side says that it has not got the session that was asked for, and that is
-        to be believed.
-        """
-        if not isinstance(error, LaneRefusedError) or not error.is_session_gone:
+    def _is_gone(self, host: bytes, facts: Facts, now: float) -> bool:
+        """True if it is to be believed that the far side does not hold the session."""
+        if not facts.is_held:
             return False
-        if not self._lanes.are_resumable:
-            return False
-        known = self._lanes.agent_host
-        is_elsewhere = bool(known) and bool(error.host) and error.host != known
+        is_elsewhere = bool(facts.agent_host) and bool(host) and host != facts.agent_host
         if is_elsewhere and not self._told_elsewhere:
             self._told_elsewhere = True
-            self._console.line(
-                f"another machine answers as {self._host} than the one that holds the session"
-            )
+            self._decide(ElsewhereAnswered())
         return self._rumours.is_believed(
-            self._loop.time(),
-            may_yet_answer=bool(self._tunnel.lanes),
-            is_elsewhere=is_elsewhere,
+            now, may_yet_answer=bool(facts.lanes), is_elsewhere=is_elsewhere
         )
 
-    def _end_broken_session(self) -> None:
-        self._tunnel.forgive()
-        if self._tunnel.lanes:  # else nobody can be told
-            self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, "")
-            self._tunnel.pump()
-        self.lose_session("it broke the protocol on one ssh connection after the other")
+    # --- another lane -----------------------------------------------------------------------------
 
-    async def _judge_session(self) -> None:
-        """What the end of the last ssh says about the agent behind it."""
-        last = self._lanes.last
-        if self._tunnel.lanes or last is None:
+    def _resume(self, facts: Facts, now: float) -> None:
+        """The link has been lost, and all is known about it."""
+        if self._attempts.are_over:
+            self._give_up()
             return
-        await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
-        if not self._lanes.are_resumable:
-            return
-        if last.ended.done() and last.ended.result().agent_died:
-            self.lose_session("its agent died")
-        elif not self._tunnel.outlives_lanes:
-            self._lost_session = True
-            self._lanes.abandon_session()
+        self._pause_s = self._attempts.pause_s()
+        self._wait_or_attempt(facts, now)
 
-    def _end_overdue_session(self) -> None:
-        down_s = self._loop.time() - (self.down_since or 0.0)
-        if self._lanes.are_resumable and self._tunnel.outlives_lanes and down_s > self._grace_s:
-            self.lose_session(f"the grace time of {self._grace_s} s is over")
+    def _wait_or_attempt(self, facts: Facts, now: float) -> None:
+        if self._pause_s:
+            self._move(Input.FAILED)
+            self._pause(self._pause_s, now)
+        else:
+            self._attempt(facts, now)
 
-    async def _attempt(self) -> bool:
-        """One. False if ``check`` was called before anybody was reached: try again at once."""
+    def _pause(self, pause_s: float, now: float) -> None:
+        self._pause_s = pause_s
+        self.next_attempt_at = self._deadline = now + pause_s
+
+    def _on_deadline(self, facts: Facts, now: float) -> None:
+        if self.state is State.JUDGING:
+            self._decide(Stop())
+            self._judge(False, facts, now)
+        elif self.state is State.RESTING:
+            if self._tries_next:
+                self._attempt(facts, now)
+            else:
+                self._probe(now)
+        elif self._is_answered or not facts.can_probe:
+            self._attempt(facts, now)
+        else:
+            self._probe(now)
+
+    def _try_now(self, facts: Facts, now: float) -> None:
+        """There is hope: end a pause, or an attempt that began without it."""
+        if self.state in _PAUSING:
+            self._attempt(facts, now)
+        elif self.state is State.CONNECTING and now > self._attempt_at + LEAST_ATTEMPT_S:
+            self._decide(AbandonUnlessReached())
+
+    def _probe(self, now: float) -> None:
+        self._move(Input.UNSURE)
+        self._deadline = math.inf
+        self._probed_at = now
+        self._decide(Probe())
+
+    def _attempt(self, facts: Facts, now: float) -> None:
+        self._move(Input.DUE)
+        self._deadline = math.inf
+        down_s = now - (self.down_since or 0.0)
+        if facts.is_held and facts.outlives_lanes and down_s > self._grace_s:
+            self._lose_session(f"the grace time of {self._grace_s} s is over")
         self.next_attempt_at = None
-        self._retry.clear()
-        started: list[Channel] = []
-        began = self._loop.time()
-        connecting = asyncio.ensure_future(
-            self._lanes.connect(
-                on_line=lambda line: self._console.detail(1, line),
-                resumes=True,
-                on_started=started.append,
-                deadline_s=HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S,
-            )
-        )
-        asked: asyncio.Future[Any] = self._loop.create_future()
-        try:
-            while not connecting.done():
-                asked = asyncio.ensure_future(self._retry.wait())
-                either: list[asyncio.Future[Any]] = [connecting, asked]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                asked.cancel()
-                self._retry.clear()
-                overdue = self._loop.time() > began + LEAST_ATTEMPT_S
-                if not connecting.done() and overdue and started and not started[0].has_reached():
-                    return False
-        finally:
-            asked.cancel()
-            await cancelled(connecting)
-        connecting.result()
-        return True
+        self._attempt_at = now
+        self._before = frozenset(lane.number for lane in facts.lanes)
+        self._decide(Connect())
 
-    def _note_failure(self, error: UserError) -> float:
-        """Say what is worth saying, once; how long to wait."""
+    def _fail(self, error: UserError, now: float) -> None:
         self._attempts.on_failure()
         self._last_error = error
-        self._console.detail(1, f"attempt {self._attempts.failures} failed: {error.message}")
-        self._stop_if_over()
-        if self._transport.attempt_failed(error):
-            if not self._needs_a_person:
-                self._needs_a_person = True
-                self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
-            return NEED_S
-        self._needs_a_person = False
-        return self._attempts.pause_s()
-
-    def _stop_if_over(self) -> None:
+        self._decide(Failed(self._attempts.failures, error))
         if self._attempts.are_over:
-            raise UserError(
-                f"the connection to {self._host} was lost, and {self._attempts.failures} attempts"
-                f" failed: {self._last_error.message}",
-                self._last_error.hint,
-                ExitCode.LOST,
-            )
+            self._give_up()
+            return
+        self._needed_person, self._needs_person = self._needs_person, False
+        self._move(Input.FAILED)
+        self._pause(self._attempts.pause_s(), now)
 
-    async def _pause(self, seconds: float) -> bool:
-        """Wait; True as soon as ``check`` is called."""
-        self.next_attempt_at = self._loop.time() + seconds
-        self._retry.clear()
-        return await _happens(self._retry, seconds)
+    def _give_up(self) -> None:
+        self._move(Input.EXHAUSTED)
+        self._deadline = math.inf
+        self._decide(GiveUp(self._attempts.failures, self._last_error))
 
-    async def _until_reachable(self) -> bool:
-        """Wait until one of the addresses that ssh was connected to answers, if any is known: then
-        True. Not for ever, because the server may have got another one, and not after ``check``.
-        """
-        while self._peers:
-            begin = self._loop.time()
-            if await _one_answers(self._peers[:PROBED_PEERS]):
-                return True
-            pause_s, is_sshs_turn = self._probes.next(begin)
-            if await self._pause(max(begin + pause_s - self._loop.time(), 0.0)) or is_sshs_turn:
-                break
-        return False
+    # --- the table --------------------------------------------------------------------------------
+
+    def _move(self, what: Input) -> None:
+        """Raises RuntimeError if the table does not have it: whoever drives us is wrong, or we."""
+        after = TRANSITIONS[self.state].get(what)
+        if after is None:
+            raise RuntimeError(f"{what.name} in {self.state.name}")
+        self.state = after
+
+    def _decide(self, *decisions: Decision) -> None:
+        self._decisions += decisions
+
+    def _decided(self) -> list[Decision]:
+        decisions, self._decisions = self._decisions, []
+        return decisions
+
+
+def _silence(seconds: float) -> str:
+    return f"no answer for {seconds:.1f} s"
 
 
 def _ended_at_once(why: str = "") -> UserError:
@@ -433,42 +629,3 @@ def _ended_at_once(why: str = "") -> UserError:
         "ask the server's log: it may end what is started there",
         ExitCode.LOST,
     )
-
-
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    """True as soon as ``event`` is set, False after so long. (``wait_for`` of Python 3.11 and older
-    swallows a cancellation that comes together with the event.)
-    """
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait([waiting], timeout=seconds)
-    finally:
-        waiting.cancel()
-    return event.is_set()
-
-
-async def _one_answers(peers: Sequence[Endpoint]) -> bool:
-    probes = [asyncio.ensure_future(_answers(address, port)) for address, port in peers]
-    try:
-        for probe in asyncio.as_completed(probes, timeout=PROBE_EVERY_S):
-            if await probe:
-                return True
-    except asyncio.TimeoutError:
-        pass
-    finally:
-        for task in probes:
-            task.cancel()
-        await asyncio.wait(probes)
-    return False
-
-
-async def _answers(address: str, port: int) -> bool:
-    """True if something at (address, port) answers a TCP connection, be it with a refusal."""
-    try:
-        _, writer = await asyncio.open_connection(address, port)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    writer.transport.abort()
-    return True
