@@ -19,9 +19,9 @@ to where the queue would be right, upward and downward alike, without swinging. 
 round's mean, the time that acknowledgements were held included, so that acknowledgements which come
 in bursts make the limit larger and not the link idle. Where delay alone is blind, further rules:
 
-    starting    no queue has been seen yet: START_UP times as much each round, and it is seen two
-                rounds later what that did (slow start, not faster than TCP's own below us; after
-                idleness too). A queue ends it, and what is too much goes at once.
+    starting    no queue has been seen yet: the limit grows by START_UP each round (slow start, no
+                faster than TCP's own below us; after idleness too). What a step did is seen two
+                rounds later. A queue ends the start, and what is too much goes at once.
     growing     the rate still rises by GROWTH a round: the limit may rise once more by as much, and
                 doubled at most. It ends by itself.
     drain       far too much of a queue: at once to what the path itself holds at this rate (then
@@ -32,57 +32,15 @@ in bursts make the limit larger and not the link idle. Where delay alone is blin
 
 A lane that has stood still (a laptop asleep, a stopped process, a link that was cut: nothing was
 acknowledged for a second and several round trips though something was due) begins anew as after
-idleness, and what was in flight says nothing: it took as long as the standstill, and a round trip
-of a minute would be taken for the path's.
+idleness. What was in flight is not measured: it took as long as the standstill, and a round trip of
+a minute would be taken for the path's.
 
 A round in which the application had too little to send changes nothing: neither its rate nor its
 delay says anything about the limit. After idleness the limit decays as TCP's window does (RFC
 2861), since ssh's TCP has forgotten it, too. A round's frames are spread over the round
 (``next_at``).
 
-What was tried, on the links of ``bench/wan.py``:
-
-    GAIN 1                   swings between half and twice the limit for ever: with both directions
-                             of 50/10 Mbit/s loaded an echo of 41 ms took 77 ms (p50) and 144 ms
-                             (p95); GAIN 0.5: 55 and 75 ms
-    no spreading             bursts live on from round to round: an echo of 31 ms took 40 ms beside
-                             20 Mbit/s, with spreading 37 ms
-    the delay as it is seen  a frame's own time on the wire taken for a queue: 15.5 of 20 Mbit/s
-    growing by the present   a start overshoots both directions of 50/10 Mbit/s for 2 s instead of
-    round trip               one; now by the empty path's
-    every burst made up for  acknowledgements come every 3 ms, and each let 3 ms of frames go at
-                             once: an echo of 52 ms took 57 ms beside 100 Mbit/s, now 55 ms
-    a growing round spread   cubic's HyStart took a link of 100 Mbit/s for full at 30 to 60, in most
-    over all of itself       starts, and needed 2 s; now 0.7 s
-    start by the rate alone  ended by one round whose rate failed to rise, both directions loaded
-    a joining lane begins    its TCP begins slowly all the same, and the stream waits for what lies
-    with half of what is     there: echo 490 ms on 600 Mbit/s of 100 ms; with JOINING_UP no pause
-    in flight
-    a queue that is right    a joining lane with few frames sees the processors' noise of 1 to 2 ms
-    for one is for all       as a queue, and stays at 20 KiB: 165 of 600 Mbit/s, in every other run;
-                             since a lane below its share bears more, 450 to 550 in all of them
-    frames by the lane's     329 of 600 Mbit/s over 100 ms with four lanes, for want of processors;
-    rate, 1 ms everywhere    by the path's rate 389, and 2 ms long there 430
-    frames of 2 % of the     94.2 of 96.0 Mbit/s over 50 ms; of 3 %, 95.8; of 4 %, 96.1, and an echo
-    round trip               0.9 ms later; a queue twice as long gave no more, nor did frames of
-                             more than 2.5 ms over 100 ms
-    frames of two segments   18.5 of 20 Mbit/s over 30 ms; of three 18.9, and an echo as soon; 8.4
-                             and 8.5 up while 50/10 Mbit/s were loaded both ways
-    a longer queue on slow   6 KiB instead of 4: no more throughput, echo 3 ms later
-    links
-    a start that ends with   limit to 0.7 of what it was, as cubic's window: no difference in the
-    its first loss           throughput of 100 Mbit/s with 0.5 % loss, an echo (95 %) 40 ms later
-    one pace for all lanes   frames of four lanes one after the other: no difference at 600 Mbit/s
-    more in flight than      waits in ssh in front of an echo: 120 to 150 ms beside one lane of 160
-    ssh's channel lets go    Mbit/s over 100 ms, without it 105 to 115
-    a standstill's round     crawled for as long as it had stood still, twice as long at worst: a
-    like any other           minute's frames were spread over a minute, and a probe of the path was
-                             to last 1.8 of its round trips
-    a path for each lane     a lane that joins late takes the others' queue for the empty path: four
-                             lanes on 50/10 Mbit/s, echo 96 ms; one lane 52 ms
-
-Not built: BBR (Cardwell et al. 2016). Its maximum of delivery rates over ten rounds holds a rate
-for ten rounds after it is gone, and it makes a queue every eighth round to probe for more.
+The theory at length, and what was tried on which link and what it gave: docs/pacing.md.
 
 Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
 acknowledgement costs a few comparisons.
@@ -97,49 +55,50 @@ from sshunt.mux.limits import DATA_BYTES, LANE_IN_FLIGHT_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY, Path
 
 #: The queue that we let stand. Less, and the jitter of the processes at both ends empties it now
-#: and then, and the link idles; more is felt. On a slow lane it is at least so many bytes, or what
-#: TCP sends in pairs would empty it.
+#: and then, and the link idles; more is felt. On a slow lane the queue is at least
+#: LEAST_QUEUE_BYTES, or what TCP sends in pairs would empty it.
 TARGET_S = 0.00075
 LEAST_QUEUE_BYTES = 4 * 1024
 
-#: Beyond this rate the processors at both ends are as busy as the link, and what looks like its
-#: queue is mostly the time until ssh, sshd and the peer have their turn: several milliseconds where
-#: they share two cores. With as shallow a queue as on a slow link they wait for each other while
-#: there is work. So the queue and the frames may last longer in proportion, at most so many times.
+#: The rate beyond which the processors at both ends are as busy as the link. What looks like its
+#: queue is then mostly the time until ssh, sshd and the peer have their turn: several milliseconds
+#: where they share two cores. With as shallow a queue as on a slow link they wait for each other
+#: while there is work. So the queue and the frames may last longer in proportion, at most by these
+#: factors.
 FAST_BYTES_S = 62.5e6  # 500 Mbit/s
 FAST_QUEUE, FAST_FRAME = 8.0, 2.0
 
-#: Where a lane begins, and what a long silence leaves: a few round trips of TCP's own beginning.
+#: The limit of a new lane, and what a long silence leaves: a few round trips of TCP's own
+#: beginning.
 START_LIMIT_BYTES = 32 * 1024
 
-#: Some of the smallest frames.
+#: The least limit: some of the smallest frames.
 MIN_LIMIT_BYTES = 8 * 1024
 
-#: Shortest round. On a LAN the processes' turns are longer than the path.
+#: The shortest round. On a LAN the processes' turns are longer than the path.
 ROUND_S = 0.010
 
-#: No round trip between two processes is shorter; a peer that acknowledges before it can have
-#: received is not to be divided by.
+#: The shortest round trip that is believed. None between two processes is shorter; a peer that
+#: acknowledges before it can have received is not to be divided by.
 LEAST_RTT_S = 20e-6
 
-#: What one round does of the way to where the queue would be right. Its effect is seen a round
-#: later, so all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of
-#: stability).
+#: The part of the way to the right queue that one round goes. Its effect is seen a round later, so
+#: all of the way at once would swing for ever (z^2 - z + GAIN: 1 is the limit of stability).
 GAIN = 0.5
 
-#: No round changes the limit by more: down to, up to. (Growing may double it.)
+#: The least and the largest factor by which a round changes the limit. (Growing may double it.)
 MOST_DOWN, MOST_UP = 0.5, 1.125
 
-#: A rate that is so much above the last three rounds' is still growing.
+#: The factor above the last three rounds' rates from which on a rate is still growing.
 GROWTH = 1.25
 
-#: One round's step while starting; what was delivered shows that of two rounds ago. A lane that
-#: joins others at work does so because the link has room, and then TCP's own pace is right.
+#: The factor of one round while starting; what was delivered shows that of two rounds ago. A lane
+#: that joins others at work does so because the link has room, and then TCP's own pace is right.
 START_UP, JOINING_UP = 1.4, 2.0
 
-#: A lane that has less than its share of the path bears a queue that is longer in proportion, up to
-#: so much: what it sees is mostly not the link's. Few frames find no moment in which every process
-#: on the way is ready, and what TCP's window does not let go waits in front of it.
+#: The largest factor by which a lane that has less than its share of the path bears a longer queue.
+#: What it sees is mostly not the link's: few frames find no moment in which every process on the
+#: way is ready, and what TCP's window does not let go waits in front of it.
 PATIENCE = 4.0
 
 #: Rounds without a queue, though we were held back, before steps become larger; and before the
@@ -147,90 +106,98 @@ PATIENCE = 4.0
 HUNGRY_ROUNDS = 3
 STARVED_ROUNDS, MOST_UP_STARVED = 12, 1.25
 
-#: What is left of the best rate of late after another round.
+#: The factor that is left of the best rate of late after another round.
 BEST_FADES = 0.9
 
-#: A queue that is still so much of what it was a round ago stays. After so many rounds of it, or
-#: when we have given way so far in vain, the path is probed for others.
+#: What makes a queue standing: it shrinks by less than 30 % in a round. The path is probed for
+#: others after EXCESS_ROUNDS of it, or when the limit fell to IN_VAIN of what it was without
+#: effect.
 LASTING = 0.7
 EXCESS_ROUNDS = 3
 IN_VAIN = 0.6
 
-#: The limit while others fill the link: so much of what leaves in a round trip with their queue in
-#: it as the last probe saw it. ssh's TCP then always has something to send and contends as any TCP
-#: does; the rest waits before it. (With 1.4 the limit itself was what held us back when the queue
-#: had grown since the probe.)
+#: The limit while others fill the link, as a multiple of what leaves in a round trip with their
+#: queue in it as the last probe saw it. ssh's TCP then always has something to send and contends as
+#: any TCP does; the rest waits before it. (With 1.4 the limit itself was what held us back when the
+#: queue had grown since the probe.)
 CONTEST = 2.0
 
-#: What a lane's transport lets go (an ssh channel's window) is all that may be in flight, and what
-#: is in the pipes before and behind it: so much of the rate.
+#: The time that bytes spend in the pipes before and behind a lane's transport. What these hold may
+#: be in flight besides what the transport lets go (an ssh channel's window).
 BESIDE_WINDOW_S = 0.005
 
-#: The limit in a deep probe: so much of what fits into the empty path, or ours would be in what is
-#: seen. In the others only what ought to drain the queue is held back, if it is ours.
+#: The limit in a deep probe, as a share of what fits into the empty path: with more, our own queue
+#: would be in what is seen. In other probes only what should drain the queue, if it is ours, is
+#: held back.
 DEEP = 0.5
 
-#: Idle time that halves the limit, on top of the round-trip time: TCP's least retransmission
+#: The idle time that halves the limit, on top of the round-trip time: TCP's least retransmission
 #: timeout.
 FORGET_S = 0.2
 
-#: A lane on which nothing is acknowledged for so long, though something is due, stands still: TCP
-#: below us has forgotten what it knew as well, after several timeouts.
+#: How long nothing is acknowledged, though something is due, on a lane that stands still: both must
+#: have passed. TCP below us has then forgotten what it knew as well, after several timeouts.
 STILL_RTTS, STILL_S = 4.0, 1.0
 
-#: A round's frames are spread over the round, at a rate this much above what the limit means: a
-#: burst makes a queue for others, and acknowledgements that come in bursts would carry it on for
-#: ever.
+#: The pace of frames, as a multiple of what the limit means. Frames are spread over the round
+#: because a burst makes a queue for others, and acknowledgements that come in bursts would carry it
+#: on for ever.
 SPREAD = 1.2
 
-#: So much above it while the limit grows: cubic's slow start ends (HyStart: "ack train") when
+#: The same while the limit grows. Cubic's slow start ends (HyStart: "ack train") when
 #: acknowledgements follow each other closely for half a round trip, whatever the link could carry,
 #: and then grows by a few segments a round trip. So there must be a pause in the round.
 GROWING_SPREAD = 3.0
 
-#: What was not sent in time, because a process got its turn late, may be made up for, so much of it
-#: at once. What the limit held back may not: its acknowledgements come every few milliseconds, and
-#: would be answered by a burst each.
+#: The most that may be made up for at once when a process got its turn late. What the limit held
+#: back may not: its acknowledgements come every few milliseconds, and would be answered by a burst
+#: each.
 BURST_S = 0.003
 
-#: A frame is so much time of the link, which all lanes share: what an urgent one waits for it. On a
-#: long path more does not matter, up to some milliseconds, and takes less of the processors and for
-#: headers. Smaller ones than two full segments, ssh's and our own headers included, would leave a
-#: slow link to headers.
+#: The time that one frame may occupy the link. All lanes share the link, so this is also the
+#: longest that an urgent frame waits for a bulk one. On a long path it may be a share of the round
+#: trip, up to LONG_FRAME_S: that is not felt, and costs less of the processors and fewer headers.
+#: Frames of less than two full segments, ssh's and our own headers included, would leave a slow
+#: link to headers.
 FRAME_S, FRAME_RTTS, LONG_FRAME_S = 0.001, 0.03, 0.0025
 MIN_FRAME_BYTES = 2800
 
-#: One of three segments leaves 2 % more of the link for data, and is as short where it takes no
-#: more than so long.
+#: A frame of three segments, the least where it takes no longer than GOOD_FRAME_S: it leaves 2 %
+#: more of the link for data than one of two.
 GOOD_FRAME_BYTES, GOOD_FRAME_S = 4200, 0.004
+
+#: The frames of a lane whose rate is not known yet.
 START_FRAME_BYTES = 16 * 1024
 
-#: A probe's frames are smaller, so that their own time on a slow link hides nobody's queue.
+#: The size of a probe's frames, as a divisor of the usual one, and the least: so small that their
+#: own time on a slow link hides nobody's queue.
 PROBE_FRAME_SHARE, PROBE_FRAME_BYTES = 8, 700
 
-#: A queue is doubtful that is borne only because of the frames' own time: more than so many times
-#: that of a probe's frames.
+#: The multiple of what a probe's small frame looks like above which a queue is doubtful: it is
+#: borne only because it may be the time of our own larger frames.
 DOUBT = 2.5
 
-#: A lane among faster ones has so many of them in flight at least: it is not to live from hand to
-#: mouth.
+#: The least number of frames that fit into the limit of a lane among faster ones: it is not to live
+#: from hand to mouth.
 LEAST_FRAMES = 16
 
-#: TCP below us delivers nothing while it sends a lost segment again, for a round trip at least.
-#: That is what it means when the next byte is processed so much later than the one before it, and
-#: than it would have been on the empty path.
+#: The gap that is a stall, as a share of the round trip, and at least. TCP below us delivers
+#: nothing while it sends a lost segment again, for a round trip at least. The gap is how much later
+#: the next byte is processed than the one before it, and than it would have been on the empty path.
 STALL_RTTS, STALL_S = 0.85, 0.03
 
 #: How long a stall is remembered, and how many of them mean loss: a single one may be anything.
 STALLS_S = 5.0
 LOSS_STALLS = 2
 
-#: No process of ours sleeps for the round trip of such a path, an empty queue loses nothing for
-#: want of room, and the bursts of TCP's start are less than a round trip apart: there a stall of a
-#: whole one counts twice. One that is longer than TCP's start and our acknowledgements explain does
-#: so whatever we were doing: in a start, a lost segment is mostly noticed by its timeout, and the
-#: whole transfer is slow from then on.
+#: The round trip from which on a stall of a whole one counts twice: no process of ours sleeps for
+#: that long, an empty queue loses nothing for want of room, and the bursts of TCP's start are less
+#: than a round trip apart.
 CERTAIN_RTT_S = 0.04
+
+#: A stall longer than this (a multiple of the round trip, and seconds on top) is longer than TCP's
+#: start and our acknowledgements explain. It counts twice whatever we were doing: in a start, a
+#: lost segment is mostly noticed by its timeout, and the whole transfer is slow from then on.
 CERTAIN_RTTS, CERTAIN_S = 1.1, 0.005
 
 _CLOCK = 1 << 32
@@ -347,8 +314,8 @@ class Pacer:
             self.limit_bytes = max(limit, min(self.limit_bytes, START_LIMIT_BYTES))
 
     def _note_standstill(self, still_s: float, sent: int, now: float) -> None:
-        """For so long nothing was acknowledged though something was due. Up to ``sent``, it is all
-        from before.
+        """Nothing was acknowledged for ``still_s`` though something was due. What was sent up to
+        ``sent`` is from before.
         """
         self._stale_end = sent
         self._probing = self._has_given_way = False
@@ -413,7 +380,7 @@ class Pacer:
             self._begin_round(acked, sent, arrived, now)
 
     def _note_gap(self, gap_s: float, now: float) -> None:
-        """For so long nothing was processed, though something should have been. Was it lost?"""
+        """Nothing was processed for ``gap_s``, though something should have been. Was it lost?"""
         if gap_s < STALL_S:
             return
         path = self._path

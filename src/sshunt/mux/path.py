@@ -34,11 +34,8 @@ what would drain it if it were ours (of others' it takes our share), and in smal
 the least delay falls while we contend, it was no empty path before and need not be one now: the
 contest goes on, and when it is over, the path is probed until its least delay falls no more.
 
-What was tried: a link's best rate that is remembered for longer (0.99 a round) changed nothing;
-half of what fits into the path, in that probe, too: our share of a queue of 10 ms went with it, and
-looked like all of it. Our share beside a flow of cubic that was there first, 100 Mbit/s of 50 ms:
-4 to 10 %, now 25 to 38; one connection of ssh's: 17. What is still lost: others whose queue comes
-and goes within three round trips, each probe sees its shortest.
+What was tried, and what it gave: docs/pacing.md. What is still lost: others whose queue comes and
+goes within three round trips, each probe sees its shortest.
 
 Invariants: a queue is never believed to be longer than the round-trip time says, so neither clocks
 that drift or jump nor a peer that lies about its own can make it so.
@@ -46,37 +43,38 @@ that drift or jump nor a peer that lies about its own can make it so.
 
 from sshunt.mux.limits import LANE_IN_FLIGHT_BYTES
 
-#: The path is looked at without our own queue so often; sooner while it is CONTENDED.
+#: The interval at which the path is probed without our own queue; shorter while it is CONTENDED.
 PROBE_EVERY_S = 10.0
 CONTENDED_PROBE_S = 5.0
 FIRST_CONTENDED_PROBE_S = 0.6
 
-#: So soon while it may be that the path was never seen empty: others were there, or the least delay
+#: The same while the path may never have been seen empty: others were there, or the least delay
 #: fell in the last probe.
 UNSURE_PROBE_S = 0.6
 
-#: A doubtful queue is looked at after so long, then after twice as long and so on: on a slow link
-#: it is the frames' own, for ever.
+#: How long a doubtful queue stands before it is probed; doubled each time, since on a slow link it
+#: is the frames' own, for ever.
 DOUBT_S = 1.0
 
-#: What changes by so much, or by so little of the round trip, changes for no reason.
+#: Delays that differ by less (in seconds, or as a share of the round trip) are the same.
 JITTER_S, JITTER = 0.001, 1 / 64
 
-#: The least delay has just fallen.
+#: For how long the least delay counts as just fallen.
 JUST_S = 0.5
 
-#: A queue that is none.
+#: A queue shorter than this is noise.
 EMPTY_S = 0.0002
 
-#: How long a probe lasts: one round trip until what was in flight has gone, nearly one to look.
+#: How long a probe lasts: one round trip until what was in flight has gone, nearly one to measure.
 PROBE_RTTS = 1.8
 
-#: Two probes that differ by less have seen the same; so often in a row, and it is the path.
+#: Two probes that differ by less (in seconds, or as a share) have seen the same. After SAME_PROBES
+#: in a row it is the path.
 SAME_S, SAME = 0.0015, 0.03
 SAME_PROBES = 3
 
-#: The round-trip time has grown by so much more than the one-way delay: the same both ways, give or
-#: take the reaction time of processes.
+#: How many times as much the round-trip time has grown as the one-way delay if it grew alike both
+#: ways: twice, give or take the reaction time of processes.
 BOTH_WAYS_LEAST, BOTH_WAYS_MOST = 1.7, 2.4
 
 STEADY = "STEADY"
@@ -249,6 +247,6 @@ class Path:
         self._probe_after(PROBE_EVERY_S if self._is_sure else UNSURE_PROBE_S, now)
 
     def _probe_after(self, after_s: float, now: float) -> None:
-        """The path has just been seen: look again after so long."""
+        """The path has just been seen: probe again ``after_s`` from now."""
         self._looked_at = now
         self._probe_at = now + after_s

@@ -51,19 +51,20 @@ from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LEAST_WINDOW_BYTES, MAX_WIND
 #: tcp_orphan_retries); every sixteenth of its buffer that is read opens it.
 SLOW_S = 10.0
 
-#: Less of a window than one of so many parts is not worth a frame: the chat of an idle connection.
+#: The part of a window (one of this many) below which more credit is not worth a frame: the chat of
+#: an idle connection.
 SLOW_PARTS = 64
 
-#: A window of which not even half was used for so long is more than its stream needs.
+#: How long not even half of a window was used when it is more than its stream needs.
 IDLE_S = 1.0
 
-#: Holders of idle windows that are looked at when a place is wanted.
+#: How many holders of idle windows are looked at when a place is wanted.
 LOOKS = 16
 
 #: More than a socket of Linux buffers for a program that does not read (tcp(7), tcp_wmem: 4 MiB).
 PROVEN_BYTES = 4 * MIB
 
-#: Of a peer that goes on using what was called back, so many times the places are borne.
+#: How many times the places are borne of a peer that goes on using what was called back.
 MOST_FORCED = 4
 
 #: The steps' sizes.
