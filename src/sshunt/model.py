@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -37,3 +37,13 @@ class Route:
     def every_port(self) -> bool:
         """True if the route does not look at the port."""
         return self.first_port == ANY_FIRST_PORT and self.last_port == ANY_LAST_PORT
+
+
+def check_endpoint(endpoint: Endpoint) -> IPv4Address | IPv6Address:
+    """The address of ``endpoint``; raises ValueError unless it and the port are good ones."""
+    address, port = endpoint
+    if "%" in address:
+        raise ValueError("an address with a scope")
+    if not 1 <= port <= ANY_LAST_PORT:
+        raise ValueError(f"not a port: {port}")
+    return ip_address(address)

@@ -64,7 +64,7 @@ def test_no_caller_harms_the_session_or_the_next_caller(
                     else:
                         caller.shutdown(socket.SHUT_WR)
             session.settle()
-            assert len(session.server._deadlines) <= CALLERS
+            assert len(session.server._callers) <= CALLERS
             assert descriptors() <= own + len(callers) + CALLERS
         for caller in callers:
             caller.close()
@@ -122,5 +122,5 @@ def test_hundreds_of_callers_are_turned_away_and_forgotten(seed: int) -> None:
                 caller.close()
             for _ in range(10):  # all are accepted, or the backlog fills and the next call waits
                 session.settle()
-        assert (descriptors(), session.server._deadlines) == (own, {})
+        assert (descriptors(), session.server._callers) == (own, {})
         assert session.ask("reconnect") == {"ok": True, **SAYS}

@@ -35,8 +35,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("front.dns_sockets", "config.options"),
     ("remote.pool", "tell.console"),
     ("remote.upkeep", "tell.console"),
-    ("tell.control", "mux.errors"),
-    ("tell.neighbours", "capture.plan"),
 }
 
 #: The same for modules that import themselves by way of others.

@@ -81,8 +81,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
 from sshunt.capture.links import Links
-from sshunt.capture.plan import DNS_PORT, Plan, Region, check_endpoint, remote_regions
-from sshunt.model import Endpoint
+from sshunt.capture.plan import DNS_PORT, Plan, Region, remote_regions
+from sshunt.model import Endpoint, check_endpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
 

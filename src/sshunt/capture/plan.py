@@ -25,10 +25,10 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple
 
-from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Action, Endpoint, Route
+from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
 #: The kernel takes more, but rule text and memory grow with it. 20,000 random networks with a port
 #: range each make 10,000 pieces; 300 port ranges times 300 networks make 90,000.
@@ -116,16 +116,6 @@ def check_session(session: str) -> None:
     """Raises ValueError unless ``session`` is 8..16 lower-case hexadecimal digits."""
     if not _SESSION.fullmatch(session):
         raise ValueError("not a session id")
-
-
-def check_endpoint(endpoint: Endpoint) -> IPv4Address | IPv6Address:
-    """The address of ``endpoint``; raises ValueError unless it and the port are good ones."""
-    address, port = endpoint
-    if "%" in address:
-        raise ValueError("an address with a scope")
-    if not 1 <= port <= ANY_LAST_PORT:
-        raise ValueError(f"not a port: {port}")
-    return ip_address(address)
 
 
 def remote_regions(routes: Iterable[Route], family: int) -> list[Region]:

@@ -38,8 +38,8 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias
 
-from sshunt.capture.plan import DNS_PORT, Plan, check_endpoint, check_session
-from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route
+from sshunt.capture.plan import DNS_PORT, Plan, check_session
+from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
 VERSION = 4
 

@@ -34,10 +34,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.mux.errors import RemoteProtocolError
+from sshunt.relay.accepting import Acceptor
 from sshunt.tell.console import Console
 from sshunt.tell.report import PeersBypassed, RemoteConnected, RemoteLost, Report
 from sshunt.tell.sentences import targets_text
@@ -59,9 +59,6 @@ BACKLOG = 64
 
 #: How long accepting pauses when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
-
-#: How long it pauses after other users have called.
-STRANGER_PAUSE_S = 0.1
 
 #: Endpoints that a session names; it has left alone a few.
 MOST_ENDPOINTS = 64
@@ -88,6 +85,10 @@ process, its server, its targets) and what it does about it.
 Answer = Callable[[str], Mapping[str, object]]
 
 
+class MessageError(Exception):
+    """What the other side says is no message of ours."""
+
+
 class UnknownPeerError(UserError):
     """Whoever has the session's name, it was not shown to be a session of this user's."""
 
@@ -109,52 +110,47 @@ class ControlServer:
     ) -> None:
         self._loop = loop
         self._answer = answer
-        self._deadlines: dict[socket.socket, asyncio.TimerHandle] = {}  # one for each caller
-        self._pause: asyncio.TimerHandle | None = None
+        self._callers: dict[socket.socket, _Caller] = {}
         self._listener = _listening(place)
+        self._acceptor: Acceptor | None = None
         if self._listener is not None:
-            loop.add_reader(self._listener, self._accept, self._listener)
+            self._acceptor = Acceptor(
+                loop,
+                self._listener,
+                self._let_in,
+                per_round=BACKLOG,
+                pause_s=ACCEPT_PAUSE_S,
+                is_welcome=_is_trusted,
+            )
+            self._acceptor.start()
 
     def close(self) -> None:
         """Stop listening and hang up on whoever has not been answered. May be called twice."""
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
-        for peer in list(self._deadlines):
+        if self._acceptor is not None:
+            self._acceptor.close()
+        for peer in list(self._callers):
             self._hang_up(peer)
 
-    def _accept(self, listener: socket.socket) -> None:
-        pause_s = 0.0
-        for _ in range(BACKLOG):
-            try:
-                peer, _address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                break
-            except OSError:
-                pause_s = ACCEPT_PAUSE_S
-                break
-            if _is_trusted(peer):
-                self._let_in(peer)
-                return
-            peer.close()
-            pause_s = STRANGER_PAUSE_S
-        if pause_s:
-            self._loop.remove_reader(listener)
-            again = (listener, self._accept, listener)
-            self._pause = self._loop.call_later(pause_s, self._loop.add_reader, *again)
-
     def _let_in(self, peer: socket.socket) -> None:
-        if len(self._deadlines) >= CALLERS:
+        if len(self._callers) >= CALLERS:
+            self._answer_all()
+        if len(self._callers) >= CALLERS:
             peer.close()
             return
-        peer.setblocking(False)
-        self._deadlines[peer] = self._loop.call_later(DEADLINE_S, self._hang_up, peer)
-        self._loop.add_reader(peer, self._readable, peer, bytearray())
+        deadline = self._loop.call_later(DEADLINE_S, self._hang_up, peer)
+        self._callers[peer] = _Caller(deadline, bytearray())
+        self._loop.add_reader(peer, self._readable, peer)
 
-    def _readable(self, peer: socket.socket, said: bytearray) -> None:
+    def _answer_all(self) -> None:
+        """Those that have said what they want make room at once."""
+        for peer in list(self._callers):
+            try:
+                self._readable(peer)
+            except Exception as error:  # noqa: BLE001 (of ``answer``: not the affair of who calls now)
+                self._loop.call_exception_handler({"message": "no answer", "exception": error})
+
+    def _readable(self, peer: socket.socket) -> None:
+        said = self._callers[peer].said
         try:
             data = peer.recv(REQUEST_BYTES + 1 - len(said))
         except (BlockingIOError, InterruptedError):
@@ -181,7 +177,7 @@ class ControlServer:
     def _answer_line(self, said: bytes) -> bytes:
         try:
             verb = decode_request_untrusted(said)
-        except RemoteProtocolError as error:
+        except MessageError as error:
             return _line({"error": str(error)})
         try:
             answer = self._answer(verb)
@@ -198,7 +194,14 @@ class ControlServer:
 
     def _forget(self, peer: socket.socket) -> None:
         self._loop.remove_reader(peer)
-        self._deadlines.pop(peer).cancel()
+        self._callers.pop(peer).deadline.cancel()
+
+
+class _Caller(NamedTuple):
+    """One that has not been answered, and what it has said so far."""
+
+    deadline: asyncio.TimerHandle
+    said: bytearray
 
 
 def about(report: Report, remote: str) -> dict[str, object]:
@@ -255,7 +258,7 @@ def _ask(session: str, verb: str, deadline_s: float | None = None) -> tuple[dict
             "if it was stopped (Ctrl-Z), let it go on: fg; otherwise end it and start it anew",
             ExitCode.LOST,
         )
-    except (OSError, RemoteProtocolError) as error:
+    except (OSError, MessageError) as error:
         raise UserError(
             f"session {session} gave no answer: {error}",
             "try again; if that does not help, end it and start it anew",
@@ -316,10 +319,10 @@ def _host_of(session: str) -> str:
 
 
 def decode_request_untrusted(said: bytes) -> str:
-    """The verb of a request; raises RemoteProtocolError."""
+    """The verb of a request; raises MessageError."""
     verb = _decode_untrusted(said, REQUEST_BYTES).get("do")
     if not isinstance(verb, str):
-        raise RemoteProtocolError("nothing to do")
+        raise MessageError("nothing to do")
     return verb
 
 
@@ -334,7 +337,6 @@ def _listening(place: socket.socket | None) -> socket.socket | None:
     except OSError:
         place.close()
         return None
-    place.setblocking(False)
     return place
 
 
@@ -354,7 +356,7 @@ def _credentials(peer: socket.socket) -> tuple[int, int]:
 
 def _converse(session: str, request: bytes, within_s: float) -> tuple[bytes, int]:
     """What comes back for ``request``, and from which process. Raises UnknownPeerError if nobody of
-    ours is there, TimeoutError after that time, another OSError or RemoteProtocolError if there
+    ours is there, TimeoutError after that time, another OSError or MessageError if there
     is no answer.
     """
     deadline_s = time.monotonic() + within_s
@@ -385,7 +387,7 @@ def _converse(session: str, request: bytes, within_s: float) -> tuple[bytes, int
             peer.settimeout(left_s)
             data = peer.recv(ANSWER_BYTES + 1 - len(said))
             if not data:
-                raise RemoteProtocolError("it hung up")
+                raise MessageError("it hung up")
             said += data
         return said, _credentials(peer)[0]
 
@@ -398,15 +400,15 @@ def _line(message: Mapping[str, object]) -> bytes:
 
 
 def _decode_untrusted(said: bytes, limit_bytes: int) -> dict[str, object]:
-    """The JSON object that ``said`` is, one line of it; raises RemoteProtocolError."""
+    """The JSON object that ``said`` is, one line of it; raises MessageError."""
     if len(said) > limit_bytes or said.find(b"\n") != len(said) - 1:
-        raise RemoteProtocolError("not one short line")
+        raise MessageError("not one short line")
     try:
         message = json.loads(said.decode())
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or a thousand brackets
-        raise RemoteProtocolError("not a line of JSON")
+        raise MessageError("not a line of JSON")
     if not isinstance(message, dict):
-        raise RemoteProtocolError("not a JSON object")
+        raise MessageError("not a JSON object")
     return message
 
 

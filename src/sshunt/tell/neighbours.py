@@ -13,9 +13,8 @@ is lost just then names nobody: the new one may be meant to be its way.
 Not here: the conversation (control), other users' sessions, which are not ours to ask.
 """
 
-from sshunt.capture.plan import check_endpoint
 from sshunt.errors import UserError
-from sshunt.model import Endpoint
+from sshunt.model import Endpoint, check_endpoint
 from sshunt.tell.control import MOST_ENDPOINTS, ask, sessions
 
 #: How long a session may take to answer. They do at once, unless they are stopped (Ctrl-Z).

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.mux.errors import RemoteProtocolError
+from sshunt.relay.accepting import STRANGER_PAUSE_S
 from sshunt.tell import control
 from sshunt.tell.console import Console
 from sshunt.tell.control import (
@@ -29,6 +29,7 @@ from sshunt.tell.control import (
     CALLERS,
     REQUEST_BYTES,
     ControlServer,
+    MessageError,
     ask,
     decode_request_untrusted,
     reconnect,
@@ -224,7 +225,7 @@ def test_nonsense_is_answered_by_an_error(session: Session, said: bytes) -> None
 def test_any_bytes_are_a_verb_or_an_error(said: bytes) -> None:
     try:
         assert isinstance(decode_request_untrusted(said), str)
-    except RemoteProtocolError:
+    except MessageError:
         pass
 
 
@@ -337,7 +338,7 @@ print(called)
     command = as_nobody(program, name_of(session.name))
     said = session.meanwhile(lambda: subprocess.run(command, capture_output=True, check=True))
     assert int(said.stdout) <= 20 * control.BACKLOG  # not tens of thousands
-    session.run(asyncio.sleep(2 * control.STRANGER_PAUSE_S))
+    session.run(asyncio.sleep(2 * STRANGER_PAUSE_S))
     assert session.ask("reconnect") == {"ok": True, **SAYS}
     assert session.bugs == []
 
