@@ -19,7 +19,7 @@ from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
 from sshunt.front.dns import DnsForwarder
-from sshunt.front.dns_sockets import Door, left_alone, system_resolvers
+from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
 from sshunt.front.listener import Listener
 from sshunt.front.redirect import Redirected
 from sshunt.helper.protocol import MAX_BYPASS
@@ -163,7 +163,7 @@ class Up:
         self._kept: tuple[str, ...] = ()
         self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
 
-    def let_in(self, socks: Iterable[socket.socket], doors: Iterable[Door]) -> None:
+    def let_in(self, socks: Iterable[socket.socket], dns_sockets: Iterable[DnsSockets]) -> None:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
         loop, report = self.tunnel.loop, self._report
         for sock in socks:
@@ -171,7 +171,7 @@ class Up:
             listener = Listener(sock, loop, report, redirected.take, self._why_not)
             self.listeners.append(listener)
             listener.start()
-        self.names = DnsForwarder(self.tunnel, report, doors, lambda: self.is_down)
+        self.names = DnsForwarder(self.tunnel, report, dns_sockets, lambda: self.is_down)
         self.names.resolvers = system_resolvers()
         self.names.start()
 

@@ -32,7 +32,7 @@ from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Prober, lost
-from sshunt.front.dns_sockets import Door, left_alone, open_door, system_resolvers
+from sshunt.front.dns_sockets import DnsSockets, left_alone, open_dns_sockets, system_resolvers
 from sshunt.front.listener import CannotListen, bind
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.host.elevate import Starter, helper_command
@@ -108,12 +108,12 @@ def dry_run(options: Options, console: Console) -> str:
     Printer(console, report)
     routes = asyncio.run(_routes(options, report))
     listeners, routes = _bind(options, routes, report)
-    doors = _open_doors(options, report)
+    dns_sockets = _dns_sockets(options, report)
     try:
-        plan = _plan(secrets.token_hex(4), listeners, routes, (), doors)
+        plan = _plan(secrets.token_hex(4), listeners, routes, (), dns_sockets)
         rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, report))
     finally:
-        for sock in (*listeners, *(sock for door in doors for sock in door)):
+        for sock in (*listeners, *(sock for pair in dns_sockets for sock in pair)):
             sock.close()
     return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + rules
 
@@ -184,8 +184,8 @@ async def _start(
     raise_descriptor_limit()
     keep_heap()
     listeners, routes = _bind(options, routes, report)
-    doors = _open_doors(options, report)
-    for sock in (*listeners, *(sock for door in doors for sock in door)):
+    dns_sockets = _dns_sockets(options, report)
+    for sock in (*listeners, *(sock for pair in dns_sockets for sock in pair)):
         undo.callback(sock.close)
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
@@ -193,7 +193,7 @@ async def _start(
     undo.push_async_callback(_quietly, helper.close)
     guarded = await helper.guard()
     report.say(HelperStarted(guarded))
-    if doors and not guarded:
+    if dns_sockets and not guarded:
         raise UserError(
             "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
             " can't be told from others, and it could not find its server again",
@@ -226,13 +226,13 @@ async def _start(
     await up.lanes.connect(on_line=ssh_says)
     size = len(agent_bundle().data)  # connect has made it
     report.say(AgentStarted(name, size, tuple(choices.cipher)))
-    up.let_in(listeners, doors)
+    up.let_in(listeners, dns_sockets)
 
     await up.check()
     if others:
         with suppress(RuntimeError):  # no thread can be had
             up.ways_of_others = await asyncio.to_thread(ways_of_others)
-    plan = _plan(session_id, listeners, routes, up.peers(), doors)
+    plan = _plan(session_id, listeners, routes, up.peers(), dns_sockets)
     up.use(plan)
     if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
         report.say(UnseenWayFound(name, options.remote.host, up.unseen_ways[0]))
@@ -332,7 +332,7 @@ def _bind(
     return listeners, routes
 
 
-def _open_doors(options: Options, report: Report) -> list[Door]:
+def _dns_sockets(options: Options, report: Report) -> list[DnsSockets]:
     """Where DNS queries arrive, for each family; raises UserError."""
     if not options.dns:
         return []
@@ -345,16 +345,16 @@ def _open_doors(options: Options, report: Report) -> list[Door]:
         )
     if beyond:
         report.say(ResolversSkipped(beyond))
-    doors = [open_door(4)]
+    dns_sockets = [open_dns_sockets(4)]
     if options.listen6 is not None:
         try:
-            doors.append(open_door(6))
+            dns_sockets.append(open_dns_sockets(6))
         except CannotListen as error:  # a host without IPv6
             if has_ipv6() and any(":" in address for address in system_resolvers()):
-                doors[0].close()
+                dns_sockets[0].close()
                 raise _no_loopback6("queries to IPv6 resolvers")
             report.say(Ipv6ResolversSkipped(error.message))
-    return doors
+    return dns_sockets
 
 
 def _no_loopback6(what: str) -> UserError:
@@ -370,14 +370,14 @@ def _plan(
     listeners: list[socket.socket],
     routes: tuple[Route, ...],
     bypass: tuple[Endpoint, ...],
-    doors: Iterable[Door] = (),
+    dns_sockets: Iterable[DnsSockets] = (),
 ) -> Plan:
     """What the helper is asked for; raises UserError if that is more than it takes."""
     bound: dict[int, Endpoint] = {}
     for sock in listeners:
         address, port = sock.getsockname()[:2]
         bound[sock.family] = (address, port)
-    answered = {door.udp.family: door.endpoint for door in doors}
+    answered = {pair.udp.family: pair.endpoint for pair in dns_sockets}
     plan = Plan(
         session=session_id,
         listen4=bound.get(socket.AF_INET),

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from sshunt.front.dns_askers import Askers
 from sshunt.front.dns_connections import Connection, Connections
-from sshunt.front.dns_sockets import Door
+from sshunt.front.dns_sockets import DnsSockets
 from sshunt.front.listener import Listener
 from sshunt.model import Endpoint
 from sshunt.mux import frames
@@ -62,7 +62,7 @@ class _Query(NamedTuple):
 
 
 class DnsForwarder:
-    """Answers what comes in by ``doors``, which it owns, once it is started.
+    """Answers what comes in by ``sockets``, which it owns, once it is started.
 
     ``resolvers`` are the addresses that programs believe to ask; what they are is the owner's to
     say.
@@ -72,28 +72,28 @@ class DnsForwarder:
         self,
         tunnel: Tunnel,
         report: Report,
-        doors: Iterable[Door],
+        sockets: Iterable[DnsSockets],
         is_down: Callable[[], bool],
     ) -> None:
         self._tunnel = tunnel
-        self._doors = tuple(doors)
+        self._sockets = tuple(sockets)
         self._is_down = is_down
-        self._askers = Askers(sock for door in self._doors for sock in door)
+        self._askers = Askers(sock for pair in self._sockets for sock in pair)
         self._queries: dict[int, _Query] = {}  # by flow, in the order in which they came
         self._shares = Shares(dns.QUERIES_BYTES)
         self._number = 0  # of the last query
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
         self._listeners = [
-            Listener(door.tcp, tunnel.loop, report, partial(self._take, door))
-            for door in self._doors
+            Listener(pair.tcp, tunnel.loop, report, partial(self._take, pair))
+            for pair in self._sockets
         ]
         self._connections = Connections(tunnel.loop)
         self.resolvers: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Answer from now on."""
-        for door, listener in zip(self._doors, self._listeners, strict=True):
-            self._tunnel.loop.add_reader(door.udp.fileno(), self._on_readable, door)
+        for pair, listener in zip(self._sockets, self._listeners, strict=True):
+            self._tunnel.loop.add_reader(pair.udp.fileno(), self._on_readable, pair)
             listener.start()
 
     def on_datagram(self, event: DatagramReceived) -> None:
@@ -113,28 +113,28 @@ class DnsForwarder:
         """Answer nobody any more; may be called twice."""
         if self._timer is not None:
             self._timer.cancel()
-        for door, listener in zip(self._doors, self._listeners, strict=True):
-            if door.udp.fileno() >= 0:
-                self._tunnel.loop.remove_reader(door.udp.fileno())
+        for pair, listener in zip(self._sockets, self._listeners, strict=True):
+            if pair.udp.fileno() >= 0:
+                self._tunnel.loop.remove_reader(pair.udp.fileno())
             listener.close()
-            door.close()
+            pair.close()
         self._connections.end_all()
         self._askers.close()
 
-    def _asker(self, door: Door, sock: socket.socket, program: Any) -> int:
+    def _asker(self, pair: DnsSockets, sock: socket.socket, program: Any) -> int:
         asked: list[Endpoint] = [(address, dns.PORT) for address in self.resolvers]
-        return self._askers.of(sock, program, [*asked, door.endpoint])
+        return self._askers.of(sock, program, [*asked, pair.endpoint])
 
     # --- by UDP -------------------------------------------------------------------------------
 
-    def _on_readable(self, door: Door) -> None:
+    def _on_readable(self, pair: DnsSockets) -> None:
         for _ in range(READS_PER_ROUND):
             try:
-                message, program = door.udp.recvfrom(65535)
+                message, program = pair.udp.recvfrom(65535)
             except OSError:  # no more, or the answer before did not reach its program
                 return
             if dns.is_query(message):
-                self._ask(self._asker(door, door.udp, program), message, door.udp, program)
+                self._ask(self._asker(pair, pair.udp, program), message, pair.udp, program)
 
     def _ask(self, asker: int, message: bytes, sock: socket.socket, program: Any) -> None:
         answer = partial(_send, sock, program)
@@ -172,9 +172,9 @@ class DnsForwarder:
 
     # --- by TCP -------------------------------------------------------------------------------
 
-    def _take(self, door: Door, sock: socket.socket) -> None:
+    def _take(self, pair: DnsSockets, sock: socket.socket) -> None:
         try:
-            asker = self._asker(door, sock, sock.getpeername())
+            asker = self._asker(pair, sock, sock.getpeername())
         except OSError:  # it has hung up
             sock.close()
             return

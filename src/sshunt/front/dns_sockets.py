@@ -17,17 +17,19 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from sshunt.config.options import DEFAULT_LISTEN4, DEFAULT_LISTEN6
 from sshunt.front.listener import CannotListen, bind
 from sshunt.model import Endpoint
 from sshunt.relay import dns
+
+#: Any port there, by family.
+_LOOPBACK: dict[int, Endpoint] = {4: ("127.0.0.1", 0), 6: ("::1", 0)}
 
 #: A port that is free for TCP and taken for UDP is not the last word.
 BIND_ATTEMPTS = 16
 
 
-class Door(NamedTuple):
-    """The two sockets of one family, at the same port."""
+class DnsSockets(NamedTuple):
+    """The listening sockets of one family, at the same port."""
 
     udp: socket.socket
     tcp: socket.socket
@@ -39,7 +41,7 @@ class Door(NamedTuple):
         return address, port
 
     def close(self) -> None:
-        """Nobody is let in any more."""
+        """Nobody is answered any more."""
         self.udp.close()
         self.tcp.close()
 
@@ -73,9 +75,9 @@ def _has_scope(address: IPv4Address | IPv6Address) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def open_door(family: int) -> Door:
-    """A door on this host's loopback for IPv4 or IPv6 (4 or 6); raises CannotListen."""
-    loopback = DEFAULT_LISTEN4 if family == 4 else DEFAULT_LISTEN6
+def open_dns_sockets(family: int) -> DnsSockets:
+    """Listening sockets on this host's loopback for IPv4 or IPv6 (4 or 6); raises CannotListen."""
+    loopback = _LOOPBACK[family]
     attempts = BIND_ATTEMPTS
     while True:
         tcp = bind(loopback)
@@ -83,7 +85,7 @@ def open_door(family: int) -> Door:
         try:
             udp.setblocking(False)
             udp.bind(tcp.getsockname())
-            return Door(udp, tcp)
+            return DnsSockets(udp, tcp)
         except OSError as error:
             udp.close()
             tcp.close()

@@ -17,7 +17,7 @@ import pytest
 from sshunt.direct import exchange, race
 from sshunt.direct.resolve import Resolver
 from sshunt.front.dns import DnsForwarder
-from sshunt.front.dns_sockets import open_door
+from sshunt.front.dns_sockets import open_dns_sockets
 from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
@@ -40,10 +40,10 @@ class Names:
         self.resolver = Resolver(ends.agent)
         ends.agent.on_datagram = self._at_agent
         ends.agent.on_request = self._asked_by_tcp
-        door = open_door(4)
-        self.address, self.port = door.endpoint
+        sockets = open_dns_sockets(4)
+        self.address, self.port = sockets.endpoint
         report = Report(lambda error: pytest.fail(str(error)))
-        self.forwarder = DnsForwarder(ends.client, report, [door], lambda: self.is_down)
+        self.forwarder = DnsForwarder(ends.client, report, [sockets], lambda: self.is_down)
         ends.client.on_datagram = self.forwarder.on_datagram
         self.forwarder.start()
 

@@ -14,7 +14,7 @@ import pytest
 
 from sshunt.front import dns as names
 from sshunt.front import dns_connections, dns_sockets
-from sshunt.front.dns_sockets import left_alone, open_door, system_resolvers
+from sshunt.front.dns_sockets import left_alone, open_dns_sockets, system_resolvers
 from sshunt.front.listener import bind
 from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
@@ -256,8 +256,8 @@ def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPat
         blocker.bind(sock.getsockname())
     attempts = iter([*taken, bind(("127.0.0.1", 0))])
     monkeypatch.setattr(dns_sockets, "bind", lambda _endpoint: next(attempts))
-    door = open_door(4)
-    assert door.udp.getsockname() == door.tcp.getsockname() == door.endpoint
-    door.close()
+    sockets = open_dns_sockets(4)
+    assert sockets.udp.getsockname() == sockets.tcp.getsockname() == sockets.endpoint
+    sockets.close()
     for blocker in blockers:
         blocker.close()

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from sshunt.front.dns_askers import UNKNOWN, Askers
-from sshunt.front.dns_sockets import Door, open_door
+from sshunt.front.dns_sockets import DnsSockets, open_dns_sockets
 
 #: Sends a datagram to, or connects to, where its words say, as another user; waits to be told.
 PROGRAM = """
@@ -26,28 +26,33 @@ with socket.socket(family, kind) as sock:
 
 
 @pytest.fixture(params=[4, 6])
-def door(request: pytest.FixtureRequest) -> Iterator[Door]:
-    with closing(open_door(request.param)) as door:
-        door.udp.settimeout(20)
-        door.tcp.settimeout(20)
-        yield door
+def sockets(request: pytest.FixtureRequest) -> Iterator[DnsSockets]:
+    with closing(open_dns_sockets(request.param)) as sockets:
+        sockets.udp.settimeout(20)
+        sockets.tcp.settimeout(20)
+        yield sockets
 
 
 @pytest.mark.parametrize("kind", ["udp", "tcp"])
 @pytest.mark.parametrize("uid", [0, 4321])
-def test_the_user_behind_a_query_or_a_connection_is_known(door: Door, kind: str, uid: int) -> None:
+def test_the_user_behind_a_query_or_a_connection_is_known(
+    sockets: DnsSockets, kind: str, uid: int
+) -> None:
     if os.geteuid():
         pytest.skip("needs root")
-    address, port = door.endpoint
+    address, port = sockets.endpoint
     words = [sys.executable, "-c", PROGRAM, str(port), kind, str(uid), address]
-    with closing(Askers(door)) as askers, subprocess.Popen(words, stdin=subprocess.PIPE) as other:
+    with (
+        closing(Askers(sockets)) as askers,
+        subprocess.Popen(words, stdin=subprocess.PIPE) as other,
+    ):
         try:
             if kind == "udp":
-                ours, program = door.udp, door.udp.recvfrom(10)[1]
+                ours, program = sockets.udp, sockets.udp.recvfrom(10)[1]
             else:
-                ours, program = door.tcp.accept()
+                ours, program = sockets.tcp.accept()
             elsewhere = ("192.0.2.1" if ":" not in address else "2001:db8::1", 53)
-            assert askers.of(ours, program, [elsewhere, door.endpoint]) == 1 + uid % 255
+            assert askers.of(ours, program, [elsewhere, sockets.endpoint]) == 1 + uid % 255
             if kind == "tcp":
                 assert askers.of(ours, program, [elsewhere]) == UNKNOWN
                 ours.close()
@@ -59,8 +64,8 @@ def test_where_the_kernel_says_nothing_all_are_the_same(monkeypatch: pytest.Monk
     def refuse(*_: object) -> socket.socket:
         raise OSError
 
-    with closing(open_door(4)) as door:
+    with closing(open_dns_sockets(4)) as sockets:
         monkeypatch.setattr(socket, "socket", refuse)
-        askers = Askers(door)
-        assert askers.of(door.udp, ("127.0.0.1", 9), [door.endpoint]) == UNKNOWN
+        askers = Askers(sockets)
+        assert askers.of(sockets.udp, ("127.0.0.1", 9), [sockets.endpoint]) == UNKNOWN
         askers.close()
