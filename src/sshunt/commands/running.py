@@ -21,6 +21,7 @@ from sshunt.front.arrival import Arrivals
 from sshunt.front.dns import DnsForwarder
 from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
 from sshunt.front.listener import Listener
+from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.former_addresses import FormerAddresses
@@ -167,7 +168,8 @@ class Up:
         """Accept what the kernel redirects to these, which are ours now: connections, queries."""
         loop, report = self.tunnel.loop, self._report
         for sock in socks:
-            redirected = Redirected(sock, self._carry, report, self.arrivals, self._is_ours)
+            original = OriginalDestinations(sock).of
+            redirected = Redirected(original, self._carry, report, self.arrivals, self._is_ours)
             listener = Listener(sock, loop, report, redirected.take, self._why_not)
             self.listeners.append(listener)
             listener.start()

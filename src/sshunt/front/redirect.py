@@ -7,28 +7,29 @@ import socket
 from collections.abc import Callable
 
 from sshunt.front.arrival import Arrivals
-from sshunt.front.original import NotRedirected, OriginalDestinations
+from sshunt.front.original import NotRedirected
 from sshunt.model import Endpoint
 from sshunt.relay.sockets import close_with_reset
 from sshunt.tell.report import CallerRefused, Report
 
 
 class Redirected:
-    """Takes what the kernel redirected to ``listener``, a listening socket, and hands it to
-    ``carry``, whose it is from then on, with the destination that its program meant.
+    """Takes what was accepted, and hands it to ``carry``, whose it is from then on, with the
+    destination that its program meant.
 
-    ``is_ours`` tells connections of our own ssh, which nobody must carry.
+    ``original`` finds that out (it raises NotRedirected, or OSError where the program is gone
+    again); ``is_ours`` tells connections of our own ssh, which nobody must carry.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        original: Callable[[socket.socket], Endpoint],
         carry: Callable[[socket.socket, Endpoint], None],
         report: Report,
         arrivals: Arrivals,
         is_ours: Callable[[socket.socket, Endpoint], bool],
     ) -> None:
-        self._original = OriginalDestinations(listener)
+        self._original = original
         self._carry = carry
         self._report = report
         self._arrivals = arrivals
@@ -37,7 +38,7 @@ class Redirected:
     def take(self, sock: socket.socket) -> None:
         """``sock``, a program's connection, is ours from now on."""
         try:
-            destination = self._original.of(sock)
+            destination = self._original(sock)
         except NotRedirected as error:
             self._report.say(CallerRefused(str(error)))
             close_with_reset(sock)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,19 +22,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sshunt.errors import ExitCode, UserError
+from sshunt.model import Action, Route
 from sshunt.relay.accepting import STRANGER_PAUSE_S
 from sshunt.tell import control
 from sshunt.tell.console import Console
 from sshunt.tell.control import (
     ANSWER_BYTES,
     CALLERS,
+    MOST_ENDPOINTS,
     REQUEST_BYTES,
     ControlServer,
     MessageError,
+    about,
     ask,
     decode_request_untrusted,
     reconnect,
     sessions,
+)
+from sshunt.tell.report import (
+    Event,
+    PeersBypassed,
+    RemoteConnected,
+    RemoteLost,
+    RemoteReconnected,
+    Report,
 )
 from sshunt.tell.session_name import take
 
@@ -566,3 +578,48 @@ def test_reconnect_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"all sessions\s+of yours", capsys.readouterr().out)
     with pytest.raises(UserError, match="unrecognized"):
         reconnect(["one", "two"], Console())
+
+
+# --- what a session says of itself ----------------------------------------------------------------
+
+GATE = "gate [0123abcd]"
+OFFICE = Route(ip_network("10.0.0.0/8"), Action.REMOTE)
+CONNECTED = RemoteConnected(GATE, "gate", 0.02, (OFFICE,), has_dns=True)
+
+
+def said(*events: Event) -> Report:
+    report = Report(lambda error: pytest.fail(str(error)))
+    for event in events:
+        report.say(event)
+    return report
+
+
+def test_a_session_that_is_up_says_so_and_whom_it_is_connected_to() -> None:
+    ways = (("203.0.113.7", 22),)
+    report = said(PeersBypassed(GATE, (("203.0.113.6", 22),)), CONNECTED, PeersBypassed(GATE, ways))
+    assert about(report, GATE) == {
+        "host": "gate",
+        "says": "gate, 10.0.0.0/8, and DNS: connected",
+        "ways": ways,
+    }
+
+
+def test_a_session_that_is_lost_names_nobody() -> None:
+    report = said(
+        PeersBypassed(GATE, (("203.0.113.7", 22),)),
+        CONNECTED,
+        RemoteLost(GATE, 0.0, "", 0, are_kept=True),
+    )
+    assert about(report, GATE)["says"] == "gate, 10.0.0.0/8, and DNS: connecting again"
+    assert about(report, GATE)["ways"] == ()
+    report.say(RemoteReconnected(GATE, 1.0, 0))
+    assert about(report, GATE)["ways"] == (("203.0.113.7", 22),)
+
+
+def test_a_session_names_no_more_endpoints_than_another_one_heeds() -> None:
+    report = said(PeersBypassed(GATE, (("203.0.113.7", 22),) * (2 * MOST_ENDPOINTS)))
+    assert about(report, GATE)["ways"] == (("203.0.113.7", 22),) * MOST_ENDPOINTS
+
+
+def test_a_session_of_which_nothing_was_said_has_a_name_all_the_same() -> None:
+    assert about(said(), GATE) == {"host": GATE, "says": f"{GATE}: connected", "ways": ()}

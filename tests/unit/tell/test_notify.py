@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sshunt.tell import notify as module
-from sshunt.tell.notify import notify
+from sshunt.tell.notify import hear, notify
+from sshunt.tell.report import RemoteConnected, RemoteLost, ShutdownStarted
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -44,3 +45,18 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
         for _ in range(full + 3):
             notify("READY=1")
     assert len(os.listdir("/proc/self/fd")) < 100
+
+
+def test_it_hears_that_we_are_up_and_that_we_stop_and_nothing_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.settimeout(5)
+        hear(RemoteConnected("gate", "gate", 0.0234, (), has_dns=True))
+        hear(RemoteLost("gate", 0.0, "", 0, are_kept=True))
+        hear(ShutdownStarted())
+        assert manager.recv(1000) == b"READY=1\nSTATUS=connected to gate (RTT 23.4 ms): , and DNS"
+        assert manager.recv(1000) == b"STOPPING=1"
