@@ -17,7 +17,7 @@ from sshunt.remote.telemetry import (
     Beliefs,
     LaneBeliefs,
     beliefs_untrusted,
-    lines,
+    measured,
     parse_beliefs_untrusted,
 )
 
@@ -71,7 +71,7 @@ def check(beliefs: Beliefs) -> None:
         assert 0 <= number < 10**6
         assert all(math.isfinite(value) for value in astuple(lane)[1:])
     assert all(math.isfinite(value) for value in astuple(beliefs)[1:])
-    assert len(list(lines("down", beliefs))) <= len(beliefs.lanes)
+    assert len(list(measured("gate", "down", beliefs))) <= len(beliefs.lanes)
 
 
 @unhurried

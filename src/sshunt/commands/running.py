@@ -81,7 +81,7 @@ BELIEFS_FROM_BYTES = 7_500
 #: asked for is no answer.
 MOST_QUESTIONS = 8
 
-#: They are told so often, with -v.
+#: They are reported so often.
 TELL_EVERY_S = 0.5
 
 _WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
@@ -524,10 +524,10 @@ class Up:
     def _on_beliefs(self, direction: str, beliefs: telemetry.Beliefs) -> None:
         self.lanes.look(beliefs)
         now = self.tunnel.loop.time()
-        if self._console.verbosity and now >= self._tell_beliefs_at.get(direction, now):
+        if now >= self._tell_beliefs_at.get(direction, now):
             self._tell_beliefs_at[direction] = now + TELL_EVERY_S
-            for line in telemetry.lines(direction, beliefs):
-                self._console.detail(1, line)
+            for event in telemetry.measured(self.name, direction, beliefs):
+                self._report.say(event)
 
     def _traffic(self) -> _Traffic:
         tunnel = self.tunnel

@@ -1,4 +1,4 @@
-"""What the pacers at both ends believe, as values and as lines for -v.
+"""What the pacers at both ends believe, as values.
 
 The sender of a direction decides how much is in flight, so for downloads it is the agent that
 believes something, and it is asked (DATAGRAM of kind BELIEFS). What it answers is shown, and
@@ -14,11 +14,12 @@ from typing import Any
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
+from sshunt.tell.report import LaneMeasured
 
 #: More lanes than a client opens are not looked at.
 MAX_LANES = 64
 
-#: A lane that delivers less is not worth a line.
+#: A lane that delivers less is not worth a word.
 BUSY_BYTES_S = 10_000.0
 
 
@@ -92,19 +93,25 @@ def _number(value: Any) -> float:
     return number
 
 
-def lines(direction: str, beliefs: Beliefs) -> Iterator[str]:
-    """A line for each lane with traffic."""
+def measured(remote: str, direction: str, beliefs: Beliefs) -> Iterator[LaneMeasured]:
+    """What there is to tell: each lane with traffic."""
     for number, lane in beliefs.lanes.items():
         if lane.rate_bytes_s < BUSY_BYTES_S or not lane.in_flight_bytes:
             continue
-        yield (
-            f"lane {number} {direction}: {lane.phase.lower()}, "
-            f"{lane.rate_bytes_s * 8 / 1e6:.1f} Mbit/s, "
-            f"RTT {lane.rtt_s * 1e3:.1f} ms (least {lane.min_rtt_s * 1e3:.1f}), "
-            f"queue {lane.queue_s * 1e3:.1f} ms, "
-            f"in flight {lane.in_flight_bytes / 1024:.0f} of {lane.limit_bytes / 1024:.0f} KiB; "
-            f"waiting: {beliefs.control_frames:.0f} control frames, "
-            f"{beliefs.sparse_bytes:.0f} sparse, {beliefs.bulk_bytes:.0f} bulk bytes; "
-            f"zero-copy: {beliefs.teed_bytes / 1e6:.1f} MB sent, "
-            f"{beliefs.spliced_bytes / 1e6:.1f} MB received"
+        yield LaneMeasured(
+            remote,
+            number,
+            direction,
+            phase=lane.phase,
+            rate_bytes_s=lane.rate_bytes_s,
+            rtt_s=lane.rtt_s,
+            min_rtt_s=lane.min_rtt_s,
+            queue_s=lane.queue_s,
+            in_flight_bytes=lane.in_flight_bytes,
+            limit_bytes=lane.limit_bytes,
+            control_frames=beliefs.control_frames,
+            sparse_bytes=beliefs.sparse_bytes,
+            bulk_bytes=beliefs.bulk_bytes,
+            teed_bytes=beliefs.teed_bytes,
+            spliced_bytes=beliefs.spliced_bytes,
         )

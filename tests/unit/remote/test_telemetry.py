@@ -14,9 +14,10 @@ from sshunt.remote.telemetry import (
     Beliefs,
     LaneBeliefs,
     beliefs_untrusted,
-    lines,
+    measured,
     parse_beliefs_untrusted,
 )
+from sshunt.tell.sentences import sentence
 from tests.unit.mux.ends import WEB, Ends
 
 LANE: dict[str, Any] = {
@@ -164,8 +165,13 @@ def test_what_is_no_json_is_refused(data: bytes) -> None:
 # --- lines ----------------------------------------------------------------------------------------
 
 
+def lines(direction: str, beliefs: Beliefs) -> list[str]:
+    told = [sentence(event) for event in measured("gate", direction, beliefs)]
+    return [text for _, text in filter(None, told)]
+
+
 def test_a_busy_lane_has_a_line_that_says_all() -> None:
-    assert list(lines("up", beliefs_untrusted(BELIEFS))) == [
+    assert lines("up", beliefs_untrusted(BELIEFS)) == [
         "lane 0 up: steady, 20.0 Mbit/s, RTT 52.3 ms (least 50.0), queue 2.1 ms, "
         "in flight 64 of 128 KiB; waiting: 1 control frames, 3 sparse, 4 bulk bytes; "
         "zero-copy: 0.0 MB sent, 0.0 MB received"
@@ -179,7 +185,7 @@ def test_idle_lanes_have_no_line() -> None:
         "2": {**LANE, "phase": CONTENDED},
         "3": {**LANE, "rate_bytes_s": BUSY_BYTES_S},
     }
-    shown = list(lines("down", beliefs_untrusted({**BELIEFS, "lanes": lanes})))
+    shown = lines("down", beliefs_untrusted({**BELIEFS, "lanes": lanes}))
     assert [line.split(",")[0] for line in shown] == [
         "lane 2 down: contended",
         "lane 3 down: steady",
