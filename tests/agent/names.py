@@ -10,6 +10,7 @@ import threading
 
 from sshunt.direct import race, resolve
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
@@ -91,8 +92,9 @@ def main() -> None:
             take("tcp", bytes(framed[2:]))
 
     before = len(os.listdir("/proc/self/fd")) - 2
+    flow = client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), loop.time())
     client.on_datagram = lambda event: take("udp", event.data)
-    client.session.send_datagram(1, frames.DNS, QUERY, loop.time())
+    client.session.datagrams.send(flow, QUERY, loop.time())
     loop.add_reader(program.fileno(), on_readable)
     relay = TcpRelay(client, client.open(Destination(frames.DNS, ".", 53)))
     relay.start(ours)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import encode_datagram_head
 from sshunt.mux.events import StreamReset
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import (
@@ -32,7 +33,8 @@ FOR_LONG_S = 60.0
 
 MANY = 20_000
 
-DATAGRAM = frames.encode_datagram_head(0, frames.BELIEFS, 1) + b"x"
+#: Answers on whatever flow the client may have asked by.
+ANSWERS = b"".join(encode_datagram_head(number, 1) + b"x" for number in range(1, 2 * MANY, 2))
 GOODBYE = frames.encode_goodbye(frames.GOODBYE_INTERNAL, "that was all")
 
 
@@ -84,7 +86,7 @@ class Far:
         write(GOODBYE * MANY)
 
     def answer_what_was_not_asked(self) -> None:
-        write(DATAGRAM * MANY + GOODBYE)
+        write(ANSWERS + GOODBYE)
 
     def ask_for_a_connection(self) -> None:
         self.session.open(Destination(TCP, "127.0.0.1", 22))

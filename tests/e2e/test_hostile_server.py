@@ -5,9 +5,9 @@ a line, and goes on.
 import sys
 from pathlib import Path
 
-from sshunt.commands.running import MOST_QUESTIONS
 from sshunt.lab.world import OFFICE_V4, Lab
 from sshunt.mux.frames import RESET_NOT_PERMITTED
+from sshunt.remote.telemetry import MOST_QUESTIONS
 from tests.e2e.conftest import Start
 from tests.e2e.tunnels import Tunnel
 

@@ -8,6 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import (
+    BATCH,
+    END,
+    ERROR,
+    OPENING,
+    PLAIN,
+    Datagram,
+    FlowTarget,
+    decode_datagram_untrusted,
+    encode_datagram_head,
+    encode_flow_end,
+    encode_flow_error,
+    encode_opening_head,
+)
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination, FrameReader
 from sshunt.mux.limits import DATAGRAM_BYTES, SENTENCE_BYTES
@@ -34,6 +48,19 @@ destinations = st.builds(
     st.integers(0, (1 << 32) - 1),
 )
 
+targets = st.builds(
+    FlowTarget,
+    st.integers(0, 255),
+    hosts,
+    st.integers(0, 65535),
+    st.integers(0, (1 << 32) - 1),
+    st.integers(0, 65535),
+    st.integers(0, 255),
+)
+payloads = st.binary(max_size=300)
+segments = st.one_of(st.just(0), st.integers(1, 65535))
+serials = st.one_of(st.none(), st.integers(0, (1 << 32) - 1))
+
 #: What a reader makes of a frame: type, stream, number, and the payload or what its body means.
 Meaning = tuple[int, int, int, object]
 
@@ -43,9 +70,21 @@ def data(stream: int, offset: int, payload: bytes) -> tuple[bytes, Meaning]:
     return raw, (frames.DATA, stream, offset, payload)
 
 
-def datagram(flow: int, kind: int, payload: bytes) -> tuple[bytes, Meaning]:
-    raw = frames.encode_datagram_head(flow, kind, len(payload)) + payload
-    return raw, (frames.DATAGRAM, flow, 0, (kind, payload))
+def datagram(
+    flow: int, payload: bytes, segment_bytes: int, serial: int | None
+) -> tuple[bytes, Meaning]:
+    raw = encode_datagram_head(flow, len(payload), segment_bytes, serial) + payload
+    kind = BATCH if segment_bytes else PLAIN
+    found = Datagram(kind, segment_bytes=segment_bytes, payload=payload, serial=serial)
+    return raw, (frames.DATAGRAM, flow, 0, found)
+
+
+def opening(
+    flow: int, target: FlowTarget, payload: bytes, segment_bytes: int, serial: int | None
+) -> tuple[bytes, Meaning]:
+    raw = encode_opening_head(flow, target, len(payload), segment_bytes, serial) + payload
+    found = Datagram(OPENING, target, segment_bytes, payload, serial=serial)
+    return raw, (frames.DATAGRAM, flow, 0, found)
 
 
 def lane_ack(position: int, held_us: int, arrived_us: int) -> tuple[bytes, Meaning]:
@@ -80,7 +119,22 @@ encoded = st.one_of(
         st.integers(0, 65535),
     ),
     st.just((frames.encode_ping(), (frames.PING, 0, 0, None))),
-    st.builds(datagram, streams, st.integers(0, 255), st.binary(max_size=300)),
+    st.builds(datagram, streams, payloads, segments, serials),
+    st.builds(opening, streams, targets, payloads, segments, serials),
+    st.builds(
+        lambda f, c, v: (
+            encode_flow_error(f, c, v),
+            (frames.DATAGRAM, f, 0, Datagram(ERROR, code=c, value=v)),
+        ),
+        streams,
+        st.integers(0, 255),
+        st.integers(0, (1 << 32) - 1),
+    ),
+    st.builds(
+        lambda f, c: (encode_flow_end(f, c), (frames.DATAGRAM, f, 0, Datagram(END, code=c))),
+        streams,
+        st.integers(0, 255),
+    ),
     st.builds(
         lambda c, s: (frames.encode_goodbye(c, s), (frames.GOODBYE, 0, 0, (c, s))),
         codes,
@@ -110,7 +164,7 @@ def meaning(kind: int, raw: bytes) -> object:
         return frames.decode_ack_untrusted(raw)
     if kind == frames.GOODBYE:
         return frames.decode_goodbye_untrusted(raw)
-    return (raw[0], raw[1:]) if kind == frames.DATAGRAM else None
+    return decode_datagram_untrusted(raw) if kind == frames.DATAGRAM else None
 
 
 def data_joined(found: list[Meaning]) -> list[Meaning]:
@@ -174,6 +228,25 @@ def test_any_body_of_an_open_is_a_destination_that_can_be_sent_or_an_error(raw: 
 
 
 @settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(st.binary(min_size=1, max_size=300), encoded.map(lambda frame: frame[0][8:] or b"x"))
+)
+def test_any_body_of_a_datagram_is_one_that_can_be_sent_or_an_error(raw: bytes) -> None:
+    try:
+        found = decode_datagram_untrusted(raw)
+    except RemoteProtocolError:
+        return
+    size, serial = len(found.payload), found.serial
+    if found.target is not None:
+        head = encode_opening_head(1, found.target, size, found.segment_bytes, serial)
+    elif found.kind in (PLAIN, BATCH):
+        head = encode_datagram_head(1, size, found.segment_bytes, serial)
+    else:
+        return
+    assert decode_datagram_untrusted(head[frames.HEADER_BYTES :] + found.payload) == found
+
+
+@settings(deadline=None, max_examples=300)
 @given(st.text(max_size=260))
 def test_any_host_is_sent_as_it_is_or_refused_here(host: str) -> None:
     destination = Destination(frames.TCP, host, 80)
@@ -194,7 +267,7 @@ def test_any_goodbye_is_one_printable_line(raw: bytes) -> None:
 
 def test_a_reader_never_holds_more_than_one_small_body() -> None:
     reader = FrameReader()
-    head = frames.encode_datagram_head(1, frames.ECHO, DATAGRAM_BYTES)
+    head = encode_datagram_head(1, DATAGRAM_BYTES)
     tracemalloc.start()
     try:
         reader.feed(memoryview(head + bytes(DATAGRAM_BYTES - 1)))

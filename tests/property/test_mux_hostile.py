@@ -9,11 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import (
+    FlowTarget,
+    encode_datagram_head,
+    encode_flow_end,
+    encode_flow_error,
+    encode_opening_head,
+)
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.events import DataReceived, StreamRequested, StreamWritable
+from sshunt.mux.events import DatagramReceived, DataReceived, StreamRequested, StreamWritable
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
-from sshunt.mux.limits import EARLY_PIECES, MAX_WINDOW_BYTES
+from sshunt.mux.limits import DATAGRAM_QUEUE_BYTES, EARLY_PIECES, MAX_WINDOW_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.windows import MOST_FORCED, PLACES
@@ -66,6 +73,15 @@ hostile_frames = st.one_of(
     st.builds(lambda s: frame(frames.PING, s, b""), stream_numbers),
     st.builds(lambda s: frame(frames.LANE_GONE, s, b""), stream_numbers),
     st.builds(lambda s, b: frame(frames.DATAGRAM, s, b), stream_numbers, st.binary(min_size=1)),
+    st.builds(
+        lambda f, n, b: encode_opening_head(f, FlowTarget(n, "10.0.0.1", 5), len(b)) + b,
+        stream_numbers,
+        st.integers(1, 6),
+        st.binary(max_size=40),
+    ),
+    st.builds(lambda f, b: encode_datagram_head(f, len(b), 7, 3) + b, stream_numbers, st.binary()),
+    st.builds(encode_flow_error, stream_numbers, st.integers(0, 20)),
+    st.builds(encode_flow_end, stream_numbers, st.integers(0, 20)),
     st.builds(lambda b: frame(frames.GOODBYE, 0, b), st.binary(min_size=2)),
     st.binary(max_size=30),
 )
@@ -80,6 +96,9 @@ class Victim:
         self.lane = 0
         self.read = 0
         self._new_lane()
+        for network in (frames.UDP, frames.DNS):
+            flow = self.session.datagrams.open(FlowTarget(network, "10.0.0.1", 5), self.now)
+            self.session.datagrams.send(flow, b"hello", self.now)
         for _ in range(3):
             stream = self.session.open(Destination(frames.TCP, "10.0.0.1", 80))
             self.session.write(stream, Payload(bytes(300)), self.now)
@@ -106,6 +125,8 @@ class Victim:
             elif isinstance(event, DataReceived):
                 self.read += len(event.payload)
                 self.session.consumed(event.stream, len(event.payload), self.now)
+            elif isinstance(event, DatagramReceived):
+                self.session.datagrams.send(event.flow, event.data, self.now)
             elif isinstance(event, StreamWritable):
                 assert self.session.room_bytes(event.stream)
         self.session.transmit(self.lane, self.now)
@@ -125,6 +146,10 @@ class Victim:
         for step in range(1, len(PLACES)):
             taken = sum(each >= step for each in steps)
             assert taken == self.session._credit.taken[step] <= MOST_FORCED * PLACES[step]
+        datagrams = self.session.datagrams
+        assert datagrams.queued_bytes <= DATAGRAM_QUEUE_BYTES
+        assert 0 <= datagrams.payload_bytes <= datagrams.queued_bytes
+        assert len(datagrams.flows) <= 2 + fed_bytes // frames.HEADER_BYTES
         assert len(self.session.streams) <= 3 + fed_bytes // frames.HEADER_BYTES
 
 

@@ -13,7 +13,9 @@ Others' traffic can be let into a direction (``intrude``); it takes its place in
 from collections.abc import Callable
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived, DataReceived, StreamRequested, StreamWritable
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.payload import Payload
@@ -24,6 +26,7 @@ from tests.sim.network import Clock
 SEGMENT_BYTES = 1448
 
 TARGET = Destination(frames.TCP, "10.9.8.7", 80)
+ECHO = FlowTarget(frames.UDP, "10.9.8.7", 7)
 
 
 class Link:
@@ -77,6 +80,7 @@ class End:
         self._clock = clock
         self._out: dict[int, Link] = {}
         self._bulk: set[Stream] = set()
+        self._echo: DatagramFlow | None = None
         self._timer_at = float("inf")
 
     def add_lane(self, number: int, out: Link) -> None:
@@ -95,7 +99,9 @@ class End:
     def echo(self) -> None:
         """Send a datagram that the other side sends back; see ``echoes_s``."""
         now = self._clock.now
-        self.session.send_datagram(1, frames.ECHO, b"%.9f" % now, now)
+        if self._echo is None:
+            self._echo = self.session.datagrams.open(ECHO, now)
+        self.session.datagrams.send(self._echo, b"%.9f" % now, now)
         self.pump()
 
     def receive(self, lane: int, data: bytes) -> None:
@@ -135,8 +141,8 @@ class End:
                 self._fill(event.stream)
             elif isinstance(event, DatagramReceived):
                 sent_at = float(event.data)
-                if event.flow == 1:
-                    self.session.send_datagram(2, event.kind, event.data, self._clock.now)
+                if event.flow is not self._echo:
+                    self.session.datagrams.send(event.flow, event.data, self._clock.now)
                 else:
                     self.echoes_s.append(self._clock.now - sent_at)
 

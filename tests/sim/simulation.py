@@ -13,6 +13,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from sshunt.mux import frames, windows
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import (
     DatagramReceived,
     DataReceived,
@@ -23,6 +24,7 @@ from sshunt.mux.events import (
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import MAX_WINDOW_BYTES, TRANSMIT_BYTES
@@ -177,6 +179,7 @@ class Side:
         self.by_stream: dict[int, End] = {}
         self.out: dict[int, Direction] = {}
         self.datagrams: list[bytes] = []
+        self.flows: dict[int, DatagramFlow] = {}
         self._transmit_bytes = rng.choice((700, 20_000, TRANSMIT_BYTES))
         self._waking = False
         self._timer_at: float | None = None
@@ -341,7 +344,11 @@ class Simulation:
 
         def send() -> None:
             self.sent_datagrams[side.role].append(data)
-            side.session.send_datagram(number, frames.ECHO, data, self.clock.now)
+            flow = side.flows.get(number % 3)
+            if flow is None:
+                target = FlowTarget(frames.UDP, "10.1.2.3", 5000 + number)
+                flow = side.flows[number % 3] = side.session.datagrams.open(target, self.clock.now)
+            side.session.datagrams.send(flow, data, self.clock.now)
             side.wake()
 
         return send

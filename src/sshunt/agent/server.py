@@ -25,6 +25,7 @@ from sshunt.agent.rendezvous import Doorstep, host_id
 from sshunt.direct.dial import Dialer
 from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
@@ -219,15 +220,14 @@ class _Life:
             self._dialer.on_request(stream, destination)
 
     def _on_datagram(self, event: DatagramReceived) -> None:
-        if event.kind == frames.ECHO:
-            answer = event.data
-        elif event.kind == frames.BELIEFS:
-            answer = json.dumps(self._tunnel.beliefs()).encode()
+        datagrams, now = self._tunnel.session.datagrams, self._loop.time()
+        network = event.flow.target.network
+        if network == frames.DNS:
+            self._resolver.on_query(event.flow, event.data)
+        elif network == frames.STATISTICS:
+            datagrams.send(event.flow, json.dumps(self._tunnel.beliefs()).encode(), now)
         else:
-            if event.kind == frames.DNS:
-                self._resolver.on_query(event.flow, event.data)
-            return
-        self._tunnel.session.send_datagram(event.flow, event.kind, answer, self._loop.time())
+            datagrams.end(event.flow, now, FLOW_NOT_PERMITTED)
 
     def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         if isinstance(lane.tag, socket.socket):

@@ -30,7 +30,6 @@ from sshunt.host.network import NetworkEvents
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
@@ -76,10 +75,6 @@ STATUS_EVERY_S = 1.0
 #: The pacers are asked for their beliefs so often, after so much traffic.
 LOOK_EVERY_S = 0.15
 BELIEFS_FROM_BYTES = 7_500
-
-#: Questions for the far side's that may be under way: a path of a second has six. What was not
-#: asked for is no answer.
-MOST_QUESTIONS = 8
 
 #: They are reported so often.
 TELL_EVERY_S = 0.5
@@ -134,7 +129,7 @@ class Up:
         self.tunnel.on_forgotten = self._on_forgotten
         if report.hears_streams:
             self.tunnel.on_reset = self._on_reset
-        self.tunnel.on_datagram = self._on_datagram
+        self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
         self.lanes = Lanes(
             self.tunnel,
             transport,
@@ -156,7 +151,6 @@ class Up:
         self._keeper.on_down = self._on_down
         self._keeper.on_up = self._on_up
         self._tell_beliefs_at: dict[str, float] = {}  # by direction
-        self._questions = 0  # for the far side's beliefs that may yet be answered
         self._is_kept = False  # the keeper is at work
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
@@ -493,29 +487,20 @@ class Up:
         """Now and then, while there is traffic: what the pacers of both ends believe."""
         if not (self.lanes.may_be_several or self._console.verbosity):
             await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
-        loop = self.tunnel.loop
         before = self._traffic()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            session = self.tunnel.session
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after
             self.lanes.close_idle()
             if moved >= BELIEFS_FROM_BYTES:
                 self._on_beliefs("up", telemetry.beliefs_untrusted(self.tunnel.beliefs()))
-                session.send_datagram(0, frames.BELIEFS, b"", loop.time())
-                self._questions = min(self._questions + 1, MOST_QUESTIONS)
-                self.tunnel.wake()
+                self._statistics.ask()
 
-    def _on_datagram(self, event: DatagramReceived) -> None:
-        if event.kind == frames.DNS and self.names is not None:
-            self.names.on_datagram(event)
-        if event.kind != frames.BELIEFS or not self._questions:
-            return
-        self._questions -= 1
+    def _on_answer(self, answer: bytes) -> None:
         try:
-            beliefs = telemetry.parse_beliefs_untrusted(event.data)
+            beliefs = telemetry.parse_beliefs_untrusted(answer)
         except RemoteProtocolError as error:
             self._report.say(StatisticsRefused(self.name, str(error)))
             return

@@ -14,6 +14,9 @@ from sshunt.direct.conversation import Conversation
 from sshunt.direct.exchange import Exchange
 from sshunt.direct.race import Racing
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FLOW_NO_RESOURCES, FLOW_NOT_PERMITTED
+from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns
 from sshunt.relay.shares import Shares
@@ -34,15 +37,29 @@ class Resolver:
         self._shares = Shares(dns.QUERIES_BYTES)
         self._conversations: Set[Conversation] = set()
 
-    def on_query(self, flow: int, query: bytes) -> None:
-        """A program asks by UDP; what is no query is dropped."""
-        if not dns.is_query(query) or flow in self._asking:
+    def on_query(self, flow: DatagramFlow, query: bytes) -> None:
+        """A program asks by UDP, in a flow of its own; what is no query is dropped."""
+        if not dns.is_query(query):
+            self._end(flow, FLOW_NOT_PERMITTED)
             return
-        for other in self._shares.add(flow, dns.asker_of(flow), dns.room_of(query)):
+        flow.owner = self
+        for other in self._shares.add(flow.number, flow.target.source, dns.room_of(query)):
             self._asking.pop(other).cancel()  # the client has answered it by now
         asking = asyncio.ensure_future(self._resolve(flow, query), loop=self._tunnel.loop)
-        self._asking[flow] = asking
+        self._asking[flow.number] = asking
         asking.add_done_callback(lambda _: self._forget(flow))
+
+    def on_datagram(self, event: DatagramReceived) -> None:
+        """The query came twice."""
+
+    def on_flow_failed(self, event: FlowFailed) -> None:
+        """An answer did not reach the program, which asks again."""
+
+    def on_flow_ended(self, event: FlowEnded) -> None:
+        """The client does not wait for the answer any more."""
+        asking = self._asking.get(event.flow.number)
+        if asking is not None:
+            asking.cancel()
 
     def on_request(self, stream: Stream) -> None:
         """A program asks by TCP."""
@@ -62,15 +79,19 @@ class Resolver:
             conversation.close()
         self._racing.close()
 
-    def _forget(self, flow: int) -> None:
-        self._shares.remove(flow, dns.asker_of(flow))
-        self._asking.pop(flow, None)
+    def _forget(self, flow: DatagramFlow) -> None:
+        self._shares.remove(flow.number, flow.target.source)
+        self._asking.pop(flow.number, None)
+        self._end(flow, FLOW_NO_RESOURCES)  # unless it was answered
 
-    async def _resolve(self, flow: int, query: bytes) -> None:
+    def _end(self, flow: DatagramFlow, code: int) -> None:
+        self._tunnel.session.datagrams.end(flow, self._tunnel.loop.time(), code)
+
+    async def _resolve(self, flow: DatagramFlow, query: bytes) -> None:
         by_tcp = dns.settings().by_tcp
         heard = await self._racing.ask(query, Exchange.by_tcp if by_tcp else Exchange.by_udp)
         answer = heard.message if heard is not None else dns.servfail(query)
         if by_tcp and len(answer) > dns.most_udp_bytes(query):
             answer = dns.truncated(query)
-        self._tunnel.session.send_datagram(flow, frames.DNS, answer, self._tunnel.loop.time())
+        self._tunnel.session.datagrams.send(flow, answer, self._tunnel.loop.time())
         self._tunnel.wake()

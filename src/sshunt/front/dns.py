@@ -33,7 +33,7 @@ from sshunt.front.dns_sockets import DnsSockets
 from sshunt.front.listener import Listener
 from sshunt.model import Endpoint
 from sshunt.mux import frames
-from sshunt.mux.events import DatagramReceived
+from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
 from sshunt.mux.frames import Destination
 from sshunt.relay import dns
 from sshunt.relay.shares import Shares
@@ -56,6 +56,7 @@ _ANY_RESOLVER = Destination(frames.DNS, ".", dns.PORT)
 
 
 class _Query(NamedTuple):
+    flow: dns.QueryFlow
     message: bytes
     answer: Callable[[bytes], None]
     deadline: float
@@ -81,7 +82,6 @@ class DnsForwarder:
         self._askers = Askers(sock for pair in self._sockets for sock in pair)
         self._queries: dict[int, _Query] = {}  # by flow, in the order in which they came
         self._shares = Shares(dns.QUERIES_BYTES)
-        self._number = 0  # of the last query
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
         self._listeners = [
             Listener(pair.tcp, tunnel.loop, report, partial(self._take, pair))
@@ -98,15 +98,23 @@ class DnsForwarder:
 
     def on_datagram(self, event: DatagramReceived) -> None:
         """The far side has answered."""
-        query = self._queries.get(event.flow)
+        query = self._queries.get(event.flow.number)
         if query is not None and dns.is_answer(event.data, query.message):
-            self._forget(event.flow)
+            self._forget(query)
             query.answer(event.data)
+
+    def on_flow_failed(self, event: FlowFailed) -> None:
+        """The far side could not take a query; its end follows."""
+
+    def on_flow_ended(self, event: FlowEnded) -> None:
+        """The far side will not answer."""
+        if event.flow.number in self._queries:
+            self._fail(event.flow.number)
 
     def on_down(self) -> None:
         """The connection is lost: nothing that was asked will be answered."""
-        for flow in list(self._queries):
-            self._fail(flow)
+        for number in list(self._queries):
+            self._fail(number)
         self._connections.end_all()
 
     def close(self) -> None:
@@ -142,33 +150,35 @@ class DnsForwarder:
             answer(dns.servfail(message))
             return
         now = self._tunnel.loop.time()
-        self._number += 1
-        flow = dns.flow_of(asker, self._number)
-        self._queries[flow] = _Query(message, answer, now + QUERY_DEADLINE_S)
-        for other in self._shares.add(flow, asker, dns.room_of(message)):
+        flow = self._tunnel.ask(frames.DNS, message, self, asker)
+        if flow is None:
+            answer(dns.servfail(message))
+            return
+        self._queries[flow.number] = _Query(flow, message, answer, now + QUERY_DEADLINE_S)
+        for other in self._shares.add(flow.number, asker, dns.room_of(message)):
             self._fail(other)
-        self._tunnel.session.send_datagram(flow, frames.DNS, message, now)
-        self._tunnel.wake()
         if self._timer is None:
             self._timer = self._tunnel.loop.call_later(QUERY_DEADLINE_S, self._on_timer)
 
-    def _fail(self, flow: int) -> None:
-        query = self._queries[flow]
-        self._forget(flow)
+    def _fail(self, number: int) -> None:
+        query = self._queries[number]
+        self._forget(query)
         query.answer(dns.servfail(query.message))
 
-    def _forget(self, flow: int) -> None:
-        del self._queries[flow]
-        self._shares.remove(flow, dns.asker_of(flow))
+    def _forget(self, query: _Query) -> None:
+        flow = query.flow
+        del self._queries[flow.number]
+        self._shares.remove(flow.number, flow.target.source)
+        self._tunnel.give_up(flow)  # unless it was answered
 
     def _on_timer(self) -> None:
         self._timer = None
         now = self._tunnel.loop.time()
-        for flow, query in list(self._queries.items()):
+        for number, query in list(self._queries.items()):
             if query.deadline > now:
                 self._timer = self._tunnel.loop.call_at(query.deadline, self._on_timer)
                 return
-            self._fail(flow)
+            self._fail(number)
 
     # --- by TCP -------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     limits     every limit of the protocol in one place, each with its reason
     hello      the first message of a lane, found behind any login banner
     frames     the wire format of everything after it
+    endpoints  a host on the wire
+    datagram_frames  what a DATAGRAM frame has in it
     payload    what a DATA frame carries, opaque: a length that can be cut and released
     early      what arrived before its turn
     streams    one TCP connection: a sending half, a receiving half, their states
@@ -14,6 +16,8 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     path       what all lanes share: the empty path, and whether others fill it
     pacer      how much may be in flight on one lane
     lanes      one ordered byte pipe: what was sent and not acknowledged
+    flows      one flow of datagrams: its number, what waits of it
+    datagrams  all of them: whose turn it is, what opens and ends them
     events     what a session tells its owner
     session    the tunnel: all of the above behind one small interface
 """

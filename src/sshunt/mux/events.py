@@ -6,6 +6,7 @@
 
 from typing import NamedTuple, Union
 
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
@@ -51,11 +52,28 @@ class StreamWritable(NamedTuple):
 
 
 class DatagramReceived(NamedTuple):
-    """A datagram of a flow; ``kind`` is one of the datagram kinds in frames."""
+    """A datagram of a flow, or several of ``segment_bytes`` each (the last may be shorter). The
+    flow may be new: the peer has opened it, and whoever serves it ends it.
+    """
 
-    flow: int
-    kind: int
+    flow: DatagramFlow
     data: bytes
+    segment_bytes: int = 0
+
+
+class FlowFailed(NamedTuple):
+    """A datagram of ours did not arrive; ``code`` is one of datagram_frames.FLOW_*, or unknown."""
+
+    flow: DatagramFlow
+    code: int
+    value: int
+
+
+class FlowEnded(NamedTuple):
+    """The peer has ended a flow, whoever opened it; ``code`` says why, as in FlowFailed."""
+
+    flow: DatagramFlow
+    code: int
 
 
 class GoodbyeReceived(NamedTuple):
@@ -79,6 +97,8 @@ Event = Union[
     StreamReset,
     StreamWritable,
     DatagramReceived,
+    FlowFailed,
+    FlowEnded,
     GoodbyeReceived,
     LaneGone,
 ]

@@ -9,12 +9,12 @@
     RESET        u16 code
     LANE_ACK     u64 position, u32 held, u32 clock (microseconds) stream is 0
     PING         -                                                stream is 0
-    DATAGRAM     u8 kind, payload                                 stream is the flow's number
+    DATAGRAM     u8 kind, rest by kind                            stream is the flow's number
     GOODBYE      u16 code, sentence (UTF-8)                       stream is 0
     LANE_GONE    -                                                stream is the lane's number
 
-    endpoint     u8 address type, u16 port, address
-                 4: IPv4, 4 bytes; 6: IPv6, 16 bytes; 0: u8 length, a name
+An endpoint is u8 address type, u16 port, address (endpoints); the rest of a DATAGRAM is another
+module's affair (datagram_frames).
 
 Every number is absolute (an offset, a limit, a position), so that a frame may arrive twice or by
 another lane and mean the same. A reader does not wait for a whole large DATA frame: what has
@@ -25,16 +25,16 @@ payload is handed on whole: programs have no right to expect that, but some do.
 Not here: what frames mean (session), and which may be lost (lanes).
 """
 
-import functools
-import ipaddress
 import struct
 from typing import List, NamedTuple, Optional, Tuple, Union
 
-from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.endpoints import decode_host_untrusted, encode_host
+from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.limits import (
     CONTROL_BYTES,
     DATA_BYTES,
     DATAGRAM_BYTES,
+    DATAGRAM_HEAD_BYTES,
     LEAST_WINDOW_BYTES,
     SENTENCE_BYTES,
 )
@@ -62,7 +62,7 @@ _BODY_BYTES = {
     RESET: (2, 2),
     LANE_ACK: (16, 16),
     PING: (0, 0),
-    DATAGRAM: (1, 1 + DATAGRAM_BYTES),
+    DATAGRAM: (1, DATAGRAM_HEAD_BYTES + DATAGRAM_BYTES),
     GOODBYE: (2, CONTROL_BYTES),
     LANE_GONE: (0, 0),
 }
@@ -72,7 +72,7 @@ TCP = 1
 UDP = 2
 ECHO = 3  # ICMP: a host that is asked whether it is there
 DNS = 4  # a resolver of the far side, which chooses it: by TCP as a stream, by UDP as a datagram
-BELIEFS = 5  # what the far side's pacers believe, as JSON
+STATISTICS = 5  # what the far side's pacers know, as JSON
 EXPOSED = 6  # from the agent: a connection to a port that the client exposes there
 
 # Flags of OPEN.
@@ -110,7 +110,7 @@ GOODBYE_INTERNAL = 2  # a bug on our own side
 MAX_OFFSET = (1 << 63) - 1
 MAX_STREAM = (1 << 32) - 1
 
-_HEADER = struct.Struct("!II")
+HEADER = struct.Struct("!II")
 _OFFSET_FRAME = struct.Struct("!IIQ")  # DATA's head, FIN
 _WINDOW_FRAME = struct.Struct("!IIQI")
 _OPEN_HEAD = struct.Struct("!IIBBIBH")
@@ -128,9 +128,6 @@ WHOLE_BYTES = 2048
 
 HEADER_BYTES = 8
 DATA_HEAD_BYTES = 16
-
-_ADDRESS_NAME, _ADDRESS_IPV4, _ADDRESS_IPV6 = 0, 4, 6
-_NAME_BYTES = 255  # the longest name the DNS can hold
 
 #: One decoded frame: kind, stream, number, body. ``number`` is DATA's and FIN's offset, RESET's
 #: code; ``body`` is the payload of DATA and the raw body of the others.
@@ -170,7 +167,7 @@ def encode_open(
     stream: int, destination: Destination, window_bytes: int = LEAST_WINDOW_BYTES
 ) -> bytes:
     """An OPEN frame; raises LocalProtocolError for a host that can't be sent."""
-    address_type, tail = _encode_host(destination.host)
+    address_type, tail = encode_host(destination.host)
     if destination.network == EXPOSED:
         tail += _EXPOSURE.pack(destination.exposure)
     return (
@@ -187,29 +184,9 @@ def encode_open(
     )
 
 
-@functools.lru_cache(maxsize=1024)
-def _encode_host(host: str) -> Tuple[int, bytes]:
-    """(address type, address) of an endpoint; raises LocalProtocolError."""
-    # Parsing costs as much as all the rest of an OPEN, and programs connect to the same few hosts.
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        # What the other side would not take must not leave: it would end lane after lane.
-        if not _is_name(host):
-            raise LocalProtocolError("%r is no host name" % host)
-        raw = host.encode("ascii")
-        return _ADDRESS_NAME, bytes((len(raw),)) + raw
-    return int(address.version), address.packed
-
-
-@functools.lru_cache(maxsize=1024)
-def _address_text(raw: bytes) -> str:
-    return str(ipaddress.ip_address(raw))
-
-
 def encode_opened(stream: int) -> bytes:
     """An OPENED frame."""
-    return _HEADER.pack(OPENED << 24, stream)
+    return HEADER.pack(OPENED << 24, stream)
 
 
 def encode_reset(stream: int, code: int) -> bytes:
@@ -228,23 +205,18 @@ def encode_lane_ack(position: int, held_s: float, arrived_at: float) -> bytes:
 
 def encode_ping() -> bytes:
     """A PING frame."""
-    return _HEADER.pack(PING << 24, 0)
+    return HEADER.pack(PING << 24, 0)
 
 
 def encode_lane_gone(lane: int) -> bytes:
     """A LANE_GONE frame."""
-    return _HEADER.pack(LANE_GONE << 24, lane)
-
-
-def encode_datagram_head(flow: int, kind: int, payload_bytes: int) -> bytes:
-    """All of a DATAGRAM frame but its payload."""
-    return _HEADER.pack(DATAGRAM << 24 | (payload_bytes + 1), flow) + bytes((kind,))
+    return HEADER.pack(LANE_GONE << 24, lane)
 
 
 def encode_goodbye(code: int, sentence: str) -> bytes:
     """A GOODBYE frame."""
     raw = sentence.encode("utf-8")[:SENTENCE_BYTES]
-    return _HEADER.pack(GOODBYE << 24 | (2 + len(raw)), 0) + _CODE.pack(code) + raw
+    return HEADER.pack(GOODBYE << 24 | (2 + len(raw)), 0) + _CODE.pack(code) + raw
 
 
 def decode_window_untrusted(body: bytes) -> Tuple[int, int]:
@@ -262,7 +234,7 @@ def decode_open_untrusted(body: bytes) -> Tuple[Destination, int]:
     if len(body) <= _OPEN_BODY.size:
         raise RemoteProtocolError("OPEN of %d bytes" % len(body))
     network, flags, window_bytes, address_type, port = _OPEN_BODY.unpack_from(body)
-    host, end = _decode_host_untrusted(body, _OPEN_BODY.size, address_type)
+    host, end = decode_host_untrusted(body, _OPEN_BODY.size, address_type)
     exposure = 0
     if network == EXPOSED:
         if len(body) < end + _EXPOSURE.size:
@@ -271,28 +243,6 @@ def decode_open_untrusted(body: bytes) -> Tuple[Destination, int]:
     # What is behind that, and other flags, may mean something to later versions of us.
     wants_opened = bool(flags & _WANTS_OPENED)
     return Destination(network, host, port, wants_opened, exposure), window_bytes
-
-
-def _decode_host_untrusted(body: bytes, at: int, address_type: int) -> Tuple[str, int]:
-    """The address that begins at ``at``, and where it ends; raises RemoteProtocolError."""
-    if address_type in (_ADDRESS_IPV4, _ADDRESS_IPV6):
-        size = 4 if address_type == _ADDRESS_IPV4 else 16
-        raw = body[at : at + size]
-        if len(raw) != size:
-            raise RemoteProtocolError("address of %d bytes" % len(raw))
-        return _address_text(raw), at + size
-    if address_type != _ADDRESS_NAME:
-        raise RemoteProtocolError("address type %d" % address_type)
-    end = at + 1 + (body[at] if at < len(body) else 0)
-    name = body[at + 1 : end].decode("latin-1")
-    if len(body) < end or not _is_name(name):
-        raise RemoteProtocolError("impossible name")
-    return name, end
-
-
-def _is_name(name: str) -> bool:
-    """A name goes to the resolver and to log lines: visible ASCII only."""
-    return 0 < len(name) <= _NAME_BYTES and all("!" <= char <= "~" for char in name)
 
 
 def decode_ack_untrusted(body: bytes) -> Tuple[int, float, int]:
@@ -349,7 +299,7 @@ class FrameReader:
         """Read one frame that begins at ``at``, or carry what is there of it; where it stopped."""
         left = end - at
         if left >= HEADER_BYTES:
-            word, stream = _HEADER.unpack_from(data, at)
+            word, stream = HEADER.unpack_from(data, at)
             kind, length = word >> 24, word & 0xFFFFFF
             _check_length(kind, length)
             stop: int = at + HEADER_BYTES + length
@@ -380,7 +330,7 @@ class FrameReader:
         if len(piece) == missing and _carry_bytes(carry) == len(carry):
             whole = bytes(carry)
             del carry[:]
-            word, stream = _HEADER.unpack_from(whole)
+            word, stream = HEADER.unpack_from(whole)
             kind, length = word >> 24, word & 0xFFFFFF
             if kind == DATA:
                 self._begin_data(stream, length, _OFFSET.unpack_from(whole, HEADER_BYTES)[0])
@@ -406,7 +356,7 @@ def _carry_bytes(carry: bytearray) -> int:
     """How many bytes must be carried before the frame's small part is complete."""
     if len(carry) < HEADER_BYTES:
         return HEADER_BYTES
-    word: int = _HEADER.unpack_from(carry)[0]
+    word: int = HEADER.unpack_from(carry)[0]
     kind, length = word >> 24, word & 0xFFFFFF
     _check_length(kind, length)
     if kind == DATA and length > WHOLE_BYTES:

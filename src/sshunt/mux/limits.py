@@ -24,6 +24,9 @@ DATA_BYTES = 1 * MIB
 #: Largest datagram: what UDP over IPv4 or IPv6 can carry.
 DATAGRAM_BYTES = 65535
 
+#: What stands before it at most: what opens a flow names its destination, by up to 255 bytes.
+DATAGRAM_HEAD_BYTES = 512
+
 #: Largest body of any other frame. OPEN has a host name of up to 255 bytes.
 CONTROL_BYTES = 1024
 
@@ -131,13 +134,29 @@ TRANSMIT_BUFFERS = 512
 
 # --- datagrams --------------------------------------------------------------------------------
 
-#: Datagrams that may wait for a lane, all together; the oldest are dropped first.
+#: Datagrams that may wait for a lane, all together; the flows lose their oldest in turn.
 DATAGRAM_QUEUE_BYTES = 1 * MIB
+
+#: Datagrams of one flow that may wait for a lane; the oldest are dropped first. Two full batches.
+FLOW_QUEUE_BYTES = 128 * KIB
+
+#: What a flow may send before others have their turn: a datagram of Ethernet's size (RFC 8290,
+#: 5.2.4, whose scheme this is).
+FLOW_QUANTUM_BYTES = 1514
+
+#: Flows that one side may have opened and not ended. A scan or a large swarm has ten thousand; each
+#: costs us less than 2 KiB.
+MAX_FLOWS = 16384
+
+#: Copies of a datagram that differ by as many serials are told apart from new ones: what two lanes
+#: may be apart, of a flow that sends little.
+SERIALS = 64
 
 #: What an entry of a queue costs us besides its payload: a tuple, numbers, a few references. It is
 #: counted with the bytes wherever those bound a queue, or empty entries would have no bound.
 ENTRY_BYTES = 256
 
-#: A datagram older than this is worth less than the place it takes: resolvers ask again after a
+#: A datagram that has waited longer than this is worth less than the place it takes, where whoever
+#: has opened the flow says nothing else: resolvers ask again after a
 #: second, voice and video gave up long before.
 DATAGRAM_AGE_S = 0.5

@@ -25,10 +25,10 @@ from collections import deque
 from typing import Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 from sshunt.mux import frames
+from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.early import PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.events import (
-    DatagramReceived,
     DataReceived,
     Event,
     FinReceived,
@@ -46,10 +46,6 @@ from sshunt.mux.limits import (
     ACK_DELAY_BUSY_S,
     ACK_DELAY_S,
     CONTROL_QUEUE_FRAMES,
-    DATAGRAM_AGE_S,
-    DATAGRAM_BYTES,
-    DATAGRAM_QUEUE_BYTES,
-    ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LEAST_QUEUE_BYTES,
@@ -99,13 +95,6 @@ class _Control(NamedTuple):
     kind: int
     stream: Optional[Stream]
     raw: bytes
-
-
-class _Datagram(NamedTuple):
-    queued_at: float
-    flow: int
-    kind: int
-    data: bytes
 
 
 class _SeenStreams:
@@ -158,14 +147,12 @@ class Session:
         self._scheduler = Scheduler()
         self._path = Path(lane_window_bytes)
         self._control: Deque[_Control] = deque()
-        self._datagrams: Deque[_Datagram] = deque()
-        self._datagram_bytes = 0  # of their payload and ENTRY_BYTES for each
+        self.datagrams = Datagrams(role)
         self._events: List[Event] = []
         self._credit = SessionCredit()
         self._queued = QueueTotal()
         self._now = 0.0  # of the last call that knew it
         self._early = PieceCount()
-        self.dropped_datagrams = 0
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
         self.frame_bytes = 0  # of the largest frames that a lane takes now; 0: there is none
         self._queue_bytes = SEND_QUEUE_BYTES
@@ -313,15 +300,6 @@ class Session:
             elif window.recall(receiver.arrived, self._now):
                 self._tell_window(stream)
 
-    def send_datagram(self, flow: int, kind: int, data: bytes, now: float) -> None:
-        """Send a datagram, or drop the oldest ones that wait if there are too many."""
-        if len(data) > DATAGRAM_BYTES:
-            raise LocalProtocolError("datagram of %d bytes" % len(data))
-        self._datagrams.append(_Datagram(now, flow, kind, data))
-        self._datagram_bytes += len(data) + ENTRY_BYTES
-        while self._datagram_bytes > DATAGRAM_QUEUE_BYTES:
-            self._drop_datagram()
-
     def ping(self, lane_id: int) -> None:
         """Ask the lane's other end for an acknowledgement at once."""
         self.lanes[lane_id].ping_wanted = True
@@ -379,7 +357,7 @@ class Session:
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""
-        if self._control or self._datagrams:
+        if self._control or self.datagrams:
             return True
         data = len(self._scheduler) > 0
         for lane in self.lanes.values():
@@ -406,7 +384,7 @@ class Session:
         swift = len(self.lanes) == 1 or self._is_swiftest(lane, now)
         while swift and self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             self._transmit_control(lane, pieces, now)
-        if swift and self._datagrams:
+        if swift and self.datagrams:
             self._transmit_datagrams(lane, pieces, now, stop)
         if lane.twins:
             self._transmit_twins(lane, pieces, now, stop)
@@ -438,17 +416,15 @@ class Session:
         return stream.receiver.final is None and stream.receiver.state is not CLOSED
 
     def _transmit_datagrams(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
-        while self._datagrams and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            datagram = self._datagrams[0]
-            if now - datagram.queued_at > DATAGRAM_AGE_S:
-                self._drop_datagram()
-                continue
-            self._datagrams.popleft()
-            self._datagram_bytes -= len(datagram.data) + ENTRY_BYTES
-            head = frames.encode_datagram_head(datagram.flow, datagram.kind, len(datagram.data))
-            lane.note_sent(len(head) + len(datagram.data), now, frames.DATAGRAM)
+        while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            item = self.datagrams.take(now)
+            if item is None:
+                break
+            _, head, data = item
+            lane.note_sent(len(head) + len(data), now, frames.DATAGRAM)
             pieces.append(head)
-            pieces.append(datagram.data)
+            if data:
+                pieces.append(data)
 
     def _transmit_twins(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
         while lane.twins and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
@@ -527,7 +503,7 @@ class Session:
         if len(self.lanes) < 2:
             return list(self.lanes)
         lanes = list(self.lanes.values())
-        urgent = bool(self._control or self._datagrams)
+        urgent = bool(self._control or self.datagrams)
         sparse, bulk = self._scheduler.has_sparse, self._scheduler.has_bulk
         if urgent or sparse:
             lanes.sort(key=lambda each: each.expected_s(now))
@@ -544,10 +520,6 @@ class Session:
                 to_fill.append(lane.id)
         return to_fill
 
-    def _drop_datagram(self) -> None:
-        self._datagram_bytes -= len(self._datagrams.popleft().data) + ENTRY_BYTES
-        self.dropped_datagrams += 1
-
     def beliefs(self, now: float) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics: queues in bytes or frames,
         and each lane's pacer.
@@ -561,7 +533,7 @@ class Session:
         return {
             "lanes": lanes,
             "control_frames": len(self._control),
-            "datagram_bytes": self._datagram_bytes - ENTRY_BYTES * len(self._datagrams),
+            "datagram_bytes": self.datagrams.payload_bytes,
             "sparse_bytes": sparse_bytes,
             "bulk_bytes": bulk_bytes,
         }
@@ -651,7 +623,7 @@ class Session:
         elif kind == frames.RESET:
             self._on_reset(number, value)
         elif kind == frames.DATAGRAM and isinstance(body, bytes):
-            self._events.append(DatagramReceived(number, body[0], body[1:]))
+            self._events += self.datagrams.receive(number, body, now)
         elif kind == frames.GOODBYE and isinstance(body, bytes):
             self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
         elif kind == frames.LANE_GONE:

@@ -12,6 +12,8 @@ Not here: asking (direct.resolve, direct.exchange), and what programs ask (front
 import struct
 from typing import List, NamedTuple, Tuple
 
+from sshunt.mux.flows import DatagramFlow
+
 PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 
@@ -37,6 +39,10 @@ _HEAD = struct.Struct("!HHHHHH")
 _QR, _OPCODE_AND_RD, _RCODE, _TC, _AA, _RA = 0x8000, 0x7900, 0x000F, 0x0200, 0x0400, 0x0080
 
 
+#: A query by UDP is a flow of its own.
+QueryFlow = DatagramFlow
+
+
 class Settings(NamedTuple):
     """What resolv.conf(5) says about asking; times in seconds."""
 
@@ -55,18 +61,6 @@ def is_query(message: bytes) -> bool:
 def room_of(query: bytes) -> int:
     """What it takes of QUERIES_BYTES."""
     return QUERY_COST_BYTES + len(query)
-
-
-def flow_of(asker: int, number: int) -> int:
-    """The flow of a query: who asks (0 to 255), so that one of them can't crowd out the others at
-    the far side either, and a number, of which 24 bits are used.
-    """
-    return asker << 24 | number & 0xFFFFFF
-
-
-def asker_of(flow: int) -> int:
-    """Who asks."""
-    return flow >> 24
 
 
 def is_answer(message: bytes, query: bytes) -> bool:

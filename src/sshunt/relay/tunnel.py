@@ -7,6 +7,10 @@ share one writev per lane.
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
 
+Datagrams go to the owner of their flow, which has ``on_datagram``, ``on_flow_failed`` and
+``on_flow_ended``, each with the event; those of a flow that the other side has opened and that
+nobody owns yet go to ``on_datagram`` here.
+
 The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
 ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
 
@@ -18,10 +22,13 @@ import asyncio
 from typing import Any, Callable, Dict, Optional, Set
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FlowTarget
 from sshunt.mux.events import (
     DatagramReceived,
     DataReceived,
     FinReceived,
+    FlowEnded,
+    FlowFailed,
     GoodbyeReceived,
     LaneGone,
     StreamOpened,
@@ -29,6 +36,7 @@ from sshunt.mux.events import (
     StreamReset,
     StreamWritable,
 )
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
 from sshunt.mux.limits import DATA_BYTES, STALL_S
 from sshunt.mux.payload import Payload
@@ -101,6 +109,8 @@ class Tunnel:
             StreamRequested: self._on_requested,
             StreamOpened: self._on_opened,
             DatagramReceived: self._on_datagram,
+            FlowFailed: self._on_flow_failed,
+            FlowEnded: self._on_flow_ended,
             GoodbyeReceived: self._on_goodbye,
             LaneGone: self._on_lane_gone,
         }
@@ -173,6 +183,25 @@ class Tunnel:
         stream = self.session.open(destination)
         self.wake()
         return stream
+
+    def ask(
+        self, network: int, question: bytes, owner: Any, source: int = 0
+    ) -> Optional[DatagramFlow]:
+        """Ask the far side something that it answers with one datagram, or not at all: both are for
+        ``owner`` to hear. None if too many questions are open already.
+        """
+        datagrams, now = self.session.datagrams, self.loop.time()
+        if not datagrams.can_open:
+            return None
+        flow = datagrams.open(FlowTarget(network, ".", 0, source), now)
+        flow.owner = owner
+        datagrams.send(flow, question, now)
+        self.wake()
+        return flow
+
+    def give_up(self, flow: DatagramFlow) -> None:
+        """Nobody waits for the answer any more. Nothing happens if it has come."""
+        self.session.datagrams.end(flow, self.loop.time())
 
     def forget(self, relay: TcpRelay) -> None:
         """A relay is over."""
@@ -313,8 +342,22 @@ class Tunnel:
         """Nothing waits for it: data goes with the OPEN."""
 
     def _on_datagram(self, event: DatagramReceived) -> None:
-        if self.on_datagram:
+        flow = event.flow
+        if flow.owner is not None:
+            flow.owner.on_datagram(event)
+        elif self.on_datagram:
             self.on_datagram(event)
+        else:
+            now = self.loop.time()
+            self.session.datagrams.end(flow, now, FLOW_NOT_PERMITTED)
+
+    def _on_flow_failed(self, event: FlowFailed) -> None:
+        if event.flow.owner is not None:
+            event.flow.owner.on_flow_failed(event)
+
+    def _on_flow_ended(self, event: FlowEnded) -> None:
+        if event.flow.owner is not None:
+            event.flow.owner.on_flow_ended(event)
 
     def _on_goodbye(self, event: GoodbyeReceived) -> None:
         if self.on_goodbye:

@@ -1,23 +1,32 @@
 """What the pacers at both ends believe, as values.
 
 The sender of a direction decides how much is in flight, so for downloads it is the agent that
-believes something, and it is asked (DATAGRAM of kind BELIEFS). What it answers is shown, and
+believes something, and it is asked (a flow of STATISTICS). What it answers is shown, and
 decides whether further lanes are opened (``pool``); it is decoded as strictly as anything from
 there.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
+from sshunt.relay.tunnel import Tunnel
 from sshunt.tell.report import LaneMeasured
 
 #: More lanes than a client opens are not looked at.
 MAX_LANES = 64
+
+#: Questions that may be under way: with seven a second, a path of nine seconds has as many. What
+#: was not asked for is no answer.
+MOST_QUESTIONS = 64
 
 #: A lane that delivers less is not worth a word.
 BUSY_BYTES_S = 10_000.0
@@ -115,3 +124,36 @@ def measured(remote: str, direction: str, beliefs: Beliefs) -> Iterator[LaneMeas
             teed_bytes=beliefs.teed_bytes,
             spliced_bytes=beliefs.spliced_bytes,
         )
+
+
+class Questions:
+    """Asks the far side for its statistics. ``hear`` gets what it answers, undecoded."""
+
+    def __init__(self, tunnel: Tunnel, hear: Callable[[bytes], None]) -> None:
+        self._tunnel = tunnel
+        self._hear = hear
+        self._asked: deque[DatagramFlow] = deque()  # and not answered, oldest first
+
+    def ask(self) -> None:
+        """Ask once more; a question that is too old will not be answered any more."""
+        if len(self._asked) >= MOST_QUESTIONS:
+            self._tunnel.give_up(self._asked.popleft())
+        flow = self._tunnel.ask(frames.STATISTICS, b"", self)
+        if flow is not None:
+            self._asked.append(flow)
+
+    def on_datagram(self, event: DatagramReceived) -> None:
+        """The far side has answered."""
+        self._forget(event.flow)
+        self._hear(event.data)
+
+    def on_flow_failed(self, event: FlowFailed) -> None:
+        """The far side could not take the question; its end follows."""
+
+    def on_flow_ended(self, event: FlowEnded) -> None:
+        """The far side will not answer."""
+        self._forget(event.flow)
+
+    def _forget(self, flow: DatagramFlow) -> None:
+        if flow in self._asked:
+            self._asked.remove(flow)

@@ -44,7 +44,6 @@ class Names:
         self.address, self.port = sockets.endpoint
         report = Report(lambda error: pytest.fail(str(error)))
         self.forwarder = DnsForwarder(ends.client, report, [sockets], lambda: self.is_down)
-        ends.client.on_datagram = self.forwarder.on_datagram
         self.forwarder.start()
 
     def _at_agent(self, event: DatagramReceived) -> None:

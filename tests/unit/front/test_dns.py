@@ -17,6 +17,7 @@ from sshunt.front import dns_connections, dns_sockets
 from sshunt.front.dns_sockets import left_alone, open_dns_sockets, system_resolvers
 from sshunt.front.listener import bind
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
 from sshunt.tell.sentences import uncovered
@@ -165,9 +166,10 @@ def test_what_is_no_query_is_dropped_and_does_no_harm(monkeypatch: pytest.Monkey
             sock.sendall(b"\0\3abc")
             with pytest.raises(ConnectionResetError):
                 await threaded(lambda: sock.recv(100))
-        for flow, data in ((1, b""), (2, b"\xff" * 20)):
+        for data in (b"", b"\xff" * 20):
+            flow = one.ends.client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), 0.0)
             one.resolver.on_query(flow, data)
-            one.forwarder.on_datagram(DatagramReceived(flow, frames.DNS, data))
+            one.forwarder.on_datagram(DatagramReceived(flow, data))
         assert await one.ask() == "10.9.8.7"
         assert asked == [["udp"]]
 

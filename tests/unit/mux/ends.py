@@ -6,7 +6,9 @@ of it or a part, so that a test can show what one end does before the other has 
 """
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DataReceived, Event, StreamRequested
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination, Frame, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import DATA_BYTES, INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
@@ -16,6 +18,7 @@ from sshunt.mux.streams import ANY_LANE, Receiver, Sender, Stream
 from sshunt.mux.windows import ReceiveWindow, SessionCredit
 
 WEB = Destination(frames.TCP, "10.1.2.3", 80)
+VOICE = FlowTarget(frames.UDP, "10.1.2.3", 5004)
 
 
 def receiver_of(limit: int, number: int = 1) -> Receiver:
@@ -72,6 +75,12 @@ class Ends:
         self.agent.lose_lane(lane, self.now)
         for session in (self.client, self.agent):
             self.wires.pop((id(session), lane), None)
+
+    def datagram(self, sender: Session, data: bytes, target: FlowTarget = VOICE) -> DatagramFlow:
+        """Let ``sender`` open a flow and send a datagram on it."""
+        flow = sender.datagrams.open(target, self.now)
+        sender.datagrams.send(flow, data, self.now)
+        return flow
 
     def open_throttle(self, lane: int = 1) -> None:
         """Let both sides send as on a lane whose pacers have found it fast."""

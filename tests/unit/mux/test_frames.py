@@ -5,9 +5,16 @@ import struct
 import pytest
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import encode_datagram_head
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination, Frame, FrameReader
-from sshunt.mux.limits import CONTROL_BYTES, DATA_BYTES, DATAGRAM_BYTES, SENTENCE_BYTES
+from sshunt.mux.limits import (
+    CONTROL_BYTES,
+    DATA_BYTES,
+    DATAGRAM_BYTES,
+    DATAGRAM_HEAD_BYTES,
+    SENTENCE_BYTES,
+)
 from tests.unit.mux.ends import body, read_frames
 
 
@@ -63,9 +70,9 @@ def read_in_pieces(data: bytes, size: int) -> list[tuple[int, int, int, bytes]]:
         ),
         (frames.encode_ping(), header(8, 0), (frames.PING, 0, 0, b"")),
         (
-            frames.encode_datagram_head(5, frames.ECHO, 2) + b"hi",
-            header(9, 3, 5) + b"\3hi",
-            (frames.DATAGRAM, 5, 0, b"\3hi"),
+            encode_datagram_head(5, 2) + b"hi",
+            header(9, 3, 5) + b"\1hi",
+            (frames.DATAGRAM, 5, 0, b"\1hi"),
         ),
     ],
 )
@@ -243,7 +250,7 @@ LENGTHS = {
     frames.RESET: (2, 2),
     frames.LANE_ACK: (16, 16),
     frames.PING: (0, 0),
-    frames.DATAGRAM: (1, 1 + DATAGRAM_BYTES),
+    frames.DATAGRAM: (1, DATAGRAM_HEAD_BYTES + DATAGRAM_BYTES),
     frames.GOODBYE: (2, CONTROL_BYTES),
     frames.LANE_GONE: (0, 0),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.mux import frames, hello, limits
+from sshunt.mux import datagram_frames, frames, hello, limits
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.events import StreamRequested
 from sshunt.mux.frames import Destination, FrameReader
@@ -66,6 +66,7 @@ def check_length(kind: int, length: int, allowed: bool) -> None:
     [
         ("| code | name | meaning |\n|---|---|---|\n| 1", frames, "RESET_"),
         ("| code | name | meaning |\n|---|---|---|\n| 0", frames, "GOODBYE_"),
+        ("| code | name | meaning |\n|---|---|---|\n| 0", datagram_frames, "FLOW_"),
         ("| feature | name |", hello, "FEATURE_"),
     ],
 )
@@ -78,6 +79,21 @@ def test_every_code_has_its_number(header: str, module: object, prefix: str) -> 
 def test_every_network_has_its_number() -> None:
     documented = {row[1]: int(row[0]) for row in table("| network | name |")}
     assert documented == {name: getattr(frames, name) for name in documented}
+
+
+def test_every_kind_of_datagram_has_its_number() -> None:
+    documented = {row[1]: int(row[0]) for row in table("| kind | name |")}
+    assert documented == {name: getattr(datagram_frames, name) for name in documented}
+    for kind in set(range(datagram_frames.NUMBERED)) - set(documented.values()):
+        found = datagram_frames.decode_datagram_untrusted(bytes((kind,)) + b"whatever")
+        assert found == datagram_frames.Datagram(kind)
+
+
+def test_every_flag_has_its_number() -> None:
+    documented = {row[1]: int(row[0]) for rows in tables("| flag | name |") for row in rows}
+    ours = {name: getattr(datagram_frames, name) for name in ("ANY_PEER", "DONT_FRAGMENT")}
+    asked = frames.encode_open(1, Destination(frames.TCP, "10.1.2.3", 80))
+    assert documented == {"WANTS_OPENED": asked[9], **ours}
 
 
 def test_every_status_of_hello_has_its_number() -> None:
@@ -102,6 +118,7 @@ def test_limits_that_the_text_names_are_those_of_the_table() -> None:
         limits.EARLY_JOIN_BYTES,
         limits.ACK_EVERY_BYTES,
         limits.DATAGRAM_BYTES,
+        limits.MAX_FLOWS,
     ):
         assert f" {number} " in DOCUMENT.partition("## 8. Limits")[0].replace("\n", " ")
 

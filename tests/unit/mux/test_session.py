@@ -22,7 +22,6 @@ from sshunt.mux.limits import (
     ACK_DELAY_S,
     CONTROL_QUEUE_FRAMES,
     DATA_BYTES,
-    DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     ENTRY_BYTES,
@@ -44,7 +43,7 @@ from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.windows import IDLE_S
-from tests.unit.mux.ends import WEB, Ends, join, kinds, read_frames, text
+from tests.unit.mux.ends import VOICE, WEB, Ends, join, kinds, read_frames, text
 
 
 def feed(session: Session, data: bytes, lane: int = 1) -> None:
@@ -742,7 +741,7 @@ def test_a_full_lane_takes_nothing_but_acknowledgements_and_pings() -> None:
     lane = ends.client.lanes[1]
     lane.note_sent(LANE_IN_FLIGHT_BYTES, ends.now, frames.PING)
     ends.client.write(near, Payload(b"x"), ends.now)
-    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    ends.datagram(ends.client, b"x")
     ends.client.open(WEB)
     assert not ends.transmit(ends.client)
     ends.client.ping(1)
@@ -758,7 +757,7 @@ def test_control_goes_before_datagrams_and_datagrams_before_data() -> None:
     ends = Ends()
     near, _ = ends.connect()
     ends.client.write(near, Payload(bytes(1000)), ends.now)
-    ends.client.send_datagram(1, frames.ECHO, b"d", ends.now)
+    ends.datagram(ends.client, b"d")
     ends.client.open(WEB)
     ends.client.ping(1)
     assert kinds(ends.transmit(ends.client)) == [
@@ -774,7 +773,7 @@ def test_one_call_hands_out_no_more_buffers_than_a_writev_takes() -> None:
     near, _ = ends.connect()
     for _ in range(TRANSMIT_BUFFERS):
         ends.client.write(near, Payload(b"x"), ends.now)
-        ends.client.send_datagram(1, frames.ECHO, b"d", ends.now)
+        ends.datagram(ends.client, b"d")
     for _ in range(4):
         assert len(ends.client.transmit(1, ends.now)) <= TRANSMIT_BUFFERS + 1
     assert not ends.client.has_work(ends.now)
@@ -848,7 +847,7 @@ def test_control_frames_of_a_dead_lane_leave_first_and_in_their_old_order() -> N
 def test_unreliable_frames_die_with_their_lane() -> None:
     ends = Ends(lanes=2)
     ends.client.ping(1)
-    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    ends.datagram(ends.client, b"x")
     ends.transmit(ends.client, lane=1)
     ends.lose_lane(1)
     assert not ends.client.has_work(ends.now)
@@ -959,7 +958,7 @@ def lose_segments(ends: Ends, *lanes: int) -> None:
 def test_control_and_datagrams_take_the_lane_that_answers_soonest() -> None:
     ends = with_lanes(0.2, 0.05, 0.1)
     ends.client.open(WEB)
-    ends.client.send_datagram(1, frames.ECHO, b"x", ends.now)
+    ends.datagram(ends.client, b"x")
     assert not ends.transmit(ends.client, lane=1)
     assert not ends.transmit(ends.client, lane=3)
     assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN, frames.DATAGRAM]
@@ -1210,7 +1209,7 @@ def test_beliefs_say_what_waits_and_what_is_under_way() -> None:
     ends.client.write(bulk, Payload(bytes(100_000)), ends.now)
     ends.client.write(key, Payload(b"key"), ends.now)
     ends.client.open(WEB)
-    ends.client.send_datagram(1, frames.ECHO, b"12345", ends.now)
+    ends.datagram(ends.client, b"12345")
     before = ends.client.beliefs(ends.now)
     del before["lanes"]
     assert before == {
@@ -1231,60 +1230,26 @@ def test_beliefs_say_what_waits_and_what_is_under_way() -> None:
 # --- datagrams ------------------------------------------------------------------------------------
 
 
-def test_a_datagram_arrives_as_it_was_sent() -> None:
+def test_a_datagram_arrives_as_it_was_sent_and_its_flow_with_it() -> None:
     ends = Ends()
-    ends.client.send_datagram(9, frames.ECHO, b"hello", ends.now)
-    ends.client.send_datagram(9, frames.ECHO, b"", ends.now)
-    assert ends.send(ends.client) == [
-        DatagramReceived(9, frames.ECHO, b"hello"),
-        DatagramReceived(9, frames.ECHO, b""),
-    ]
-
-
-def test_a_datagram_that_waited_too_long_is_dropped() -> None:
-    ends = Ends()
-    ends.client.send_datagram(1, frames.ECHO, b"old", ends.now)
-    ends.now += DATAGRAM_AGE_S
-    ends.client.send_datagram(1, frames.ECHO, b"new", ends.now)
-    ends.now += 0.001
-    assert ends.send(ends.client) == [DatagramReceived(1, frames.ECHO, b"new")]
-    assert ends.client.dropped_datagrams == 1
-
-
-def test_when_too_many_datagrams_wait_the_oldest_are_dropped() -> None:
-    ends = Ends()
-    kept = DATAGRAM_QUEUE_BYTES // (DATAGRAM_BYTES + ENTRY_BYTES)
-    count = kept + 3
-    for index in range(count):
-        ends.client.send_datagram(index, frames.ECHO, bytes(DATAGRAM_BYTES), ends.now)
-    arrived = [
-        event.flow for event in ends.send(ends.client) if isinstance(event, DatagramReceived)
-    ]
-    assert arrived == list(range(count - kept, count))
-
-
-def test_datagrams_without_a_byte_are_not_kept_without_end() -> None:
-    client = client_with_lane()
-    for flow in range(100_000):
-        client.send_datagram(flow, frames.ECHO, b"", 0.0)
-    assert client.dropped_datagrams >= 100_000 - DATAGRAM_QUEUE_BYTES // ENTRY_BYTES
-    sent = read_frames(join(client.transmit(1, 0.0)))
-    assert sent[0][1] == client.dropped_datagrams
+    flow = ends.datagram(ends.client, b"hello")
+    ends.client.datagrams.send(flow, b"", ends.now)
+    first, second = ends.send(ends.client)
+    assert isinstance(first, DatagramReceived)
+    assert isinstance(second, DatagramReceived)
+    assert (first.data, second.data) == (b"hello", b"")
+    assert first.flow is second.flow is ends.agent.datagrams.flows[flow.number]
+    assert first.flow.target == VOICE
 
 
 def test_datagrams_that_leave_in_time_are_never_too_many() -> None:
     ends = Ends()
+    flow = ends.client.datagrams.open(VOICE, ends.now)
     for _ in range(2 * DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES):
-        ends.client.send_datagram(1, frames.ECHO, bytes(DATAGRAM_BYTES), ends.now)
+        ends.client.datagrams.send(flow, bytes(DATAGRAM_BYTES), ends.now)
         assert len(ends.send(ends.client)) == 1
         ends.settle()
-    assert ends.client.dropped_datagrams == 0
-
-
-def test_a_datagram_larger_than_udp_carries_is_our_own_bug() -> None:
-    ends = Ends()
-    with pytest.raises(LocalProtocolError):
-        ends.client.send_datagram(1, frames.ECHO, bytes(DATAGRAM_BYTES + 1), ends.now)
+    assert ends.client.datagrams.dropped == 0
 
 
 # --- the end of the session -----------------------------------------------------------------------

@@ -6,10 +6,13 @@ import socket
 import pytest
 
 from sshunt.mux import frames
-from sshunt.mux.events import DatagramReceived
+from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FLOW_REFUSED, FLOW_TOO_LARGE
+from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
-from sshunt.relay.tunnel import SPLICE
+from sshunt.relay.tunnel import SPLICE, Tunnel
+from tests.unit.mux.ends import VOICE
 from tests.unit.relay.ends import Ends, listen, run, threaded
 from tests.unit.relay.test_tcp import joined
 
@@ -18,14 +21,23 @@ async def until(true: "asyncio.Future[object]") -> object:
     return await asyncio.wait_for(true, 10)
 
 
+def ask(tunnel: Tunnel, data: bytes) -> DatagramFlow:
+    """Send a datagram on a flow of its own."""
+    now = tunnel.loop.time()
+    flow = tunnel.session.datagrams.open(VOICE, now)
+    tunnel.session.datagrams.send(flow, data, now)
+    return flow
+
+
 def test_a_datagram_reaches_the_owner_of_the_other_end() -> None:
     async def conversation(ends: Ends) -> None:
-        loop = asyncio.get_running_loop()
-        heard: asyncio.Future[object] = loop.create_future()
+        heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         ends.agent.on_datagram = heard.set_result
-        ends.client.session.send_datagram(7, frames.ECHO, b"are you there", loop.time())
+        ask(ends.client, b"are you there")
         ends.client.wake()
-        assert await until(heard) == DatagramReceived(7, frames.ECHO, b"are you there")
+        event = await until(heard)
+        assert isinstance(event, DatagramReceived)
+        assert (event.flow.target, event.data) == (VOICE, b"are you there")
 
     run(conversation)
 
@@ -35,10 +47,8 @@ def test_what_a_turn_gives_rise_to_leaves_at_its_end_and_not_before_and_once() -
         tunnel, sent = ends.client, []
 
         def work() -> None:
-            for flow in (1, 2):
-                tunnel.session.send_datagram(
-                    flow, frames.ECHO, b"", asyncio.get_running_loop().time()
-                )
+            for _ in range(2):
+                ask(tunnel, b"")
                 tunnel.wake()
                 sent.append(tunnel.session.lanes[0].sent)
 
@@ -63,14 +73,60 @@ def test_work_that_fails_takes_nothing_along() -> None:
         ends.agent.on_datagram = heard.set_result
 
         def work() -> None:
-            now = asyncio.get_running_loop().time()
-            ends.client.session.send_datagram(7, frames.ECHO, b"still", now)
+            ask(ends.client, b"still")
             ends.client.wake()
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             ends.client.turn(work)
-        assert await until(heard) == DatagramReceived(7, frames.ECHO, b"still")
+        event = await until(heard)
+        assert isinstance(event, DatagramReceived)
+        assert event.data == b"still"
+
+    run(conversation)
+
+
+class Owner:
+    """Of a flow; what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[object] = asyncio.Queue()
+        self.on_datagram = self.on_flow_failed = self.on_flow_ended = self.heard.put_nowait
+
+
+def test_what_becomes_of_a_flow_is_for_its_owner_to_hear() -> None:
+    async def conversation(ends: Ends) -> None:
+        owner = Owner()
+        flow = ask(ends.client, b"hello")
+        flow.owner = owner
+        asked: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        ends.agent.on_datagram = asked.set_result
+        ends.client.wake()
+        event = await until(asked)
+        assert isinstance(event, DatagramReceived)
+        datagrams, now = ends.agent.session.datagrams, ends.agent.loop.time()
+        datagrams.send(event.flow, b"welcome", now)
+        datagrams.fail(event.flow, FLOW_TOO_LARGE, now, 1472)
+        datagrams.end(event.flow, now, FLOW_REFUSED)
+        ends.agent.wake()
+        assert [await asyncio.wait_for(owner.heard.get(), 10) for _ in range(3)] == [
+            DatagramReceived(flow, b"welcome"),
+            FlowFailed(flow, FLOW_TOO_LARGE, 1472),
+            FlowEnded(flow, FLOW_REFUSED),
+        ]
+
+    run(conversation)
+
+
+def test_a_flow_that_nobody_serves_is_ended() -> None:
+    async def conversation(ends: Ends) -> None:
+        owner = Owner()
+        ask(ends.agent, b"hello").owner = owner
+        ends.agent.wake()
+        event = await asyncio.wait_for(owner.heard.get(), 10)
+        assert isinstance(event, FlowEnded)
+        assert event.code == FLOW_NOT_PERMITTED
+        assert not ends.client.session.datagrams.flows
 
     run(conversation)
 

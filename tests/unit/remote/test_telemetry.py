@@ -56,7 +56,7 @@ def busy_session() -> Ends:
     ends.transmit(ends.agent)
     ends.deliver(ends.client)
     ends.client.open(WEB)
-    ends.client.send_datagram(1, 0, b"12345", ends.now)
+    ends.datagram(ends.client, b"12345")
     return ends
 
 

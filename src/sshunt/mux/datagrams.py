@@ -1,0 +1,280 @@
+"""All flows of a session: their numbers, what waits of them for a lane, what arrives of them. Pure.
+
+    open     a number of our own: the client's are odd, the agent's even, none is in use twice
+    send     queue a datagram; what is too much, or waits too long, is dropped
+    fail     tell the other side that a datagram of its did not arrive; the flow goes on
+    end      the flow is over; the other side is told
+
+Whose turn it is (the scheme is fq_codel's, RFC 8290): flows that have just something to send go
+before those that always have, each for FLOW_QUANTUM_BYTES at a time. So a flood waits for itself
+and hardly anybody for the flood. Where all of it is too much, the flows lose their oldest in turn.
+
+A flow of one of the QUESTIONS (DNS, statistics) is over with its answer, without a word: for whom
+has asked when it has come, for whom has answered when it was sent.
+
+Invariants: a flow's number is its alone until it is over at this end; queued bytes, ENTRY_BYTES for
+each datagram included, are at most DATAGRAM_QUEUE_BYTES in all; either side has at most MAX_FLOWS
+open. What a peer says of flows that are unknown here costs an answer at most, in the same queue.
+
+Not here: which lane (session), what flows are for and when one has been idle for too long: that is
+for whoever serves them to say (``idle_s``).
+"""
+
+from collections import deque
+from typing import Deque, Dict, List, Optional, Tuple
+
+from sshunt.mux import datagram_frames as frames
+from sshunt.mux.datagram_frames import Datagram, FlowTarget
+from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
+from sshunt.mux.events import DatagramReceived, Event, FlowEnded, FlowFailed
+from sshunt.mux.flows import DatagramFlow, Waiting
+from sshunt.mux.hello import CLIENT
+from sshunt.mux.limits import (
+    DATAGRAM_BYTES,
+    DATAGRAM_QUEUE_BYTES,
+    ENTRY_BYTES,
+    FLOW_QUANTUM_BYTES,
+    FLOW_QUEUE_BYTES,
+    MAX_FLOWS,
+)
+
+MAX_NUMBER = (1 << 32) - 1
+
+#: What answers to unknown flows wait in: no flow has this number.
+_NO_FLOW = 0
+
+
+class Datagrams:
+    """The flows of one side of a session. ``role`` is hello.CLIENT or hello.AGENT."""
+
+    def __init__(self, role: int) -> None:
+        self.flows: Dict[int, DatagramFlow] = {}
+        self.dropped = 0
+        self.queued_bytes = 0  # ENTRY_BYTES for each included
+        self._waiting = 0
+        self._first = self._next = 1 if role == CLIENT else 2
+        self._ours = self._theirs = 0  # flows that each side has opened
+        # Flows with something to send: those that have just got it, and those that always have.
+        self._fresh: Deque[DatagramFlow] = deque()
+        self._busy: Deque[DatagramFlow] = deque()
+        self._answers = DatagramFlow(_NO_FLOW, FlowTarget(0, "", 0), False, 0.0)
+
+    # --- what the owner wants -----------------------------------------------------------------
+
+    @property
+    def can_open(self) -> bool:
+        """False while as many flows of ours are open as may be."""
+        return self._ours < MAX_FLOWS
+
+    def open(self, target: FlowTarget, now: float) -> DatagramFlow:
+        """A new flow to ``target``; the other side hears of it with the first datagram. Raises
+        LocalProtocolError if there are too many, or for a host that can't be sent.
+        """
+        if not self.can_open:
+            raise LocalProtocolError("too many flows")
+        frames.encode_opening_head(self._next, target, 0)
+        while self._next in self.flows:  # all numbers were used before, and this one still is
+            self._next = self._following(self._next)
+        flow = DatagramFlow(self._next, target, True, now)
+        self._next = self._following(self._next)
+        self.flows[flow.number] = flow
+        self._ours += 1
+        return flow
+
+    def _following(self, number: int) -> int:
+        return number + 2 if number + 2 <= MAX_NUMBER else self._first
+
+    def send(self, flow: DatagramFlow, data: bytes, now: float, segment_bytes: int = 0) -> None:
+        """Send one datagram, or several of ``segment_bytes`` each (the last may be shorter). What
+        is sent on a flow that is over is dropped.
+        """
+        if len(data) > DATAGRAM_BYTES:
+            raise LocalProtocolError("datagram of %d bytes" % len(data))
+        if not self._is_open(flow):
+            self.dropped += 1
+            return
+        flow.sent_at = now
+        self._queue(flow, Waiting(now, data, segment_bytes))
+        if flow.target.network in frames.QUESTIONS and not flow.is_ours:
+            self._forget(flow)
+
+    def fail(self, flow: DatagramFlow, code: int, now: float, value: int = 0) -> None:
+        """A datagram of the flow did not arrive; ``code`` is one of frames.FLOW_*."""
+        if self._is_open(flow):
+            raw = frames.encode_flow_error(flow.number, code, value)
+            self._queue(flow, Waiting(now, b"", raw=raw))
+
+    def end(self, flow: DatagramFlow, now: float, code: int = frames.FLOW_DONE) -> None:
+        """Nothing more will be sent or taken. May be called twice."""
+        if self._is_open(flow):
+            self._forget(flow)
+            raw = frames.encode_flow_end(flow.number, code)
+            self._queue(flow, Waiting(now, b"", raw=raw))
+
+    def end_idle(self, now: float) -> List[DatagramFlow]:
+        """End the flows that have been idle for longer than their ``idle_s``; which those were."""
+        idle = [
+            flow
+            for flow in self.flows.values()
+            if flow.idle_s and now - max(flow.sent_at, flow.heard_at) > flow.idle_s
+        ]
+        for flow in idle:
+            self.end(flow, now)
+        return idle
+
+    def _is_open(self, flow: DatagramFlow) -> bool:
+        """False for one that is over, as all those of a session before this one are."""
+        return self.flows.get(flow.number) is flow
+
+    def _forget(self, flow: DatagramFlow) -> None:
+        """It is over here; what it has queued still leaves."""
+        del self.flows[flow.number]
+        if flow.is_ours:
+            self._ours -= 1
+        else:
+            self._theirs -= 1
+
+    # --- what leaves --------------------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        """True if something waits for a lane."""
+        return self._waiting > 0
+
+    @property
+    def payload_bytes(self) -> int:
+        """What waits for a lane, without what it costs besides."""
+        return self.queued_bytes - ENTRY_BYTES * self._waiting
+
+    def _queue(self, flow: DatagramFlow, waiting: Waiting) -> None:
+        flow.add(waiting)
+        self._waiting += 1
+        self.queued_bytes += waiting.size_bytes
+        while flow.queued_bytes > FLOW_QUEUE_BYTES and len(flow.queue) > 1:
+            self._drop_from(flow)
+        if not flow.is_queued:
+            flow.is_queued = True
+            flow.credit_bytes = FLOW_QUANTUM_BYTES
+            self._fresh.append(flow)
+        while self.queued_bytes > DATAGRAM_QUEUE_BYTES:
+            self._drop_one()
+
+    def _drop_one(self) -> None:
+        """Drop the oldest of the flow at the head of those that always have something."""
+        flows = self._busy or self._fresh
+        flow = flows.popleft()
+        if flow.queue:
+            self._drop_from(flow)
+        if flow.queue:
+            flows.append(flow)
+        else:
+            flow.is_queued = False
+
+    def _drop_from(self, flow: DatagramFlow) -> None:
+        self._take_from(flow)
+        self.dropped += 1
+
+    def _take_from(self, flow: DatagramFlow) -> Waiting:
+        waiting = flow.take()
+        self._waiting -= 1
+        self.queued_bytes -= waiting.size_bytes
+        return waiting
+
+    def take(self, now: float) -> Optional[Tuple[DatagramFlow, bytes, bytes]]:
+        """The next that leaves: (whose, what stands before the data, the data); None if none
+        does.
+        """
+        while self._fresh or self._busy:
+            flows = self._fresh or self._busy
+            flow = flows[0]
+            while flow.queue and now - flow.queue[0].queued_at > flow.age_s:
+                self._drop_from(flow)
+            if not flow.queue:
+                self._leave(flows)
+            elif flow.credit_bytes <= 0:
+                flow.credit_bytes += FLOW_QUANTUM_BYTES
+                flows.popleft()
+                self._busy.append(flow)
+            else:
+                waiting = self._take_from(flow)
+                flow.credit_bytes -= waiting.size_bytes
+                if not flow.queue:
+                    self._leave(flows)
+                return flow, flow.encode_head(waiting), waiting.data
+        return None
+
+    def _leave(self, flows: Deque[DatagramFlow]) -> None:
+        """The first of ``flows`` has nothing more to send."""
+        flow = flows.popleft()
+        if flows is self._fresh and self._busy:
+            self._busy.append(flow)  # or one that goes on and on would be fresh for ever
+        else:
+            flow.is_queued = False
+
+    # --- what arrives -------------------------------------------------------------------------
+
+    def receive(self, number: int, body: bytes, now: float) -> List[Event]:
+        """A DATAGRAM of flow ``number``; raises RemoteProtocolError."""
+        found = frames.decode_datagram_untrusted(body)
+        if not number:
+            raise RemoteProtocolError("datagram of no flow")
+        flow = self.flows.get(number)
+        if found.kind in (frames.PLAIN, frames.BATCH):
+            return self._on_datagram(number, flow, found, now)
+        if found.kind == frames.OPENING:
+            return self._on_opening(number, flow, found, now)
+        if flow is None:
+            return []
+        if found.kind == frames.ERROR:
+            return self._on_error(flow, found)
+        if found.kind == frames.END:
+            self._forget(flow)
+            return [FlowEnded(flow, found.code)]
+        return []
+
+    def _is_ours(self, number: int) -> bool:
+        return number % 2 == self._first % 2
+
+    def _on_datagram(
+        self, number: int, flow: Optional[DatagramFlow], found: Datagram, now: float
+    ) -> List[Event]:
+        if flow is None:
+            if self._is_ours(number):
+                raw = frames.encode_flow_end(number)
+            else:
+                raw = frames.encode_flow_error(number, frames.FLOW_UNKNOWN)
+            self._queue(self._answers, Waiting(now, b"", raw=raw))
+            return []
+        if found.serial is not None and not flow.is_new(found.serial):
+            return []
+        flow.is_known = True
+        flow.heard_at = now
+        if flow.is_ours and flow.target.network in frames.QUESTIONS:
+            self._forget(flow)
+        return [DatagramReceived(flow, found.payload, found.segment_bytes)]
+
+    def _on_opening(
+        self, number: int, flow: Optional[DatagramFlow], found: Datagram, now: float
+    ) -> List[Event]:
+        if found.target is None or self._is_ours(number):
+            raise RemoteProtocolError("opening of our own flow %d" % number)
+        events: List[Event] = []
+        if flow is not None and flow.target != found.target:
+            # The number is used again, and the word of the end was lost.
+            self._forget(flow)
+            events.append(FlowEnded(flow, frames.FLOW_DONE))
+            flow = None
+        if flow is None:
+            if self._theirs >= MAX_FLOWS:
+                raw = frames.encode_flow_end(number, frames.FLOW_NO_RESOURCES)
+                self._queue(self._answers, Waiting(now, b"", raw=raw))
+                return events
+            flow = DatagramFlow(number, found.target, False, now)
+            self.flows[number] = flow
+            self._theirs += 1
+        return events + self._on_datagram(number, flow, found, now)
+
+    def _on_error(self, flow: DatagramFlow, found: Datagram) -> List[Event]:
+        if found.code == frames.FLOW_UNKNOWN:
+            flow.is_known = not flow.is_ours
+            return []
+        return [FlowFailed(flow, found.code, found.value)]

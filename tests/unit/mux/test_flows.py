@@ -1,0 +1,68 @@
+"""One flow: what stands before its datagrams, and which copies are new."""
+
+import pytest
+
+from sshunt.mux import frames
+from sshunt.mux.datagram_frames import (
+    BATCH,
+    OPENING,
+    PLAIN,
+    FlowTarget,
+    decode_datagram_untrusted,
+    encode_flow_end,
+)
+from sshunt.mux.flows import DatagramFlow, Waiting
+from sshunt.mux.limits import ENTRY_BYTES, SERIALS
+
+TARGET = FlowTarget(frames.UDP, "10.1.2.3", 5004)
+
+
+def kind_of(flow: DatagramFlow, waiting: Waiting) -> int:
+    return decode_datagram_untrusted(flow.encode_head(waiting)[8:] + waiting.data).kind
+
+
+def test_who_opened_a_flow_says_what_it_is_until_the_other_side_knows() -> None:
+    flow = DatagramFlow(1, TARGET, True, 0.0)
+    assert kind_of(flow, Waiting(0.0, b"hi")) == OPENING
+    assert kind_of(flow, Waiting(0.0, b"hihi", 2)) == OPENING
+    flow.is_known = True
+    assert kind_of(flow, Waiting(0.0, b"hi")) == PLAIN
+    assert kind_of(flow, Waiting(0.0, b"hihi", 2)) == BATCH
+
+
+def test_the_other_side_need_not_say_what_the_flow_is() -> None:
+    assert kind_of(DatagramFlow(1, TARGET, False, 0.0), Waiting(0.0, b"hi")) == PLAIN
+
+
+def test_what_is_no_datagram_leaves_as_it_is() -> None:
+    raw = encode_flow_end(1)
+    assert DatagramFlow(1, TARGET, True, 0.0).encode_head(Waiting(0.0, b"", raw=raw)) == raw
+
+
+def test_what_waits_is_taken_in_its_order_and_counted() -> None:
+    flow = DatagramFlow(1, TARGET, True, 0.0)
+    for data in (b"a", b"bcd"):
+        flow.add(Waiting(0.0, data))
+    assert flow.queued_bytes == 4 + 2 * ENTRY_BYTES
+    assert [flow.take().data, flow.take().data] == [b"a", b"bcd"]
+    assert flow.queued_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("serials", "new"),
+    [
+        ([1, 2, 3], [True, True, True]),
+        ([1, 1, 2, 1, 2], [True, False, True, False, False]),
+        ([3, 1, 2, 2, 1, 3], [True, True, True, False, False, False]),
+        ([0, 0], [True, False]),
+        ([1, SERIALS, 1, 2], [True, True, False, True]),
+        ([1, SERIALS + 1, 1, 2], [True, True, False, True]),
+        ([5, 1000, 5, 1000, 999], [True, True, False, False, True]),
+        ([2**32 - 1, 1], [True, False]),
+    ],
+)
+def test_of_copies_the_first_is_new_and_what_is_too_old_is_not(
+    serials: list[int], new: list[bool]
+) -> None:
+    flow = DatagramFlow(1, TARGET, False, 0.0)
+    assert [flow.is_new(serial) for serial in serials] == new
