@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import dns.message
 import dns.query
@@ -13,14 +12,11 @@ import dns.rcode
 import pytest
 
 from sshunt.front import dns as names
-from sshunt.front import dns_connections, dns_sockets
-from sshunt.front.dns_sockets import left_alone, open_dns_sockets, system_resolvers
-from sshunt.front.listener import bind
+from sshunt.front import dns_connections
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
-from sshunt.tell.sentences import uncovered
 from tests.unit.front.both_ends import DEADLINE_S, Names, talk
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 from tests.unit.relay.ends import threaded
@@ -230,36 +226,3 @@ def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.Monk
                 await threaded(lambda: sock.recv(1))
 
     talk(monkeypatch, [silent], conversation)
-
-
-def test_the_systems_resolvers_are_named_once_and_link_local_ones_apart(tmp_path: Path) -> None:
-    file = tmp_path / "resolv.conf"
-    resolvers = ("fe80::1%eth0", "127.0.0.53", "fe80::1%eth0", "2001:db8::1%eth0", "127.0.0.53")
-    file.write_text("".join(f"nameserver {resolver}\n" for resolver in (*resolvers, "x")))
-    assert system_resolvers(str(file)) == ("127.0.0.53", "2001:db8::1")
-    assert left_alone(ipv6=True, resolv_conf=str(file)) == ("fe80::1%eth0",)
-    assert left_alone(ipv6=False, resolv_conf=str(file)) == ("fe80::1%eth0", "2001:db8::1")
-    said = uncovered(("fe80::1%eth0", "2001:db8::1"))
-    assert "fe80::1%eth0 are not looked up on the far side: a link-local address" in said
-    assert "2001:db8::1 are not looked up on the far side: IPv6 is left alone" in said
-
-
-def test_a_cloud_s_resolver_at_a_link_local_ipv4_address_is_one_like_any(tmp_path: Path) -> None:
-    file = tmp_path / "resolv.conf"
-    file.write_text("nameserver 169.254.169.254\n")
-    assert system_resolvers(str(file)) == ("169.254.169.254",)
-    assert left_alone(ipv6=True, resolv_conf=str(file)) == ()
-
-
-def test_both_sockets_of_a_door_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = [bind(("127.0.0.1", 0)) for _ in range(3)]
-    blockers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in taken]
-    for sock, blocker in zip(taken, blockers, strict=True):
-        blocker.bind(sock.getsockname())
-    attempts = iter([*taken, bind(("127.0.0.1", 0))])
-    monkeypatch.setattr(dns_sockets, "bind", lambda _endpoint: next(attempts))
-    sockets = open_dns_sockets(4)
-    assert sockets.udp.getsockname() == sockets.tcp.getsockname() == sockets.endpoint
-    sockets.close()
-    for blocker in blockers:
-        blocker.close()

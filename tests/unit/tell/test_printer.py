@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 
+from sshunt.tell import printer
 from sshunt.tell.console import Console
 from sshunt.tell.printer import Printer
 from sshunt.tell.report import (
@@ -14,6 +15,8 @@ from sshunt.tell.report import (
     FURTHER_LOGIN,
     LATER_LOGIN,
     Event,
+    FrontPaused,
+    FrontResumed,
     LaneOpened,
     LoginEnded,
     LoginStarted,
@@ -54,6 +57,23 @@ def test_the_first_login_s_lines_are_shown_as_they_are_and_later_ones_to_who_ask
     assert shown(0, *logins) == "login 0\n"
     assert shown(1, *logins) == "login 0\nsshunt: TIME login 1\n"
     assert shown(2, *logins) == "login 0\nsshunt: TIME login 1\nsshunt: TIME login 2\n"
+
+
+IPV4, IPV6 = FrontPaused("127.0.0.1 port 9", "spent"), FrontPaused("::1 port 9", "spent")
+COMPLAINT = "sshunt: spent; new ones wait until one of the open ones ends\n"
+
+
+def test_a_front_that_pauses_again_and_again_is_shown_once_in_a_while() -> None:
+    assert shown(0, IPV4, IPV4, FrontResumed(IPV4.front), IPV4) == COMPLAINT
+
+
+def test_each_front_complains_for_itself() -> None:
+    assert shown(0, IPV4, IPV6, IPV4) == 2 * COMPLAINT
+
+
+def test_after_a_while_a_front_may_complain_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printer, "COMPLAIN_EVERY_S", -1.0)
+    assert shown(0, IPV4, IPV4) == 2 * COMPLAINT
 
 
 def test_while_ssh_may_ask_there_is_no_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
