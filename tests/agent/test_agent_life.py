@@ -82,14 +82,14 @@ def test_an_agent_whose_only_lane_died_on_its_way_ends_at_once(token: bytes) -> 
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
 
 
-def test_a_session_of_which_its_client_may_not_know_ends_with_its_lane(token: bytes) -> None:
+def test_an_unconfirmed_session_ends_with_its_lane(token: bytes) -> None:
     lane = Lane(lane_hello(token, grace_s=3600))
     assert lane.greet(confirm=False).grace_s == 3600
     lane.end()
     eventually(lambda: marked(lane.mark) == [], "the agent's end")
 
 
-def test_a_session_that_its_client_has_confirmed_outlives_its_lane(token: bytes) -> None:
+def test_a_confirmed_session_outlives_its_lane(token: bytes) -> None:
     lane = Lane(lane_hello(token, grace_s=3600))
     lane.greet()
     [agent] = lane.agents()
@@ -106,7 +106,7 @@ def test_a_session_that_its_client_has_confirmed_outlives_its_lane(token: bytes)
     say_goodbye(last)
 
 
-def test_a_session_that_nobody_confirms_ends_though_its_lane_does_not(token: bytes) -> None:
+def test_an_unconfirmed_session_ends_after_a_minute(token: bytes) -> None:
     soon = "from sshunt.agent import server; server.CONFIRM_DEADLINE_S = 0.2; "
     with subprocess.Popen(
         [sys.executable, "-c", soon + SERVED],
@@ -143,7 +143,7 @@ def test_a_refused_lane_is_told_its_own_number(token: bytes) -> None:
     say_goodbye(lane)
 
 
-def test_a_lane_that_was_given_up_before_it_came_is_refused_and_forgotten_in_the_end(
+def test_a_lane_given_up_before_it_arrived_is_refused(
     token: bytes,
 ) -> None:
     lane = Lane(lane_hello(token, lane=1))
@@ -237,7 +237,7 @@ serve([AttachedLane(0, 1, make_hello(CLIENT, bytes(32)), None)], None, bytes(32)
 """
 
 
-def test_a_bug_where_the_goodbye_would_be_sent_ends_the_agent_all_the_same() -> None:
+def test_a_bug_while_saying_goodbye_still_ends_the_agent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", BROKEN],
         stdin=subprocess.PIPE,

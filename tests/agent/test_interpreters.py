@@ -165,7 +165,7 @@ def test_the_systems_own_python_is_tried_last(token: bytes, tmp_path: Path) -> N
     assert lane.wait()[0] == 0
 
 
-def test_where_none_is_of_use_each_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_when_no_python_is_of_use_each_is_named_with_its_reason(tmp_path: Path) -> None:
     named_python3(tmp_path, OF_NO_USE["one without zlib"])
     tmp_path.joinpath("py").write_text("#!/bin/sh\nexit 127\n")
     tmp_path.joinpath("py").chmod(0o755)
@@ -176,9 +176,7 @@ def test_where_none_is_of_use_each_is_named_with_its_reason(tmp_path: Path) -> N
         assert done.stderr == f"sshunt: {path} {why}, and Python 3.6 or newer is needed\n"
 
 
-def test_a_python_that_lacks_more_than_can_be_asked_for_says_what(
-    token: bytes, tmp_path: Path
-) -> None:
+def test_a_python_without_a_needed_module_names_it(token: bytes, tmp_path: Path) -> None:
     named_python3(tmp_path, OF_NO_USE["one without zlib"].replace("zlib", "asyncio"))
     lane = Lane(lane_hello(token), env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     lane.write(upload(agent_bundle(), lane.hello))

@@ -124,7 +124,7 @@ def test_even_root_with_the_token_is_not_taken_for_the_user(
     say_goodbye(lane)
 
 
-def test_what_others_make_in_tmp_keeps_no_agent_from_its_place(uid: int, token: bytes) -> None:
+def test_other_users_files_in_tmp_keep_no_agent_from_its_directory(uid: int, token: bytes) -> None:
     mallory = as_user(next(_uids))
     made = Path(f"/tmp/sshunt-{uid}")
     subprocess.run([*mallory, "mkdir", made], check=True)
@@ -137,7 +137,9 @@ def test_what_others_make_in_tmp_keeps_no_agent_from_its_place(uid: int, token: 
         made.rmdir()
 
 
-def test_where_others_have_every_name_the_stub_is_the_agent(uid: int, token: bytes) -> None:
+def test_an_agent_needs_one_of_its_two_names_and_without_any_is_refused(
+    uid: int, token: bytes
+) -> None:
     with in_the_way(token):
         # The abstract name may be that of another stub of ours that is just starting an agent.
         lane = Lane(lane_hello(token, grace_s=20), prefix=as_user(uid))
@@ -173,9 +175,7 @@ def test_somebody_else_who_answers_in_an_agent_s_place_is_not_believed(
         shutil.rmtree(place_of(token), ignore_errors=True)
 
 
-def test_who_calls_again_and_again_at_the_abstract_name_is_not_listened_to(
-    uid: int, token: bytes
-) -> None:
+def test_repeated_calls_at_the_abstract_name_are_slowed_down(uid: int, token: bytes) -> None:
     lane = Lane(lane_hello(token, grace_s=20), prefix=as_user(uid))
     lane.greet()
     called = 0
@@ -204,7 +204,9 @@ def test_a_login_with_another_tmp_finds_the_agent(uid: int, token: bytes) -> Non
     lane.wait()
 
 
-def test_it_finds_it_also_while_another_user_calls_again_and_again(uid: int, token: bytes) -> None:
+def test_a_login_with_another_tmp_finds_an_agent_that_is_being_flooded(
+    uid: int, token: bytes
+) -> None:
     lane = Lane(lane_hello(token, grace_s=20), prefix=as_user(uid))
     lane.greet()
     argv = [*as_user(uid + 1), "/usr/bin/python3", "-c", _CALLS_FOR_EVER, meeting_name(token)]
@@ -236,7 +238,7 @@ while True:
 """
 
 
-def test_who_takes_the_name_and_hears_nobody_does_not_hide_that_the_agent_is_gone(
+def test_a_squatter_on_a_dead_agents_name_does_not_hide_that_it_is_gone(
     uid: int, token: bytes
 ) -> None:
     name = f"\0sshunt-{meeting_name(token)}"

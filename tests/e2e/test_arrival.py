@@ -65,9 +65,7 @@ def test_a_firewall_that_stops_what_is_captured_is_told_of(
         tunnel.stop()
 
 
-def test_an_input_chain_that_drops_is_named_to_who_serves_hosts_behind_this_one(
-    lab: Lab, start: Start
-) -> None:
+def test_with_listen_an_input_chain_that_drops_is_named(lab: Lab, start: Start) -> None:
     with firewall(lab, DENY_INCOMING):
         tunnel = start("-r", "server", "-l", "0.0.0.0:0,[::]:0", *OFFICE)
         tunnel.wait_until(lambda: "table inet strict, chain incoming" in tunnel.said)
@@ -76,7 +74,7 @@ def test_an_input_chain_that_drops_is_named_to_who_serves_hosts_behind_this_one(
         tunnel.stop()
 
 
-def test_where_nothing_stops_it_nothing_is_said_and_the_far_side_never_hears_of_the_look(
+def test_a_successful_arrival_check_says_nothing_and_never_reaches_the_far_side(
     lab: Lab, start: Start
 ) -> None:
     tunnel = start("-v", "-r", "server", *OFFICE)
@@ -86,7 +84,7 @@ def test_where_nothing_stops_it_nothing_is_said_and_the_far_side_never_hears_of_
     assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
-def test_a_target_that_this_host_has_no_route_to_is_told_at_v(lab: Lab, start: Start) -> None:
+def test_a_target_without_a_route_is_mentioned_with_v(lab: Lab, start: Start) -> None:
     lab.client.run(["ip", "-6", "route", "delete", "default"])
     try:
         tunnel = start("-v", "-r", "192.0.2.2", *OFFICE)

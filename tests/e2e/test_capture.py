@@ -212,7 +212,7 @@ def test_the_guarded_client_and_its_children_are_not_captured_but_others_are(
     assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
 
 
-def test_real_peers_are_not_captured_where_there_is_no_guard(lab: Lab, start: Start) -> None:
+def test_without_a_guard_bypassed_peers_are_not_captured(lab: Lab, start: Start) -> None:
     capture = start()
     with lab.server.listen(ELSEWHERE_V4, 2222), lab.server.listen(ELSEWHERE_V6, 2222):
         assert capture.ask("peers", ELSEWHERE_V4, 2222) == [[ELSEWHERE_V4, 2222]]
@@ -302,7 +302,7 @@ def test_when_the_helper_is_killed_the_rules_go_and_the_client_hears_of_it(
     assert "its rules with it" in message
 
 
-def test_rules_that_the_kernel_does_not_own_are_not_said_to_be_gone(lab: Lab, start: Start) -> None:
+def test_after_a_killed_helper_a_plain_table_is_reported_to_stay(lab: Lab, start: Start) -> None:
     capture = start("--plain")
     assert capture.apply(_EVERY)[2] is False
     os.kill(capture.child_pid(), signal.SIGKILL)
@@ -323,9 +323,7 @@ def test_when_helper_and_client_are_killed_nothing_is_left(lab: Lab, start: Star
     soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
-def test_what_the_sweeper_could_not_sweep_is_removed_at_the_next_start(
-    lab: Lab, start: Start
-) -> None:
+def test_the_next_start_removes_what_a_killed_sweeper_left(lab: Lab, start: Start) -> None:
     capture = start()
     assert capture.ask("guard") is True
     (sweeper,) = psutil.Process(capture.helper_pid()).children()
@@ -348,7 +346,7 @@ def test_when_the_client_is_killed_nothing_is_left(lab: Lab, start: Start) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_signals_that_mean_the_client_do_not_end_the_helper(
+def test_signals_meant_for_the_client_do_not_end_the_helper(
     lab: Lab, start: Start, number: signal.Signals
 ) -> None:
     capture = start()
@@ -374,7 +372,7 @@ def test_a_plain_table_goes_when_the_client_goes(lab: Lab, start: Start) -> None
     soon(lambda: not tables(lab))
 
 
-def test_what_dead_sessions_left_is_removed_at_the_next_start_and_living_ones_stay(
+def test_the_next_start_removes_what_dead_sessions_left_and_leaves_living_ones(
     lab: Lab, start: Start
 ) -> None:
     dead, alive = start("--plain"), start("--plain")
@@ -454,7 +452,7 @@ def test_a_sudo_that_makes_a_terminal_of_its_own_does_no_harm(lab: Lab, start: S
     assert not [pid for pid in lab.client.pids() if psutil.Process(pid).name() == "sudo"]
 
 
-def test_a_sudo_that_records_the_input_of_its_programs_is_said_so(lab: Lab) -> None:
+def test_sudo_with_log_input_is_reported(lab: Lab) -> None:
     capture = Capture(lab.client, user="fil")
     message, hint, exit_code = capture.answer()
     capture.end()
@@ -489,7 +487,7 @@ def test_an_ordinary_user_captures_through_doas_and_doas_does_not_stay(
     soon(lambda: not tables(lab) and not cgroups(capture.session))
 
 
-def test_who_may_not_become_root_by_doas_is_told_so(lab: Lab, only_doas: dict[str, str]) -> None:
+def test_a_user_whom_doas_refuses_gets_an_error(lab: Lab, only_doas: dict[str, str]) -> None:
     capture = Capture(lab.client, user="dan", env=only_doas)
     message, hint, exit_code = capture.answer()
     capture.end()
@@ -505,7 +503,7 @@ def test_who_may_not_become_root_by_doas_is_told_so(lab: Lab, only_doas: dict[st
         ("ben", {"PROGRAMS": "/nonexistent"}, "neither sudo nor doas is installed"),
     ],
 )
-def test_who_may_not_become_root_is_told_so(
+def test_a_user_whom_sudo_refuses_gets_an_error(
     lab: Lab, user: str, env: dict[str, str], message: str
 ) -> None:
     capture = Capture(lab.client, user=user, env=env)
@@ -601,7 +599,7 @@ over.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
 """
 
 
-def test_who_has_the_process_number_of_the_client_by_now_is_not_moved(lab: Lab) -> None:
+def test_a_process_that_reuses_the_dead_clients_number_is_not_moved(lab: Lab) -> None:
     over, theirs = socket.socketpair()
     maker = lab.client.popen(
         [sys.executable, "-c", _HAND_ON, str(theirs.fileno())],

@@ -17,7 +17,7 @@ from tests.e2e.tunnels import OFFICE, SSHUNT, START_DEADLINE_S, STOP_DEADLINE_S,
 
 
 @pytest.mark.parametrize("user", ["root", "ben"])
-def test_it_works_with_nothing_to_say_anything_to(lab: Lab, user: str) -> None:
+def test_it_works_with_closed_standard_descriptors(lab: Lab, user: str) -> None:
     # A service manager, or `2>&-`: a socket must not take the place of stderr, at any of the ends.
     words = [*SSHUNT, "-r", "server", OFFICE_V4]
     closed = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *words]
@@ -60,7 +60,7 @@ BIN = Path(sys.executable).parent
     ids=["the installed command", "python", "python3"],
 )
 @pytest.mark.parametrize("tool", ["sudo", "doas"])
-def test_a_rule_with_what_a_dry_run_prints_is_all_that_a_start_without_password_needs(
+def test_a_sudo_rule_with_the_printed_command_suffices_for_a_passwordless_start(
     lab: Lab, start: Start, program: Sequence[str], tool: str
 ) -> None:
     printed = lab.client.run([*program, "--dry-run", "-r", "server", OFFICE_V4], user="dan").stdout
@@ -187,7 +187,7 @@ def test_the_last_line_tells_how_it_ended_how_long_it_was_up_and_what_went_throu
     )
 
 
-def test_bytes_of_ssh_connections_that_ended_are_counted_and_nobody_waits_is_not_said(
+def test_bytes_of_ended_lanes_are_counted_and_no_waiting_connections_are_mentioned(
     lab: Lab, start: Start
 ) -> None:
     tunnel = start("-v", "-r", "server", OFFICE_V4)

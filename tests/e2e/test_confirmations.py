@@ -65,7 +65,9 @@ def person(lab: Lab) -> Iterator[Person]:
     person.agent.wait()
 
 
-def test_who_confirms_logins_is_asked_once_and_gets_channels(lab: Lab, person: Person) -> None:
+def test_a_user_who_confirms_logins_is_asked_once_and_gets_channels(
+    lab: Lab, person: Person
+) -> None:
     program = ("env", f"SSH_AUTH_SOCK={person.socket}", *SSHUNT)
     with running(lab, "-v", "-r", "server", OFFICE_V4, program=program) as tunnel:
         transfer = download(lab)
@@ -76,7 +78,7 @@ def test_who_confirms_logins_is_asked_once_and_gets_channels(lab: Lab, person: P
     assert person.questions == 1
 
 
-def test_who_shares_a_connection_is_not_asked_for_another(lab: Lab, person: Person) -> None:
+def test_a_user_with_a_shared_connection_is_asked_for_no_other(lab: Lab, person: Person) -> None:
     """That it is shared may be because its login took somebody's time."""
     config, path = lab.folder / "sharing", lab.folder / "cm"
     config.write_text(f"Host *\n    ControlPath {path}\nInclude {lab.ssh_config}\n")
@@ -95,7 +97,7 @@ def test_who_shares_a_connection_is_not_asked_for_another(lab: Lab, person: Pers
     master.wait()
 
 
-def test_who_looks_away_is_not_asked_a_second_time(lab: Lab, person: Person) -> None:
+def test_an_unanswered_confirmation_is_not_asked_again(lab: Lab, person: Person) -> None:
     """The first login was answered at once, as by a touch in passing; the next is not answered."""
     hasty = (
         "import sys; from sshunt import cli; from sshunt.remote import pool;"

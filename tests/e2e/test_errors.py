@@ -205,7 +205,7 @@ def test_a_login_that_is_refused(lab: Lab) -> None:
     fails(lab, ExitCode.AUTH, "-r", "nobody-here@server", OFFICE_V4)
 
 
-def test_who_wrote_a_password_into_the_destination_learns_what_became_of_it(lab: Lab) -> None:
+def test_a_password_in_the_destination_is_explained(lab: Lab) -> None:
     said = fails(lab, ExitCode.AUTH, "-r", "nobody-here:secret@server", OFFICE_V4)
     assert "-r takes no password" in said
 

@@ -94,7 +94,7 @@ def hasty(lab: Lab) -> Iterator[Conversation]:
 
 
 @pytest.mark.parametrize("rest", [b'{"request":', b'{"request":"bypass","endpoints":[]}\n{"re'])
-def test_half_a_request_and_silence_is_the_end_in_order(
+def test_half_a_request_and_then_silence_ends_the_helper_in_order(
     lab: Lab, hasty: Conversation, rest: bytes
 ) -> None:
     assert hasty.apply("feedfacefeed", _EVERY) == {"reply": "applied", "owner": False}
@@ -102,7 +102,7 @@ def test_half_a_request_and_silence_is_the_end_in_order(
     soon(lambda: "feedfacefeed" not in tables(lab))
 
 
-def test_a_client_that_takes_no_replies_is_the_end_in_order(lab: Lab, hasty: Conversation) -> None:
+def test_a_client_that_reads_no_replies_is_ended_in_order(lab: Lab, hasty: Conversation) -> None:
     hasty.apply("feedfacefeed", _EVERY)
     hasty.socket.settimeout(1)
     with pytest.raises((TimeoutError, ConnectionError)):
@@ -230,7 +230,7 @@ def test_a_kernel_without_nf_tables_is_said_so(lab: Lab) -> None:
 # --- whose names are answered ---------------------------------------------------------------------
 
 
-def test_what_this_host_asks_nobody_is_nobody_s_to_answer(lab: Lab) -> None:
+def test_only_queries_to_the_configured_resolvers_can_be_captured(lab: Lab) -> None:
     own = lab.client.run(["cat", "/etc/resolv.conf"]).stdout.split()[1]
     helper = str(_SOURCE / "sshunt/helper/__main__.py")
 
@@ -346,7 +346,7 @@ sys.exit(subprocess.run(command, stdin=sock.fileno()).returncode)
 """
 
 
-def test_what_a_service_of_root_s_repeats_is_not_asked_by_root(lab: Lab) -> None:
+def test_a_root_service_that_echoes_its_input_is_not_taken_for_a_client(lab: Lab) -> None:
     path = str(lab.folder / "echo.sock")
     service = lab.client.popen(
         [sys.executable, "-c", _ECHO, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -385,7 +385,7 @@ while sys.stdin.readline():
 """
 
 
-def test_a_helper_whose_client_reads_what_it_was_sent_still_hears_others(lab: Lab) -> None:
+def test_a_helper_whose_client_steals_its_input_still_hears_signals_and_news(lab: Lab) -> None:
     hello = f'{{"request":"hello","version":{VERSION},"session":"feedfacefeed"}}\n'
     words = [sys.executable, "-c", _THIEF, hello]
     client = as_ben(lab, words)

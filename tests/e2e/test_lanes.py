@@ -128,7 +128,7 @@ def test_lanes_1_means_one(lab: Lab) -> None:
         assert len(tunnel.pids("ssh")) == 1
 
 
-def test_who_can_not_log_in_again_gets_more_channels_over_the_one_connection(lab: Lab) -> None:
+def test_where_a_second_login_is_impossible_channels_are_opened_over_the_first(lab: Lab) -> None:
     with up(lab) as tunnel, without_the_key(lab):
         (first,) = tunnel.pids("ssh")
         transfer = download(lab)
@@ -139,7 +139,7 @@ def test_who_can_not_log_in_again_gets_more_channels_over_the_one_connection(lab
         assert "staying with one" not in tunnel.said
 
 
-def test_who_can_have_neither_a_login_nor_a_channel_stays_with_one_and_is_told_once(
+def test_where_neither_login_nor_channel_is_possible_one_lane_stays_and_that_is_said_once(
     lab: Lab,
 ) -> None:
     with up(lab, "-e", "ssh -o ControlMaster=no", "--lanes", "3") as tunnel, without_the_key(lab):
@@ -148,7 +148,7 @@ def test_who_can_have_neither_a_login_nor_a_channel_stays_with_one_and_is_told_o
         assert tunnel.said.count("staying with one ssh connection") == 1
 
 
-def test_no_file_is_left_while_the_tunnel_runs_nor_when_all_of_it_is_killed(lab: Lab) -> None:
+def test_the_tunnel_has_no_files_while_it_runs_and_leaves_none_when_killed(lab: Lab) -> None:
     remains = Remains(lab)
     place = lab.folder / "run"  # /tmp is everybody's, and others may be at work there
     place.mkdir(mode=0o700)
@@ -167,7 +167,7 @@ def tcp_connections_of(lab: Lab, tunnel: Tunnel) -> list[str]:
     return found.stdout.splitlines()
 
 
-def test_what_the_pacers_believe_can_be_read_with_v(lab: Lab) -> None:
+def test_the_pacers_statistics_are_shown_with_v(lab: Lab) -> None:
     with up(lab, "--lanes", "1") as tunnel:
         download(lab).sha256()
         line = next(line for line in tunnel.said.splitlines() if "lane 0 down: " in line)

@@ -243,7 +243,7 @@ def test_with_fail_open_the_guard_is_there_again_after_an_outage(
 
 
 @pytest.mark.parametrize("propagation", ["private", "shared"])
-def test_what_is_unmounted_while_it_runs_is_on_the_disk(
+def test_a_disk_unmounted_while_it_runs_is_really_unmounted(
     lab: Lab, tmp_path: Path, propagation: str
 ) -> None:
     image, disk = tmp_path / "image", tmp_path / "disk"
@@ -287,7 +287,7 @@ def test_helper_and_sweeper_have_no_mount_of_the_host_s_but_the_tun_device(
         ]
 
 
-def test_in_a_chroot_what_is_unmounted_is_on_the_disk_too(
+def test_in_a_chroot_a_disk_unmounted_while_it_runs_is_really_unmounted(
     lab: Lab, tmp_path: Path, start: Start
 ) -> None:
     """A new root can't be made there, but the mounts of before go with the host's."""

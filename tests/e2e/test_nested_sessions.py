@@ -42,7 +42,7 @@ def begun(lab: Lab, stack: ExitStack) -> tuple[Tunnel, Tunnel]:
     return outer, inner
 
 
-def test_both_come_back_where_the_inner_one_takes_everything(lab: Lab) -> None:
+def test_two_nested_sessions_both_come_back_though_one_routes_everything(lab: Lab) -> None:
     remains = Remains(lab)
     with ExitStack() as stack:
         outer, inner = begun(lab, stack)

@@ -110,7 +110,7 @@ def test_nothing_is_told_of_the_loopback_interface(ear: Ear) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["add", "delete"])
-def test_what_comes_or_goes_is_told_once(ear: Ear, thing: str, verb: str, word: str) -> None:
+def test_each_change_is_reported_once(ear: Ear, thing: str, verb: str, word: str) -> None:
     ear.ip(thing.format(verb))
     assert list(ear.words(0.5)) == [word]
 
@@ -127,7 +127,7 @@ def test_a_link_that_is_changed_but_neither_up_nor_down_is_not_told(ear: Ear) ->
     assert list(ear.words(0.5)) == []
 
 
-def test_after_too_much_at_once_nothing_old_is_believed(ear: Ear) -> None:
+def test_after_a_lost_burst_of_news_what_was_remembered_is_forgotten(ear: Ear) -> None:
     address = "192.0.2.78/32 dev to-server"
     routes = [f"route add 10.96.{number}.0/24 dev to-server" for number in range(250)]
     routes += [route.replace("add", "delete") for route in routes]

@@ -23,7 +23,7 @@ def asking_server(lab: Lab) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("typed_before", [0, 14])
-def test_a_refused_password_is_told_before_the_next_question_and_a_reconnect_asks_in_peace(
+def test_ssh_s_refusal_stands_before_its_next_question_and_a_reconnect_can_be_answered(
     lab: Lab, asking_server: str, typed_before: int
 ) -> None:
     remains = Remains(lab)

@@ -46,7 +46,7 @@ def test_a_killed_ssh_is_a_pause_for_open_connections(lab: Lab) -> None:
         assert len(tunnel.pids("agent")) == 1
 
 
-def test_an_sshd_that_is_killed_on_the_server_is_the_same(lab: Lab) -> None:
+def test_a_killed_sshd_is_a_pause_for_open_connections(lab: Lab) -> None:
     with up(lab), ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
@@ -68,7 +68,7 @@ def test_transfers_both_ways_survive_kill_after_kill_byte_for_byte(lab: Lab) -> 
         assert [transfer.is_whole() for transfer in transfers] == [True] * 4
 
 
-def test_a_cut_without_a_word_is_noticed_and_what_waits_goes_on(lab: Lab) -> None:
+def test_a_silent_cut_of_the_link_is_noticed_and_connections_go_on(lab: Lab) -> None:
     with up(lab) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
@@ -144,7 +144,7 @@ def test_a_session_that_is_down_for_longer_than_its_grace_begins_anew(lab: Lab) 
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
-def test_it_gives_up_after_so_many_attempts_as_it_was_told(lab: Lab) -> None:
+def test_it_gives_up_after_max_retries(lab: Lab) -> None:
     remains = Remains(lab)
     tunnel = Tunnel(lab, ["-r", "server", "--max-retries", "2", "--grace", "1", OFFICE_V4])
     tunnel.wait_until_connected()
@@ -175,7 +175,7 @@ def no_sshd(lab: Lab) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("words", "leaks"), [((), False), (("--fail", "open"), True)])
-def test_closed_means_closed_and_open_means_open_while_it_is_down(
+def test_fail_closed_holds_connections_and_fail_open_lets_them_out_while_it_is_down(
     lab: Lab, words: tuple[str, ...], leaks: bool
 ) -> None:
     def captures() -> bool:
@@ -191,7 +191,7 @@ def test_closed_means_closed_and_open_means_open_while_it_is_down(
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
-def test_a_login_that_needs_a_person_is_told_once_and_not_tried_again_and_again(lab: Lab) -> None:
+def test_a_login_that_needs_a_person_is_reported_once_and_tried_rarely(lab: Lab) -> None:
     with up(lab) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
@@ -205,7 +205,7 @@ def test_a_login_that_needs_a_person_is_told_once_and_not_tried_again_and_again(
         assert tunnel.said.count("then: sshunt reconnect") == 1
 
 
-def test_where_there_can_be_no_agent_the_tunnel_works_and_says_what_it_can_not(lab: Lab) -> None:
+def test_without_a_detached_agent_the_tunnel_works_and_says_it_ends_with_ssh(lab: Lab) -> None:
     """The user may have as many processes there as a login takes: no further one for an agent."""
     few = 'ulimit -u 3; exec sh -c "$SSH_ORIGINAL_COMMAND"'
     lab.sshd(lab.server, port=2022, options={"ForceCommand": few})

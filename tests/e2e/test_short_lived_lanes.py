@@ -75,7 +75,7 @@ def fallen_silent(lab: Lab) -> Iterator[None]:
         lab.server.run(["nft", "delete", "table", "inet", "silent"])
 
 
-def test_who_says_gone_is_not_believed_while_the_old_lane_may_yet_answer(lab: Lab) -> None:
+def test_gone_is_not_believed_while_the_old_lane_may_yet_answer(lab: Lab) -> None:
     tunnel = begun(lab, "gone")
     with ExitStack() as stack:
         stack.callback(tunnel.stop)

@@ -50,17 +50,17 @@ def test_a_signal_for_the_whole_process_group_ends_the_session_in_order(
     end_all(up(lab), number)
 
 
-def test_the_same_with_a_jump_host(lab: Lab) -> None:
+def test_a_signal_for_the_group_ends_a_session_with_a_jump_host_in_order(lab: Lab) -> None:
     end_all(up(lab, "-e", "ssh -J server -o HostName=localhost"), signal.SIGTERM)
 
 
-def test_the_same_with_a_proxy_command(lab: Lab) -> None:
+def test_a_signal_for_the_group_ends_a_session_with_a_proxy_command_in_order(lab: Lab) -> None:
     proxy = f"{sys.executable} {Path(__file__).with_name('relay_stdio.py')} %h %p"
     end_all(up(lab, "-e", f'ssh -o "ProxyCommand={proxy}"'), signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_same_through_a_connection_that_the_user_shares(
+def test_a_signal_for_the_group_ends_a_session_over_a_shared_connection_in_order(
     lab: Lab, number: signal.Signals
 ) -> None:
     config = lab.folder / f"sharing-{number.name}"
@@ -104,7 +104,7 @@ def test_a_key_that_interrupts_or_quits_ends_the_session_in_order(lab: Lab, key:
     terminal.close()
 
 
-def test_who_is_ended_while_ssh_asks_for_a_password_gives_the_echo_back(lab: Lab) -> None:
+def test_ended_at_a_password_prompt_it_restores_the_terminals_echo(lab: Lab) -> None:
     options = {"PasswordAuthentication": "yes", "PubkeyAuthentication": "no"}
     sshd = lab.sshd(lab.server, port=2231, options=options)
     ssh = " ".join(lab.ssh("-o", "BatchMode=no", "-o", "NumberOfPasswordPrompts=3"))

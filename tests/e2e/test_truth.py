@@ -74,7 +74,7 @@ def send_in_thread(sock: socket.socket, data: bytes) -> threading.Thread:
 # --- the end of a connection -------------------------------------------------------------------
 
 
-def test_what_we_finish_sending_they_see_end_and_can_still_answer(ends: Ends) -> None:
+def test_our_half_close_reaches_them_and_they_can_still_answer(ends: Ends) -> None:
     ends.ours.sendall(b"question")
     ends.ours.shutdown(socket.SHUT_WR)
     assert read_to_the_end(ends.theirs) == b"question"
@@ -83,7 +83,7 @@ def test_what_we_finish_sending_they_see_end_and_can_still_answer(ends: Ends) ->
     assert read_to_the_end(ends.ours) == b"answer"
 
 
-def test_what_they_finish_sending_we_see_end_and_can_still_answer(ends: Ends) -> None:
+def test_their_half_close_reaches_us_and_we_can_still_answer(ends: Ends) -> None:
     ends.theirs.sendall(b"greeting")
     ends.theirs.shutdown(socket.SHUT_WR)
     assert read_to_the_end(ends.ours) == b"greeting"

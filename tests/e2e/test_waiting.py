@@ -62,7 +62,7 @@ def give_up(sock: socket.socket, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["resets", "closes", "asks and closes"])
-def test_thousands_that_give_up_take_nobodys_place(lab: Lab, how: str) -> None:
+def test_thousands_of_abandoned_connections_take_nobodys_place(lab: Lab, how: str) -> None:
     with up(lab) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
@@ -81,7 +81,7 @@ def test_thousands_that_give_up_take_nobodys_place(lab: Lab, how: str) -> None:
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
-def test_one_that_has_waited_for_too_long_is_reset(lab: Lab) -> None:
+def test_a_connection_held_too_long_is_reset(lab: Lab) -> None:
     assert LONGEST_WAIT_S == 30
     patience_s = 6.0
     program = (sys.executable, "-c", IMPATIENT.format(patience_s))
@@ -97,7 +97,7 @@ def test_one_that_has_waited_for_too_long_is_reset(lab: Lab) -> None:
         assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
-def test_who_waits_is_served_by_the_next_session_if_this_one_is_lost(lab: Lab) -> None:
+def test_held_connections_are_served_by_the_next_session_if_this_one_is_lost(lab: Lab) -> None:
     with up(lab) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
@@ -110,7 +110,7 @@ def test_who_waits_is_served_by_the_next_session_if_this_one_is_lost(lab: Lab) -
             talk.near.recv(1)
 
 
-def test_who_waits_keeps_the_address_that_this_host_loses_meanwhile(lab: Lab) -> None:
+def test_held_connections_keep_an_address_that_this_host_loses_meanwhile(lab: Lab) -> None:
     with up(lab) as tunnel:
         sshds = len(sshds_of(lab))
         with ExitStack() as stack:
@@ -124,7 +124,7 @@ def test_who_waits_keeps_the_address_that_this_host_loses_meanwhile(lab: Lab) ->
 
 
 @pytest.mark.parametrize("lanes", ["a silent lane", "no lane"])
-def test_stopped_while_it_is_lost_it_resets_who_waits_and_says_what_it_could_not_tell(
+def test_stopped_while_disconnected_it_resets_held_connections_and_says_what_stays(
     lab: Lab, lanes: str
 ) -> None:
     remains = Remains(lab)

@@ -60,7 +60,7 @@ def sshs_of(tunnel: Tunnel) -> list[int]:
     return [process.pid for process in family if process.name() == "ssh"]
 
 
-def test_a_shared_connection_that_is_dead_is_passed_by(lab: Lab) -> None:
+def test_a_dead_shared_connection_is_bypassed(lab: Lab) -> None:
     with shared_connection(lab) as (shell, words), ExitStack() as stack:
         tunnel = stack.enter_context(running(lab, "-v", *words, "-r", "server", OFFICE_V4))
         talk = Talk(lab, stack)
@@ -89,7 +89,9 @@ def test_a_shared_connection_that_lives_is_used_again(lab: Lab) -> None:
             hidden.rename(key)
 
 
-def test_without_a_group_ssh_is_not_captured_when_a_shared_connection_has_ended(lab: Lab) -> None:
+def test_without_a_group_a_fresh_ssh_is_not_captured_after_a_shared_connection_ended(
+    lab: Lab,
+) -> None:
     """Our first ssh has no connection of its own by which the next one could be known."""
     weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", *SSHUNT]
     with shared_connection(lab) as (shell, words), ExitStack() as stack:
@@ -136,7 +138,7 @@ table inet ban {
 """
 
 
-def test_a_ban_that_every_packet_renews_is_sat_out(lab: Lab) -> None:
+def test_a_firewall_ban_renewed_by_every_packet_is_sat_out(lab: Lab) -> None:
     program = [sys.executable, "-c", HURRIED]
     with ExitStack() as stack:
         tunnel = stack.enter_context(running(lab, "-v", "-r", "server", OFFICE_V4, program=program))

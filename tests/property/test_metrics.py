@@ -78,7 +78,7 @@ def check(beliefs: Beliefs) -> None:
 @given(st.binary(max_size=DATAGRAM_BYTES))
 @example(b"[" * DATAGRAM_BYTES)
 @example(b'{"lanes":{},"control_frames":1' + b"0" * 400 + b"}")
-def test_any_bytes_give_beliefs_or_the_one_error(data: bytes) -> None:
+def test_any_bytes_give_statistics_or_the_one_error(data: bytes) -> None:
     try:
         check(parse_beliefs_untrusted(data))
     except RemoteProtocolError:
@@ -87,7 +87,7 @@ def test_any_bytes_give_beliefs_or_the_one_error(data: bytes) -> None:
 
 @unhurried
 @given(st.one_of(values, almost))
-def test_any_value_gives_beliefs_or_the_one_error(value: object) -> None:
+def test_any_value_gives_statistics_or_the_one_error(value: object) -> None:
     try:
         check(beliefs_untrusted(value))
     except RemoteProtocolError:
@@ -96,7 +96,7 @@ def test_any_value_gives_beliefs_or_the_one_error(value: object) -> None:
 
 @unhurried
 @given(right)
-def test_beliefs_are_the_same_on_both_sides_of_json(value: dict[str, Any]) -> None:
+def test_statistics_survive_json(value: dict[str, Any]) -> None:
     heard = parse_beliefs_untrusted(json.dumps(value).encode())
     assert heard == beliefs_untrusted(value)
     check(heard)

@@ -31,7 +31,7 @@ acks = st.lists(
 
 @unhurried
 @given(acks)
-def test_a_peer_can_say_what_it_likes_about_its_clock_and_what_it_has_processed(
+def test_any_acknowledgement_leaves_the_pacer_within_its_bounds(
     said: list[tuple[int, float, int, int, float, float, int, bool, int]],
 ) -> None:
     path = Path()

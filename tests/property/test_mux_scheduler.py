@@ -57,7 +57,7 @@ def test_everything_that_may_leave_over_a_lane_leaves_and_nothing_else(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 8), st.lists(st.integers(1, DATA_BYTES), min_size=1, max_size=60))
-def test_streams_with_a_backlog_are_never_further_apart_than_a_turn_and_a_frame(
+def test_backlogged_streams_get_equal_shares_to_within_a_turn_and_a_frame(
     count: int, sizes: list[int]
 ) -> None:
     scheduler = Scheduler()

@@ -42,7 +42,7 @@ def _holds(region: Region, number: int, port: int) -> bool:
 
 @given(st.data(), st.sampled_from([4, 6]))
 @settings(max_examples=150, deadline=None)
-def test_a_point_is_in_one_region_if_the_table_says_remote_and_in_none_otherwise(
+def test_regions_cover_exactly_what_the_route_table_sends_to_the_remote(
     data: st.DataObject, family: int
 ) -> None:
     routes = data.draw(st.lists(_routes(family), max_size=12))

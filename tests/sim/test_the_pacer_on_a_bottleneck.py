@@ -101,7 +101,7 @@ def test_a_path_that_becomes_longer_is_not_taken_for_a_queue_for_long() -> None:
     assert net.run(3.0).echo_ms(95) < 150 + 8
 
 
-def test_a_path_that_becomes_slower_and_longer_at_once_is_followed_within_seconds() -> None:
+def test_a_path_that_becomes_slower_and_longer_is_followed_within_seconds() -> None:
     net = Bottleneck(up_mbit_s=100, down_mbit_s=100, rtt_ms=20)
     net.run(0.5)
     net.upload()
@@ -167,7 +167,7 @@ class Others:
         self._net.clock.after(0.010, self._step)
 
 
-def test_others_who_fill_the_queue_do_not_starve_us_and_are_forgotten_when_they_go() -> None:
+def test_beside_a_flow_that_fills_the_queue_we_keep_a_share_and_recover_when_it_ends() -> None:
     net = Bottleneck(up_mbit_s=100, down_mbit_s=100, rtt_ms=50)
     net.run(0.5)
     net.upload()
@@ -187,7 +187,7 @@ def test_others_who_fill_the_queue_do_not_starve_us_and_are_forgotten_when_they_
 
 @pytest.mark.parametrize("rises_s", [0.02, 0.01, 0.002])
 @pytest.mark.parametrize(("mbit_s", "rtt_ms", "full_s"), [(100, 50, 0.1), (20, 30, 0.2)])
-def test_who_comes_to_a_link_that_others_fill_gets_a_share_though_it_was_never_seen_empty(
+def test_a_late_flow_on_a_full_link_still_gets_a_share(
     mbit_s: float, rtt_ms: float, full_s: float, rises_s: float
 ) -> None:
     net = Bottleneck(up_mbit_s=mbit_s, down_mbit_s=mbit_s, rtt_ms=rtt_ms)
@@ -205,7 +205,7 @@ def test_who_comes_to_a_link_that_others_fill_gets_a_share_though_it_was_never_s
     assert alone.echo_ms(95) < rtt_ms + 8
 
 
-def test_a_lane_that_joins_a_full_link_knows_the_empty_path() -> None:
+def test_a_lane_that_joins_a_full_link_uses_the_known_empty_path() -> None:
     net = Bottleneck(up_mbit_s=50, down_mbit_s=50, rtt_ms=40)
     net.run(0.5)
     net.upload()
@@ -277,7 +277,7 @@ def test_a_peer_that_lies_about_its_clock_stops_nobody(step_us: int) -> None:
 @pytest.mark.parametrize("directions", ["up", "down", "up down"])
 @pytest.mark.parametrize("still_s", [2.0, 60.0])
 @pytest.mark.parametrize("moment", [0, 3])
-def test_a_lane_that_has_stood_still_soon_carries_what_it_did(
+def test_after_a_standstill_a_lane_is_soon_at_full_speed_again(
     directions: str, still_s: float, moment: int
 ) -> None:
     """A process was stopped, the machine slept, a link was cut; TCP below has lost nothing."""

@@ -87,7 +87,7 @@ def test_the_delimiter_can_be_left_out() -> None:
     ("words", "lanes"),
     [([], 4), (["--lanes", "1"], 1), (["--lanes", "2"], 2), (["--lanes", str(MAX_LANES)], 16)],
 )
-def test_so_many_ssh_connections_may_be_opened(words: list[str], lanes: int) -> None:
+def test_the_number_of_ssh_connections_can_be_chosen(words: list[str], lanes: int) -> None:
     assert parse([*MINIMUM, *words]).lanes == lanes
 
 
@@ -153,7 +153,7 @@ def test_an_error_quotes_what_was_wrong() -> None:
     assert "10.0.0.0/33" in caught.value.message
 
 
-def test_a_command_that_there_is_not_is_told_with_what_there_is(
+def test_an_unknown_command_is_answered_with_the_known_ones(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     for word in ("status", "stop"):
@@ -184,7 +184,7 @@ def test_a_grace_time_is_seconds_or_has_a_unit(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5h", "8d", "1w", "h", "\u0661"])
-def test_what_is_no_grace_time_is_refused(text: str) -> None:
+def test_a_bad_grace_time_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no time up to 7d"):
         parse(["-r", "gate", f"--grace={text}", "10.0.0.0/8"])
 

@@ -165,7 +165,7 @@ def test_closed_standard_descriptors_are_open_in_what_is_started(
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-r"], ["demo", "--help"], ["reconnect", "-h"]])
-def test_whatever_is_said_to_nobody_is_no_traceback(words: list[str], tmp_path: Path) -> None:
+def test_output_to_closed_descriptors_is_no_traceback(words: list[str], tmp_path: Path) -> None:
     status = subprocess.run(
         ["sh", "-c", 'exec "$@" 1>&- 2>&-', "sh", *BY_PATH, *words], check=False
     ).returncode

@@ -212,7 +212,7 @@ def test_silence_has_a_deadline(agent: Agent, monkeypatch: pytest.MonkeyPatch) -
     assert agent.answer(agent.proven()) == b""
 
 
-def test_more_callers_than_lanes_ever_come_are_hung_up_on_at_once(agent: Agent) -> None:
+def test_callers_beyond_the_limit_are_hung_up_on_at_once(agent: Agent) -> None:
     waiting = [agent.call() for _ in range(PENDING_ATTACHES)]
     agent.settle()
     for peer in waiting:

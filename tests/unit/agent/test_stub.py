@@ -83,7 +83,7 @@ def test_the_place_is_private_and_goes_with_its_agent(base: Path, name: str) -> 
     doorstep.release()  # may be called twice
 
 
-def test_nobody_else_is_in_the_place_at_the_same_time(
+def test_a_locked_directory_can_not_be_entered_by_another_stub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "LOCK_DEADLINE_S", 0.05)
@@ -152,7 +152,7 @@ def test_a_directory_too_deep_for_a_socket_is_no_place(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="abstract names are Linux'")
-def test_an_agent_is_found_where_there_is_no_place_at_all(
+def test_an_agent_without_a_directory_is_found_by_its_abstract_name(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "_bases", list)
@@ -202,7 +202,7 @@ def test_a_start_sweeps_up_dead_agents_and_nothing_else(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory needs root")
-def test_what_others_have_made_by_the_hundred_keeps_nothing_of_ours_from_being_swept_up(
+def test_a_hundred_directories_of_others_do_not_keep_ours_from_being_swept(
     base: Path, name: str, monkeypatch: pytest.MonkeyPatch, without_abstract_names: None
 ) -> None:
     monkeypatch.setattr(rendezvous, "SWEEP_PLACES", 1)
@@ -275,7 +275,7 @@ def test_a_place_that_a_cleaner_has_removed_is_made_anew(
     assert os.listdir(base) == []
 
 
-def test_a_place_in_use_is_never_old(base: Path, name: str) -> None:
+def test_a_directory_in_use_is_kept_fresh_for_cleaners(base: Path, name: str) -> None:
     doorstep = Doorstep(name)
     os.utime(place(base, name), (0, 0))
     doorstep.refresh()

@@ -47,6 +47,6 @@ def test_what_is_kept_is_named_in_each_table_of_its_family() -> None:
     assert shown.count("2001:db8::1") == 1
 
 
-def test_what_the_kernel_owns_does_not_expire_and_what_it_does_not_own_does() -> None:
+def test_only_tables_that_the_kernel_does_not_own_expire() -> None:
     assert "timeout" not in rendered("192.0.2.1", owner=True)
     assert nft("192.0.2.1", owner=False).count("expires") == 2

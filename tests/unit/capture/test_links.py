@@ -58,7 +58,7 @@ LAN4, LAN6 = "ipv4/conf/lan0/forwarding", "ipv6/conf/lan0/force_forwarding"
         (['ipv4/conf/a"b/forwarding'], "0.0.0.0", None, ((), ())),
     ],
 )
-def test_what_the_kernel_would_forward_is_served(
+def test_links_from_which_the_kernel_forwards_are_served(
     tmp_path: Path,
     on: list[str],
     listen4: str | None,
@@ -75,7 +75,7 @@ def test_a_kernel_without_a_family_forwards_none_of_it(tmp_path: Path) -> None:
     os.close(proc)
 
 
-def test_it_is_said_where_others_are_not_served_though_the_listener_could() -> None:
+def test_a_listener_that_could_serve_others_but_does_not_is_explained() -> None:
     everywhere = Plan("01234567", ("0.0.0.0", 1), ("::1", 1), ())
     assert "net.ipv4.ip_forward=1" in links.refusal(everywhere, 4, ())
     assert links.refusal(everywhere, 4, None) == ""

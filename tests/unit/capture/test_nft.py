@@ -137,7 +137,7 @@ def test_the_kernel_takes_what_is_rendered_and_deletes_it_again(
     assert subprocess.check_output([*namespace, "list", "tables"]) == b""
 
 
-def test_the_sets_that_change_are_those_of_the_table_and_hold_what_its_text_says() -> None:
+def test_the_changeable_sets_match_the_rendered_table() -> None:
     assert resolver_sets(_NAMES) == {
         "resolvers4": [ip_address("127.0.0.53"), ip_address("192.0.2.53")],
         "resolvers6": [ip_address("2001:db8::53")],
@@ -158,7 +158,7 @@ def test_sets_of_what_is_not_captured_are_left_out() -> None:
     assert resolver_sets(peers) == {}
 
 
-def test_what_an_agent_on_this_host_connects_to_is_told_by_the_agent_s_own_priority() -> None:
+def test_connections_of_an_agent_on_this_host_are_skipped_by_their_priority() -> None:
     for name in ("everything", "names"):
         assert f"\t\tmeta priority 0:{DIALED_PRIORITY} return\n" in _TEXTS[name]
 

@@ -114,7 +114,9 @@ def test_a_range_takes_as_many_prefixes_as_the_standard_library_finds(bits: int)
 @pytest.mark.parametrize(
     ("everything", "bits"), [("0.0.0.0/0", 32), ("::/0", 128)], ids=["IPv4", "IPv6"]
 )
-def test_what_would_keep_the_kernel_busy_for_minutes_is_refused(everything: str, bits: int) -> None:
+def test_a_plan_that_would_keep_the_kernel_busy_for_minutes_is_refused(
+    everything: str, bits: int
+) -> None:
     chosen = random.Random(1)
     holes = [Route(ip_network((chosen.getrandbits(bits), bits)), _DIRECT) for _ in range(19_999)]
     with pytest.raises(ValueError, match="pieces"):
@@ -123,7 +125,7 @@ def test_what_would_keep_the_kernel_busy_for_minutes_is_refused(everything: str,
     assert len(remote_regions(whole, 4 if bits == 32 else 6)) > 19_000
 
 
-def test_as_many_networks_as_there_may_be_may_have_ports() -> None:
+def test_every_network_of_the_largest_plan_may_have_ports() -> None:
     for first, bits in ((ip_address("10.0.0.0"), 24), (ip_address("2001:db8::"), 64)):
         step = 2 << first.max_prefixlen - bits
         networks = [ip_network((int(first) + i * step, bits)) for i in range(20_000)]

@@ -203,7 +203,9 @@ def test_look_ups_beyond_the_limit_are_refused_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("when", ["looking up", "connecting"])
-def test_what_is_under_way_when_the_agent_ends_leaks_nothing(resolver: Resolver, when: str) -> None:
+def test_look_ups_and_connects_under_way_at_the_end_leak_nothing(
+    resolver: Resolver, when: str
+) -> None:
     async def looking_up(ends: Ends) -> None:
         with ends.connect("name.example", 80):
             await until(lambda: resolver.asked == 1)
@@ -285,7 +287,7 @@ def test_a_connection_that_came_about_is_not_given_up(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.example"])
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_connect_that_only_the_reserve_has_a_descriptor_for_is_refused(
+def test_a_connect_that_would_take_a_reserved_descriptor_is_refused(
     resolver: Resolver, host: str, more: int
 ) -> None:
     resolver.go.set()

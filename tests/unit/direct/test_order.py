@@ -51,7 +51,7 @@ def test_an_answer_of_the_first_counts_while_the_second_is_being_asked(
     talk(monkeypatch, [slow(0.8, INNER), silent], conversation)
 
 
-def test_names_of_a_zone_whose_own_servers_are_silent_do_not_put_their_resolver_behind(
+def test_one_silent_zone_does_not_put_its_resolver_behind_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def only_outer_names_are_slow(query: dns.message.Message) -> bytes | list[bytes]:
@@ -82,7 +82,7 @@ def test_a_dead_resolver_is_waited_for_only_by_the_first_names(
     talk(monkeypatch, [silent, knows("10.1.1.1")], conversation, first_s=0.3)
 
 
-def test_what_the_first_refuses_does_not_wait_long_for_a_second_that_is_dead(
+def test_a_refusal_of_the_first_resolver_is_believed_soon_if_the_second_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:
@@ -144,7 +144,7 @@ def test_answers_that_came_too_late_for_their_queries_show_that_a_resolver_lives
         says(dns.rcode.NOERROR, flags=dns.flags.Flag(0)),  # ask the root yourself
     ],
 )
-def test_a_resolver_that_can_not_tell_is_asked_first_the_next_time_too(
+def test_a_resolver_that_answers_without_knowing_keeps_its_place(
     monkeypatch: pytest.MonkeyPatch, first: Answer | None
 ) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:

@@ -32,13 +32,13 @@ def route(
         ([route("10.0.0.0/24"), route("10.0.0.0/30", Action.DIRECT)], 4, None),
     ],
 )
-def test_what_is_tried_is_captured_and_nobodys_if_that_can_be(
+def test_the_probed_address_is_routed_and_nobodys_where_possible(
     routes: list[Route], family: int, destination: tuple[str, int] | None
 ) -> None:
     assert destination_to_try(routes, family) == destination
 
 
-def test_only_what_was_expected_is_taken() -> None:
+def test_only_the_expected_connection_is_taken_for_the_probe() -> None:
     arrivals = Arrivals()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with socket.create_connection(listener.getsockname()) as program:

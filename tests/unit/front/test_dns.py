@@ -44,7 +44,7 @@ def test_a_query_is_answered_by_the_far_side_the_way_it_came(
 @pytest.mark.parametrize(
     "first", [None, silent, lies, says(dns.rcode.SERVFAIL), says(dns.rcode.REFUSED)]
 )
-def test_what_the_first_resolver_does_not_know_the_next_is_asked(
+def test_a_query_the_first_resolver_fails_is_asked_of_the_next(
     monkeypatch: pytest.MonkeyPatch, first: Answer | None, tcp: bool
 ) -> None:
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
@@ -53,7 +53,7 @@ def test_what_the_first_resolver_does_not_know_the_next_is_asked(
     talk(monkeypatch, [first, knows("10.9.8.7")], conversation)
 
 
-def test_that_a_name_does_not_exist_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nxdomain_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:
         assert await one.ask() == "NXDOMAIN"
         assert asked == [["udp"], []]
@@ -62,7 +62,7 @@ def test_that_a_name_does_not_exist_is_an_answer(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("there", [[None], [silent, None], [says(dns.rcode.SERVFAIL)]])
-def test_where_nobody_answers_the_program_is_told(
+def test_without_an_answer_the_program_gets_servfail(
     monkeypatch: pytest.MonkeyPatch, there: list[Answer | None]
 ) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:
@@ -153,7 +153,7 @@ def test_many_at_once_each_get_their_own_answer(monkeypatch: pytest.MonkeyPatch)
     talk(monkeypatch, [by_name], conversation)
 
 
-def test_what_is_no_query_is_dropped_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datagrams_that_are_no_queries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(one: Names, asked: list[list[str]]) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for rubbish in (b"", b"x", bytes(11), b"\xff" * 12, b"\xff" * 5000):

@@ -60,7 +60,9 @@ def test_the_user_behind_a_query_or_a_connection_is_known(
             other.communicate(b"\n")
 
 
-def test_where_the_kernel_says_nothing_all_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_tells_no_user_all_queries_count_as_one_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object) -> socket.socket:
         raise OSError
 

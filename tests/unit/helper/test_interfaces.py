@@ -66,7 +66,9 @@ def test_an_address_that_may_be_another_host_s_is_not_ours_yet(
         host.run(["ip", "link", "delete", "one"])
 
 
-def test_only_so_many_former_addresses_are_remembered(host: Host, interfaces: Interfaces) -> None:
+def test_the_number_of_remembered_former_addresses_is_bounded(
+    host: Host, interfaces: Interfaces
+) -> None:
     numbers = [f"10.77.{i // 250}.{i % 250 + 1}" for i in range(1030)]
     for change in ("add", "delete"):
         batch = "".join(f"address {change} {number}/32 dev lo\n" for number in numbers)

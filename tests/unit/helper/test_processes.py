@@ -84,7 +84,7 @@ def test_who_made_the_socketpair_is_the_requester(proc: int) -> None:
         process.close()
 
 
-def test_nobody_asks_any_more_when_the_maker_is_gone(proc: int) -> None:
+def test_a_socketpair_whose_maker_is_gone_has_no_requester(proc: int) -> None:
     with made_by_another() as (end, maker, over):
         over.close()
         maker.wait()

@@ -133,7 +133,7 @@ def test_what_is_not_exactly_a_request_is_an_error(line: bytes) -> None:
         *("2001:DB8::1", "2001:db8:0::1", "[2001:db8::1]", None, True, 3221225985, ["192.0.2.1"]),
     ],
 )
-def test_what_is_not_a_host_s_own_address_can_not_be_kept(address: object) -> None:
+def test_only_an_address_a_host_can_have_may_be_kept(address: object) -> None:
     with pytest.raises(RequestError):
         decode_request_untrusted(_keep("192.0.2.1", address))
 
@@ -157,7 +157,7 @@ def test_the_longest_plan_that_is_allowed_fits_into_a_request() -> None:
     assert decode_request_untrusted(encode_request(request)) == request
 
 
-def test_more_than_that_is_refused_before_it_is_sent() -> None:
+def test_a_longer_plan_is_refused_before_it_is_sent() -> None:
     route = Route(ip_network("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128"), Action.REMOTE, 10000)
     with pytest.raises(ValueError, match="too many"):
         encode_request(Apply(Plan("0123456789abcdef", None, None, (route,) * 2 * MAX_ROUTES)))

@@ -26,7 +26,7 @@ def test_the_resolvers_of_both_files_are_asked_here(root: Path) -> None:
     assert asked(root) == {"127.0.0.53", "fe80::1", "192.0.2.1"}
 
 
-def test_without_a_word_it_is_this_host_itself(root: Path) -> None:
+def test_without_a_resolv_conf_the_resolver_is_this_host(root: Path) -> None:
     assert asked(root) == {"127.0.0.1"}
     (root / "etc/resolv.conf").mkdir()
     assert asked(root) == {"127.0.0.1"}
@@ -50,7 +50,7 @@ def test_links_of_folders_are_followed_from_that_root(root: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a loop", "a pipe", "a long file"])
-def test_nothing_keeps_root_waiting(root: Path, what: str) -> None:
+def test_no_kind_of_file_in_its_place_blocks_the_reading(root: Path, what: str) -> None:
     conf = root / "etc/resolv.conf"
     if what == "a loop":
         conf.symlink_to("resolv.conf")

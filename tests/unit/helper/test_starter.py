@@ -64,7 +64,7 @@ def test_the_ends_of_a_socketpair_are_ends_of_a_pair() -> None:
         over_tcp,
     ],
 )
-def test_no_other_socket_is(
+def test_other_sockets_are_no_ends_of_a_pair(
     make: Callable[[Path], tuple[socket.socket, ...]], tmp_path: Path
 ) -> None:
     for sock in make(tmp_path):
@@ -72,7 +72,7 @@ def test_no_other_socket_is(
             assert not is_one_of_a_pair(sock.fileno())
 
 
-def test_what_is_no_socket_or_closed_is_no_end_of_a_pair() -> None:
+def test_files_and_closed_descriptors_are_no_ends_of_a_pair() -> None:
     read_end, write_end = os.pipe()
     os.close(write_end)
     assert not is_one_of_a_pair(read_end)

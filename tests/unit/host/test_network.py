@@ -217,7 +217,7 @@ def test_a_burst_is_read_to_its_end_however_long(story: Story) -> None:
     assert story.words == [LINK]
 
 
-def test_what_never_stops_is_told_now_and_then_and_its_end_always(story: Story) -> None:
+def test_endless_changes_are_reported_now_and_then_and_their_end_always(story: Story) -> None:
     end = time.monotonic() + 3.5 * COALESCE_S
     while time.monotonic() < end:
         story.kernel.send(route(NEWROUTE, ETH))
@@ -231,7 +231,7 @@ def test_what_never_stops_is_told_now_and_then_and_its_end_always(story: Story) 
     assert min(gaps) > COALESCE_S - 0.02  # an event loop's clock is a little coarse
 
 
-def test_what_is_not_new_tells_nobody(story: Story) -> None:
+def test_an_old_change_is_not_reported(story: Story) -> None:
     story.kernel.send(WLAN_UP)
     story.turn(LONG_ENOUGH_S)
     story.kernel.send(WLAN_UP)
@@ -251,7 +251,7 @@ def test_after_closing_nobody_is_told(story: Story) -> None:
     assert story.words == []
 
 
-def test_who_is_told_may_close() -> None:
+def test_the_callback_may_close_the_subscription() -> None:
     told: list[str] = []
 
     async def run() -> None:

@@ -22,7 +22,7 @@ def test_loopback_is_this_host_itself() -> None:
     assert own_routes([*own, *routes("192.0.2.1/32", "0.0.0.0/0", "126.0.0.0/7")]) == own
 
 
-def test_what_is_excluded_is_of_no_interest() -> None:
+def test_excluded_addresses_are_not_reported_as_this_hosts_own() -> None:
     assert own_routes(routes("127.0.0.0/8", action=Action.DIRECT)) == []
 
 

@@ -347,7 +347,7 @@ def test_when_too_much_waits_in_all_the_flows_lose_their_oldest() -> None:
     assert client.dropped == 3
 
 
-def test_datagrams_without_a_byte_are_not_kept_without_end() -> None:
+def test_the_queue_of_empty_datagrams_is_bounded() -> None:
     client = Datagrams(CLIENT)
     flows = [client.open(VOICE, NOW) for _ in range(1000)]
     for index in range(100_000):

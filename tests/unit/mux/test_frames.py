@@ -148,7 +148,7 @@ def test_an_open_with_an_impossible_destination_is_refused(tail: bytes) -> None:
         frames.decode_open_untrusted(tail)
 
 
-def test_what_a_later_version_adds_to_an_open_is_ignored() -> None:
+def test_unknown_bytes_at_the_end_of_an_open_are_ignored() -> None:
     raw = frames.encode_open(1, Destination(frames.TCP, "10.1.2.3", 80))[frames.HEADER_BYTES :]
     more = raw[:1] + b"\xff" + raw[2:] + b"more"
     assert frames.decode_open_untrusted(more) == frames.decode_open_untrusted(raw)
@@ -167,7 +167,7 @@ def test_a_lane_ack_carries_a_position_and_a_delay_within_its_field(
     assert (position, round(decoded_s, 9), arrived_us) == (1 << 40, read_s, 3_000_000)
 
 
-def test_the_clock_in_a_lane_ack_begins_anew_after_2_to_the_32_microseconds() -> None:
+def test_the_clock_in_a_lane_ack_wraps_at_32_bits() -> None:
     _, _, _, tail = read_one(frames.encode_lane_ack(0, 0.0, 2**32 / 1e6 + 1.5))
     assert frames.decode_ack_untrusted(tail)[2] == 1_500_000
 
@@ -186,7 +186,7 @@ def test_a_goodbye_is_cut_to_one_line_and_made_printable() -> None:
     assert frames.decode_goodbye_untrusted(longer) == (1, "y" * SENTENCE_BYTES)
 
 
-def test_what_has_arrived_of_a_large_data_frame_is_handed_on_at_once_at_its_own_offset() -> None:
+def test_a_partly_arrived_data_frame_is_delivered_at_once_with_its_offset() -> None:
     reader = FrameReader()
     payload = bytes(range(256)) * (frames.WHOLE_BYTES // 256)
     wire = frames.encode_data_head(1, 100, len(payload)) + payload
@@ -267,7 +267,7 @@ def test_the_longest_and_the_shortest_frame_of_a_type_are_taken(
 
 @pytest.mark.parametrize(("kind", "lengths"), LENGTHS.items())
 @pytest.mark.parametrize("size", [1, 8])
-def test_a_length_that_its_type_cannot_have_is_refused_before_the_body_is_awaited(
+def test_an_impossible_length_is_refused_as_soon_as_the_header_is_there(
     kind: int, lengths: tuple[int, int], size: int
 ) -> None:
     for length in (lengths[0] - 1, lengths[1] + 1):
@@ -279,7 +279,7 @@ def test_a_length_that_its_type_cannot_have_is_refused_before_the_body_is_awaite
 
 @pytest.mark.parametrize("kind", [0, 12, 255])
 @pytest.mark.parametrize("size", [1, 8])
-def test_a_type_that_nobody_knows_is_refused(kind: int, size: int) -> None:
+def test_an_unknown_type_is_refused(kind: int, size: int) -> None:
     with pytest.raises(RemoteProtocolError):
         read_in_pieces(header(kind, 0), size)
 
@@ -297,7 +297,7 @@ def test_the_largest_offset_is_taken() -> None:
     assert read_one(wire)[2] == frames.MAX_OFFSET
 
 
-def test_no_limit_is_beyond_the_largest_offset() -> None:
+def test_a_window_limit_above_63_bits_is_refused() -> None:
     largest = struct.pack("!QI", frames.MAX_OFFSET, 1)
     assert frames.decode_window_untrusted(largest) == (frames.MAX_OFFSET, 1)
     with pytest.raises(RemoteProtocolError):

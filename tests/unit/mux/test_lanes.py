@@ -51,7 +51,7 @@ def test_what_is_in_flight_takes_room_until_it_is_acknowledged() -> None:
     assert lane.in_flight_bytes == 0
 
 
-def test_our_own_acknowledgements_count_as_positions_but_wait_for_nothing() -> None:
+def test_sent_acknowledgements_advance_the_position_and_need_no_answer() -> None:
     lane = Lane(1, 0.0)
     lane.note_silent(20)
     assert (lane.sent, lane.in_flight_bytes, len(lane.outstanding)) == (20, 0, 0)
@@ -96,7 +96,7 @@ def test_a_peer_that_exaggerates_the_delay_cannot_make_time_negative() -> None:
     assert 0 < lane.rtt_s < 0.001
 
 
-def test_bytes_that_ask_for_nothing_are_counted_but_not_acknowledged() -> None:
+def test_received_acknowledgements_are_counted_and_not_acknowledged() -> None:
     lane = Lane(1, 0.0)
     lane.note_processed(20, 0, False, 1.0)
     assert (lane.received, lane.ack_due, lane.last_heard_at) == (20, None, 1.0)
@@ -123,9 +123,7 @@ def test_an_urgent_frame_is_acknowledged_at_once() -> None:
     assert lane.ack_due == 1.0
 
 
-def test_an_acknowledgement_says_how_much_was_processed_and_how_long_the_newest_byte_waited() -> (
-    None
-):
+def test_an_acknowledgement_carries_the_position_and_how_long_it_was_held() -> None:
     lane = Lane(1, 0.0)
     lane.note_processed(10, 10, False, 1.0)
     lane.note_processed(30, 10, False, 1.004)
@@ -179,7 +177,7 @@ def test_sparse_streams_have_room_beyond_the_limit_but_not_without_end() -> None
     assert lane.sparse_room_bytes == -7
 
 
-def test_an_answer_is_expected_after_the_usual_time_or_as_late_as_the_oldest_already_is() -> None:
+def test_the_expected_answer_time_is_at_least_the_age_of_the_oldest_frame() -> None:
     lane = Lane(1, 0.0)
     assert lane.expected_s(3.0) == 0.0
     lane.note_sent(10, 1.0, PING)

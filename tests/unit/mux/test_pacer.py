@@ -124,7 +124,7 @@ def test_a_queue_that_is_far_too_long_is_drained_at_once_to_what_the_path_holds(
         (FAST_BYTES_S * 10, TARGET_S * FAST_QUEUE),
     ],
 )
-def test_the_queue_that_may_stand_is_longer_where_the_link_is_as_fast_as_the_processors(
+def test_the_standing_queue_is_longer_on_a_very_fast_link(
     rate_bytes_s: float, target_s: float
 ) -> None:
     line = Line()
@@ -145,7 +145,7 @@ def test_a_queue_that_is_too_short_raises_the_limit_by_little_each_round() -> No
     assert before < line.pacer.limit_bytes <= MOST_UP * before
 
 
-def test_rounds_without_any_queue_raise_it_ever_faster() -> None:
+def test_rounds_without_a_queue_raise_the_limit_ever_faster() -> None:
     line = grown_line()
     line.pacer.limit_bytes = 50_000
     line.run(0.5)
@@ -187,7 +187,7 @@ def test_an_application_limited_round_changes_nothing() -> None:
         (2e9, DATA_BYTES),
     ],
 )
-def test_a_frame_takes_so_much_of_the_links_time_but_is_never_tiny_nor_huge(
+def test_a_frames_size_is_a_time_on_the_link_within_bounds(
     rate_bytes_s: float, frame_bytes: float
 ) -> None:
     line = Line()
@@ -230,7 +230,7 @@ def test_idleness_halves_the_limit_again_and_again(idle_s: float, left: float) -
         (MIN_LIMIT_BYTES, MIN_LIMIT_BYTES),
     ],
 )
-def test_a_long_silence_leaves_what_a_lane_begins_with_and_raises_nothing(
+def test_a_long_silence_lowers_the_limit_to_that_of_a_new_lane_at_most(
     limit_bytes: int, left_bytes: int
 ) -> None:
     pacer = Pacer(Path())
@@ -272,7 +272,7 @@ def burst_bytes(pacer: Pacer, now: float, size: int = 100) -> int:
     return sent
 
 
-def test_what_was_not_sent_in_time_leaves_in_a_burst_that_is_bounded() -> None:
+def test_a_late_sender_may_make_up_in_a_bounded_burst() -> None:
     line = grown_line()
     pacer, now = line.pacer, line.now + 60.0
     pacer.next_at = line.now + 1.0
@@ -281,7 +281,7 @@ def test_what_was_not_sent_in_time_leaves_in_a_burst_that_is_bounded() -> None:
     assert burst_bytes(pacer, now) == pytest.approx(BURST_S * rate_bytes_s, abs=200)
 
 
-def test_what_the_limit_held_back_leaves_in_no_burst() -> None:
+def test_a_sender_held_back_by_the_limit_may_not_burst() -> None:
     line = grown_line()
     pacer, now = line.pacer, line.now + 60.0
     pacer.note_held_back(now)
@@ -290,7 +290,7 @@ def test_what_the_limit_held_back_leaves_in_no_burst() -> None:
     assert burst_bytes(pacer, now + 60.0) > 1000
 
 
-def test_while_it_grows_a_round_has_a_pause_or_tcp_would_take_the_path_for_full() -> None:
+def test_a_growing_round_leaves_a_pause_for_the_tcp_below() -> None:
     line = Line()
     line.run(0.3)
     assert spread_s(line) < line.pacer.rtt_s / 2
@@ -328,7 +328,7 @@ def test_a_lane_that_joins_others_at_work_grows_as_fast_as_tcp() -> None:
     assert growth(Path()) < joining <= JOINING_UP**2
 
 
-def test_a_lane_with_less_than_its_share_grows_in_a_queue_that_is_right_for_the_others() -> None:
+def test_a_lane_below_its_share_tolerates_a_longer_queue() -> None:
     path = Path()
     much, little = Line(path), Line(path)
     little.rate_bytes_s = RATE_BYTES_S / 20
@@ -342,7 +342,7 @@ def test_a_lane_with_less_than_its_share_grows_in_a_queue_that_is_right_for_the_
     assert much.pacer.limit_bytes < 1.2 * before
 
 
-def test_frames_are_by_the_rate_of_all_lanes_but_a_slow_lane_has_several_in_flight() -> None:
+def test_a_frames_size_follows_the_rate_of_all_lanes_together() -> None:
     path = Path()
     fast, slow = Line(path), Line(path)
     fast.rate_bytes_s = 20 * RATE_BYTES_S
@@ -356,7 +356,7 @@ def test_frames_are_by_the_rate_of_all_lanes_but_a_slow_lane_has_several_in_flig
     assert slow.pacer.frame_bytes == pytest.approx(link_rate * LONG_FRAME_S, rel=0.1)
 
 
-def test_the_limit_is_never_more_than_the_lanes_transport_lets_go() -> None:
+def test_the_limit_stays_within_the_transports_window() -> None:
     line = Line(Path(lane_window_bytes=300_000))
     line.rate_bytes_s = 100 * RATE_BYTES_S
     line.run(3.0)
@@ -366,7 +366,7 @@ def test_the_limit_is_never_more_than_the_lanes_transport_lets_go() -> None:
 # --- the path -------------------------------------------------------------------------------------
 
 
-def test_a_standing_queue_is_probed_and_the_link_is_full_again_when_it_was_ours() -> None:
+def test_after_a_probe_of_our_own_queue_the_link_is_full_again() -> None:
     line = grown_line()
     while line.path.phase == STEADY:
         before, frame = line.pacer.limit_bytes, line.pacer.frame_bytes
@@ -389,7 +389,7 @@ def test_while_the_path_is_seen_empty_it_is_not_probed() -> None:
         assert line.path.phase == STEADY
 
 
-def test_a_queue_that_does_not_follow_is_others_and_the_limit_then_leaves_it_to_tcp() -> None:
+def test_beside_others_the_limit_is_twice_what_leaves_in_a_round_trip() -> None:
     line = grown_line()
     for _ in range(500):
         line.step(LONG_S)
@@ -401,7 +401,7 @@ def test_a_queue_that_does_not_follow_is_others_and_the_limit_then_leaves_it_to_
     assert line.pacer.limit_bytes == pytest.approx(enough, rel=0.05)
 
 
-def test_when_the_others_queue_goes_delay_rules_again() -> None:
+def test_when_others_have_gone_the_limit_follows_the_delay_again() -> None:
     line = grown_line()
     while line.path.phase != CONTENDED:
         line.step(LONG_S)
@@ -433,7 +433,7 @@ def test_a_lane_that_joins_late_knows_the_empty_path_from_the_others() -> None:
 # --- losses ---------------------------------------------------------------------------------------
 
 
-def test_delivery_that_stops_for_nearly_a_round_trip_is_a_stall_and_two_are_loss() -> None:
+def test_two_stalls_of_nearly_a_round_trip_mean_loss() -> None:
     line = grown_line()
     assert line.pacer.stalls(line.now) == 0
     for _ in range(LOSS_STALLS):
@@ -442,20 +442,20 @@ def test_delivery_that_stops_for_nearly_a_round_trip_is_a_stall_and_two_are_loss
     assert line.pacer.stalls(line.now) == LOSS_STALLS
 
 
-def test_one_stall_of_a_whole_round_trip_is_loss_where_no_queue_can_have_overflowed() -> None:
+def test_on_a_long_path_one_stall_of_a_round_trip_means_loss() -> None:
     line = grown_line()
     line.stall()
     assert line.pacer.stalls(line.now) == LOSS_STALLS
 
 
-def test_a_silence_before_the_first_rounds_are_over_is_no_stall() -> None:
+def test_a_short_silence_in_the_first_rounds_is_no_stall() -> None:
     line = Line()
     line.run(0.1)
     line.stall(0.11)
     assert line.pacer.stalls(line.now) == 0
 
 
-def test_a_silence_that_no_start_explains_is_loss_even_in_the_first_round() -> None:
+def test_a_long_silence_in_the_first_round_means_loss() -> None:
     line = Line()
     line.run(0.14)
     line.stall(0.13)
@@ -470,7 +470,7 @@ def test_a_stall_is_forgotten_after_a_while() -> None:
     assert line.pacer.stalls(stalled_at + STALLS_S + 0.001) == 0
 
 
-def test_what_stops_while_the_rate_grows_is_no_stall() -> None:
+def test_a_silence_while_the_rate_grows_is_no_stall() -> None:
     line = grown_line()
     for _ in range(12):
         line.rate_bytes_s *= 1.15
@@ -479,14 +479,14 @@ def test_what_stops_while_the_rate_grows_is_no_stall() -> None:
     assert line.pacer.stalls(line.now) == 0
 
 
-def test_where_there_is_nothing_to_send_silence_is_no_stall() -> None:
+def test_a_silence_with_nothing_to_send_is_no_stall() -> None:
     line = grown_line()
     line.run(0.3, RIGHT_S, held_back=False)
     line.step(held_back=False, after_s=0.11, queue_s=0.11)
     assert line.pacer.stalls(line.now) == 0
 
 
-def test_a_frame_that_was_sent_after_the_silence_began_does_not_tell_of_a_stall() -> None:
+def test_a_frame_sent_during_a_silence_does_not_show_a_stall() -> None:
     line = grown_line()
     line.step(after_s=0.12, queue_s=-0.09)
     assert line.pacer.stalls(line.now) == 0
@@ -495,7 +495,7 @@ def test_a_frame_that_was_sent_after_the_silence_began_does_not_tell_of_a_stall(
 # --- for people -----------------------------------------------------------------------------------
 
 
-def test_beliefs_are_the_figures_that_the_rules_use() -> None:
+def test_statistics_are_the_figures_that_the_rules_use() -> None:
     line = grown_line()
     line.stall()
     beliefs = line.pacer.beliefs(line.now)
@@ -513,7 +513,7 @@ def test_beliefs_are_the_figures_that_the_rules_use() -> None:
 
 
 @pytest.mark.parametrize("held_s", [0.2, 4000.0])
-def test_a_peer_that_exaggerates_how_long_it_held_an_ack_makes_no_path_shorter_than_none(
+def test_a_peer_that_exaggerates_how_long_it_held_an_ack_makes_no_round_trip_negative(
     held_s: float,
 ) -> None:
     line = grown_line()

@@ -77,7 +77,7 @@ def test_no_queue_is_longer_than_the_round_trip_says_whatever_the_peers_clock_do
     assert path.queue_above(delay_s, RTT_S + 0.007, 1.0) == pytest.approx(0.007)
 
 
-def test_what_the_way_back_does_is_no_queue_of_ours() -> None:
+def test_delay_on_the_way_back_is_not_counted_as_queue() -> None:
     path = seen_path()
     assert path.queue_above(0.001, RTT_S + 0.300, 1.0) == pytest.approx(0.001)
 
@@ -105,7 +105,7 @@ def test_a_path_that_is_seen_empty_now_and_then_is_never_probed() -> None:
         assert path.phase == STEADY
 
 
-def test_a_path_that_was_never_seen_empty_is_probed_in_time_too() -> None:
+def test_a_path_that_was_never_seen_empty_is_probed_after_the_usual_interval() -> None:
     path = Path()
     path.probe_if_due(RTT_S, 0.0, False, 50.0)
     path.probe_if_due(RTT_S, 0.0, False, 49.9 + PROBE_EVERY_S)
@@ -114,7 +114,7 @@ def test_a_path_that_was_never_seen_empty_is_probed_in_time_too() -> None:
     assert path.phase == PROBING
 
 
-def test_a_probe_under_way_is_not_begun_again() -> None:
+def test_a_probe_under_way_is_not_restarted() -> None:
     path = seen_path()
     path.probe(RTT_S, 0.0, 1.0, deep=True)
     path.note_probed(0.0, RTT_S)
@@ -144,14 +144,14 @@ def test_a_probe_in_which_no_round_ended_is_not_over() -> None:
     assert path.phase == PROBING
 
 
-def test_where_no_probe_is_under_way_none_ends() -> None:
+def test_ending_a_probe_without_one_under_way_does_nothing() -> None:
     path = seen_path()
     path.queue_above(0.05, RTT_S + 0.05, 1.0)
     path.end_probe_if_over(AIM_S, 100.0)
     assert (path.phase, path.is_contended) == (STEADY, False)
 
 
-def test_a_queue_that_went_when_we_gave_way_was_ours() -> None:
+def test_a_queue_that_drains_in_a_probe_was_ours() -> None:
     path = seen_path()
     path.probe(RTT_S, 0.0, 1.0)
     path.note_probed(0.05, RTT_S + 0.05)  # another lane's; the least counts
@@ -160,7 +160,7 @@ def test_a_queue_that_went_when_we_gave_way_was_ours() -> None:
     assert (path.phase, path.is_contended) == (STEADY, False)
 
 
-def test_a_queue_that_stays_though_we_gave_way_is_others() -> None:
+def test_a_queue_that_stays_in_a_probe_is_made_by_others() -> None:
     path = seen_path()
     probe(path, 0.05, RTT_S + 0.05, 1.0)
     assert (path.phase, path.is_contended) == (CONTENDED, True)
@@ -168,7 +168,7 @@ def test_a_queue_that_stays_though_we_gave_way_is_others() -> None:
     assert path.queue_above(0.05, RTT_S + 0.05, 2.0) == pytest.approx(0.05)  # it is a queue still
 
 
-def test_others_are_looked_for_again_soon_then_less_often_and_without_us_for_certain() -> None:
+def test_a_contended_path_is_probed_soon_and_then_less_often() -> None:
     path = seen_path()
     ended = probe(path, 0.05, RTT_S + 0.05, 1.0)
     path.probe_if_due(RTT_S, 0.0, False, ended + FIRST_CONTENDED_PROBE_S - 0.01)
@@ -182,7 +182,7 @@ def test_others_are_looked_for_again_soon_then_less_often_and_without_us_for_cer
     assert path.phase == PROBING
 
 
-def test_others_that_have_gone_are_forgotten() -> None:
+def test_a_contest_ends_when_a_probe_finds_the_path_empty() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.05, 1.0)
     now = probe(path, 0.001, RTT_S + 0.001, now)
@@ -194,7 +194,7 @@ def test_others_that_have_gone_are_forgotten() -> None:
 # --- a path that was never seen empty -------------------------------------------------------------
 
 
-def test_a_doubtful_queue_is_probed_soon_and_then_after_ever_longer_times() -> None:
+def test_a_doubtful_queue_is_probed_at_growing_intervals() -> None:
     path, now = seen_path(), 0.0
     for after_s in (DOUBT_S, 2 * DOUBT_S, 4 * DOUBT_S, 8 * DOUBT_S):
         path.probe_if_due(RTT_S, 0.02, True, now + after_s - 0.01)
@@ -206,7 +206,7 @@ def test_a_doubtful_queue_is_probed_soon_and_then_after_ever_longer_times() -> N
         path.end_probe_if_over(AIM_S, now)
 
 
-def test_a_queue_that_is_as_long_though_what_would_drain_it_is_held_back_is_others() -> None:
+def test_a_queue_that_does_not_shrink_as_it_should_in_a_probe_is_made_by_others() -> None:
     path = seen_path()  # so it seems; their queue was never shorter
     probe(path, 0.005, RTT_S + 0.005, 1.0, queue_s=0.007)
     assert path.phase == CONTENDED
@@ -215,14 +215,14 @@ def test_a_queue_that_is_as_long_though_what_would_drain_it_is_held_back_is_othe
     assert path.phase == STEADY
 
 
-def test_what_we_have_waiting_while_we_contend_says_nothing_about_others() -> None:
+def test_our_own_queue_in_a_contest_is_not_taken_for_others() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.05, 1.0)
     probe(path, 0.005, RTT_S + 0.005, now, queue_s=0.007)
     assert path.phase == STEADY
 
 
-def test_a_path_whose_least_delay_falls_while_we_contend_need_not_be_empty_now() -> None:
+def test_a_new_least_delay_does_not_end_a_contest_at_once() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.05, 1.0)
     now = probe(path, -0.02, RTT_S - 0.02, now)
@@ -234,7 +234,7 @@ def test_a_path_whose_least_delay_falls_while_we_contend_need_not_be_empty_now()
     assert path.phase == STEADY
 
 
-def test_a_round_without_a_queue_ends_the_contest_unless_the_least_delay_has_just_fallen() -> None:
+def test_a_round_without_a_queue_ends_the_contest_unless_the_least_delay_just_fell() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.05, 1.0)
     path.queue_above(-0.02, RTT_S - 0.02, now)
@@ -268,7 +268,7 @@ def test_after_a_contest_the_path_is_probed_deeply_until_its_least_delay_falls_n
     assert (path.phase, path.is_deep) == (PROBING, False)
 
 
-def test_a_probe_that_finds_the_same_both_ways_has_found_a_longer_path() -> None:
+def test_delay_that_grew_alike_both_ways_is_a_longer_path() -> None:
     path = seen_path()
     now = probe(path, 0.05, RTT_S + 0.10, 1.0)
     assert (path.phase, path.is_contended) == (STEADY, False)
@@ -276,7 +276,7 @@ def test_a_probe_that_finds_the_same_both_ways_has_found_a_longer_path() -> None
 
 
 @pytest.mark.parametrize("rtt_s", [0.05, 0.075, 0.15])
-def test_what_has_grown_in_one_direction_more_than_in_the_other_may_be_a_queue(
+def test_delay_that_grew_more_in_one_direction_may_be_a_queue(
     rtt_s: float,
 ) -> None:
     path = seen_path()
@@ -284,7 +284,7 @@ def test_what_has_grown_in_one_direction_more_than_in_the_other_may_be_a_queue(
     assert path.phase == CONTENDED
 
 
-def test_what_is_the_same_in_one_direction_only_is_believed_later() -> None:
+def test_a_constant_delay_in_one_direction_is_a_longer_path_after_several_probes() -> None:
     path, now = seen_path(), 1.0
     for _ in range(SAME_PROBES):
         now = probe(path, 0.05, RTT_S + 0.05, now)

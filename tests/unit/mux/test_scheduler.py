@@ -63,7 +63,7 @@ def test_a_stream_stays_sparse_up_to_its_allowance_and_not_a_byte_beyond() -> No
         assert served(scheduler)[0] == first
 
 
-def test_what_was_sent_in_the_last_round_trip_counts_and_what_was_sent_before_does_not() -> None:
+def test_only_bytes_of_the_last_round_trip_make_a_stream_bulk() -> None:
     for later_s, first in ((RTT_S, 1), (RTT_S + 0.001, 3)):
         scheduler, stream = Scheduler(), stream_with(3, SPARSE_BYTES)
         scheduler.activate(stream, 0.0, RTT_S)
@@ -128,7 +128,7 @@ def test_a_turn_that_a_full_lane_cut_short_goes_on_where_it_stopped() -> None:
     assert served(scheduler)[0] == 3
 
 
-def test_what_a_frame_was_too_large_for_its_turn_is_missing_in_the_next() -> None:
+def test_a_frame_larger_than_the_turn_shortens_the_next_turn() -> None:
     scheduler = Scheduler()
     for number in (1, 3):
         scheduler.activate(stream_with(number, 10 * QUANTUM_BYTES), 0.0, RTT_S)
@@ -163,7 +163,7 @@ def test_after_a_long_run_of_sparse_bytes_one_bulk_frame_is_let_through() -> Non
     assert served(scheduler)[0] != 1  # and then the sparse ones again
 
 
-def test_when_only_sparse_streams_have_work_they_are_served_in_the_bulk_turn_too() -> None:
+def test_without_bulk_sparse_streams_are_served_in_its_turn() -> None:
     scheduler = Scheduler()
     count = 2 * SPARSE_RUN_BYTES // SPARSE_BYTES
     for number in range(count):
@@ -229,7 +229,7 @@ def test_without_bulk_sparse_streams_do_not_wait_for_its_turn() -> None:
     assert not scheduler.has_sparse
 
 
-def test_a_lane_that_is_not_the_swiftest_carries_bulk_and_leaves_sparse_streams_alone() -> None:
+def test_a_slower_lane_carries_bulk_and_no_sparse_streams() -> None:
     scheduler = Scheduler()
     scheduler.activate(stream_with(1, 1000), 0.0, RTT_S)
     scheduler.activate(stream_with(3, 1_000_000), 0.0, RTT_S)
@@ -240,7 +240,7 @@ def test_a_lane_that_is_not_the_swiftest_carries_bulk_and_leaves_sparse_streams_
     assert scheduler.queued_bytes() == (1000, 999_000)
 
 
-def test_a_sparse_stream_that_may_take_no_other_lane_takes_its_own_however_slow() -> None:
+def test_a_sparse_stream_bound_to_a_lane_takes_it_however_slow() -> None:
     scheduler = Scheduler()
     scheduler.activate(stream_with(1, 10, home=LANE), 0.0, RTT_S)
     scheduler.activate(stream_with(3, 10, home=LANE + 1), 0.0, RTT_S)
@@ -259,7 +259,7 @@ def test_on_a_slow_lane_turns_are_as_small_as_its_frames() -> None:
     assert [served(scheduler, 3000) for _ in range(4)] == [(1, 3000), (3, 3000)] * 2
 
 
-def test_what_waits_is_told_by_class() -> None:
+def test_queued_bytes_are_counted_for_sparse_and_bulk() -> None:
     scheduler = Scheduler()
     assert (scheduler.has_sparse, scheduler.has_bulk) == (False, False)
     scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
@@ -270,7 +270,7 @@ def test_what_waits_is_told_by_class() -> None:
     assert scheduler.queued_bytes() == (300, 1_000_000)
 
 
-def test_what_the_peer_has_granted_no_credit_for_does_not_wait_for_us() -> None:
+def test_bytes_without_credit_are_not_counted_as_queued() -> None:
     scheduler, stream = Scheduler(), stream_of(1, 20_000)
     stream.sender.write(Payload(bytes(100_000)))
     scheduler.activate(stream, 0.0, RTT_S)

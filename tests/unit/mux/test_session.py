@@ -77,7 +77,7 @@ def test_a_connection_is_requested_and_accepted() -> None:
     assert near.opened
 
 
-def test_who_need_not_hear_that_a_connection_is_up_is_not_told() -> None:
+def test_a_quiet_open_is_not_answered_with_opened() -> None:
     ends = Ends()
     near = ends.client.open(WEB._replace(wants_opened=False))
     (request,) = ends.send(ends.client)
@@ -87,7 +87,7 @@ def test_who_need_not_hear_that_a_connection_is_up_is_not_told() -> None:
     assert not near.opened
 
 
-def test_an_agent_opens_a_stream_by_the_number_of_an_exposure_and_says_who_has_come() -> None:
+def test_an_agent_opens_a_stream_to_an_exposed_port_and_names_the_caller() -> None:
     ends = Ends()
     exposed = Destination(frames.EXPOSED, "198.51.100.7", 40000, exposure=3)
     ends.agent.open(exposed)
@@ -108,7 +108,7 @@ def test_data_travels_with_the_open_and_needs_no_round_trip() -> None:
     assert text(events) == b"GET /"
 
 
-def test_hearing_twice_that_a_stream_is_open_is_one_event() -> None:
+def test_a_repeated_opened_is_one_event() -> None:
     ends = Ends(lanes=2)
     near = ends.client.open(WEB)
     (request,) = ends.send(ends.client)
@@ -120,7 +120,7 @@ def test_hearing_twice_that_a_stream_is_open_is_one_event() -> None:
     assert ends.deliver(ends.client, lane=2) == []
 
 
-def test_accepting_twice_says_so_once() -> None:
+def test_accepting_a_stream_twice_sends_one_opened() -> None:
     ends = Ends()
     _, far = ends.connect()
     ends.agent.accept(far)
@@ -155,7 +155,7 @@ def test_no_more_streams_are_opened_than_the_peer_allows() -> None:
     assert client.can_open
 
 
-def test_openings_do_not_pile_up_without_end_while_no_lane_is_up() -> None:
+def test_a_bounded_number_of_opens_waits_for_a_lane() -> None:
     client = Session(CLIENT)
     opened = 0
     while client.can_open:
@@ -272,7 +272,7 @@ def test_a_full_queue_that_drains_wakes_its_writer() -> None:
     assert StreamWritable(near) in ends.client.take_events()
 
 
-def test_a_small_grant_wakes_a_writer_too_for_its_window_may_be_no_larger() -> None:
+def test_even_a_small_grant_wakes_a_blocked_writer() -> None:
     client = client_with_lane()
     stream = client.open(WEB)
     client.write(stream, Payload(bytes(LEAST_WINDOW_BYTES + 1)), 0.0)
@@ -313,7 +313,7 @@ def test_consuming_a_little_grants_nothing_yet() -> None:
 
 
 @pytest.mark.parametrize("orderly", [True, False])
-def test_growth_of_a_window_returns_to_the_session_when_the_stream_ends(orderly: bool) -> None:
+def test_a_large_window_is_given_back_when_its_stream_ends(orderly: bool) -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
@@ -355,7 +355,7 @@ def test_the_opener_says_in_its_open_how_much_it_takes() -> None:
     assert far.receiver.window.limit == near.sender.limit == LEAST_WINDOW_BYTES
 
 
-def test_thousands_of_idle_connections_keep_nobody_from_a_large_window() -> None:
+def test_thousands_of_idle_streams_leave_large_windows_for_busy_ones() -> None:
     ends = Ends()
     for _ in range(40):
         for _ in range(50):
@@ -388,7 +388,7 @@ def test_a_connection_whose_credit_was_called_back_still_moves_everything() -> N
     assert heard == content
 
 
-def test_bytes_that_cross_the_news_that_their_credit_is_called_back_arrive() -> None:
+def test_bytes_already_under_way_arrive_though_their_credit_is_called_back() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.agent.write(far, Payload(bytes(100_000)), ends.now)
@@ -412,7 +412,7 @@ def test_no_credit_is_called_back_before_the_open_was_acknowledged() -> None:
     assert not any(stream.window_waits for stream in streams)
 
 
-def test_a_window_that_was_lost_with_its_lane_is_told_again_as_it_is_by_then() -> None:
+def test_a_window_frame_lost_with_its_lane_is_sent_again_with_the_current_limit() -> None:
     ends = Ends(lanes=2)
     near, far = ends.connect()
     ends.agent.write(far, Payload(bytes(200_000)), ends.now)
@@ -425,7 +425,7 @@ def test_a_window_that_was_lost_with_its_lane_is_told_again_as_it_is_by_then() -
     assert far.sender.limit == near.receiver.window.limit
 
 
-def test_a_peer_that_reads_nothing_has_one_window_of_a_stream_waiting() -> None:
+def test_at_most_one_window_frame_of_a_stream_waits_for_a_lane() -> None:
     client = client_with_lane()
     stream = client.open(WEB)
     client.transmit(1, 0.0)
@@ -436,7 +436,7 @@ def test_a_peer_that_reads_nothing_has_one_window_of_a_stream_waiting() -> None:
     assert client.beliefs(0.0)["control_frames"] == 1
 
 
-def test_what_all_streams_have_queued_is_bounded_but_everybody_has_a_little() -> None:
+def test_the_queues_of_all_streams_are_bounded_and_each_may_queue_a_little() -> None:
     client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
     queued = 0
     for _ in range(1000):
@@ -459,7 +459,7 @@ def test_a_stream_of_single_bytes_costs_the_session_no_more_than_any_other() -> 
     assert payloads * ENTRY_BYTES <= SESSION_QUEUE_BYTES + 1000 * LEAST_QUEUE_BYTES
 
 
-def test_while_nothing_leaves_a_writer_may_write_as_far_as_its_credit_reaches() -> None:
+def test_in_an_outage_a_writer_may_fill_all_of_its_credit() -> None:
     client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
     client.add_lane(1, 0.0)
     stream = client.open(WEB)
@@ -482,7 +482,7 @@ def test_while_nothing_leaves_a_writer_may_write_as_far_as_its_credit_reaches() 
     assert stream.sender.queued_bytes <= MAX_WINDOW_BYTES
 
 
-def test_a_writer_that_gets_no_credit_for_long_may_write_a_little_ahead() -> None:
+def test_a_writer_without_credit_for_long_may_queue_a_little_beyond_it() -> None:
     ends = Ends()
     near, far = ends.connect()
     while room := ends.client.room_bytes(near):
@@ -545,7 +545,7 @@ def test_half_close_both_ways_ends_a_stream_and_both_ends_forget_it() -> None:
     assert (ends.client.streams, ends.agent.streams) == ({}, {})
 
 
-def test_a_finished_stream_keeps_its_place_until_its_bytes_have_reached_their_destination() -> None:
+def test_a_finished_stream_keeps_its_window_until_all_its_bytes_are_consumed() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.client.finish(near, ends.now)
@@ -594,7 +594,7 @@ def test_a_writer_that_is_woken_and_reset_by_the_same_read_finds_no_room() -> No
     assert ends.client.room_bytes(near) == 0
 
 
-def test_resetting_twice_says_so_once() -> None:
+def test_resetting_a_stream_twice_sends_one_reset() -> None:
     ends = Ends()
     _, far = ends.connect()
     ends.agent.reset(far, frames.RESET_ABORTED)
@@ -602,7 +602,7 @@ def test_resetting_twice_says_so_once() -> None:
     assert kinds(ends.transmit(ends.agent)).count(frames.RESET) == 1
 
 
-def test_a_reset_after_the_orderly_end_is_told_to_the_peer_and_changes_nothing_here() -> None:
+def test_a_reset_after_both_fins_is_sent_and_has_no_effect_here() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.agent.finish(far, ends.now)
@@ -628,7 +628,7 @@ def test_frames_that_come_late_for_a_closed_stream_are_ignored() -> None:
     assert not [e for e in ends.send(ends.agent) if not isinstance(e, StreamReset)]
 
 
-def test_what_comes_back_from_a_dead_lane_for_a_reset_stream_is_released() -> None:
+def test_a_reset_streams_payloads_on_a_dead_lane_are_released() -> None:
     ends = Ends()
     near, _ = ends.connect()
     payload = Payload(b"x" * 100)
@@ -642,7 +642,7 @@ def test_what_comes_back_from_a_dead_lane_for_a_reset_stream_is_released() -> No
 # --- acknowledgements -----------------------------------------------------------------------------
 
 
-def test_a_frame_behind_an_acknowledgement_is_released_only_when_all_of_it_was_processed() -> None:
+def test_an_acknowledgement_before_a_frames_end_does_not_release_it() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.agent.write(far, Payload(b"x" * 1000), ends.now)
@@ -667,7 +667,7 @@ def test_the_senders_copy_is_released_when_the_peer_has_processed_it() -> None:
     assert len(payload) == 0
 
 
-def test_an_acknowledgement_waits_for_company_until_its_deadline() -> None:
+def test_an_acknowledgement_is_held_until_data_goes_along_or_its_deadline() -> None:
     ends = Ends()
     ends.client.open(WEB)
     ends.send(ends.client)
@@ -680,7 +680,7 @@ def test_an_acknowledgement_waits_for_company_until_its_deadline() -> None:
     assert ends.agent.next_deadline() is None
 
 
-def test_a_deadline_that_has_passed_on_a_lane_that_takes_nothing_is_no_reason_to_wake_up() -> None:
+def test_a_passed_deadline_of_a_full_lane_is_not_the_next_deadline() -> None:
     ends = Ends(lanes=2)
     ends.client.open(WEB)
     ends.send(ends.client)
@@ -723,7 +723,7 @@ def test_a_ping_is_answered_at_once_and_gives_the_round_trip_time() -> None:
     assert ends.client.rtt_s == pytest.approx(0.05)
 
 
-def test_the_round_trip_time_is_that_of_the_fastest_lane_that_knows_one() -> None:
+def test_the_sessions_round_trip_time_is_its_fastest_lanes() -> None:
     ends = Ends(lanes=3)
     for lane, rtt_s in ((1, 0.2), (2, 0.1)):
         ends.client.ping(lane)
@@ -788,7 +788,7 @@ def test_one_call_hands_out_about_as_many_bytes_as_it_was_asked_for() -> None:
     assert len(join(ends.client.transmit(1, ends.now, 1000))) == 2 * (600 + frames.DATA_HEAD_BYTES)
 
 
-def test_a_lane_with_all_the_frames_it_may_have_gets_no_empty_ones() -> None:
+def test_a_lane_at_its_limit_of_frames_gets_no_further_ones() -> None:
     ends = Ends()
     streams = [ends.connect()[0] for _ in range(30)]
     ends.open_throttle()
@@ -822,7 +822,7 @@ def test_what_a_dead_lane_did_not_deliver_leaves_over_another() -> None:
     assert isinstance(events[-1], FinReceived)
 
 
-def test_what_arrived_and_was_not_acknowledged_is_sent_twice_and_heard_once() -> None:
+def test_data_that_arrived_unacknowledged_is_sent_again_and_delivered_once() -> None:
     ends = Ends(lanes=2)
     near = ends.client.open(WEB)
     ends.client.write(near, Payload(b"once"), ends.now)
@@ -964,7 +964,7 @@ def test_control_and_datagrams_take_the_lane_that_answers_soonest() -> None:
     assert kinds(ends.transmit(ends.client, lane=2)) == [frames.OPEN, frames.DATAGRAM]
 
 
-def test_a_few_bytes_of_a_stream_take_it_too() -> None:
+def test_a_small_write_takes_the_fastest_lane() -> None:
     ends = with_lanes(0.2, 0.05)
     near, _ = ends.connect(lane=2)
     ends.client.write(near, Payload(b"a key"), ends.now)
@@ -972,7 +972,7 @@ def test_a_few_bytes_of_a_stream_take_it_too() -> None:
     assert kinds(ends.transmit(ends.client, lane=2)) == [frames.DATA]
 
 
-def test_a_lane_owes_an_answer_since_the_oldest_question_that_is_still_open() -> None:
+def test_a_lane_is_unanswered_since_its_oldest_unacknowledged_frame() -> None:
     ends = Ends(lanes=1)
     lane = ends.client.lanes[1]
     assert lane.unanswered_s(ends.now + 100) == 0.0
@@ -987,7 +987,7 @@ def test_a_lane_owes_an_answer_since_the_oldest_question_that_is_still_open() ->
     assert lane.unanswered_s(ends.now + 100) == 0.0
 
 
-def test_the_other_side_is_told_of_a_lane_that_is_gone_over_the_next_one() -> None:
+def test_a_dead_lanes_number_is_sent_over_the_next_lane() -> None:
     ends = Ends(lanes=1)
     ends.client.lose_lane(1, ends.now)
     ends.client.tell_lane_gone(1)
@@ -996,7 +996,7 @@ def test_the_other_side_is_told_of_a_lane_that_is_gone_over_the_next_one() -> No
     assert LaneGone(1) in ends.send(ends.client, lane=2)
 
 
-def test_a_few_bytes_go_over_the_second_best_lane_as_well_and_arrive_once() -> None:
+def test_a_small_write_is_duplicated_on_the_second_fastest_lane_and_arrives_once() -> None:
     ends = with_lanes(0.2, 0.05, 0.1)
     near, far = ends.connect(lane=2)
     ends.client.write(near, Payload(b"a key"), ends.now)
@@ -1007,7 +1007,7 @@ def test_a_few_bytes_go_over_the_second_best_lane_as_well_and_arrive_once() -> N
     assert [(e.stream, bytes(e.payload.view)) for e in arrived] == [(far, b"a key")]
 
 
-def test_the_copy_of_a_stream_that_is_reset_meanwhile_stays_here() -> None:
+def test_a_duplicate_of_a_reset_stream_is_not_sent() -> None:
     ends = with_lanes(0.05, 0.1)
     near, _ = ends.connect(lane=1)
     ends.client.write(near, Payload(b"a key"), ends.now)
@@ -1016,7 +1016,7 @@ def test_the_copy_of_a_stream_that_is_reset_meanwhile_stays_here() -> None:
     assert frames.DATA not in kinds(ends.transmit(ends.client, lane=2))
 
 
-def test_what_may_go_over_any_lane_is_offered_to_all_in_the_order_of_their_answers() -> None:
+def test_sparse_data_is_offered_to_the_lanes_fastest_first() -> None:
     ends = with_lanes(0.2, 0.05, 0.1)
     near, _ = ends.connect(lane=2)
     assert ends.client.lanes_to_fill(ends.now) == []
@@ -1024,7 +1024,7 @@ def test_what_may_go_over_any_lane_is_offered_to_all_in_the_order_of_their_answe
     assert ends.client.lanes_to_fill(ends.now) == [2, 3, 1]
 
 
-def test_what_is_urgent_is_offered_to_the_first_lane_that_can_be_had() -> None:
+def test_urgent_frames_are_offered_to_the_fastest_lane_that_is_not_blocked() -> None:
     ends = with_lanes(0.2, 0.05, 0.1)
     ends.client.open(WEB)
     assert ends.client.lanes_to_fill(ends.now) == [2]
@@ -1032,9 +1032,7 @@ def test_what_is_urgent_is_offered_to_the_first_lane_that_can_be_had() -> None:
     assert ends.client.lanes_to_fill(ends.now) == [3]
 
 
-def test_bulk_is_offered_to_the_lanes_that_take_it_and_the_others_know_that_they_hold_it_back() -> (
-    None
-):
+def test_lanes_that_refuse_bulk_note_that_their_limit_held_it_back() -> None:
     ends = with_lanes(0.2, 0.05)
     near, _ = ends.connect(lane=2, bulky=True)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
@@ -1045,7 +1043,7 @@ def test_bulk_is_offered_to_the_lanes_that_take_it_and_the_others_know_that_they
     assert full._held_back
 
 
-def test_bulk_takes_every_lane() -> None:
+def test_bulk_is_spread_over_all_lanes() -> None:
     ends = with_lanes(0.2, 0.05)
     near, _ = ends.connect(lane=2, bulky=True)
     ends.client.write(near, Payload(bytes(200_000)), ends.now)
@@ -1053,7 +1051,7 @@ def test_bulk_takes_every_lane() -> None:
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=2))
 
 
-def test_a_lane_that_is_silent_for_longer_than_another_needs_is_not_chosen() -> None:
+def test_urgent_frames_avoid_a_lane_that_has_stalled() -> None:
     ends = with_lanes(0.2, 0.05)
     ends.client.ping(2)
     ends.transmit(ends.client, lane=2)
@@ -1067,14 +1065,14 @@ def test_a_lane_that_is_silent_for_longer_than_another_needs_is_not_chosen() -> 
     assert first.home == 2
 
 
-def test_a_lane_whose_pipe_is_full_is_not_chosen_however_swift() -> None:
+def test_urgent_frames_avoid_a_lane_whose_pipe_is_full() -> None:
     ends = with_lanes(0.2, 0.05)
     ends.client.lanes[2].is_blocked = True
     ends.client.open(WEB)
     assert kinds(ends.transmit(ends.client, lane=1)) == [frames.OPEN]
 
 
-def test_when_all_pipes_are_full_the_first_that_is_asked_again_is_good_enough() -> None:
+def test_with_all_pipes_full_any_lane_may_carry_urgent_frames() -> None:
     ends = with_lanes(0.2, 0.05)
     for lane in (1, 2):
         ends.client.lanes[lane].is_blocked = True
@@ -1091,7 +1089,7 @@ def test_an_only_lane_carries_everything_however_slow() -> None:
     assert kinds(ends.transmit(ends.client)) == [frames.OPEN]
 
 
-def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() -> None:
+def test_the_newest_lane_is_kept_free_of_bulk_while_the_others_lose_segments() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
     near, _ = ends.connect(lane=3, bulky=True)
     lose_segments(ends, 1, 2)
@@ -1106,7 +1104,7 @@ def test_while_the_others_lose_segments_the_newest_lane_is_spared_from_bulk() ->
     assert frames.DATA in kinds(ends.transmit(ends.client, lane=3))
 
 
-def test_no_lane_is_spared_unless_all_others_lose() -> None:
+def test_no_lane_is_kept_free_of_bulk_unless_all_others_lose_segments() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
     near, _ = ends.connect(lane=3, bulky=True)
     for each in ends.client.lanes.values():
@@ -1117,7 +1115,7 @@ def test_no_lane_is_spared_unless_all_others_lose() -> None:
         assert frames.DATA in kinds(ends.transmit(ends.client, lane))
 
 
-def test_of_those_that_have_just_joined_one_is_spared_at_once() -> None:
+def test_one_of_several_new_lanes_is_kept_free_of_bulk_at_once() -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
     near, _ = ends.connect(lane=3, bulky=True)
     ends.client.lanes[1].pacer._start_up = 0.0
@@ -1126,7 +1124,7 @@ def test_of_those_that_have_just_joined_one_is_spared_at_once() -> None:
     assert not ends.transmit(ends.client, lane=3)
 
 
-def test_of_two_lanes_none_is_spared() -> None:
+def test_with_two_lanes_none_is_kept_free_of_bulk() -> None:
     ends = with_lanes(0.1, 0.05)
     near, _ = ends.connect(lane=2)
     lose_segments(ends, 1)
@@ -1135,7 +1133,9 @@ def test_of_two_lanes_none_is_spared() -> None:
 
 
 @pytest.mark.parametrize("dead", [(1,), (2,), (1, 2)])
-def test_a_spared_lane_carries_bulk_when_too_few_others_are_left(dead: tuple[int, ...]) -> None:
+def test_a_lane_kept_free_of_bulk_carries_it_when_few_others_are_left(
+    dead: tuple[int, ...],
+) -> None:
     ends = with_lanes(0.1, 0.1, 0.05)
     near, _ = ends.connect(lane=3, bulky=True)
     lose_segments(ends, 1, 2)
@@ -1150,7 +1150,7 @@ def test_a_spared_lane_carries_bulk_when_too_few_others_are_left(dead: tuple[int
 # --- time -----------------------------------------------------------------------------------------
 
 
-def test_with_bulk_of_its_own_to_send_a_side_holds_acknowledgements_for_longer() -> None:
+def test_a_side_that_sends_bulk_holds_acknowledgements_longer() -> None:
     ends = Ends()
     near, far = ends.connect()
     ends.agent.write(far, Payload(bytes(250_000)), ends.now)
@@ -1164,7 +1164,7 @@ def test_with_bulk_of_its_own_to_send_a_side_holds_acknowledgements_for_longer()
     assert ends.agent.lanes[1].ack_due == pytest.approx(ends.now + ACK_DELAY_S)
 
 
-def test_while_bulk_waits_for_its_time_the_deadline_says_when_that_is() -> None:
+def test_the_next_deadline_is_when_paced_bulk_may_leave() -> None:
     ends = Ends()
     near, _ = ends.connect(bulky=True)
     pacer = ends.client.lanes[1].pacer
@@ -1178,7 +1178,7 @@ def test_while_bulk_waits_for_its_time_the_deadline_says_when_that_is() -> None:
     assert ends.client.next_deadline(pacer.next_at) is None
 
 
-def test_bulk_that_waits_for_its_time_lets_what_is_urgent_pass() -> None:
+def test_urgent_data_overtakes_paced_bulk() -> None:
     ends = Ends()
     bulk, _ = ends.connect(bulky=True)
     key, _ = ends.connect()
@@ -1191,7 +1191,7 @@ def test_bulk_that_waits_for_its_time_lets_what_is_urgent_pass() -> None:
     assert frame[1] == key.id
 
 
-def test_no_more_bulk_is_in_flight_than_the_pacer_lets() -> None:
+def test_bulk_in_flight_stays_within_the_pacers_limit() -> None:
     ends = Ends()
     near, _ = ends.connect()
     ends.client.write(near, Payload(bytes(250_000)), ends.now)
@@ -1202,7 +1202,7 @@ def test_no_more_bulk_is_in_flight_than_the_pacer_lets() -> None:
     assert 0 < lane.in_flight_bytes <= lane.pacer.limit_bytes + overhead
 
 
-def test_beliefs_say_what_waits_and_what_is_under_way() -> None:
+def test_statistics_count_what_is_queued_and_what_is_in_flight() -> None:
     ends = with_lanes(0.05, 0.1)
     bulk, _ = ends.connect(bulky=True)
     key, _ = ends.connect()
@@ -1242,7 +1242,7 @@ def test_a_datagram_arrives_as_it_was_sent_and_its_flow_with_it() -> None:
     assert first.flow.target == VOICE
 
 
-def test_datagrams_that_leave_in_time_are_never_too_many() -> None:
+def test_no_datagram_is_dropped_while_a_lane_takes_them() -> None:
     ends = Ends()
     flow = ends.client.datagrams.open(VOICE, ends.now)
     for _ in range(2 * DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES):
@@ -1305,13 +1305,13 @@ def test_a_client_refuses_frames_that_make_no_sense(data: bytes) -> None:
         feed(client_with_lane(), data)
 
 
-def test_stream_numbers_may_be_apart_as_far_as_the_limit_says() -> None:
+def test_stream_numbers_may_arrive_out_of_order_up_to_a_limit() -> None:
     agent = agent_with_lane()
     feed(agent, frames.encode_open(2 * STREAM_GAP - 1, WEB))
     assert len(agent.streams) == 1
 
 
-def test_a_session_may_have_more_streams_in_its_life_than_may_be_out_of_order() -> None:
+def test_the_limit_on_out_of_order_stream_numbers_does_not_limit_a_sessions_life() -> None:
     agent = agent_with_lane()
     short = Destination(frames.TCP, "x", 80)
     for first in range(1, 3 * STREAM_GAP, 2000):
@@ -1325,7 +1325,7 @@ def test_a_session_may_have_more_streams_in_its_life_than_may_be_out_of_order() 
     assert agent.streams == {}
 
 
-def test_what_came_before_a_broken_frame_is_kept_and_heard_again_only_once() -> None:
+def test_data_before_a_broken_frame_is_delivered_once() -> None:
     agent = agent_with_lane()
     agent.add_lane(2, 0.0)
     good = frames.encode_open(1, WEB) + frames.encode_data_head(1, 0, 2) + b"ab"
@@ -1337,7 +1337,7 @@ def test_what_came_before_a_broken_frame_is_kept_and_heard_again_only_once() -> 
     assert text(heard) + text(agent.take_events()) == b"abc"
 
 
-def test_a_passage_is_what_the_stream_waits_for_and_nothing_else() -> None:
+def test_direct_delivery_is_offered_only_for_the_bytes_a_stream_waits_for() -> None:
     ours, theirs = Session(CLIENT), Session(AGENT)
     ours.add_lane(0, 0.0)
     theirs.add_lane(0, 0.0)
@@ -1364,7 +1364,7 @@ def test_a_passage_is_what_the_stream_waits_for_and_nothing_else() -> None:
     assert ours.passage(0) is None
 
 
-def test_what_passed_returns_credit_asks_for_an_ack_and_completes_the_stream() -> None:
+def test_spliced_bytes_count_as_received_acknowledged_and_consumed() -> None:
     ours = Session(CLIENT)
     ours.add_lane(0, 0.0)
     stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
@@ -1378,7 +1378,7 @@ def test_what_passed_returns_credit_asks_for_an_ack_and_completes_the_stream() -
     assert ours.next_deadline() is not None
 
 
-def test_what_passed_grants_a_new_window() -> None:
+def test_spliced_bytes_grant_a_new_window() -> None:
     ours = Session(CLIENT)
     ours.add_lane(0, 0.0)
     stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
@@ -1389,7 +1389,7 @@ def test_what_passed_grants_a_new_window() -> None:
     assert frames.encode_window(stream.id, 2 * size, 1) in ours.transmit(0, 1.0)
 
 
-def test_a_closed_stream_has_no_passage() -> None:
+def test_direct_delivery_is_not_offered_for_a_closed_stream() -> None:
     ours = Session(CLIENT)
     ours.add_lane(0, 0.0)
     stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))

@@ -128,7 +128,7 @@ def test_there_is_no_room_once_the_end_was_written_or_the_stream_was_reset() -> 
     assert (finished.room_bytes(), reset.room_bytes()) == (0, 0)
 
 
-def test_less_room_than_a_good_read_is_none_and_the_writer_waits_to_be_woken() -> None:
+def test_a_writer_with_little_room_waits_until_there_is_enough_for_a_read() -> None:
     sender = Sender(INITIAL_WINDOW_BYTES)
     sender.write(Payload(bytes(INITIAL_WINDOW_BYTES - WAKE_ROOM_BYTES)))
     assert (sender.room_bytes(), sender.blocked) == (WAKE_ROOM_BYTES, False)
@@ -144,7 +144,7 @@ def test_a_peer_with_a_small_window_can_still_be_written_to(window_bytes: int) -
     assert sender.room_bytes() == window_bytes // 2
 
 
-def test_a_backlog_of_single_bytes_blocks_before_it_costs_hundreds_of_times_its_size() -> None:
+def test_the_number_of_queued_payloads_is_bounded_not_only_their_bytes() -> None:
     sender = Sender(INITIAL_WINDOW_BYTES)
     for _ in range(SEND_QUEUE_PAYLOADS):
         assert sender.room_bytes()
@@ -199,7 +199,7 @@ def test_what_is_sent_again_needs_no_new_credit() -> None:
     assert not sender.has_work
 
 
-def test_a_lost_fin_is_sent_again_and_a_stale_loss_is_not() -> None:
+def test_a_lost_fin_is_sent_again_and_one_that_never_left_is_not_lost() -> None:
     sender = Sender(10)
     sender.finish()
     sender.give_back_fin()  # it has not even left
@@ -344,7 +344,7 @@ def test_the_end_comes_once_when_all_before_it_was_handed_out() -> None:
     assert receiver.state == FINISHED
 
 
-def test_before_the_end_is_known_there_is_none() -> None:
+def test_a_receiver_without_a_fin_has_no_end() -> None:
     assert not receiver_of(100).take_fin()
 
 

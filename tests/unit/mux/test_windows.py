@@ -96,7 +96,7 @@ def test_consuming_more_than_was_granted_is_our_own_bug() -> None:
         a_window().consume(LEAST_WINDOW_BYTES + 1, 0.0, RTT_S)
 
 
-def test_what_a_slow_reader_of_a_large_window_consumes_returns_before_long() -> None:
+def test_a_slow_reader_of_a_large_window_gets_credit_back_within_seconds() -> None:
     window, now = a_window(INITIAL_WINDOW_BYTES), 0.0
     while window.window_bytes < MAX_WINDOW_BYTES:
         read_fast(window)
@@ -106,7 +106,7 @@ def test_what_a_slow_reader_of_a_large_window_consumes_returns_before_long() -> 
         assert window.consumed + MAX_WINDOW_BYTES - window.limit <= 50_000 * (SLOW_S + 0.1)
 
 
-def test_the_chat_of_an_idle_connection_is_not_worth_a_grant() -> None:
+def test_a_few_consumed_bytes_of_an_idle_connection_grant_nothing() -> None:
     window = a_window(INITIAL_WINDOW_BYTES)
     assert not any(window.consume(1, minute * 60.0, RTT_S) for minute in range(1000))
 
@@ -150,7 +150,7 @@ def test_a_reader_that_has_proved_itself_is_not_slowed_by_thousands_that_stopped
     assert reader.window_bytes >= MAX_WINDOW_BYTES // 4
 
 
-def test_many_that_read_share_the_ladder_and_a_place_that_is_left_is_taken() -> None:
+def test_many_readers_share_the_window_sizes_and_take_those_that_become_free() -> None:
     credit = SessionCredit()
     windows = windows_of(credit, 8, INITIAL_WINDOW_BYTES)
     for _ in range(20):
@@ -206,7 +206,7 @@ def test_bytes_under_way_when_their_credit_was_called_back_are_taken_in_and_coun
     assert window.consume(100 * KIB, 2 * IDLE_S, RTT_S)
 
 
-def test_a_peer_that_always_uses_what_was_called_back_has_an_end() -> None:
+def test_a_peer_that_keeps_using_credit_called_back_breaks_the_protocol() -> None:
     credit, refused = SessionCredit(), 0
     windows = []
     for number in range(1, 10_000, 2):  # all of them, before the first uses what it was given

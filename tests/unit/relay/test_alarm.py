@@ -46,7 +46,7 @@ def test_it_rings_once_and_not_before_its_time(after_s: float) -> None:
     assert rang[0] >= after_s - 0.001
 
 
-def test_the_sooner_of_two_counts() -> None:
+def test_the_sooner_of_two_deadlines_counts() -> None:
     for deadlines in ([0.06, 0.001], [0.001, 0.06], [0.06, 0.03], [0.03, 0.06]):
         rang = ring(list(deadlines), 0.15)
         assert len(rang) == 1
@@ -54,13 +54,13 @@ def test_the_sooner_of_two_counts() -> None:
 
 
 @pytest.mark.parametrize("after_s", [0.001, 0.05])
-def test_none_calls_it_off(after_s: float) -> None:
+def test_setting_none_cancels_the_alarm(after_s: float) -> None:
     assert ring([after_s, None], 0.1) == []
     assert len(ring([after_s, None, 0.002], 0.1)) == 1
 
 
 @pytest.mark.parametrize("after_s", [0.001, 0.05])
-def test_who_is_called_may_set_it_again(after_s: float) -> None:
+def test_the_callback_may_set_the_alarm_again(after_s: float) -> None:
     async def conversation() -> int:
         loop = asyncio.get_running_loop()
         rang: list[float] = []

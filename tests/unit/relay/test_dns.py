@@ -38,7 +38,7 @@ def test_servfail_answers_the_question_that_was_asked(name: str, options: dict[s
     assert is_failure(servfail(wire))
 
 
-def test_an_answer_is_told_from_others() -> None:
+def test_an_answer_is_matched_to_its_question() -> None:
     query = dns.message.make_query("a.example", "A")
     other = dns.message.make_query("a.example", "A", id=query.id ^ 1)
     answer = dns.message.make_response(query).to_wire()
@@ -49,7 +49,7 @@ def test_an_answer_is_told_from_others() -> None:
 
 
 @given(st.binary(max_size=600))
-def test_whatever_is_asked_gets_an_answer_that_is_one(data: bytes) -> None:
+def test_any_query_gets_a_well_formed_answer(data: bytes) -> None:
     if not is_query(data):
         return
     for answer in (servfail(data), truncated(data)):
@@ -91,7 +91,7 @@ def test_an_answer_by_udp_may_be_as_long_as_the_query_says(edns: int, most: int)
     assert name_asked(query.to_wire()) == b"\3git\4corp\7example\0"
 
 
-def test_what_another_resolver_may_know_better_is_a_failure_and_a_denial_is_none() -> None:
+def test_servfail_is_a_failure_and_nxdomain_is_an_answer() -> None:
     query = dns.message.make_query("a.example", "A", use_edns=False)
     for code, failure in ((2, True), (3, False), (4, True), (5, True), (0, False), (1, False)):
         answer = dns.message.make_response(query)

@@ -161,7 +161,7 @@ def test_payload_beyond_the_credit_never_reaches_the_socket() -> None:
     asyncio.run(conversation())
 
 
-def test_a_payload_that_comes_in_crumbs_is_not_kept_as_a_page_for_each() -> None:
+def test_a_payload_in_tiny_pieces_does_not_cost_a_page_each() -> None:
     """A splice moves references: a byte for which the far side pays one would cost us a page."""
 
     async def conversation() -> None:

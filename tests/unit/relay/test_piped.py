@@ -137,7 +137,7 @@ def test_small_payloads_are_read_into_memory_and_hold_no_pipe() -> None:
     pipes.close()
 
 
-def test_a_socket_that_has_nothing_or_has_ended_is_to_be_asked_the_other_way(pipes: Pipes) -> None:
+def test_an_empty_or_ended_socket_is_left_to_an_ordinary_read(pipes: Pipes) -> None:
     """splice(2) also says so before an urgent byte."""
     near, far = socket.socketpair()
     near.setblocking(False)
@@ -176,7 +176,7 @@ def test_when_all_pipes_are_taken_there_is_none_until_one_comes_back() -> None:
     pipes.close()
 
 
-def test_what_the_kernel_refuses_is_not_asked_for_again() -> None:
+def test_after_a_refusal_of_the_kernel_splice_is_not_tried_again() -> None:
     pipes = Pipes(least_bytes=1)
     directory = os.open("/", os.O_RDONLY)
     assert pipes.receive(directory, 1000) is None
@@ -189,7 +189,7 @@ def test_what_the_kernel_refuses_is_not_asked_for_again() -> None:
     pipes.close()
 
 
-def test_a_payload_outlives_the_pool_only_as_nothing() -> None:
+def test_a_payload_is_empty_when_its_pool_is_closed() -> None:
     pipes = Pipes(least_bytes=1)
     payload = received(pipes, DATA)
     pipes.close()
@@ -237,7 +237,7 @@ def test_pipes_that_nobody_has_needed_for_a_while_are_closed(
     asyncio.run(conversation())
 
 
-def test_of_a_session_that_is_given_up_no_pipe_is_left() -> None:
+def test_giving_up_a_session_closes_its_pipes() -> None:
     pipes = Pipes(least_bytes=1)
     payload = received(pipes, DATA)
     pipes.give_up()

@@ -75,7 +75,7 @@ def run(kind: type[Any], conversation: Callable[[Any], Awaitable[None]]) -> None
 
 
 @pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
-def test_what_comes_is_told_also_when_it_was_there_before(kind: type[Any]) -> None:
+def test_data_that_was_there_before_is_reported_too(kind: type[Any]) -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, READING)
         assert await watched.hears() == []
@@ -93,7 +93,7 @@ def test_what_comes_is_told_also_when_it_was_there_before(kind: type[Any]) -> No
 
 
 @pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
-def test_room_is_told_when_there_is_some_again(kind: type[Any]) -> None:
+def test_a_socket_with_room_again_is_reported(kind: type[Any]) -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, READING)
         left = watched.fill()
@@ -107,7 +107,7 @@ def test_room_is_told_when_there_is_some_again(kind: type[Any]) -> None:
     run(kind, conversation)
 
 
-def test_what_is_left_unread_is_told_once_and_the_end_again() -> None:
+def test_unread_data_is_reported_once_and_its_end_again() -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, READING)
         watched.far.send(b"unread")
@@ -123,7 +123,7 @@ def test_what_is_left_unread_is_told_once_and_the_end_again() -> None:
     run(Readiness, conversation)
 
 
-def test_what_lasts_is_told_as_long_as_it_does_where_there_is_no_epoll() -> None:
+def test_without_epoll_readiness_is_reported_as_long_as_it_lasts() -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, READING)
         watched.far.send(b"unread")
@@ -133,7 +133,7 @@ def test_what_lasts_is_told_as_long_as_it_does_where_there_is_no_epoll() -> None
     run(LevelReadiness, conversation)
 
 
-def test_the_death_of_a_socket_is_told_though_nobody_asked_for_anything() -> None:
+def test_a_dead_socket_is_reported_though_no_event_was_asked_for() -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, 0)
         watched.far.send(b"unread")
@@ -150,7 +150,7 @@ def test_the_death_of_a_socket_is_told_though_nobody_asked_for_anything() -> Non
 
 
 @pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
-def test_what_was_taken_out_is_not_told_and_may_come_back(kind: type[Any]) -> None:
+def test_a_removed_socket_is_not_reported_and_may_be_added_again(kind: type[Any]) -> None:
     async def conversation(readiness: Any) -> None:
         watched = Watched(readiness, READING)
         readiness.remove(watched.near.fileno())
@@ -164,7 +164,9 @@ def test_what_was_taken_out_is_not_told_and_may_come_back(kind: type[Any]) -> No
 
 
 @pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
-def test_the_next_with_the_same_number_is_not_taken_for_the_one_before(kind: type[Any]) -> None:
+def test_an_event_of_a_closed_socket_does_not_reach_the_next_with_its_number(
+    kind: type[Any],
+) -> None:
     async def conversation(readiness: Any) -> None:
         before, after = Watched(readiness, READING), Watched(readiness, READING)
         number = before.near.fileno()

@@ -14,7 +14,7 @@ def test_the_newest_finds_room_and_whoever_has_most_loses_his_oldest() -> None:
     assert shares.add(5, whose=1, room=2) == [1]
 
 
-def test_what_is_over_makes_room_and_may_be_over_twice() -> None:
+def test_a_finished_entry_makes_room_and_may_be_removed_twice() -> None:
     shares = Shares(10)
     shares.add(1, whose=1, room=10)
     shares.remove(1, whose=1)

@@ -267,7 +267,7 @@ def unacknowledged(sock: socket.socket) -> int:
     return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
 
 
-def test_what_a_host_said_before_it_hung_up_is_read_however_late(way: int) -> None:
+def test_data_sent_before_a_hang_up_is_delivered_however_late_it_is_read(way: int) -> None:
     """A kernel forgets a connection that was closed a minute ago, and answers with a reset what
     comes for it then; so it does at once where something was left unread.
     """
@@ -375,7 +375,7 @@ async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket
     return program
 
 
-def test_bulk_never_comes_through_our_memory_where_the_way_says_so(way: int) -> None:
+def test_with_zero_copy_always_bulk_never_enters_memory(way: int) -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             program, host = await joined(ends, listener)
@@ -403,7 +403,7 @@ def test_bulk_never_comes_through_our_memory_where_the_way_says_so(way: int) -> 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.EPERM], ids=["memory", "forbidden"])
-def test_where_the_kernel_refuses_now_and_then_bytes_take_the_other_way(
+def test_refused_splices_fall_back_to_copying(
     error: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
@@ -492,7 +492,7 @@ def test_many_small_segments_at_once_arrive_without_another_event(way: int) -> N
 
 
 @pytest.mark.parametrize("upload", [100, 300_000])
-def test_what_a_host_says_before_it_hangs_up_on_an_upload_arrives(upload: int, way: int) -> None:
+def test_an_answer_sent_before_hanging_up_on_an_upload_arrives(upload: int, way: int) -> None:
     """As web servers refuse a large upload: an answer, and close() with bytes unread, a reset."""
 
     async def conversation(ends: Ends) -> None:
@@ -548,7 +548,7 @@ def test_a_connection_that_is_over_takes_nobody_elses_events_with_it(way: int) -
     run(conversation, way=way)
 
 
-def test_a_reset_that_came_with_data_is_noticed_though_there_is_no_room_to_read_on() -> None:
+def test_a_reset_behind_unread_data_is_noticed_though_the_stream_is_full() -> None:
     async def conversation(ends: Ends) -> None:
         with listen() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)

@@ -42,7 +42,7 @@ def test_a_datagram_reaches_the_owner_of_the_other_end() -> None:
     run(conversation)
 
 
-def test_what_a_turn_gives_rise_to_leaves_at_its_end_and_not_before_and_once() -> None:
+def test_a_batch_is_flushed_once_at_its_end() -> None:
     async def conversation(ends: Ends) -> None:
         tunnel, sent = ends.client, []
 
@@ -67,7 +67,7 @@ def test_what_a_turn_gives_rise_to_leaves_at_its_end_and_not_before_and_once() -
     run(conversation)
 
 
-def test_work_that_fails_takes_nothing_along() -> None:
+def test_what_a_failed_batch_had_queued_still_leaves() -> None:
     async def conversation(ends: Ends) -> None:
         heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         ends.agent.on_datagram = heard.set_result

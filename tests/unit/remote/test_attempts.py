@@ -40,7 +40,7 @@ def test_the_first_login_after_a_lane_that_has_lived_comes_at_once() -> None:
     assert made.pause_s() == 0.0
 
 
-def test_failed_logins_are_further_and_further_apart() -> None:
+def test_pauses_grow_with_each_failed_login() -> None:
     made = attempts()
     made.on_down(LIVED_S)
     pauses = []
@@ -51,7 +51,7 @@ def test_failed_logins_are_further_and_further_apart() -> None:
     assert pauses[-1] == LONGEST_PAUSE_S
 
 
-def test_logins_that_succeed_and_lanes_that_die_at_once_are_further_and_further_apart() -> None:
+def test_pauses_grow_when_lanes_die_right_after_the_login() -> None:
     made = attempts()
     pauses = [dies_young(made, number) for number in range(20)]
     assert pauses[:4] == [0.0, FIRST_PAUSE_S, FIRST_PAUSE_S * 2, FIRST_PAUSE_S * 4]
@@ -66,7 +66,7 @@ def test_a_login_that_succeeds_does_not_undo_the_failures_before_it() -> None:
     assert dies_young(made, LIVED_S + 10) == FIRST_PAUSE_S * 16
 
 
-def test_a_lane_that_has_lived_undoes_them() -> None:
+def test_a_lane_that_has_lived_resets_the_count_of_failures() -> None:
     made = attempts()
     for number in range(5):
         dies_young(made, number)
@@ -77,7 +77,7 @@ def test_a_lane_that_has_lived_undoes_them() -> None:
 
 
 @pytest.mark.parametrize("how", ["logins fail", "lanes die young"])
-def test_they_are_over_after_as_many_retries_as_the_user_wants(how: str) -> None:
+def test_attempts_end_after_max_retries(how: str) -> None:
     made = attempts(2)
     made.on_down(0.1)
     for number in range(3):
@@ -108,7 +108,7 @@ def probe_times(made: Probes, count: int) -> list[tuple[float, bool]]:
     return times
 
 
-def test_a_young_outage_is_looked_at_often_and_an_old_one_seldom() -> None:
+def test_probes_are_frequent_in_a_young_outage_and_rare_in_an_old_one() -> None:
     made = Probes()
     made.begin(0.0)
     times = [when for when, _ in probe_times(made, 30)]
@@ -116,7 +116,7 @@ def test_a_young_outage_is_looked_at_often_and_an_old_one_seldom() -> None:
     assert len([when for when in times if when <= 600]) < 25
 
 
-def test_a_ban_that_begins_anew_with_each_packet_can_pass() -> None:
+def test_pauses_between_probes_outlast_a_firewalls_ban() -> None:
     made = Probes()
     made.begin(0.0)
     times = [0.0, *(when for when, _ in probe_times(made, 60))]

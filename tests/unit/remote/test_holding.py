@@ -99,7 +99,7 @@ async def until(true: Callable[[], bool]) -> None:
     await asyncio.wait_for(poll(), 10)
 
 
-def test_who_waits_is_let_in_in_the_order_of_arrival_with_what_he_has_said() -> None:
+def test_held_connections_are_released_in_order_with_the_data_they_sent() -> None:
     async def visit(hall: Hall) -> None:
         said = [b"%d" % number for number in range(5)]
         for words in said:
@@ -111,7 +111,7 @@ def test_who_waits_is_let_in_in_the_order_of_arrival_with_what_he_has_said() -> 
     run(visit)
 
 
-def test_the_session_knows_nothing_of_who_waits() -> None:
+def test_the_session_does_not_know_of_held_connections() -> None:
     async def visit(hall: Hall) -> None:
         for _ in range(20):
             reset(hall.program(b"a request"))
@@ -124,7 +124,7 @@ def test_the_session_knows_nothing_of_who_waits() -> None:
     run(visit)
 
 
-def test_who_gives_up_with_a_reset_frees_his_place_and_descriptor_at_once() -> None:
+def test_a_held_connection_that_resets_frees_its_place_and_descriptor_at_once() -> None:
     async def visit(hall: Hall) -> None:
         hall.program(b"stays")
         before = len(os.listdir("/proc/self/fd"))
@@ -137,7 +137,7 @@ def test_who_gives_up_with_a_reset_frees_his_place_and_descriptor_at_once() -> N
     run(visit)
 
 
-def test_who_only_sends_no_more_still_waits_for_the_answer() -> None:
+def test_a_held_connection_that_is_half_closed_still_waits() -> None:
     async def visit(hall: Hall) -> None:
         program = hall.program(b"a question")
         program.shutdown(socket.SHUT_WR)
@@ -149,7 +149,7 @@ def test_who_only_sends_no_more_still_waits_for_the_answer() -> None:
     run(visit)
 
 
-def test_who_has_waited_too_long_is_reset_by_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_timer_resets_all_that_were_held_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "LONGEST_WAIT_S", 0.3)
 
     async def visit(hall: Hall) -> None:
@@ -170,7 +170,7 @@ def test_who_has_waited_too_long_is_reset_by_one_timer(monkeypatch: pytest.Monke
     run(visit)
 
 
-def test_the_deadline_of_one_who_left_ends_nobody_elses_wait(
+def test_a_stale_timer_times_out_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(holding, "LONGEST_WAIT_S", 0.3)
@@ -185,7 +185,7 @@ def test_the_deadline_of_one_who_left_ends_nobody_elses_wait(
     run(visit)
 
 
-def test_without_room_a_new_one_is_reset_and_the_others_wait(
+def test_without_room_a_new_connection_is_reset_and_the_held_ones_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(holding, "MOST_WAITING", 3)
@@ -199,7 +199,7 @@ def test_without_room_a_new_one_is_reset_and_the_others_wait(
     run(visit)
 
 
-def test_without_room_the_oldest_that_sends_no_more_makes_room(
+def test_without_room_the_oldest_half_closed_connection_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(holding, "MOST_WAITING", 3)
@@ -215,7 +215,7 @@ def test_without_room_the_oldest_that_sends_no_more_makes_room(
     run(visit)
 
 
-def test_more_than_the_session_may_have_are_reset() -> None:
+def test_connections_beyond_the_sessions_limit_are_reset_on_release() -> None:
     async def visit(hall: Hall) -> None:
         programs = [hall.program(b"%d" % number) for number in range(4)]
         assert hall.let_in() == [b"0", b"1"]
@@ -225,7 +225,7 @@ def test_more_than_the_session_may_have_are_reset() -> None:
     run(visit, max_streams=2)
 
 
-def test_emptied_all_are_reset_and_it_may_be_emptied_again() -> None:
+def test_emptying_resets_all_held_connections_and_may_be_repeated() -> None:
     async def visit(hall: Hall) -> None:
         programs = [hall.program(b"words") for _ in range(3)]
         hall.room.empty()
@@ -235,7 +235,7 @@ def test_emptied_all_are_reset_and_it_may_be_emptied_again() -> None:
     run(visit)
 
 
-def test_one_that_cannot_be_watched_is_turned_away() -> None:
+def test_a_connection_that_can_not_be_watched_is_reset() -> None:
     async def visit(hall: Hall) -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

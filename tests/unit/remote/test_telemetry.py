@@ -60,7 +60,7 @@ def busy_session() -> Ends:
     return ends
 
 
-def test_what_a_session_believes_arrives_as_it_was_sent() -> None:
+def test_statistics_arrive_as_they_were_sent() -> None:
     ends = busy_session()
     said = ends.client.beliefs(ends.now)
     heard = parse_beliefs_untrusted(json.dumps(said).encode())
@@ -71,14 +71,14 @@ def test_what_a_session_believes_arrives_as_it_was_sent() -> None:
     assert heard.lanes[1].limit_bytes == ends.client.lanes[1].pacer.limit_bytes
 
 
-def test_a_session_that_has_measured_nothing_has_beliefs_too() -> None:
+def test_a_session_that_has_measured_nothing_has_statistics_too() -> None:
     ends = Ends(lanes=1)
     heard = parse_beliefs_untrusted(json.dumps(ends.client.beliefs(ends.now)).encode())
     lane = heard.lanes[1]
     assert (lane.phase, lane.rate_bytes_s, lane.rtt_s, lane.min_rtt_s) == (STEADY, 0, 0, 0)
 
 
-def test_a_session_without_lanes_believes_in_none() -> None:
+def test_a_session_without_lanes_has_statistics_of_none() -> None:
     assert beliefs_untrusted(Ends(lanes=0).client.beliefs(0.0)).lanes == {}
 
 

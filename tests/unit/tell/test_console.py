@@ -87,7 +87,7 @@ def test_an_error_is_two_lines() -> None:
         assert content(stream) == "sshunt: error: it broke\nsshunt: hint: mend it\n"
 
 
-def test_details_are_for_who_asked_and_have_the_time() -> None:
+def test_details_appear_only_with_v_and_carry_the_time() -> None:
     with file() as stream:
         console = Console(1, stream)
         console.detail(2, "very fine")
@@ -95,7 +95,7 @@ def test_details_are_for_who_asked_and_have_the_time() -> None:
         assert re.fullmatch(r"sshunt: \d\d:\d\d:\d\d\.\d{3} fine\n", content(stream))
 
 
-def test_a_reader_that_stops_reading_holds_nobody_up_and_learns_how_much_he_missed() -> None:
+def test_a_stopped_reader_of_the_output_delays_nobody_and_is_told_what_was_dropped() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as stream:
         console = Console(stream=stream)
@@ -155,7 +155,7 @@ def test_a_line_that_comes_while_a_question_is_open_is_written_above_it(
         assert (screen.row, screen.column) == (1, len("password: "))
 
 
-def test_the_status_line_gives_way_to_who_may_ask() -> None:
+def test_the_status_line_gives_way_while_ssh_may_ask() -> None:
     with terminal() as (stream, seen):
         console = Console(stream=stream)
         console.status("3 connections")

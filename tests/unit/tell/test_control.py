@@ -193,7 +193,7 @@ def test_an_answer_may_close_the_server_and_still_be_heard(session: Session) -> 
         session.ask("stop")
 
 
-def test_closing_twice_is_closing_once_and_hangs_up_on_callers(session: Session) -> None:
+def test_closing_hangs_up_on_callers_and_may_be_repeated(session: Session) -> None:
     peer = session.call()
     session.settle()
     session.server.close()
@@ -246,13 +246,13 @@ def test_every_verb_that_is_encoded_is_decoded(verb: str) -> None:
     assert decode_request_untrusted(json.dumps({"do": verb}).encode() + b"\n") == verb
 
 
-def test_half_a_line_and_then_the_end_is_hung_up_on(session: Session) -> None:
+def test_a_caller_that_ends_in_the_middle_of_a_line_is_hung_up_on(session: Session) -> None:
     peer = session.call(RECONNECT[:7])
     peer.shutdown(socket.SHUT_WR)
     assert session.answer(peer) == b""
 
 
-def test_half_a_line_and_then_silence_is_hung_up_on(
+def test_a_caller_that_falls_silent_in_the_middle_of_a_line_is_hung_up_on(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "DEADLINE_S", 0.05)
@@ -260,7 +260,7 @@ def test_half_a_line_and_then_silence_is_hung_up_on(
     assert session.answer(session.call()) == b""
 
 
-def test_only_so_many_silent_callers_are_kept_and_their_end_makes_room(session: Session) -> None:
+def test_the_number_of_silent_callers_is_bounded_and_their_end_makes_room(session: Session) -> None:
     silent = [session.call() for _ in range(CALLERS)]
     session.run(asyncio.sleep(0.05))
     assert session.answer(session.call(RECONNECT)) == b""
@@ -534,7 +534,7 @@ def test_names_that_another_user_has_taken_are_passed_over(
 
 
 @as_root
-def test_with_nobody_but_squatters_no_session_is_running(alone: None) -> None:
+def test_names_taken_by_other_users_count_as_no_session(alone: None) -> None:
     with squatters(["00000000"], os.geteuid()) as squatter:
         assert squatter.stdout is not None
         squatter.stdout.readline()
@@ -572,7 +572,9 @@ def test_reconnect_without_a_session_needs_one_that_runs(alone: None) -> None:
     assert "start one: " in caught.value.hint
 
 
-def test_reconnect_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reconnect_has_a_help_text_and_refuses_extra_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         reconnect(["--help"], Console())
     assert re.search(r"all sessions\s+of yours", capsys.readouterr().out)

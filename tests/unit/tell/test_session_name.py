@@ -12,7 +12,7 @@ from sshunt.tell.control import sessions
 from sshunt.tell.session_name import abstract_name, draw, take
 
 
-def test_whoever_reads_the_digits_can_not_take_the_name_any_more() -> None:
+def test_a_session_s_socket_name_is_taken_before_its_digits_are_visible() -> None:
     session, place = draw()
     assert place is not None
     with place, socket.socket(socket.AF_UNIX) as squatter:
@@ -21,7 +21,7 @@ def test_whoever_reads_the_digits_can_not_take_the_name_any_more() -> None:
         assert session not in sessions()  # nobody listens yet
 
 
-def test_digits_that_somebody_else_has_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_already_taken_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter(["0badc0de", "0badc0de", "600dc0de"])
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
     squatter = take("0badc0de")
@@ -34,7 +34,7 @@ def test_digits_that_somebody_else_has_are_not_used(monkeypatch: pytest.MonkeyPa
             place.close()
 
 
-def test_without_such_sockets_a_session_has_its_digits_all_the_same(
+def test_a_session_has_digits_even_without_abstract_sockets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -37,7 +37,7 @@ def test_an_ipv4_peer_of_a_dual_stack_socket_is_an_ipv4_peer() -> None:
             assert ("127.0.0.1", port) in ssh_peers(os.getpid())
 
 
-def test_other_hosts_are_behind_nothing() -> None:
+def test_a_peer_on_another_host_has_no_further_peers_behind_it() -> None:
     assert behind([("192.0.2.77", 22), ("2001:db8::77", 22)]) == ((), ())
 
 

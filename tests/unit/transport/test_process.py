@@ -47,7 +47,7 @@ def members(mask: bytes) -> set[int]:
     return {number for number in range(1, 64) if int(mask, 16) >> (number - 1) & 1}
 
 
-def test_what_asks_everybody_to_end_is_not_for_ssh() -> None:
+def test_ssh_ignores_signals_that_ask_a_whole_process_group_to_end() -> None:
     ignored, blocked, is_with_us = confess(Signals.IGNORED)
     assert ignored >= ASKED_TO_END
     assert not blocked & ASKED_TO_END  # a password prompt must return on Ctrl-C
@@ -69,7 +69,7 @@ def test_an_agent_of_this_host_hears_every_signal_and_has_no_terminal() -> None:
 
 
 @pytest.mark.parametrize("signals", list(Signals))
-def test_who_is_killed_takes_along_what_it_has_started(tmp_path: Path, signals: Signals) -> None:
+def test_a_killed_ssh_takes_its_children_along(tmp_path: Path, signals: Signals) -> None:
     pid_file = tmp_path / "pid"
 
     async def run() -> None:

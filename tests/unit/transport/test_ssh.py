@@ -153,7 +153,7 @@ def test_a_start_that_is_cancelled_again_and_again_leaves_no_ssh_behind(tmp_path
     assert not is_alive(int(pid_file.read_text()))
 
 
-def test_what_ssh_has_started_and_reads_no_pipe_ends_with_a_cancelled_start(tmp_path: Path) -> None:
+def test_children_of_ssh_end_with_a_cancelled_start(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     path = program(tmp_path, f"sleep 60 & echo $! > {pid_file}; wait")
     error, _ = attempt(path, deadline_s=0.5)

@@ -136,7 +136,7 @@ def test_the_far_sides_python_has_its_own_kind() -> None:
         (1, ExitCode.REMOTE, "not currently available"),
     ],
 )
-def test_what_nobody_says_is_told_by_the_exit_status(
+def test_without_a_known_line_the_exit_status_decides(
     status: int, exit_code: ExitCode, fragment: str
 ) -> None:
     error = diagnose(status, [], b"This account is not currently available.\n")
@@ -144,7 +144,7 @@ def test_what_nobody_says_is_told_by_the_exit_status(
     assert fragment in error.message
 
 
-def test_what_a_login_shell_printed_is_said_whatever_ssh_has_on_stderr() -> None:
+def test_a_login_shells_output_is_quoted_whatever_is_on_stderr() -> None:
     lines = ["Warning: Permanently added 'gate' (ED25519) to the list of known hosts."]
     error = diagnose(1, lines, b"This account is currently not available.\n")
     assert "This account is currently not available." in error.message
@@ -159,6 +159,6 @@ def test_what_the_far_side_printed_is_quoted_printable_and_short() -> None:
     assert "65536 bytes" in endless_noise(b"x" * 65536).message
 
 
-def test_an_ssh_that_fails_without_a_word_may_have_been_told_to() -> None:
+def test_a_silent_failure_hints_at_loglevel_quiet() -> None:
     assert "LogLevel QUIET" in diagnose(255, [], b"").hint
     assert "LogLevel" not in diagnose(255, ["something else"], b"").hint

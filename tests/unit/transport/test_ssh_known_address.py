@@ -27,7 +27,7 @@ def test_ssh_is_handed_a_connection_to_that_address() -> None:
             assert near.recv(100) == b"SSH-2.0-"
 
 
-def test_what_fails_is_said_as_ssh_says_it() -> None:
+def test_a_failed_connection_is_reported_in_ssh_s_words() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -38,6 +38,6 @@ def test_what_fails_is_said_as_ssh_says_it() -> None:
     assert done.stderr == f"ssh: connect to host 127.0.0.1 port {port}: Connection refused\n"
 
 
-def test_percents_are_not_ssh_s_tokens() -> None:
+def test_a_percent_sign_in_an_address_is_escaped_for_ssh() -> None:
     for word in ssh_known_address.options("fe80::1%eth0", 22, deadline_s=8):
         assert "%" not in word.replace("%%", "")

@@ -140,7 +140,7 @@ def test_a_runtime_directory_with_a_long_path_or_behind_a_link_is_not_used(
         assert ssh_sharing.private_place() is None
 
 
-def test_what_a_killed_start_left_is_removed_by_the_next_and_a_living_ones_is_not(
+def test_the_next_start_removes_what_a_killed_one_left_and_leaves_living_ones(
     shared_place: Path,
 ) -> None:
     program = (
@@ -160,7 +160,7 @@ def test_what_a_killed_start_left_is_removed_by_the_next_and_a_living_ones_is_no
     again.close()
 
 
-def test_what_bears_the_name_and_is_somebody_elses_is_left_alone(shared_place: Path) -> None:
+def test_directories_of_other_users_are_left_alone(shared_place: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("giving a directory away needs root")
     theirs, link = (shared_place / f"sshunt-ssh-{digit * 16}" for digit in "ab")
@@ -175,7 +175,7 @@ def test_what_bears_the_name_and_is_somebody_elses_is_left_alone(shared_place: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory needs root")
-def test_names_that_others_have_made_by_the_thousand_are_not_even_opened(
+def test_thousands_of_directories_of_others_are_not_opened(
     shared_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = [shared_place / f"sshunt-ssh-{number:016x}" for number in range(100)]
@@ -200,7 +200,7 @@ def test_names_that_others_have_made_by_the_thousand_are_not_even_opened(
         path.rmdir()
 
 
-def test_no_more_names_are_read_than_a_start_has_time_for(
+def test_the_number_of_names_read_at_a_start_is_bounded(
     shared_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [shared_place / f"sshunt-ssh-{number:016x}" for number in range(10)]

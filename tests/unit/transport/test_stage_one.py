@@ -66,7 +66,7 @@ def test_a_python_in_the_home_directory_is_found_there(tmp_path: os.PathLike[str
     assert "/py does not run (status 3)" in done.stderr
 
 
-def test_what_ends_after_the_upload_was_begun_to_be_read_is_final() -> None:
+def test_once_the_upload_is_being_read_no_other_python_is_tried() -> None:
     for sent, status in ((b"", EXIT_FAILED), (b"000003xyz", EXIT_FAILED), (b"login", EXIT_FAILED)):
         done = subprocess.run(argv(), input=sent, capture_output=True, check=False)
         assert done.returncode == status, sent
