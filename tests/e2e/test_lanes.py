@@ -41,8 +41,8 @@ sys.exit(cli.main())
 HASTY = """\
 import sys
 from sshunt import cli
-from sshunt.remote import pool
-pool.SPARE_S, pool.LOSS_STALLS = 2.0, 1000
+from sshunt.remote import demand, pool
+pool.EARLY_S, demand.LOSS_STALLS = 2.0, 1000
 sys.exit(cli.main())
 """
 

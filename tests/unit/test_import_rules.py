@@ -32,7 +32,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("cli", "transport.ssh_choices"),
     ("front.dns", "mux.frames"),
     ("front.dns", "mux.events"),
-    ("remote.pool", "tell.console"),
     ("remote.upkeep", "tell.console"),
 }
 

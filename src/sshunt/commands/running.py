@@ -37,7 +37,7 @@ from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
 from sshunt.remote import telemetry
 from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.pool import Lanes, new_session
+from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.upkeep import Keeper
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
@@ -130,18 +130,18 @@ class Up:
         if report.hears_streams:
             self.tunnel.on_reset = self._on_reset
         self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
-        self.lanes = Lanes(
+        self.pool = Pool(
             self.tunnel,
             transport,
-            options.remote.host,
-            console,
+            report,
+            name,
             most=options.lanes,
             grace_s=options.grace_s,
         )
         self._keeper = Keeper(
             self.tunnel,
             transport,
-            self.lanes,
+            self.pool,
             self.waiting,
             console,
             name,
@@ -276,7 +276,7 @@ class Up:
 
     async def check(self) -> None:
         """Raise UserError if the session has been lost while we were still starting."""
-        last = self.lanes.last
+        last = self.pool.last
         if self.tunnel.lanes or last is None:
             return
         await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
@@ -342,13 +342,13 @@ class Up:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
                 answered = True
-        if not answered and self.tunnel.outlives_lanes and self.lanes.are_resumable:
+        if not answered and self.tunnel.outlives_lanes and self.pool.is_resumable:
             lost = self.is_down or not self.tunnel.lanes
             self._report.say(FarSideNotTold(self.name, lost, self._options.grace_s))
         self.tunnel.close()
 
     def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        self.lanes.on_lane_ended(lane, reason)
+        self.pool.on_lane_ended(lane, reason)
         if not self.tunnel.lanes:
             self._emptied.set()
         if self._is_kept:
@@ -485,7 +485,7 @@ class Up:
 
     async def _watch_pacers(self) -> None:
         """Now and then, while there is traffic: what the pacers of both ends believe."""
-        if not (self.lanes.may_be_several or self._console.verbosity):
+        if not (self.pool.may_be_several or self._console.verbosity):
             await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
         before = self._traffic()
         while True:
@@ -493,7 +493,7 @@ class Up:
             after = self._traffic()
             moved = after.sent - before.sent + after.received - before.received
             before = after
-            self.lanes.close_idle()
+            self.pool.close_idle()
             if moved >= BELIEFS_FROM_BYTES:
                 self._on_beliefs("up", telemetry.beliefs_untrusted(self.tunnel.beliefs()))
                 self._statistics.ask()
@@ -507,7 +507,7 @@ class Up:
         self._on_beliefs("down", beliefs)
 
     def _on_beliefs(self, direction: str, beliefs: telemetry.Beliefs) -> None:
-        self.lanes.look(beliefs)
+        self.pool.look(beliefs)
         now = self.tunnel.loop.time()
         if now >= self._tell_beliefs_at.get(direction, now):
             self._tell_beliefs_at[direction] = now + TELL_EVERY_S

@@ -220,10 +220,10 @@ async def _start(
     others = sessions()
     name += f" [{session_id}]" if others else ""
     up = Up(options, console, report, helper, transport, name)
-    undo.push_async_callback(up.lanes.close)
+    undo.push_async_callback(up.pool.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
-    await up.lanes.connect(on_line=ssh_says)
+    await up.pool.connect()
     size = len(agent_bundle().data)  # connect has made it
     report.say(AgentStarted(name, size, tuple(choices.cipher)))
     up.let_in(listeners, dns_sockets)

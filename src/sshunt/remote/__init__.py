@@ -1,6 +1,8 @@
 """One far side: its session, its lanes, and what keeps them up.
 
-pool       the session's lanes: opened, closed, numbered
+pool       the session's lanes: opened, closed
+demand     how many lanes would help; pure
+identity   the session's token and its lanes' numbers
 keeper     when the link counts as lost, and what is done about it; pure
 upkeep     does it: notices that a connection is dead, and makes another
 attempts   when and how another login is tried; pure

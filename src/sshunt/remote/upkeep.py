@@ -53,7 +53,7 @@ from sshunt.remote.keeper import (
     SUSPECT_S,
     TICK_S,
 )
-from sshunt.remote.pool import Lanes
+from sshunt.remote.pool import Pool
 from sshunt.tell.console import Console, counted
 from sshunt.transport.channel import Channel, LaneRefusedError, Transport
 from sshunt.transport.endings import cancelled
@@ -73,7 +73,7 @@ class Keeper:
         self,
         tunnel: Tunnel,
         transport: Transport,
-        lanes: Lanes,
+        pool: Pool,
         waiting: WaitingRoom,
         console: Console,
         host: str,
@@ -87,7 +87,7 @@ class Keeper:
         self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
         self._tunnel = tunnel
         self._transport = transport
-        self._lanes = lanes
+        self._pool = pool
         self._waiting = waiting
         self._console = console
         self._host = host
@@ -125,7 +125,7 @@ class Keeper:
 
     def note_peers(self) -> tuple[Endpoint, ...]:
         """Where the lane that came up last leads, if that can be seen; it is remembered."""
-        last = self._lanes.last
+        last = self._pool.last
         found = last.peers() if last is not None else ()
         self._peers = found or self._peers
         return found
@@ -160,7 +160,7 @@ class Keeper:
 
     def lose_session(self, why: str) -> None:
         """The far side does not hold the session any more: begin a new one."""
-        count = self._lanes.abandon_session()
+        count = self._pool.abandon_session()
         self._lost_session = True
         self._console.line(
             f"{self._host} has lost the session ({why}): {counted(count, 'connection')} reset,"
@@ -298,9 +298,9 @@ class Keeper:
         """
         if not isinstance(error, LaneRefusedError) or not error.is_session_gone:
             return False
-        if not self._lanes.are_resumable:
+        if not self._pool.is_resumable:
             return False
-        known = self._lanes.agent_host
+        known = self._pool.agent_host
         is_elsewhere = bool(known) and bool(error.host) and error.host != known
         if is_elsewhere and not self._told_elsewhere:
             self._told_elsewhere = True
@@ -322,21 +322,21 @@ class Keeper:
 
     async def _judge_session(self) -> None:
         """What the end of the last ssh says about the agent behind it."""
-        last = self._lanes.last
+        last = self._pool.last
         if self._tunnel.lanes or last is None:
             return
         await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
-        if not self._lanes.are_resumable:
+        if not self._pool.is_resumable:
             return
         if last.ended.done() and last.ended.result().agent_died:
             self.lose_session("its agent died")
         elif not self._tunnel.outlives_lanes:
             self._lost_session = True
-            self._lanes.abandon_session()
+            self._pool.abandon_session()
 
     def _end_overdue_session(self) -> None:
         down_s = self._loop.time() - (self.down_since or 0.0)
-        if self._lanes.are_resumable and self._tunnel.outlives_lanes and down_s > self._grace_s:
+        if self._pool.is_resumable and self._tunnel.outlives_lanes and down_s > self._grace_s:
             self.lose_session(f"the grace time of {self._grace_s} s is over")
 
     async def _attempt(self) -> bool:
@@ -346,8 +346,7 @@ class Keeper:
         started: list[Channel] = []
         began = self._loop.time()
         connecting = asyncio.ensure_future(
-            self._lanes.connect(
-                on_line=lambda line: self._console.detail(1, line),
+            self._pool.connect(
                 resumes=True,
                 on_started=started.append,
                 deadline_s=HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S,

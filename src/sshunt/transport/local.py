@@ -6,6 +6,9 @@ It is the second transport, and the smallest: nobody logs in, nobody is asked, t
 connection that could be shared, lost or found by another way. A session has a real far side with it
 within a quarter of a second, which is what tests of pool and keeper want.
 
+The agent holds the channel's very pipes, where ssh would be between: whoever kills the program does
+not cut the channel. Closing our ends does.
+
 Not here: other programs that bring a command's pipes somewhere (docker exec and the like), though
 they will look much like this.
 """

@@ -1,126 +1,360 @@
-"""How many ssh connections the session could use, as a table of what the pacers believe."""
+"""Lanes opened and closed, with a real agent on this host behind them."""
 
-from dataclasses import replace
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
-from sshunt.mux.pacer import LOSS_STALLS
-from sshunt.mux.path import CONTENDED, PROBING, STEADY
-from sshunt.remote.pool import (
-    CONTENDED_LANES,
-    LEAST_RTT_S,
-    SPARE_RTT_S,
-    SPARE_SHARE,
-    lanes_wanted,
-    may_want_more,
+from sshunt.errors import ExitCode, UserError
+from sshunt.mux import frames
+from sshunt.mux.hello import Hello
+from sshunt.relay.tcp import TcpRelay
+from sshunt.relay.tunnel import Tunnel
+from sshunt.remote import pool as pool_module
+from sshunt.remote.pool import IDLE, Pool, new_session
+from sshunt.tell.report import (
+    ChannelsChosen,
+    EarlyLanesClosed,
+    Event,
+    LaneClosed,
+    LaneFailed,
+    LaneOpened,
+    LanesLimited,
+    LoginEnded,
+    LoginStarted,
+    Report,
 )
-from sshunt.remote.telemetry import Beliefs, LaneBeliefs
+from sshunt.transport.channel import Channel, LaneRefusedError, Say
+from sshunt.transport.local import LocalTransport
+from tests.agent.far_side import eventually, marked
+from tests.unit.remote.test_demand import LOSING, STARTING, WINDOW, believed
 
-MIB = 1024 * 1024
-MOST = 4
-FEW = CONTENDED_LANES
+MOST = 3
+DEADLINE_S = 20.0
 
-#: 40 Mbit/s at 50 ms: 240 KiB in a round trip, nothing lost, no queue to speak of.
-EASY = LaneBeliefs(
-    phase=STEADY,
-    limit_bytes=300_000,
-    in_flight_bytes=250_000,
-    rate_bytes_s=5_000_000,
-    rtt_s=0.052,
-    min_rtt_s=0.05,
-    queue_s=0.001,
-    frame_bytes=7500,
-    stalls=0,
-    starting=0,
-)
-#: 2 MiB in each of 100 ms: what one channel's window lets through.
-WINDOW = replace(EASY, rate_bytes_s=2 * MIB / 0.1, min_rtt_s=0.1, rtt_s=0.102)
-LOSING = replace(EASY, rate_bytes_s=500_000, stalls=LOSS_STALLS)
+WANTED, SOON = believed(WINDOW), believed(STARTING)
+NOTHING = believed(WINDOW, bulk_bytes=0)
 
 
-#: A start on a path of 80 ms that has just come to 16 Mbit/s.
-STARTING = replace(EASY, min_rtt_s=0.08, in_flight_bytes=SPARE_SHARE * 2 * MIB, starting=1)
+class Far(LocalTransport):
+    """A far side on this host. With ``asks`` a further login would take a person; ``shares``: but
+    channels of the one connection can be had. ``fails``: no further login succeeds for now.
+    """
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(env={**os.environ, "MARK": mark})
+        self.mark = mark
+        self.asks = self.shares = self.fails = False
+        self.logins = 0  # further ones
+        self.shares_connection = False
+
+    async def open_beside(
+        self,
+        hello: Hello,
+        *,
+        ready: asyncio.Event,
+        on_line: Say,
+        deadline_s: float,
+        path_rtt_s: float,
+    ) -> Channel:
+        self.logins += 1
+        if self.fails:
+            raise UserError("no way", "", ExitCode.CONNECT)
+        if self.asks and not self.shares_connection:
+            await asyncio.sleep(0.05)
+            self.shares_connection = self.shares
+            raise UserError("refused", "", ExitCode.AUTH)
+        return await super().open_beside(
+            hello, ready=ready, on_line=on_line, deadline_s=deadline_s, path_rtt_s=path_rtt_s
+        )
 
 
-def wanted(
-    *lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST, channels: bool = False
-) -> int:
-    return lanes_wanted(believed(*lanes, bulk_bytes=bulk_bytes), most, channels=channels)
+class Session:
+    """The client's end of a session: its pool, and what was said of it."""
+
+    def __init__(self, far: Far) -> None:
+        self.far = far
+        self.said: list[Event] = []
+        report = Report(_raise)
+        report.subscribe(self.said.append)
+        loop = asyncio.get_running_loop()
+        self.tunnel = Tunnel(loop, new_session(), outlives_lanes=True)
+        self.pool = Pool(self.tunnel, far, report, "gate", most=MOST, grace_s=60)
+        self.tunnel.on_lane_ended = self.pool.on_lane_ended
+
+    @property
+    def lanes(self) -> list[int]:
+        return sorted(self.tunnel.lanes)
+
+    def heard(self, kind: type) -> list[Event]:
+        return [event for event in self.said if isinstance(event, kind)]
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        for _ in range(int(DEADLINE_S / 0.01)):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"never happened: {what}; said: {self.said}")
+
+    async def connect(self, *, resumes: bool = False) -> None:
+        await self.pool.connect(resumes=resumes, deadline_s=DEADLINE_S)
+        # Until then the far side may believe that we know nothing of the session.
+        await self.until(lambda: self.tunnel.session.rtt_s > 0, "an answer")
+
+    async def end(self) -> None:
+        if self.tunnel.lanes:
+            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
+            self.tunnel.pump()
+            with suppress(AssertionError):
+                await self.until(lambda: not self.tunnel.lanes, "the goodbye")
+        self.tunnel.close()
+        await self.pool.close()
 
 
-def believed(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000) -> Beliefs:
-    return Beliefs(
-        lanes=dict(enumerate(lanes)),
-        control_frames=0,
-        datagram_bytes=0,
-        sparse_bytes=0,
-        bulk_bytes=bulk_bytes,
-    )
+def _raise(error: Exception) -> None:
+    raise error
 
 
-@pytest.mark.parametrize(
-    ("lanes", "expected"),
-    [
-        pytest.param([], 1, id="no lane"),
-        pytest.param([EASY], 1, id="the link is the limit"),
-        pytest.param([WINDOW], MOST, id="window-limited"),
-        pytest.param([replace(WINDOW, rate_bytes_s=0.8 * MIB / 0.1)], MOST, id="0.4 of a window"),
-        pytest.param([replace(WINDOW, rate_bytes_s=0.79 * MIB / 0.1)], 1, id="less"),
-        pytest.param([replace(WINDOW, phase=PROBING)], MOST, id="window-limited, probing"),
-        pytest.param([replace(WINDOW, phase=CONTENDED)], MOST, id="window-limited, contended"),
-        pytest.param(
-            [replace(WINDOW, min_rtt_s=LEAST_RTT_S / 2, rate_bytes_s=3e9)], 1, id="LAN, fast"
-        ),
-        pytest.param([replace(LOSING, min_rtt_s=LEAST_RTT_S / 2, stalls=60)], 1, id="LAN, losing"),
-        pytest.param([replace(WINDOW, min_rtt_s=0.0)], 1, id="nothing measured yet"),
-        pytest.param([LOSING], MOST, id="losing, the path is free"),
-        pytest.param([replace(LOSING, stalls=LOSS_STALLS - 1)], 1, id="a single stall"),
-        pytest.param([replace(LOSING, queue_s=0.0099)], MOST, id="losing, hardly a queue"),
-        pytest.param([replace(LOSING, queue_s=0.0101)], 1, id="losing, the path is full"),
-        pytest.param([replace(LOSING, queue_s=0.2)], 1, id="losing, the path is very full"),
-        pytest.param([replace(LOSING, phase=CONTENDED)], FEW, id="losing beside others"),
-        pytest.param([replace(EASY, phase=CONTENDED)], FEW, id="contended"),
-        pytest.param([EASY, replace(EASY, phase=CONTENDED)], FEW, id="contended, two lanes"),
-        pytest.param([WINDOW, EASY], 1, id="one of two is limited"),
-        pytest.param([WINDOW, LOSING], MOST, id="both are limited"),
-    ],
-)
-def test_as_many_lanes_are_wanted_as_would_gain_something(
-    lanes: list[LaneBeliefs], expected: int
+@pytest.fixture
+def far() -> Iterator[Far]:
+    mark = os.urandom(8).hex()
+    yield Far(mark)
+    eventually(lambda: marked(mark) == [], "the agent's end")
+
+
+def run(far: Far, conversation: Callable[[Session], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        session = Session(far)
+        try:
+            await conversation(session)
+        finally:
+            await session.end()
+
+    asyncio.run(whole())
+
+
+def kill_agent(session: Session) -> None:
+    assert session.pool.last is not None
+    stub = os.getsid(session.pool.last.pid)
+    (agent,) = [pid for pid in marked(session.far.mark) if os.getsid(pid) != stub]
+    os.kill(agent, 9)
+
+
+async def few_moments() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+# --- the session's channel ----------------------------------------------------------------------
+
+
+def test_a_connection_through_the_pools_lane_reaches_its_host(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        with socket.create_server(("127.0.0.1", 0)) as office:
+            office.setblocking(False)
+            program, ours = socket.socketpair()
+            for sock in (program, ours):
+                sock.setblocking(False)
+            address = frames.Destination(frames.TCP, *office.getsockname())
+            TcpRelay(session.tunnel, session.tunnel.open(address)).start(ours)
+            loop = asyncio.get_running_loop()
+            host, _ = await loop.sock_accept(office)
+            with host, program:
+                await loop.sock_sendall(program, b"hello")
+                assert await loop.sock_recv(host, 100) == b"hello"
+
+    run(far, conversation)
+
+
+def test_that_a_login_may_ask_is_said_while_it_may(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        assert session.said == [LoginStarted("gate"), LoginEnded("gate")]
+
+    run(far, conversation)
+
+
+def test_a_session_goes_on_over_another_lane_when_its_first_was_cut(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.tunnel.lane_ended(session.tunnel.lanes[0], "cut")
+        assert session.heard(LaneClosed) == [LaneClosed("gate", 0, "cut")]
+        assert session.pool.is_resumable
+        await session.connect(resumes=True)
+        assert session.lanes == [1]
+
+    run(far, conversation)
+
+
+def test_a_session_whose_agent_has_died_is_refused_and_a_new_one_can_be_had(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        last = session.pool.last
+        assert last is not None
+        kill_agent(session)
+        await session.until(lambda: session.lanes == [], "the lane's end")
+        await session.until(last.ended.done, "the stub's end")
+        assert last.ended.result().agent_died
+        with pytest.raises(LaneRefusedError) as raised:
+            await session.connect(resumes=True)
+        assert raised.value.is_session_gone
+        session.pool.abandon_session()
+        assert not session.pool.is_resumable
+        await session.connect(resumes=True)
+
+    run(far, conversation)
+
+
+def test_what_was_said_of_a_session_does_not_hold_for_the_next(far: Far) -> None:
+    """Nobody has logged in ahead of need, so nobody is sent away."""
+
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        kill_agent(session)
+        session.pool.abandon_session()
+        assert not session.heard(EarlyLanesClosed)
+
+    run(far, conversation)
+
+
+# --- further lanes ------------------------------------------------------------------------------
+
+
+def test_as_many_lanes_as_would_help_are_opened_at_once(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.pool.look(WANTED)
+        session.pool.look(WANTED)  # they are on their way
+        await session.until(lambda: session.lanes == [0, 1, 2], "further lanes")
+        assert sorted(session.heard(LaneOpened)) == [LaneOpened("gate", n) for n in (1, 2)]
+        assert far.logins == 2
+
+    run(far, conversation)
+
+
+def test_lanes_that_may_soon_be_wanted_wait_with_their_hello_until_they_are(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.pool.look(SOON)
+        await few_moments()
+        assert (session.lanes, far.logins) == ([0], 2)
+        session.pool.look(WANTED)
+        await session.until(lambda: session.lanes == [0, 1, 2], "further lanes")
+        assert far.logins == 2
+
+    run(far, conversation)
+
+
+def test_lanes_that_were_not_wanted_after_all_are_closed_and_none_wait_again(
+    far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert wanted(*lanes) == expected
+    monkeypatch.setattr(pool_module, "EARLY_S", 0.3)
+
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.pool.look(SOON)
+        await session.until(lambda: bool(session.heard(EarlyLanesClosed)), "the end of waiting")
+        session.pool.look(SOON)
+        await few_moments()
+        assert (session.lanes, far.logins) == ([0], 2)
+        session.pool.look(WANTED)
+        await session.until(lambda: len(session.lanes) == MOST, "further lanes")
+
+    run(far, conversation)
 
 
-@pytest.mark.parametrize("lane", [WINDOW, LOSING, replace(EASY, phase=CONTENDED)])
-def test_where_nothing_waits_one_lane_is_enough(lane: LaneBeliefs) -> None:
-    assert wanted(lane, bulk_bytes=0) == 1
-
-
-@pytest.mark.parametrize("lane", [WINDOW, LOSING, replace(EASY, phase=CONTENDED)])
-@pytest.mark.parametrize("most", [1, 2, 16])
-def test_never_more_are_wanted_than_allowed(lane: LaneBeliefs, most: int) -> None:
-    assert wanted(lane, most=most) == (min(most, FEW) if lane.phase == CONTENDED else most)
-
-
-def test_more_channels_on_one_connection_help_against_its_window_only() -> None:
-    assert wanted(WINDOW, channels=True) == MOST
-    assert wanted(LOSING, channels=True) == 1
-    assert wanted(replace(EASY, phase=CONTENDED), channels=True) == 1
-
-
-@pytest.mark.parametrize(
-    ("lanes", "expected"),
-    [
-        pytest.param([], False, id="no lane"),
-        pytest.param([STARTING], True, id="a fast start on a long path"),
-        pytest.param([replace(STARTING, starting=0)], False, id="the start is over"),
-        pytest.param([replace(STARTING, in_flight_bytes=125_000)], False, id="it may be slow"),
-        pytest.param([replace(STARTING, min_rtt_s=SPARE_RTT_S / 2)], False, id="a shorter path"),
-        pytest.param([STARTING, STARTING], False, id="there are more already"),
-    ],
-)
-def test_logins_in_advance_are_for_fast_starts_on_long_paths(
-    lanes: list[LaneBeliefs], expected: bool
+def test_without_bulk_the_first_lane_is_enough_again(
+    far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert may_want_more(believed(*lanes)) is expected
-    assert not may_want_more(believed(*lanes, bulk_bytes=0))
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.pool.look(WANTED)
+        await session.until(lambda: len(session.lanes) == MOST, "further lanes")
+        session.pool.close_idle()
+        assert len(session.lanes) == MOST
+        monkeypatch.setattr(pool_module, "IDLE_S", 0.0)
+        session.pool.look(NOTHING)
+        session.pool.close_idle()
+        assert session.lanes == [0]
+        assert {event.why for event in session.said if isinstance(event, LaneClosed)} == {IDLE}
+        session.pool.look(WANTED)  # idleness is no reason to wait with others
+        await session.until(lambda: len(session.lanes) == MOST, "further lanes")
+
+    run(far, conversation)
+
+
+def test_after_a_failed_login_none_is_tried_for_a_while(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        far.fails = True
+        session.pool.look(WANTED)
+        await session.until(lambda: bool(session.heard(LaneFailed)), "a failure")
+        far.fails = False
+        session.pool.look(WANTED)
+        await few_moments()
+        assert session.lanes == [0]
+
+    run(far, conversation)
+
+
+def test_where_a_second_login_takes_a_person_channels_of_the_one_connection_are_opened(
+    far: Far,
+) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        far.asks = far.shares = True
+        session.pool.look(WANTED)
+        await session.until(lambda: bool(session.heard(ChannelsChosen)), "a refusal")
+        await few_moments()
+        assert session.lanes == [0]
+        session.pool.look(believed(LOSING))
+        await few_moments()
+        assert session.lanes == [0]  # against loss a channel of the same connection does not help
+        session.pool.look(WANTED)
+        await session.until(lambda: len(session.lanes) == MOST, "further channels")
+        assert len(session.heard(ChannelsChosen)) == 1
+
+    run(far, conversation)
+
+
+def test_where_there_are_no_channels_either_it_stays_with_one_lane_and_says_so_once(
+    far: Far,
+) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        far.asks = True
+        session.pool.look(WANTED)
+        await session.until(lambda: bool(session.heard(LanesLimited)), "a refusal")
+        await few_moments()
+        session.pool.look(WANTED)
+        await few_moments()
+        assert len(session.heard(LanesLimited)) == 1
+        assert not session.pool.may_be_several
+        assert (session.lanes, far.logins) == ([0], 2)
+
+    run(far, conversation)
+
+
+def test_a_refused_login_that_nobody_has_missed_yet_limits_nothing(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        far.asks = True
+        session.pool.look(SOON)
+        await few_moments()
+        assert session.pool.may_be_several
+        assert not session.heard(LanesLimited)
+
+    run(far, conversation)
+
+
+def test_closing_the_pool_ends_lanes_that_are_still_being_opened(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        session.pool.look(SOON)
+        await few_moments()
+
+    run(far, conversation)

@@ -9,12 +9,17 @@ from sshunt.mux.session import Session
 from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.pool import Lanes
+from sshunt.remote.pool import Pool
 from sshunt.remote.upkeep import Keeper
 from sshunt.tell.console import Console
+from sshunt.tell.report import Report
 from sshunt.transport.local import LocalTransport
 
 SOMEWHERE = Destination(TCP, "192.0.2.1", 80)
+
+
+def unheard(error: Exception) -> None:
+    raise error
 
 
 def test_who_waits_is_counted_with_the_connections_that_were_open_before() -> None:
@@ -22,8 +27,8 @@ def test_who_waits_is_counted_with_the_connections_that_were_open_before() -> No
         tunnel = Tunnel(asyncio.get_running_loop(), Session(CLIENT), outlives_lanes=True)
         room = WaitingRoom(tunnel)
         far = LocalTransport()
-        lanes = Lanes(tunnel, far, "gate", Console(), most=1, grace_s=60)
-        keeper = Keeper(tunnel, far, lanes, room, Console(), "gate", grace_s=60, max_retries=None)
+        pool = Pool(tunnel, far, Report(unheard), "gate", most=1, grace_s=60)
+        keeper = Keeper(tunnel, far, pool, room, Console(), "gate", grace_s=60, max_retries=None)
         pairs = [socket.socketpair() for _ in range(3)]
         for _, ours in pairs:
             ours.setblocking(False)
