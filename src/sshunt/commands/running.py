@@ -9,12 +9,12 @@ Not here: in which order things start and stop (up).
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sshunt.capture.plan import DNS_PORT, Plan
+from sshunt.capture.plan import Plan
 from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
@@ -25,8 +25,9 @@ from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.former_addresses import FormerAddresses
-from sshunt.host.helper import Helper
 from sshunt.host.network import NetworkEvents
+from sshunt.host.rules import Rules
+from sshunt.host.wanted import Facts, wanted
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
@@ -49,7 +50,6 @@ from sshunt.tell.report import (
     Report,
     ResolversChanged,
     ResolversSkipped,
-    RulesRefused,
     SshPeerSeen,
     StatisticsRefused,
     StreamOpened,
@@ -98,7 +98,7 @@ class Up:
         options: Options,
         console: Console,
         report: Report,
-        helper: Helper,
+        rules: Rules,
         transport: Transport,
         name: str,
     ) -> None:
@@ -108,14 +108,14 @@ class Up:
         self._options = options
         self._console = console
         self._report = report
-        self._helper = helper
+        self._rules = rules
+        self._facts = Facts(fail_open=options.fail_open)
+        self._wanted = wanted(self._facts)
         self.listeners: list[Listener] = []
         self.arrivals = Arrivals()
         self.names: DnsForwarder | None = None
-        self.plan: Plan | None = None
         self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
         self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
-        self._changing_rules: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()  # the last lane has ended
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
@@ -155,7 +155,6 @@ class Up:
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
         self._former = FormerAddresses()
-        self._kept: tuple[str, ...] = ()
         self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
 
     def let_in(self, socks: Iterable[socket.socket], dns_sockets: Iterable[DnsSockets]) -> None:
@@ -175,11 +174,6 @@ class Up:
     def is_down(self) -> bool:
         """True while the connection is lost."""
         return self._keeper.is_down
-
-    def use(self, plan: Plan) -> None:
-        """This is what is to be captured from now on."""
-        self.plan = plan
-        self._report.say(PeersBypassed(self.name, plan.bypass))
 
     def _why_not(self) -> str:
         """Why no more connections can be taken just now; "": they can."""
@@ -207,10 +201,10 @@ class Up:
         """True for a connection of our own ssh to another address of its server. Only where no
         control group keeps those from being captured; the next one there will not be.
         """
-        plan = self.plan
-        if self._helper.guarded or plan is None:
+        peers = self._facts.peers
+        if self._rules.guarded or self._facts.plan is None:
             return False
-        known_ports = {port for _, port in plan.bypass}
+        known_ports = {port for _, port in peers}
         if destination[1] not in known_ports and not self.is_down:
             return False  # looking at processes takes its time, and further lanes go the same way
         try:
@@ -219,11 +213,27 @@ class Up:
             return False  # it has gone
         if not is_made_by_a_child(source_port):
             return False
-        if destination not in plan.bypass:
-            self.use(replace(plan, bypass=(*plan.bypass, destination)[-MAX_BYPASS:]))
+        if destination not in peers:
+            self._learn(peers=(*peers, destination)[-MAX_BYPASS:])
             self._report.say(SshPeerSeen(self.name, destination[0]))
-            self._apply_bypass()
         return True
+
+    async def capture(self, plan: Plan) -> None:
+        """From now on: what the plan says, as rules; raises UserError."""
+        self._learn(plan=plan, peers=plan.bypass, resolvers=plan.resolvers)
+        await self._rules.settled()
+
+    def _learn(self, **news: Any) -> None:
+        """Let the rules follow the facts, of which these are new."""
+        before = self._wanted
+        self._facts = replace(self._facts, is_down=self.is_down, **news)
+        self._wanted = wanted(self._facts)
+        if "peers" in news:
+            self._report.say(PeersBypassed(self.name, self._facts.peers))
+        retained = self._wanted.retained
+        if retained != before.retained and self._wanted.plan is not None:
+            self._report.say(AddressesRetained(retained))
+        self._rules.want(self._wanted)
 
     def peers(self) -> tuple[Endpoint, ...]:
         """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
@@ -293,9 +303,9 @@ class Up:
         status = asyncio.ensure_future(self._show_status())
         pacers = asyncio.ensure_future(self._watch_pacers())
         keeping = asyncio.ensure_future(self._keeper.run())
-        helper_gone = asyncio.ensure_future(self._helper.gone.wait())
+        helper_gone = asyncio.ensure_future(self._rules.gone.wait())
         works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
-        ends: list[asyncio.Future[Any]] = [stop, self._bug, *works]
+        ends: list[asyncio.Future[Any]] = [stop, self._bug, self._rules.failed, *works]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -306,10 +316,12 @@ class Up:
                 await cancelled(work)
         if self._bug.done():
             raise self._bug.result()
+        if self._rules.failed.done():
+            raise self._rules.failed.result()
         if stop.done():
             return
-        if self._helper.gone.is_set():
-            removed = "the kernel has removed them" if self._helper.owner else "they stay in place"
+        if self._rules.gone.is_set():
+            removed = "the kernel has removed them" if self._rules.owner else "they stay in place"
             raise UserError(
                 f"the helper that holds the rules ended: {removed}",
                 "start sshunt again (it removes what is left of such sessions)",
@@ -361,85 +373,37 @@ class Up:
     def _on_down(self) -> None:
         if self.names is not None:
             self.names.on_down()
-        if self._options.fail_open:
-            self._kept = ()  # they go with the rules
-            self._change_rules(self._helper.undo)
-        else:
-            self._apply_bypass()
-
-    def _apply_bypass(self) -> None:
-        """What ssh connects to is left alone, and while we can't answer, other sessions' ssh may
-        ask the resolvers: see ``capture.nft``.
-        """
-        plan = self.plan
-        if plan is not None:
-            resolvers = plan.resolvers if self.is_down else ()
-            endpoints = [*plan.bypass, *((address, DNS_PORT) for address in resolvers)]
-            self._change_rules(lambda: self._helper.bypass(endpoints[-MAX_BYPASS:]))
+        self._learn()
 
     def _on_up(self) -> None:
         self.waiting.let_in(self._open)
-        if self.plan is None:
-            return
-        plan = replace(self.plan, bypass=self.peers())
-        self.use(plan)
-        if self._options.fail_open:
-            self._change_rules(lambda: self._helper.apply(plan))
-            self._keep_addresses()
-        else:
-            self._apply_bypass()
+        self._learn(peers=self.peers())
+        self._retain_addresses()
 
     def _on_network(self, why: str) -> None:
         self._keeper.check(why)
-        self._keep_addresses()
+        self._retain_addresses()
 
-    def _keep_addresses(self) -> None:
+    def _retain_addresses(self) -> None:
         """Let the addresses that open connections bear stay this host's own."""
-        if self._options.fail_open and self.is_down:
-            return  # there are no rules just now
         relayed = [relay.sock for relay in self.tunnel.relays]
-        needed = self._former.needed(_other_ends([*relayed, *self.waiting.sockets]))
-        if needed != self._kept:
-            self._kept = needed
-            self._report.say(AddressesRetained(needed))
-            self._change_rules(lambda: self._helper.keep(needed), optional=True)
+        ends = _other_ends([*relayed, *self.waiting.sockets])
+        self._learn(retained=self._former.needed(ends))
 
     def _follow_resolvers(self) -> None:
         """Another network has other resolvers."""
-        plan = self.plan
-        if not self._options.dns or plan is None:
+        if not self._options.dns or self._facts.plan is None:
             return
         found, beyond = system_resolvers(), left_alone(ipv6=self._options.listen6 is not None)
         if beyond != self._uncovered:
             self._uncovered = beyond
             if beyond:
                 self._report.say(ResolversSkipped(beyond))
-        if found != plan.resolvers:
+        if found != self._facts.resolvers:
             if self.names is not None:
                 self.names.resolvers = found
-            self.use(replace(plan, resolvers=found))
             self._report.say(ResolversChanged(found))
-            if not (self._options.fail_open and self.is_down):  # else they come with the rules
-                self._change_rules(lambda: self._helper.resolvers(found))
-                self._apply_bypass()
-
-    def _change_rules(self, step: Callable[[], Awaitable[None]], *, optional: bool = False) -> None:
-        """After the change before it; what fails ends the session, unless it is ``optional``."""
-        before = self._changing_rules
-
-        async def change() -> None:
-            if before is not None:
-                await asyncio.wait([before])
-            try:
-                await step()
-            except UserError as error:
-                if optional:
-                    self._kept = ()  # to be tried again when there is news
-                    self._report.say(RulesRefused(error.message))
-                elif not self._bug.done() and not self._helper.gone.is_set():  # else watch says so
-                    self._bug.set_result(error)
-
-        self._changing_rules = asyncio.ensure_future(change())
+            self._learn(resolvers=found)
 
     def _on_reset(self, stream: Stream, code: int) -> None:
         why = frames.MEANING_OF_RESET.get(code, "reset")
@@ -461,8 +425,8 @@ class Up:
             await asyncio.sleep(STATUS_EVERY_S)
             if self._events is not None:
                 self._events.check_clock()
-            if self._kept:
-                self._keep_addresses()
+            if self._facts.retained:
+                self._retain_addresses()
             self._follow_resolvers()
             if self._console.is_terminal:
                 line.show(self._snapshot())

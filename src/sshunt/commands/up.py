@@ -23,7 +23,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,15 @@ from sshunt.capture import links, nft
 from sshunt.capture.plan import Plan, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
-from sshunt.front.arrival import Prober, lost
+from sshunt.front.arrival import Arrivals, Prober, lost
 from sshunt.front.dns_sockets import DnsSockets, left_alone, open_dns_sockets, system_resolvers
 from sshunt.front.listener import CannotListen, bind
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.host.elevate import Starter, helper_command
-from sshunt.host.helper import Helper, start_helper
+from sshunt.host.helper import start_helper
 from sshunt.host.own import has_ipv6, own_routes
+from sshunt.host.rules import Rules
+from sshunt.host.wanted import Wanted
 from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
@@ -190,10 +192,12 @@ async def _start(
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
     helper = await start_helper(session=session_id, starter=starter)
-    undo.push_async_callback(_quietly, helper.close)
-    guarded = await helper.guard()
-    report.say(HelperStarted(guarded))
-    if dns_sockets and not guarded:
+    rules = Rules(helper, report)
+    undo.push_async_callback(rules.close)
+    rules.want(Wanted())
+    await rules.settled()
+    report.say(HelperStarted(rules.guarded))
+    if dns_sockets and not rules.guarded:
         raise UserError(
             "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
             " can't be told from others, and it could not find its server again",
@@ -219,7 +223,7 @@ async def _start(
     # Where another session of this user's runs, lines must tell them apart.
     others = sessions()
     name += f" [{session_id}]" if others else ""
-    up = Up(options, console, report, helper, transport, name)
+    up = Up(options, console, report, rules, transport, name)
     undo.push_async_callback(up.pool.close)
     undo.push_async_callback(up.say_goodbye)
     undo.callback(up.end_local)
@@ -233,13 +237,12 @@ async def _start(
         with suppress(RuntimeError):  # no thread can be had
             up.ways_of_others = await asyncio.to_thread(ways_of_others)
     plan = _plan(session_id, listeners, routes, up.peers(), dns_sockets)
-    up.use(plan)
     if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
         report.say(UnseenWayFound(name, options.remote.host, up.unseen_ways[0]))
-    await helper.apply(plan)
+    await up.capture(plan)
     _served(plan, report)
-    report.say(RulesApplied(by_kernel=helper.owner))
-    undo.push_async_callback(_quietly, helper.undo)
+    report.say(RulesApplied(by_kernel=rules.owner))
+    undo.push_async_callback(rules.undo)
     undo.callback(up.end_local)
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -251,24 +254,23 @@ async def _start(
     served = tuple(_remote(routes))
     report.say(RemoteConnected(name, options.remote.host, rtt_s, served, options.dns))
     undo.callback(report.say, ShutdownStarted())
-    looking = asyncio.ensure_future(_look_at_arrivals(prober, up, helper, report))
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, plan, rules, report))
     undo.callback(looking.cancel)
     return up
 
 
-async def _look_at_arrivals(prober: Prober, up: "Up", helper: Helper, report: Report) -> None:
+async def _look_at_arrivals(
+    prober: Prober, arrivals: Arrivals, plan: Plan, rules: Rules, report: Report
+) -> None:
     """Say so if what the rules redirect does not arrive here, or may not."""
-    plan = up.plan
-    if plan is None:
-        return
     families = [family for family in (4, 6) if plan.listener(family) is not None]
-    in_vain = await lost(prober, up.arrivals, plan.routes, families, report)
+    in_vain = await lost(prober, arrivals, plan.routes, families, report)
     prober.close()
     forwards = [family for family in (4, 6) if plan.forwards(family)]
     if not in_vain and not forwards:
         return
     with suppress(UserError):  # it is gone, and others say so
-        chains = await helper.suspects()
+        chains = await rules.suspects()
         if in_vain:
             report.say(CapturedLost(in_vain, tuple(chains)))
         gates = tuple(chain for chain in chains if "(input: drops" in chain)
@@ -429,9 +431,3 @@ async def _chosen(choosing: Choosing) -> Choices:
         return await asyncio.to_thread(choosing.result)
     except RuntimeError:  # no thread can be had
         return NOTHING
-
-
-async def _quietly(step: Callable[[], Awaitable[None]]) -> None:
-    """An undoing that can't succeed (its helper is gone) must not hide why we are undoing."""
-    with suppress(UserError):
-        await step()

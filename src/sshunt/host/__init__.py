@@ -1,5 +1,7 @@
 """This host, asked and told, without privilege.
 
+rules             the rules of a session: what is wanted is made so
+wanted            which rules these are, and what to ask for next; pure
 helper            talks to the privileged process
 elevate           starts it, through sudo or doas
 network           news of this host's network

@@ -7,7 +7,7 @@ The socket is the only tie. Its end means death: to the helper ours, to us the h
 When it fires, the client has to stop or to start another helper. Rules that the kernel owns are
 already gone then; others may be there still, if the helper was killed.
 
-Not here: starting it (elevate), what it does (helper.server), when it is asked (commands.up).
+Not here: starting it (elevate), what it does (helper.server), what it is asked, and when (rules).
 """
 
 import asyncio

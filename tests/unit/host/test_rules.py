@@ -1,0 +1,344 @@
+"""The rules of a session follow what is wanted: with a real helper, in a host of the lab's.
+
+The loop's clock can be put forward, for the pauses before something is tried again. A proxy between
+client and helper counts the requests, and holds them back where a test says so.
+"""
+
+import asyncio
+import json
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sshunt
+from sshunt.capture.plan import Plan
+from sshunt.errors import UserError
+from sshunt.host.helper import Helper
+from sshunt.host.rules import RETRY_AFTER_S, Rules
+from sshunt.host.wanted import Wanted
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
+from sshunt.model import Action, Route
+from sshunt.tell.report import Event, Report, RulesRefused
+
+_SERVE = """
+import socket, sys
+sys.path.append(sys.argv[1])
+from sshunt.helper.server import serve
+serve(socket.socket(fileno=0))
+"""
+
+_OFFICE = ip_network("10.0.0.0/8")
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """The loop, whose time can be put forward."""
+
+    ahead_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead_s
+
+
+class World:
+    """Rules, their helper, and what was asked of it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.session = secrets.token_hex(6)
+        self.asked: list[str] = []
+        self.answers = 0
+        self.optional_failures: list[str] = []
+        self.bugs: list[Exception] = []
+        self.may_pass = asyncio.Event()
+        self.may_pass.set()
+
+    @asynccontextmanager
+    async def rules(self) -> AsyncIterator[Rules]:
+        """With a helper on that host; all of it is gone at the end."""
+        ours, near = socket.socketpair()
+        far, theirs = socket.socketpair()
+        source = str(Path(sshunt.__path__[0]).parent)
+        command = [sys.executable, "-I", "-S", "-B", "-c", _SERVE, source]
+        with theirs:
+            process = self.host.popen(command, stdin=theirs.fileno())
+        self.end_helper = process.terminate
+        between = asyncio.ensure_future(self._pass_on(near, far))
+        helper = Helper(*await asyncio.open_connection(sock=ours))
+        await helper.greet(self.session, 10.0)
+        self.asked.clear()
+        self.answers = 0
+        report = Report(self.bugs.append)
+        report.subscribe(self._hear)
+        rules = Rules(helper, report)
+        try:
+            yield rules
+        finally:
+            self.may_pass.set()
+            await rules.close()
+            await asyncio.wait_for(between, 10.0)
+            process.wait(10.0)
+            assert not self.table()
+
+    async def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
+        client = await asyncio.open_connection(sock=near, limit=1 << 22)
+        helper = await asyncio.open_connection(sock=far, limit=1 << 22)
+
+        async def requests() -> None:
+            while line := await client[0].readline():
+                self.asked.append(json.loads(line)["request"])
+                await self.may_pass.wait()
+                helper[1].write(line)
+            helper[1].write_eof()
+
+        async def replies() -> None:
+            while line := await helper[0].readline():
+                self.answers += 1
+                client[1].write(line)
+            client[1].close()
+
+        with suppress(ConnectionError):
+            await asyncio.gather(requests(), replies())
+        for _, writer in (client, helper):
+            writer.close()
+
+    def _hear(self, event: Event) -> None:
+        assert isinstance(event, RulesRefused)
+        self.optional_failures.append(event.why)
+
+    def table(self) -> str:
+        """The rules of the session."""
+        shown = self.host.run(["nft", "list", "ruleset"]).stdout
+        return shown if self.session in shown else ""
+
+    async def optional_failed(self, times: int) -> None:
+        await wait_until(lambda: len(self.optional_failures) == times)
+
+    def plan(self, **fields: Any) -> Plan:
+        whole = Plan(self.session, ("127.0.0.1", 1), None, (Route(_OFFICE, Action.REMOTE),))
+        return replace(whole, **fields)
+
+
+@pytest.fixture
+def world(lab: Lab) -> World:
+    return World(lab.target)
+
+
+def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        await story()
+        await asyncio.sleep(0.01)  # what was closed says so to the loop
+
+    loop = Clock()
+    try:
+        loop.run_until_complete(whole())
+    finally:
+        loop.close()
+
+
+async def wait_until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come about")
+
+
+async def put_forward(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Clock)
+    loop.ahead_s += seconds
+    await asyncio.sleep(0)
+
+
+def test_a_wanted_plan_is_in_the_kernel_once_it_is_settled_and_gone_once_undone(
+    world: World,
+) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan()))
+            assert not world.table()
+            await rules.settled()
+            assert "10.0.0.0/8" in world.table()
+            assert rules.owner
+            await rules.undo()
+            assert "10.0.0.0/8" not in world.table()
+            assert world.asked == ["guard", "apply", "undo"]
+            await rules.undo()
+            assert world.asked == ["guard", "apply", "undo"]
+
+    run(story)
+
+
+def test_what_was_wanted_and_is_not_any_more_is_never_asked_for(world: World) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            world.may_pass.clear()
+            rules.want(Wanted())
+            await wait_until(lambda: world.asked == ["guard"])
+            plan = world.plan()
+            for number in range(1, 200):
+                rules.want(Wanted(plan=replace(plan, bypass=(("192.0.2.1", number),))))
+                await asyncio.sleep(0)
+            world.may_pass.set()
+            await rules.settled()
+            assert world.asked == ["guard", "apply"]
+            assert "192.0.2.1 . 199" in world.table()
+
+    run(story)
+
+
+def test_what_is_wanted_while_a_request_is_under_way_follows_it(world: World) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            world.may_pass.clear()
+            rules.want(Wanted(plan=world.plan()))
+            await asyncio.sleep(0.01)
+            rules.want(Wanted(plan=world.plan(bypass=(("192.0.2.1", 22),))))
+            settled = asyncio.ensure_future(rules.settled())
+            await asyncio.sleep(0.01)
+            assert not settled.done()
+            world.may_pass.set()
+            await settled
+            assert "192.0.2.1 . 22" in world.table()
+
+    run(story)
+
+
+def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(world: World) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(listen4=("203.0.113.9", 1))))
+            with pytest.raises(UserError, match="not an address of this host"):
+                await rules.settled()
+            assert rules.failed.done()
+            assert "not an address of this host" in rules.failed.result().message
+            await asyncio.sleep(0.05)
+            assert world.asked == ["guard", "apply"]
+            rules.want(Wanted(plan=world.plan()))  # whatever comes then
+            await rules.settled()
+            assert "10.0.0.0/8" in world.table()
+
+    run(story)
+
+
+def test_an_optional_part_that_is_refused_is_tried_again_after_longer_and_longer_pauses(
+    world: World,
+) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(), retained=("203.0.113.9",)))
+            await rules.settled()  # it does not wait for that
+            for tries, pause_s in enumerate(RETRY_AFTER_S, start=1):
+                await world.optional_failed(tries)
+                await put_forward(pause_s - 0.5)
+                await asyncio.sleep(0.02)
+                assert world.asked.count("keep") == tries
+                await put_forward(0.5)
+            await world.optional_failed(len(RETRY_AFTER_S) + 1)
+            await put_forward(3600.0)
+            await asyncio.sleep(0.02)
+            assert world.asked.count("keep") == len(RETRY_AFTER_S) + 1
+            assert not rules.failed.done()
+            assert "has not been this host's" in world.optional_failures[0]
+
+    run(story)
+
+
+def test_an_optional_part_is_had_at_last_and_not_asked_for_again(world: World) -> None:
+    async def story() -> None:
+        address = "192.0.2.209"
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(), retained=(address,)))
+            await world.optional_failed(1)
+            world.host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+            await put_forward(RETRY_AFTER_S[0])
+            await wait_until(lambda: world.answers == len(["guard", "apply", "keep", "keep"]))
+            world.host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+            await put_forward(3600.0)
+            await asyncio.sleep(0.02)
+            assert world.asked.count("keep") == 2
+            assert len(world.optional_failures) == 1
+            local = world.host.run(["ip", "route", "show", "table", "local"]).stdout
+            assert f"local {address} dev sshunt" in local
+
+    run(story)
+
+
+def test_news_try_an_optional_part_again_at_once_and_are_not_held_up_by_it(world: World) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(), retained=("203.0.113.9",)))
+            await world.optional_failed(1)
+            plan = world.plan(bypass=(("192.0.2.1", 22),))
+            rules.want(Wanted(plan=plan, retained=("203.0.113.9",)))
+            await rules.settled()
+            assert "192.0.2.1 . 22" in world.table()
+            await world.optional_failed(2)
+            assert world.asked == ["guard", "apply", "keep", "bypass", "keep"]
+
+    run(story)
+
+
+def test_a_helper_that_has_gone_is_no_failure_of_the_rules_but_nobody_waits_for_them(
+    world: World,
+) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted())
+            await rules.settled()
+            world.may_pass.clear()
+            rules.want(Wanted(plan=world.plan()))
+            await wait_until(lambda: world.asked == ["guard", "apply"])
+            waiting: Awaitable[None] = asyncio.ensure_future(rules.settled())
+            await asyncio.sleep(0.01)
+            world.end_helper()
+            with pytest.raises(UserError, match="helper is gone"):
+                await waiting
+            assert rules.gone.is_set()
+            assert not rules.failed.done()
+            await rules.undo()
+
+    run(story)
+
+
+def test_the_end_waits_for_no_helper_that_is_stuck(world: World) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan()))
+            await rules.settled()
+            world.may_pass.clear()
+            undoing = asyncio.ensure_future(rules.undo())
+            await wait_until(lambda: world.asked[-1] == "undo")
+            await put_forward(60.0)
+            await asyncio.wait_for(undoing, 5.0)
+
+    run(story)
+
+
+def test_a_mistake_of_ours_ends_the_wait_and_is_heard_of(world: World) -> None:
+    async def story() -> None:
+        heard: list[BaseException] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(), retained=("127.0.0.1",)))  # can't even be said
+            await wait_until(lambda: heard)
+            with pytest.raises(ValueError, match="not an address that can be kept"):
+                await rules.settled()
+
+    run(story)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(world: World) -> Iterator[None]:
+    yield
+    assert not world.table()
