@@ -15,11 +15,20 @@ from sshunt.direct.dial import Dialer
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
+from sshunt.mux.streams import Stream
+from sshunt.relay.reactor import Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
 DATA = os.urandom(20_000_000)
 DEADLINE_S = 60.0
+
+
+class Dialing(TunnelOwner):
+    dialer: Dialer
+
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        self.dialer.on_request(stream, destination)
+        return True
 
 
 def listening() -> socket.socket:
@@ -42,9 +51,11 @@ def main() -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     way = int(sys.argv[1])
-    client = Tunnel(loop, Session(CLIENT), outlives_lanes=True, way=way)
-    agent = Tunnel(loop, Session(AGENT), outlives_lanes=True, way=way)
-    agent.on_request = Dialer(agent).on_request
+    client_reactor, agent_reactor = Reactor(loop, way=way), Reactor(loop, way=way)
+    client = Tunnel(client_reactor, Session(CLIENT), TunnelOwner(), outlives_lanes=True)
+    dialing = Dialing()
+    agent = Tunnel(agent_reactor, Session(AGENT), dialing, outlives_lanes=True)
+    dialing.dialer = Dialer(agent)
     to_agent, from_client = os.pipe()
     to_client, from_agent = os.pipe()
     client.add_lane(0, to_client, from_client)
@@ -69,7 +80,7 @@ def main() -> None:
     ours = door.accept()[0]
     ours.setblocking(False)
     destination = Destination(TCP, *office.getsockname())
-    TcpRelay(client, client.open(destination)).start(ours)
+    client.relay(client.open(destination)).start(ours)
     loop.call_later(DEADLINE_S, loop.stop)
     loop.run_forever()
     print("whole" if returned == [DATA] else "not whole", end=" ")

@@ -7,20 +7,43 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from sshunt.direct import race, resolve
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FlowTarget
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
+from sshunt.mux.streams import Stream
 from sshunt.relay import dns
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.reactor import Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
 QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x07example\x00\x00\x01\x00\x01"
 ANSWER = QUERY[:2] + b"\x81\x80" + QUERY[4:]
 DEADLINE_S = 20.0
+
+
+class Asking(TunnelOwner):
+    take: "Callable[[str, bytes], None]"
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        self.take("udp", event.data)
+        return True
+
+
+class Resolving(TunnelOwner):
+    resolver: resolve.Resolver
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        self.resolver.on_query(event.flow, event.data)
+        return True
+
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        self.resolver.on_request(stream)
+        return True
 
 
 def bound(kind: int, address: str, port: int) -> socket.socket:
@@ -63,11 +86,10 @@ def main() -> None:
     threading.Thread(target=answer_udp, args=(sockets[2],), daemon=True).start()
     threading.Thread(target=answer_tcp, args=(sockets[3],), daemon=True).start()
 
-    client = Tunnel(loop, Session(CLIENT), outlives_lanes=True)
-    agent = Tunnel(loop, Session(AGENT), outlives_lanes=True)
-    resolver = resolve.Resolver(agent)
-    agent.on_datagram = lambda event: resolver.on_query(event.flow, event.data)
-    agent.on_request = lambda stream, _: resolver.on_request(stream)
+    asking, resolving = Asking(), Resolving()
+    client = Tunnel(Reactor(loop), Session(CLIENT), asking, outlives_lanes=True)
+    agent = Tunnel(Reactor(loop), Session(AGENT), resolving, outlives_lanes=True)
+    resolver = resolving.resolver = resolve.Resolver(agent)
     to_agent, from_client = os.pipe()
     to_client, from_agent = os.pipe()
     client.add_lane(0, to_client, from_client)
@@ -93,10 +115,10 @@ def main() -> None:
 
     before = len(os.listdir("/proc/self/fd")) - 2
     flow = client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), loop.time())
-    client.on_datagram = lambda event: take("udp", event.data)
+    asking.take = take
     client.session.datagrams.send(flow, QUERY, loop.time())
     loop.add_reader(program.fileno(), on_readable)
-    relay = TcpRelay(client, client.open(Destination(frames.DNS, ".", 53)))
+    relay = client.relay(client.open(Destination(frames.DNS, ".", 53)))
     relay.start(ours)
     program.sendall(len(QUERY).to_bytes(2, "big") + QUERY)
     loop.call_later(DEADLINE_S, loop.stop)

@@ -22,7 +22,7 @@ from sshunt.mux.hello import (
     REFUSED_VERSION,
 )
 from sshunt.mux.payload import Payload
-from sshunt.relay.tunnel import COPY, SPLICE
+from sshunt.relay.reactor import COPY, SPLICE
 from sshunt.transport import bootstrap
 from sshunt.transport.bootstrap import (
     EXIT_FAILED,

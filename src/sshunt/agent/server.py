@@ -25,7 +25,6 @@ from sshunt.agent.rendezvous import Doorstep, host_id
 from sshunt.direct.dial import Dialer
 from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
-from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
@@ -43,8 +42,9 @@ from sshunt.mux.hello import (
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
+from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.relay.sockets import keep_heap
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
 #: How long what is left to say after a goodbye may take to leave: its acknowledgement waits behind
 #: at most one full pipe, and a client that reads empties that in a round trip.
@@ -99,7 +99,7 @@ def serve(lanes: List[AttachedLane], doorstep: Optional[Doorstep], token: bytes)
         raise life.failure
 
 
-class _Life:
+class _Life(TunnelOwner):
     """The session's state at this end."""
 
     def __init__(
@@ -122,15 +122,11 @@ class _Life:
         features = first.hello.features
         way = SPLICE if features & FEATURE_SPLICE else AUTO
         way = COPY if features & FEATURE_COPY else way
-        self._tunnel = Tunnel(loop, session, outlives_lanes=self._grace_s > 0, way=way)
+        self._reactor = Reactor(loop, way=way)
+        self._tunnel = Tunnel(self._reactor, session, self, outlives_lanes=self._grace_s > 0)
         self._dialer = Dialer(self._tunnel)
         self._resolver = Resolver(self._tunnel)
-        self._tunnel.on_datagram = self._on_datagram
-        self._tunnel.on_request = self._on_request
-        self._tunnel.on_lane_ended = self._on_lane_ended
         self._gone: Deque[int] = deque(maxlen=MOST_GONE)
-        self._tunnel.on_lane_gone = self._gone.append
-        self._tunnel.on_goodbye = self._on_goodbye
         self._attach: Optional[AttachListener] = None
         if doorstep is not None:
             self._attach = AttachListener(loop, doorstep.sockets, token, self.take_lane)
@@ -213,13 +209,16 @@ class _Life:
             grace_s = self._grace_s if self._is_confirmed else 0
             self._grace = self._loop.call_later(grace_s, self._loop.stop)
 
-    def _on_request(self, stream: Stream, destination: Destination) -> None:
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        """A program wants a connection."""
         if destination.network == frames.DNS:
             self._resolver.on_request(stream)
         else:
             self._dialer.on_request(stream, destination)
+        return True
 
-    def _on_datagram(self, event: DatagramReceived) -> None:
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        """The client, or a program, asks something."""
         datagrams, now = self._tunnel.session.datagrams, self._loop.time()
         network = event.flow.target.network
         if network == frames.DNS:
@@ -227,19 +226,26 @@ class _Life:
         elif network == frames.STATISTICS:
             datagrams.send(event.flow, json.dumps(self._tunnel.beliefs()).encode(), now)
         else:
-            datagrams.end(event.flow, now, FLOW_NOT_PERMITTED)
+            return False
+        return True
 
-    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+    def on_lane_gone(self, lane_id: int) -> None:
+        """A lane that may still be on its way here."""
+        self._gone.append(lane_id)
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """A lane takes its stub along; the last one, in time, the session."""
         if isinstance(lane.tag, socket.socket):
             lane.tag.close()
         if self._tunnel.breaks_the_protocol:
             self._tunnel.forgive()
             self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, reason)
-            self._on_goodbye(frames.GOODBYE_PROTOCOL, "")
+            self.on_goodbye(frames.GOODBYE_PROTOCOL, "")
             return
         self._end_if_alone()
 
-    def _on_goodbye(self, _code: int, _sentence: str) -> None:
+    def on_goodbye(self, code: int, sentence: str) -> None:
+        """It is over: for the client, or for us."""
         # No more data: then what is left to say is little, and the acknowledgement, for which the
         # client waits, is the first of it.
         self._tunnel.reset_all()
@@ -275,6 +281,7 @@ class _Life:
         self._resolver.close()
         tags = [lane.tag for lane in self._tunnel.lanes.values()]
         self._tunnel.close()
+        self._reactor.close()
         for tag in tags:
             if isinstance(tag, socket.socket):
                 tag.close()

@@ -34,8 +34,8 @@ from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
+from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import telemetry
 from sshunt.remote.holding import WaitingRoom
 from sshunt.remote.pool import Pool, new_session
@@ -90,7 +90,7 @@ class _Traffic:
     received: int = 0
 
 
-class Up:
+class Up(TunnelOwner):
     """The running session: its tunnel, its lanes, and everything whose end ends it."""
 
     def __init__(
@@ -120,15 +120,9 @@ class Up:
         self._bug: asyncio.Future[BaseException] = loop.create_future()
         loop.set_exception_handler(self._on_bug)
         # What the far side grants is known when it has answered; ours grants what is taken here.
-        self.tunnel = Tunnel(
-            loop, new_session(), outlives_lanes=options.grace_s > 0, way=_WAYS[options.zero_copy]
-        )
+        self._reactor = Reactor(loop, way=_WAYS[options.zero_copy])
+        self.tunnel = Tunnel(self._reactor, new_session(), self, outlives_lanes=options.grace_s > 0)
         self.waiting = WaitingRoom(self.tunnel)
-        self.tunnel.on_lane_ended = self._on_lane_ended
-        self.tunnel.on_goodbye = self._on_goodbye
-        self.tunnel.on_forgotten = self._on_forgotten
-        if report.hears_streams:
-            self.tunnel.on_reset = self._on_reset
         self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
         self.pool = Pool(
             self.tunnel,
@@ -195,7 +189,7 @@ class Up:
         stream = self.tunnel.open(destination)
         if self._report.hears_streams:
             self._report.say(StreamOpened(self.name, stream.id, destination.host, destination.port))
-        TcpRelay(self.tunnel, stream).start(sock)
+        self.tunnel.relay(stream).start(sock)
 
     def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
         """True for a connection of our own ssh to another address of its server. Only where no
@@ -358,15 +352,18 @@ class Up:
             lost = self.is_down or not self.tunnel.lanes
             self._report.say(FarSideNotTold(self.name, lost, self._options.grace_s))
         self.tunnel.close()
+        self._reactor.close()
 
-    def _on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """As the tunnel says."""
         self.pool.on_lane_ended(lane, reason)
         if not self.tunnel.lanes:
             self._emptied.set()
         if self._is_kept:
             self._keeper.on_lane_ended(reason)
 
-    def _on_goodbye(self, code: int, sentence: str) -> None:
+    def on_goodbye(self, code: int, sentence: str) -> None:
+        """As the tunnel says."""
         if code != frames.GOODBYE_DONE and self._is_kept:
             self._keeper.lose_session(sentence or "its agent ended")
 
@@ -405,11 +402,14 @@ class Up:
             self._report.say(ResolversChanged(found))
             self._learn(resolvers=found)
 
-    def _on_reset(self, stream: Stream, code: int) -> None:
-        why = frames.MEANING_OF_RESET.get(code, "reset")
-        self._report.say(StreamReset(self.name, stream.id, why))
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """As the tunnel says."""
+        if self._report.hears_streams:
+            why = frames.MEANING_OF_RESET.get(code, "reset")
+            self._report.say(StreamReset(self.name, stream.id, why))
 
-    def _on_forgotten(self) -> None:
+    def on_forgotten(self) -> None:
+        """As the tunnel says."""
         for listener in self.listeners:
             listener.resume()
 

@@ -21,7 +21,6 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns
 from sshunt.relay.sockets import keep_alive, set_priority, without_delay
-from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import Tunnel
 
 
@@ -126,8 +125,8 @@ class Conversation:
             without_delay(sock)
         except OSError:
             pass  # it has just died, and the relay will hear of it
-        self._tunnel.write(self.stream, Payload(heard.read))
-        relay = TcpRelay(self._tunnel, self.stream)
+        self._write(heard.read)
+        relay = self._tunnel.relay(self.stream)
         relay.take_connection(sock)
         if rest and self.stream.owner is relay:
             relay.on_data(Payload(bytes(rest)))
@@ -140,14 +139,19 @@ class Conversation:
         self._consumed(len(self._received) - self._returned)
         self._received.clear()
         self._tunnel.session.accept(self.stream)
-        self._tunnel.write(self.stream, Payload(dns.LENGTH.pack(len(answer)) + answer))
-        self._tunnel.finish(self.stream)
+        self._write(dns.LENGTH.pack(len(answer)) + answer)
+        self._tunnel.session.finish(self.stream, self._tunnel.loop.time())
         if self._fin_received:
             self._over()
 
+    def _write(self, data: bytes) -> None:
+        self._tunnel.session.write(self.stream, Payload(data), self._tunnel.loop.time())
+        self._tunnel.wake()
+
     def _consumed(self, size: int) -> None:
         if size:
-            self._tunnel.consumed(self.stream, size)
+            self._tunnel.session.consumed(self.stream, size, self._tunnel.loop.time())
+            self._tunnel.wake()
 
     def _over(self) -> None:
         if self._asking is not None:

@@ -87,7 +87,7 @@ class Dialer:
             self._tunnel.session.reset(stream, frames.RESET_NOT_PERMITTED)
             self._tunnel.wake()
             return
-        relay = TcpRelay(self._tunnel, stream)
+        relay = self._tunnel.relay(stream)
         family = _family(destination.host)
         if family is not None:
             self._connect(relay, family, destination)

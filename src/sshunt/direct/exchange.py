@@ -17,9 +17,9 @@ import socket
 from typing import NamedTuple, Optional
 
 from sshunt.relay import dns
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import READ, WRITE, settle
 from sshunt.relay.sockets import DIALED_PRIORITY, error_of, is_reserved, set_priority
-from sshunt.relay.tunnel import Tunnel
 
 #: Until the question is sent again; each time it is twice as long. A query may take that long where
 #: a resolver has to ask others; then the second is one datagram too many.
@@ -46,9 +46,9 @@ class Exchange:
     """Asks ``host``. ``sends`` is how often the question may leave by UDP."""
 
     def __init__(
-        self, tunnel: Tunnel, host: str, query: bytes, sends: int, deadline: float
+        self, reactor: Reactor, host: str, query: bytes, sends: int, deadline: float
     ) -> None:
-        self._tunnel = tunnel
+        self._reactor = reactor
         self._host = host
         self._query = query
         self._sends = sends
@@ -112,7 +112,7 @@ class Exchange:
     async def _converse(self, sock: socket.socket) -> bytes:
         pause_s, strays = RESEND_S, 0
         self._send(sock)
-        send_at = self._tunnel.loop.time() + pause_s
+        send_at = self._reactor.loop.time() + pause_s
         while strays < MOST_STRAYS:
             try:
                 answer = sock.recv(65535)
@@ -164,15 +164,15 @@ class Exchange:
 
         Not loop.sock_recv under wait_for: see dial._connected.
         """
-        loop = self._tunnel.loop
+        loop = self._reactor.loop
         ready: "asyncio.Future[int]" = loop.create_future()
-        self._tunnel.readiness.add(sock.fileno(), lambda _: settle(ready, 0), events)
+        self._reactor.readiness.add(sock.fileno(), lambda _: settle(ready, 0), events)
         timer = loop.call_at(until, settle, ready, errno.ETIMEDOUT)
         try:
             error_number = await ready
         finally:
             timer.cancel()
-            self._tunnel.readiness.remove(sock.fileno())
+            self._reactor.readiness.remove(sock.fileno())
         if error_number:
             raise _error(error_number)
 

@@ -23,7 +23,7 @@ from typing import Awaitable, Callable, Dict, List, Optional, Set
 from sshunt.direct.exchange import Exchange, Heard
 from sshunt.direct.order import Order
 from sshunt.relay import dns
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.reactor import Reactor
 
 #: What the C library of a program takes before it asks again, and gives up after twice that.
 FIRST_S = 5.0
@@ -42,8 +42,8 @@ Ask = Callable[[Exchange], Awaitable[Heard]]
 class Racing:
     """Runs races. Owns the exchanges of those that are over."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
-        self.tunnel = tunnel
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
         self.order = Order()
         self._lingering: Dict[str, Set["asyncio.Future[Heard]"]] = {}
 
@@ -78,7 +78,7 @@ class Racing:
 class _Race:
     def __init__(self, racing: Racing, query: bytes, ask: Ask) -> None:
         self._racing = racing
-        self._loop = racing.tunnel.loop
+        self._loop = racing.reactor.loop
         self._query = query
         self._ask = ask
         self._settings = dns.settings()
@@ -144,7 +144,7 @@ class _Race:
 
     def _begin(self, host: str) -> None:
         sends = self._settings.attempts + 1
-        exchange = Exchange(self._racing.tunnel, host, self._query, sends, self._deadline)
+        exchange = Exchange(self._racing.reactor, host, self._query, sends, self._deadline)
         self._asked[asyncio.ensure_future(self._ask(exchange), loop=self._loop)] = host
 
     def _hear(self, exchange: "asyncio.Future[Heard]") -> Optional[Heard]:

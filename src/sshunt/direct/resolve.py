@@ -32,7 +32,7 @@ class Resolver:
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
-        self._racing = Racing(tunnel)
+        self._racing = Racing(tunnel.reactor)
         self._asking: "Dict[int, asyncio.Future[None]]" = {}  # by flow
         self._shares = Shares(dns.QUERIES_BYTES)
         self._conversations: Set[Conversation] = set()

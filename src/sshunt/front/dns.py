@@ -191,7 +191,7 @@ class DnsForwarder:
         if self._is_down():
             self._tell(sock, asker)
         elif self._tunnel.session.can_open:
-            relay = TcpRelay(self._tunnel, self._tunnel.open(_ANY_RESOLVER))
+            relay = self._tunnel.relay(self._tunnel.open(_ANY_RESOLVER))
             relay.start(sock)
             end = partial(relay.abort, frames.RESET_ABORTED)
             self._connections.enter(Connection(sock, asker, lambda: _is_over(relay), end))

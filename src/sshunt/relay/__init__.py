@@ -1,6 +1,7 @@
 """The I/O shell around the protocol, the same at both ends. Shipped to the far side.
 
-    tunnel     the session in its event loop: events to their relays, bytes to the lanes, the timer
+    reactor    what a process has once: the loop and all that does I/O around it, flushed in batches
+    tunnel     one session in the reactor: events to their relays, bytes to the lanes
     lane       the two descriptors of one lane: ssh's pipes
     tcp        one TCP connection of this host, tied to one stream
     piped      payload that stays in the kernel, in a pipe of its own

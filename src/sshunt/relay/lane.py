@@ -16,23 +16,19 @@ Not here: when a lane is given up (remote.keeper), what the bytes mean (mux).
 
 import os
 import stat
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import DATA_HEAD_BYTES
 from sshunt.mux.limits import TRANSMIT_BUFFERS, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.linux import can_splice, splice
 from sshunt.relay.piped import REFUSALS, PipedPayload, widen_pipe
+from sshunt.relay.reactor import READ_BYTES, Reactor
 from sshunt.relay.sockets import OUT_OF_RESOURCES
-
-if TYPE_CHECKING:
-    from sshunt.relay.tunnel import Tunnel
-
-#: What one read takes at most: a whole pipe.
-READ_BYTES = 1024 * 1024
 
 #: Reads in one round of the event loop: while ssh goes on filling the pipe, the round's own cost is
 #: saved; the other descriptors wait no longer than a few megabytes take.
@@ -69,8 +65,22 @@ IDLE, READINESS, BEAT = 0, 1, 2
 _Piece = Union[bytes, memoryview, Payload]
 
 
+class LaneOwner:
+    """Who has the session that a lane belongs to."""
+
+    def dispatch(self) -> bool:
+        """The session has events, whose payloads lie in the read buffer: use them now."""
+        raise NotImplementedError
+
+    def lane_ended(self, lane: "LaneIO", reason: str, *, broke_protocol: bool = False) -> None:
+        """``lane`` is over, and is to be closed."""
+        raise NotImplementedError
+
+
 class LaneIO:
-    """Reads and writes one lane. Owns both descriptors (they may be one and the same socket)."""
+    """Reads and writes one lane of ``session``. Owns both descriptors (they may be one and the same
+    socket) until ``close``.
+    """
 
     __slots__ = (
         "_backlog",
@@ -78,21 +88,38 @@ class LaneIO:
         "_bulk_reads",
         "_can_splice",
         "_crumbs_end",
+        "_is_open",
+        "_lane",
         "_moved_bytes",
+        "_owner",
+        "_reactor",
         "_read_bytes",
         "_read_fd",
         "_reading",
-        "_tunnel",
+        "_session",
         "_write_fd",
         "_writing",
         "is_pipe",
         "lane_id",
+        "spliced_bytes",
         "tag",
+        "teed_bytes",
         "up_at",
     )
 
-    def __init__(self, tunnel: "Tunnel", lane_id: int, read_fd: int, write_fd: int) -> None:
-        self._tunnel = tunnel
+    def __init__(
+        self,
+        reactor: Reactor,
+        session: Session,
+        owner: LaneOwner,
+        lane_id: int,
+        read_fd: int,
+        write_fd: int,
+    ) -> None:
+        self._reactor = reactor
+        self._session = session
+        self._owner = owner
+        self._lane = session.lanes[lane_id]
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._backlog: List[_Piece] = []
@@ -103,15 +130,18 @@ class LaneIO:
         self._crumbs_end = 0  # position up to which the frame comes in crumbs
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
         self._bulk_reads = 0  # so many more reads expect the header of a large payload
+        self._is_open = True
         self.lane_id = lane_id
-        self.up_at = tunnel.loop.time()
+        self.teed_bytes = 0  # sent from pipes
+        self.spliced_bytes = 0  # received without coming through memory
+        self.up_at = reactor.loop.time()
         self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         sizes = [widen_pipe(fd, PIPE_BYTES) for fd in (read_fd, write_fd)]
         self._beats = min(sizes) >= PIPE_BYTES  # a smaller one would run dry between two beats
         self.is_pipe = stat.S_ISFIFO(os.fstat(write_fd).st_mode)
-        tunnel.loop.add_reader(read_fd, tunnel.turn, self._on_readable)
+        reactor.loop.add_reader(read_fd, reactor.batch, self._on_readable)
 
     @property
     def has_backlog(self) -> bool:
@@ -120,7 +150,8 @@ class LaneIO:
 
     def close(self) -> None:
         """Close both descriptors."""
-        loop = self._tunnel.loop
+        self._is_open = False
+        loop = self._reactor.loop
         if self._reading == READINESS:
             loop.remove_reader(self._read_fd)
         if self._writing == READINESS:
@@ -134,15 +165,14 @@ class LaneIO:
     def receive(self, data: bytes) -> None:
         """Bytes of this lane that came in together with the HELLO."""
         if data and self._process(memoryview(data)):
-            self._tunnel.wake_if_needed()
+            self._reactor.wake_if_needed(self._session)
 
     def flush(self) -> None:
         """Write what the session has for this lane until there is nothing more or the pipe is full.
 
-        A lane that turns out to be dead is reported to the tunnel.
+        A lane that turns out to be dead is reported to its owner.
         """
-        session, loop = self._tunnel.session, self._tunnel.loop
-        lane = session.lanes[self.lane_id]
+        session, loop, lane = self._session, self._reactor.loop, self._lane
         try:
             for _ in range(WRITES_PER_ROUND):
                 if self._backlog:
@@ -154,12 +184,12 @@ class LaneIO:
                 if lane.sent - before < TRANSMIT_BYTES and len(pieces) < TRANSMIT_BUFFERS:
                     break  # that was all
             else:
-                self._tunnel.wake()
+                self._reactor.wake(self._session)
             lane.is_blocked = bool(self._backlog)
             if self._backlog and self._writing == IDLE:
                 self._wait_for_room()
         except OSError as error:
-            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            self._owner.lane_ended(self, os.strerror(error.errno or 0))
 
     def _write(self, pieces: Sequence[_Piece]) -> None:
         """Write as much as the pipe takes; the rest is the backlog."""
@@ -201,14 +231,14 @@ class LaneIO:
         try:
             sent = piece.send(self._write_fd)
             self._moved_bytes += sent
-            self._tunnel.teed_bytes += sent
+            self.teed_bytes += sent
         except (BlockingIOError, InterruptedError):
             pass
         except BrokenPipeError:
             raise
         except OSError as error:  # what else is wrong with the lane, writing tells
             if error.errno in REFUSALS:
-                self._tunnel.pipes.refuse()
+                self._reactor.pipes.refuse()
             piece.keep()
         return not piece.unsent_bytes
 
@@ -216,14 +246,14 @@ class LaneIO:
         """The pipe is full."""
         if not self._write_at_next_beat():
             self._writing = READINESS
-            self._tunnel.loop.add_writer(self._write_fd, self._tunnel.turn, self._on_writable)
+            self._reactor.loop.add_writer(self._write_fd, self._reactor.batch, self._on_writable)
 
     def _write_at_next_beat(self) -> bool:
         """The pipe is full: wait for the beat if so much has just left that it is worth it."""
         moved, self._moved_bytes = self._moved_bytes, 0
         if moved < BUSY_BYTES or not self._beats:
             return False
-        if not self._tunnel.beat.next(self._write_at_beat, moved):
+        if not self._reactor.beat.next(self._write_at_beat, moved):
             return False
         self._writing = BEAT
         return True
@@ -242,81 +272,81 @@ class LaneIO:
             self._writing = IDLE
         elif not self._write_at_next_beat():
             return
-        self._tunnel.loop.remove_writer(self._write_fd)
+        self._reactor.loop.remove_writer(self._write_fd)
 
     def _write_backlog(self) -> bool:
         """There may be room again; True if there was not enough."""
         try:
             self._write(self._backlog)
         except OSError as error:
-            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            self._owner.lane_ended(self, os.strerror(error.errno or 0))
             return False
         if self._backlog:
             return True
-        self._tunnel.session.lanes[self.lane_id].is_blocked = False
-        self._tunnel.wake()  # it fills the pipe again
+        self._lane.is_blocked = False
+        self._reactor.wake(self._session)  # it fills the pipe again
         return False
 
     def _read_at_beat(self) -> None:
         if self._reading == BEAT:
             self._reading = IDLE
             moved = self._read_on()
-            if self._tunnel.lanes.get(self.lane_id) is self and not self._read_at_next_beat(moved):
+            if self._is_open and not self._read_at_next_beat(moved):
                 self._reading = READINESS
-                self._tunnel.loop.add_reader(self._read_fd, self._tunnel.turn, self._on_readable)
+                self._reactor.loop.add_reader(self._read_fd, self._reactor.batch, self._on_readable)
 
     def _on_readable(self) -> None:
         moved = self._read_on()
         if self._reading == READINESS and self._beats and self._read_at_next_beat(moved):
-            self._tunnel.loop.remove_reader(self._read_fd)
+            self._reactor.loop.remove_reader(self._read_fd)
 
     def _read_at_next_beat(self, moved: int) -> bool:
         """Wait for the beat if so much has just come that it is worth it."""
-        if moved < BUSY_BYTES or not self._tunnel.beat.next(self._read_at_beat, moved):
+        if moved < BUSY_BYTES or not self._reactor.beat.next(self._read_at_beat, moved):
             return False
         self._reading = BEAT
         return True
 
     def _read_on(self) -> int:
         """Read what is there; how many bytes it were."""
-        lane = self._tunnel.session.lanes[self.lane_id]
+        lane = self._lane
         before = lane.received
         for _ in range(READS_PER_ROUND):
             passage = self._passage()
             more = self._splice(*passage) if passage is not None else self._read()
             if not more:
                 break
-        self._tunnel.wake_if_needed()
+        self._reactor.wake_if_needed(self._session)
         return lane.received - before
 
     def _read(self) -> bool:
         """Read and use what is there; False if there is hardly more now."""
         # Behind a large payload mostly comes another: read no further than its header, so that the
         # payload itself can be spliced.
-        reader = self._tunnel.session.lanes[self.lane_id].reader
+        reader = self._lane.reader
         limit = self._read_bytes
         if self._bulk_reads:
             limit = min(limit, reader.data_left + DATA_HEAD_BYTES)
-        buffer = memoryview(self._tunnel.read_buffer)[:limit]
+        buffer = memoryview(self._reactor.read_buffer)[:limit]
         try:
             size = os.readv(self._read_fd, [buffer])
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            self._tunnel.lane_ended(self, os.strerror(error.errno or 0))
+            self._owner.lane_ended(self, os.strerror(error.errno or 0))
             return False
         if not size:
-            self._tunnel.lane_ended(self, "")
+            self._owner.lane_ended(self, "")
             return False
         reader.newest_bytes = 0
-        begin = self._tunnel.loop.time()
+        begin = self._reactor.loop.time()
         if not self._process(buffer[:size]):
             return False
-        if reader.newest_bytes >= self._tunnel.splice_from_bytes:
+        if reader.newest_bytes >= self._reactor.splice_from_bytes:
             self._bulk_reads = BULK_READS
         elif self._bulk_reads and size == limit:  # what was to be a header was not one
             self._bulk_reads -= 1
-        if self._tunnel.loop.time() - begin > LONG_S:
+        if self._reactor.loop.time() - begin > LONG_S:
             # Thousands of tiny frames: take fewer at a time, others want their turn.
             self._read_bytes = max(size // 4, LEAST_READ_BYTES)
             return False
@@ -326,11 +356,10 @@ class LaneIO:
 
     def _passage(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""
-        session = self._tunnel.session
-        if not self._can_splice or session.lanes[self.lane_id].received < self._crumbs_end:
+        if not self._can_splice or self._lane.received < self._crumbs_end:
             return None
-        passage = session.passage(self.lane_id)
-        if passage is None or passage[1] < self._tunnel.splice_from_bytes or not can_splice():
+        passage = self._session.passage(self.lane_id)
+        if passage is None or passage[1] < self._reactor.splice_from_bytes or not can_splice():
             return None
         if passage[0].owner is None:
             return None
@@ -340,7 +369,6 @@ class LaneIO:
         """Move payload from the pipe to the stream's socket inside the kernel; False if there is
         hardly more now.
         """
-        tunnel = self._tunnel
         try:
             moved = splice(self._read_fd, stream.owner.passage(), size)
         except (BlockingIOError, InterruptedError):
@@ -353,23 +381,23 @@ class LaneIO:
             return self._read()
         if not moved:
             return self._read()  # the end of the pipe
-        tunnel.spliced_bytes += moved
-        tunnel.session.passed(self.lane_id, moved, tunnel.loop.time())
+        self.spliced_bytes += moved
+        self._session.passed(self.lane_id, moved, self._reactor.loop.time())
         if moved < LEAST_SPLICE_BYTES and moved < size:
-            self._crumbs_end = tunnel.session.lanes[self.lane_id].received + size - moved
+            self._crumbs_end = self._lane.received + size - moved
         if stream.receiver.final is not None:
-            tunnel.dispatch()
+            self._owner.dispatch()
         return moved == size
 
     def _process(self, data: memoryview) -> bool:
         """Use everything in ``data``; False if the lane has ended over it."""
         problem = ""
         try:
-            self._tunnel.session.receive(self.lane_id, data, self._tunnel.loop.time())
+            self._session.receive(self.lane_id, data, self._reactor.loop.time())
         except RemoteProtocolError as error:
             problem = "the other side broke the protocol: %s" % error
         # Also what came before the error: its payloads lie in the buffer.
-        self._tunnel.dispatch()
+        self._owner.dispatch()
         if problem:
-            self._tunnel.lane_ended(self, problem, broke_protocol=True)
-        return self._tunnel.lanes.get(self.lane_id) is self
+            self._owner.lane_ended(self, problem, broke_protocol=True)
+        return self._is_open

@@ -69,9 +69,10 @@ def widen_pipe(fd: int, size: int) -> int:
 class Pipe:
     """Both ends of one; in the process that made it, for nobody else. Raises OSError."""
 
-    __slots__ = ("read_fd", "write_fd")
+    __slots__ = ("read_fd", "whose", "write_fd")
 
     def __init__(self) -> None:
+        self.whose: object = None  # while it holds payload
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         if not (
             widen_pipe(self.write_fd, PIPE_BYTES) or widen_pipe(self.write_fd, LEAST_PIPE_BYTES)
@@ -89,7 +90,7 @@ class Pipe:
 
 
 class Pipes:
-    """The pool. Owns all pipes. ``most``: how many there may be, 0 for none at all;
+    """The pool, for all sessions. Owns all pipes. ``most``: how many there may be, 0 for none;
     ``least_bytes``: smaller payloads are read into memory; ``loop``: closes spare pipes in time.
     """
 
@@ -114,14 +115,14 @@ class Pipes:
         """How many hold payload now."""
         return len(self._taken)
 
-    def receive(self, source: int, size: int) -> Optional[Payload]:
-        """Up to ``size`` bytes of what the socket ``source`` has.
+    def receive(self, source: int, size: int, whose: object = None) -> Optional[Payload]:
+        """Up to ``size`` bytes of what the socket ``source`` has, for the session ``whose``.
 
         None if there is no pipe for them, or nothing came. That need not mean that there is nothing
         (an urgent byte may be next): only reading into memory tells. Raises OSError if the
         connection is broken.
         """
-        pipe = self.take()
+        pipe = self.take(whose)
         if pipe is None:
             return None
         moved = 0
@@ -143,8 +144,8 @@ class Pipes:
             payload.keep()
         return payload
 
-    def take(self) -> Optional[Pipe]:
-        """An empty pipe; None if there is none to be had."""
+    def take(self, whose: object = None) -> Optional[Pipe]:
+        """An empty pipe, for the session ``whose``; None if there is none to be had."""
         if self._free:
             pipe = self._free.pop()
             self._spare = min(self._spare, len(self._free))
@@ -158,6 +159,7 @@ class Pipes:
                 return None
             if self._loop is not None and self._sweeping is None:
                 self._sweeping = self._loop.call_later(SPARE_S, self._sweep)
+        pipe.whose = whose
         self._taken.add(pipe)
         return pipe
 
@@ -176,6 +178,7 @@ class Pipes:
         if pipe not in self._taken:
             return  # closed meanwhile
         self._taken.discard(pipe)
+        pipe.whose = None
         if not self._most:
             pipe.close()
             return
@@ -195,17 +198,19 @@ class Pipes:
         while self._free:
             self._free.pop().close()
 
-    def give_up(self) -> None:
-        """Nobody needs what is in the pipes any more."""
-        while self._taken:
-            self._taken.pop().close()
+    def give_up(self, whose: object = None) -> None:
+        """The session ``whose`` is over: nobody needs what its pipes hold."""
+        for pipe in [pipe for pipe in self._taken if pipe.whose is whose]:
+            self._taken.discard(pipe)
+            pipe.close()
 
     def close(self) -> None:
         """Close every pipe, and with it what is in there."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         self.refuse()
-        self.give_up()
+        while self._taken:
+            self._taken.pop().close()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1
@@ -262,7 +267,7 @@ class PipedPayload(Payload):
     def _set_aside(self, pipe: Pipe, size: int) -> None:
         """tee shall find behind the next ``size`` bytes, which were sent."""
         if self._aside is None:
-            self._aside = self._pipes.take()
+            self._aside = self._pipes.take(pipe.whose)
         try:
             while self._aside is not None and size:
                 moved = splice(pipe.read_fd, self._aside.write_fd, size)
@@ -295,7 +300,7 @@ class PipedPayload(Payload):
         least_bytes = self._pipes.least_bytes
         if size < least_bytes or self._size - size < least_bytes:
             return None
-        begin = self._pipes.take()
+        begin = self._pipes.take(pipe.whose)
         if begin is None:
             return None
         try:

@@ -24,17 +24,16 @@ name is looked up): that waits in the same queue.
 import errno
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Optional, Tuple
+from typing import Deque, Optional, Tuple
 
 from sshunt.mux.payload import Payload
+from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.piped import PipedPayload
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
 from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_priority
-
-if TYPE_CHECKING:
-    from sshunt.relay.tunnel import Tunnel
 
 #: A connection's first reads are small, so that thousands of small ones cost little memory ...
 FIRST_READ_BYTES = 16 * 1024
@@ -61,31 +60,56 @@ _HAS_MORE = URGENT | ENDED | _DEAD
 JOINED_BYTES = 64 * 1024
 
 
+class RelayOwner:
+    """Who has the session that a relay's stream belongs to."""
+
+    @property
+    def wants_pipes(self) -> bool:
+        """True if what is read in bulk should stay in the kernel."""
+        raise NotImplementedError
+
+    def note_full(self) -> None:
+        """A socket has more than its stream has room for."""
+        raise NotImplementedError
+
+    def relay_ended(self, relay: "TcpRelay") -> None:
+        """``relay`` is over; its stream has no owner any more."""
+        raise NotImplementedError
+
+
 class TcpRelay:
-    """Moves bytes between ``sock`` (non-blocking) and ``stream`` until both are over."""
+    """Moves bytes between ``sock`` (non-blocking) and ``stream``, one of ``session``, until both
+    are over.
+    """
 
     __slots__ = (
         "_fin_received",
         "_fin_sent",
         "_head_sent",
+        "_owner",
         "_pending",
+        "_reactor",
         "_read_bytes",
         "_reading",
+        "_session",
         "_sock",
         "_told",
-        "_tunnel",
         "_unwritable_code",
         "_watched",
         "connected",
         "stream",
     )
 
-    def __init__(self, tunnel: "Tunnel", stream: Stream) -> None:
-        self._tunnel = tunnel
+    def __init__(
+        self, reactor: Reactor, session: Session, owner: RelayOwner, stream: Stream
+    ) -> None:
+        self._reactor = reactor
+        self._session = session
+        self._owner = owner
         self._sock: Optional[socket.socket] = None
         self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
         self._head_sent = 0  # bytes of the first of them that were written
-        self._read_bytes = FIRST_READ_BYTES if not tunnel.always_pipes else READ_BYTES
+        self._read_bytes = FIRST_READ_BYTES if not reactor.always_pipes else READ_BYTES
         self._reading = NEVER
         self._watched = 0  # the events asked for
         self._unwritable_code = 0  # of the reset that is to follow what the peer has said; 0: none
@@ -95,7 +119,6 @@ class TcpRelay:
         self.connected = False
         self.stream = stream
         stream.owner = self
-        tunnel.relays.add(self)
 
     @property
     def sock(self) -> socket.socket:
@@ -133,7 +156,7 @@ class TcpRelay:
         """Have our socket watched; False if that can't be, and the connection is over."""
         self._watched = events
         try:
-            self._tunnel.readiness.add(self.sock.fileno(), self._on_event, events)
+            self._reactor.readiness.add(self.sock.fileno(), self._on_event, events)
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
@@ -145,8 +168,8 @@ class TcpRelay:
         self.start(sock)
 
     def _accept(self) -> None:
-        self._tunnel.session.accept(self.stream)
-        self._tunnel.wake()
+        self._session.accept(self.stream)
+        self._reactor.wake(self._session)
 
     def _begin(self) -> None:
         self.connected = True
@@ -166,7 +189,7 @@ class TcpRelay:
                 self._on_unwanted(events)
         if events & WRITE and self.connected:
             if self._pending is None:
-                if self._tunnel.readiness.is_level:
+                if self._reactor.readiness.is_level:
                     self._watch(self._watched & ~WRITE)
             elif not (events & _DEAD and self._reading == TURN):  # it would fail too soon
                 self._write_pending()
@@ -203,7 +226,7 @@ class TcpRelay:
 
     def _watch(self, events: int) -> None:
         self._watched = events
-        self._tunnel.readiness.change(self.sock.fileno(), events)
+        self._reactor.readiness.change(self.sock.fileno(), events)
 
     def _read_on(self) -> None:
         """Read until there is nothing more, or enough for now."""
@@ -211,8 +234,8 @@ class TcpRelay:
             if not self._read():
                 return
         self._reading = TURN
-        if not self._tunnel.beat.next(self._on_turn):
-            self._tunnel.loop.call_soon(self._on_turn)
+        if not self._reactor.beat.next(self._on_turn):
+            self._reactor.loop.call_soon(self._on_turn)
 
     def _on_turn(self) -> None:
         if self._reading == TURN:
@@ -230,10 +253,10 @@ class TcpRelay:
         """Move one read from the socket to the stream. True: another would bring more; False: how
         it goes on is settled.
         """
-        room = self._tunnel.session.room_bytes(self.stream)
+        room = self._session.room_bytes(self.stream)
         if not room:
             self._reading = ROOM  # on_writable comes when there is some
-            self._tunnel.note_full()
+            self._owner.note_full()
             if self._told & _DEAD:  # told once, and it may be long until we read again
                 self._on_unwanted(self._told)
             return False
@@ -250,18 +273,19 @@ class TcpRelay:
             self.abort(reset_code(error.errno or 0))
             return False
         if count:
-            self._tunnel.write(self.stream, payload)
+            self._session.write(self.stream, payload, self._reactor.loop.time())
+            self._reactor.wake(self._session)
             if self._told & _DEAD:
                 # What the peer said before it reset the connection leaves before we find that out.
                 self._reading = TURN
-                self._tunnel.loop.call_soon(self._on_turn)
+                self._reactor.loop.call_soon(self._on_turn)
                 return False
             if count == size:
                 self._read_bytes = READ_BYTES
                 return True
             if self._told:
                 return True
-            if count >= BUSY_BYTES and self._tunnel.beat.next(self._on_turn):
+            if count >= BUSY_BYTES and self._reactor.beat.next(self._on_turn):
                 self._reading = TURN
                 return False
             if isinstance(payload, PipedPayload):
@@ -273,7 +297,8 @@ class TcpRelay:
             return False
         self._fin_sent = True
         self._reading = NEVER
-        self._tunnel.finish(self.stream)
+        self._session.finish(self.stream, self._reactor.loop.time())
+        self._reactor.wake(self._session)
         self._close_if_over()
         return False
 
@@ -285,9 +310,9 @@ class TcpRelay:
         """What the socket has, how much that is, and how much could have come: in a pipe if that is
         likely to be much. Raises OSError, BlockingIOError if it has nothing.
         """
-        if self._read_bytes == READ_BYTES and self._tunnel.wants_pipes:
-            size = min(room, self._tunnel.session.frame_bytes)  # more would only be cut
-            payload = self._tunnel.pipes.receive(self.sock.fileno(), size)
+        if self._read_bytes == READ_BYTES and self._owner.wants_pipes:
+            size = min(room, self._session.frame_bytes)  # more would only be cut
+            payload = self._reactor.pipes.receive(self.sock.fileno(), size, self._session)
             if payload is not None:
                 return payload, len(payload), size
         size = self._read_bytes if self._read_bytes < room else room
@@ -300,7 +325,7 @@ class TcpRelay:
         """The next bytes for the socket. They lie in the lane's buffer: write them or copy them."""
         view = payload.view
         if self._unwritable_code:
-            self._tunnel.session.consumed(self.stream, len(view), self._tunnel.loop.time())
+            self._session.consumed(self.stream, len(view), self._reactor.loop.time())
             return
         if self._pending is not None or self._sock is None:
             self._keep(view)
@@ -319,7 +344,7 @@ class TcpRelay:
         if sent < len(view):
             self._keep(view[sent:])
         if sent:
-            self._tunnel.session.consumed(self.stream, sent, self._tunnel.loop.time())
+            self._session.consumed(self.stream, sent, self._reactor.loop.time())
 
     def passage(self) -> int:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
@@ -341,7 +366,7 @@ class TcpRelay:
         self._told |= _DEAD
         if not waits:
             self._reading = TURN
-            self._tunnel.loop.call_soon(self._on_turn)
+            self._reactor.loop.call_soon(self._on_turn)
 
     def on_fin(self) -> None:
         """The far side sends nothing more."""
@@ -355,8 +380,8 @@ class TcpRelay:
 
     def abort(self, code: int) -> None:
         """Our socket failed: tell the far side, close."""
-        self._tunnel.session.reset(self.stream, code)
-        self._tunnel.wake()
+        self._session.reset(self.stream, code)
+        self._reactor.wake(self._session)
         self._drop()
 
     # --- inside -------------------------------------------------------------------------------
@@ -393,7 +418,8 @@ class TcpRelay:
             self.on_unwritable(error)
             return
         if written:
-            self._tunnel.consumed(self.stream, written)
+            self._session.consumed(self.stream, written, self._reactor.loop.time())
+            self._reactor.wake_if_needed(self._session)
         if pending:
             self._want(WRITE)
             return
@@ -412,16 +438,20 @@ class TcpRelay:
 
     def _close_if_over(self) -> None:
         if self._fin_sent and self._fin_received and self._pending is None:
-            self._tunnel.readiness.forget(self.sock.fileno())
+            self._reactor.readiness.forget(self.sock.fileno())
             self.sock.close()
             self.connected = False
-            self._tunnel.forget(self)
+            self._over()
 
     def _drop(self) -> None:
         self.connected = False
         self._reading = NEVER
         self._pending = None
         if self._sock is not None:
-            self._tunnel.readiness.forget(self._sock.fileno())
+            self._reactor.readiness.forget(self._sock.fileno())
             close_with_reset(self._sock)
-        self._tunnel.forget(self)
+        self._over()
+
+    def _over(self) -> None:
+        self.stream.owner = None
+        self._owner.relay_ended(self)

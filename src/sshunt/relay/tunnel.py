@@ -1,21 +1,22 @@
-"""The session in its event loop: events to their relays, bytes to the lanes, the timer.
-
-One tunnel per session and side. Whatever happens in one round of the event loop, or in one
-``turn``, is flushed once at its end (``wake`` sees to ``pump``), so that a hundred small events
-share one writev per lane.
+"""One session in the reactor: its events to their relays, its bytes to the lanes.
 
     lane readable -> session.receive -> dispatch -> relays write to their sockets
     socket readable -> session.write -> wake -> pump -> session.transmit -> writev to the lane
 
 Datagrams go to the owner of their flow, which has ``on_datagram``, ``on_flow_failed`` and
-``on_flow_ended``, each with the event; those of a flow that the other side has opened and that
-nobody owns yet go to ``on_datagram`` here.
+``on_flow_ended``, each with the event.
 
-The owner (client or agent) says what a new stream means (``on_request``), what to do when a lane
-ends (``on_lane_ended``) and when the peer says goodbye (``on_goodbye``).
+What the session means to the rest of the program (client or agent) is its ``TunnelOwner``'s to say:
+he hears of new streams, of datagrams of a flow that the other side has opened and that nobody owns
+yet, of lanes that end, of the peer's goodbye.
 
 Invariants: every stream of the session has an owner with TcpRelay's methods until it is forgotten;
 no payload of the read buffer is kept past ``dispatch``.
+
+Not here: what a process has once (reactor).
+
+Open question: ``begin`` puts one session in the place of another, for those who hold a tunnel for
+longer than a session lives. With a tunnel for each session it would go.
 """
 
 import asyncio
@@ -38,19 +39,12 @@ from sshunt.mux.events import (
 )
 from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
-from sshunt.mux.limits import DATA_BYTES, STALL_S
-from sshunt.mux.payload import Payload
+from sshunt.mux.limits import STALL_S
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
-from sshunt.relay.alarm import Alarm
-from sshunt.relay.beat import Beat
-from sshunt.relay.lane import READ_BYTES, LaneIO
-from sshunt.relay.piped import MOST_PIPES, PIPED_BYTES, Pipes
-from sshunt.relay.readiness import readiness
-from sshunt.relay.tcp import TcpRelay
-
-#: Ways of payload through this process: what fits, always through memory, always by the kernel.
-AUTO, COPY, SPLICE = 0, 1, 2
+from sshunt.relay.lane import LaneIO, LaneOwner
+from sshunt.relay.reactor import Pumped, Reactor
+from sshunt.relay.tcp import RelayOwner, TcpRelay
 
 #: Where the pacer makes smaller frames the link carries less than 260 Mbit/s: copies cost little
 #: there, and a read that makes several frames would be cut into as many pipes.
@@ -64,43 +58,56 @@ PROTOCOL_ERRORS = 3
 LIVED_S = 30.0
 
 
-class Tunnel:
-    """Runs ``session`` in ``loop``; see the module's head for the callbacks. ``way``: AUTO, COPY or
-    SPLICE.
-    """
+class TunnelOwner:
+    """What a tunnel tells whoever made it. What one does not care for he need not say."""
+
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        """The peer wants a connection. False: no, it is refused; else give the stream an owner."""
+        return False
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """The peer ended a stream at once."""
+
+    def on_forgotten(self) -> None:
+        """A connection of this host is over, and its descriptor free."""
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        """The peer has opened a flow of datagrams. False: no, it is ended; else give it an owner,
+        or an answer.
+        """
+        return False
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        """A lane is over and closed; what it had in flight goes over the others."""
+
+    def on_lane_gone(self, lane_id: int) -> None:
+        """The peer has given up a lane that is not here."""
+
+    def on_goodbye(self, code: int, sentence: str) -> None:
+        """The peer ends the session."""
+
+
+class Tunnel(Pumped, LaneOwner, RelayOwner):
+    """Runs ``session`` in ``reactor``."""
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
         session: Session,
+        owner: TunnelOwner,
         *,
         outlives_lanes: bool,
-        way: int = AUTO,
     ) -> None:
-        self.loop = loop
+        self.reactor = reactor
+        self.loop = reactor.loop
         self.session = session
         self.outlives_lanes = outlives_lanes
-        self.way = way
-        self.always_pipes = way == SPLICE
-        least_bytes = 1 if way == SPLICE else PIPED_BYTES
-        self.splice_from_bytes = DATA_BYTES + 1 if way == COPY else least_bytes
-        self.beat = Beat(loop, self.turn)
-        self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
-        self.teed_bytes = 0  # sent from pipes
-        self.spliced_bytes = 0  # received without coming through memory
         self.past_sent = self.past_received = 0  # bytes on lanes that are over
+        self._past_teed = self._past_spliced = 0
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[TcpRelay] = set()
-        self.readiness = readiness(loop)
-        self.read_buffer = bytearray(READ_BYTES)
-        self.on_request: Optional[Callable[[Stream, Destination], None]] = None
-        self.on_reset: Optional[Callable[[Stream, int], None]] = None
-        self.on_lane_ended: Optional[Callable[[LaneIO, str], None]] = None
-        self.on_lane_gone: Optional[Callable[[int], None]] = None
-        self.on_goodbye: Optional[Callable[[int, str], None]] = None
-        self.on_forgotten: Optional[Callable[[], None]] = None
-        self.on_datagram: Optional[Callable[[DatagramReceived], None]] = None
+        self._owner = owner
         self._takers: Dict[type, Callable[[Any], None]] = {
             DataReceived: self._on_data,
             StreamWritable: self._on_writable,
@@ -115,10 +122,8 @@ class Tunnel:
             LaneGone: self._on_lane_gone,
         }
         self._protocol_errors = 0  # in a row
-        self._pump_scheduled = False
-        self._is_turning = False
         self._relief: Optional[asyncio.TimerHandle] = None  # while sockets wait for room
-        self._alarm = Alarm(loop, self.pump)
+        reactor.add(session, self)
 
     # --- the session and its lanes ------------------------------------------------------------
 
@@ -127,7 +132,8 @@ class Tunnel:
         the same one, now that it is known whether it can outlive its lanes.
         """
         if session is not self.session:
-            self.pipes.give_up()
+            self.reactor.remove(self.session)
+            self.reactor.add(session, self)
             self._protocol_errors = 0
         self.session = session
         self.outlives_lanes = outlives_lanes
@@ -138,7 +144,7 @@ class Tunnel:
         """
         self.session.add_lane(lane_id, self.loop.time())
         try:
-            lane = LaneIO(self, lane_id, read_fd, write_fd)
+            lane = LaneIO(self.reactor, self.session, self, lane_id, read_fd, write_fd)
         except OSError:
             self.session.lose_lane(lane_id, self.loop.time())
             raise
@@ -167,16 +173,17 @@ class Tunnel:
         self.was_heard = self.was_heard or figures.received > 0
         self.past_sent += figures.sent
         self.past_received += figures.received
+        self._past_teed += lane.teed_bytes
+        self._past_spliced += lane.spliced_bytes
         lane.close()
         if not self.outlives_lanes and not self.lanes:
             self.reset_all()
         self.session.lose_lane(lane.lane_id, self.loop.time())
         self.dispatch()
         self.wake()
-        if self.on_lane_ended:
-            self.on_lane_ended(lane, reason)
+        self._owner.on_lane_ended(lane, reason)
 
-    # --- what relays need ---------------------------------------------------------------------
+    # --- its streams --------------------------------------------------------------------------
 
     def open(self, destination: Destination) -> Stream:
         """A new stream; give it to a relay at once."""
@@ -203,21 +210,19 @@ class Tunnel:
         """Nobody waits for the answer any more. Nothing happens if it has come."""
         self.session.datagrams.end(flow, self.loop.time())
 
-    def forget(self, relay: TcpRelay) -> None:
-        """A relay is over."""
-        relay.stream.owner = None
-        self.relays.discard(relay)
-        if self.on_forgotten:
-            self.on_forgotten()
+    def relay(self, stream: Stream) -> TcpRelay:
+        """The relay of ``stream`` from now on, for a socket of this host."""
+        relay = TcpRelay(self.reactor, self.session, self, stream)
+        self.relays.add(relay)
+        return relay
 
-    def write(self, stream: Stream, payload: Payload) -> None:
-        """What a socket delivered, or holds."""
-        self.session.write(stream, payload, self.loop.time())
-        if not self._pump_scheduled:
-            self.wake()
+    def relay_ended(self, relay: TcpRelay) -> None:
+        """As its relays say."""
+        self.relays.discard(relay)
+        self._owner.on_forgotten()
 
     def note_full(self) -> None:
-        """A socket has more than its stream has room for."""
+        """As its relays say."""
         if self._relief is None:
             self._relief = self.loop.call_later(STALL_S, self._relieve)
 
@@ -230,19 +235,19 @@ class Tunnel:
     @property
     def wants_pipes(self) -> bool:
         """True if what is read in bulk should stay in the kernel."""
-        if self.session.frame_bytes < PIPED_FRAME_BYTES and not self.always_pipes:
+        if self.session.frame_bytes < PIPED_FRAME_BYTES and not self.reactor.always_pipes:
             return False
         return bool(self.lanes) and all(lane.is_pipe for lane in self.lanes.values())
 
-    def finish(self, stream: Stream) -> None:
-        """A socket delivers nothing more."""
-        self.session.finish(stream, self.loop.time())
-        self.wake()
+    @property
+    def teed_bytes(self) -> int:
+        """Sent from pipes."""
+        return self._past_teed + sum(lane.teed_bytes for lane in self.lanes.values())
 
-    def consumed(self, stream: Stream, size: int) -> None:
-        """A socket took ``size`` bytes."""
-        self.session.consumed(stream, size, self.loop.time())
-        self.wake_if_needed()
+    @property
+    def spliced_bytes(self) -> int:
+        """Received without coming through memory."""
+        return self._past_spliced + sum(lane.spliced_bytes for lane in self.lanes.values())
 
     def beliefs(self) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics, and which way bulk took."""
@@ -254,37 +259,9 @@ class Tunnel:
 
     # --- moving -------------------------------------------------------------------------------
 
-    def turn(self, work: Callable[[], None]) -> None:
-        """Do ``work``, and flush at once what it gave rise to: that saves a round of the event
-        loop.
-        """
-        self._is_turning = True
-        try:
-            work()
-        finally:
-            self._is_turning = False
-            self._pump_soon()
-
     def wake(self) -> None:
-        """Flush at the end of this turn, or of this round of the event loop."""
-        if not self._pump_scheduled:
-            self._pump_scheduled = True
-            if not self._is_turning:
-                self.loop.call_soon(self._pump_soon)
-
-    def wake_if_needed(self) -> None:
-        """The same, if there is something to flush by now; most of what arrives needs no answer."""
-        if not self._pump_scheduled:
-            now = self.loop.time()
-            if self.session.has_work(now):
-                self.wake()
-            else:
-                self._alarm.set(self.session.next_deadline(now))
-
-    def _pump_soon(self) -> None:
-        if self._pump_scheduled:  # else a turn has done it meanwhile
-            self._pump_scheduled = False
-            self.pump()
+        """The session was given something to do: see to it, once, at the end of this batch."""
+        self.reactor.wake(self.session)
 
     def pump(self) -> None:
         """Handle events and fill the lanes until neither has anything more to do."""
@@ -299,7 +276,7 @@ class Tunnel:
             if not self.dispatch():
                 break
         # What has become due since then, too.
-        self._alarm.set(self.session.next_deadline(now))
+        self.reactor.remind(self.session, self.session.next_deadline(now))
 
     def dispatch(self) -> bool:
         """Give the session's events to whom they belong; False if there were none.
@@ -329,14 +306,12 @@ class Tunnel:
     def _on_reset(self, event: StreamReset) -> None:
         if event.stream.owner is not None:
             event.stream.owner.on_reset()
-        if self.on_reset:
-            self.on_reset(event.stream, event.code)
+        self._owner.on_reset(event.stream, event.code)
 
     def _on_requested(self, event: StreamRequested) -> None:
-        if self.on_request is None:
+        if not self._owner.on_request(event.stream, event.destination):
             self.session.reset(event.stream, frames.RESET_NOT_PERMITTED)
-        else:
-            self.on_request(event.stream, event.destination)
+            self.wake()
 
     def _on_opened(self, event: StreamOpened) -> None:
         """Nothing waits for it: data goes with the OPEN."""
@@ -345,11 +320,9 @@ class Tunnel:
         flow = event.flow
         if flow.owner is not None:
             flow.owner.on_datagram(event)
-        elif self.on_datagram:
-            self.on_datagram(event)
-        else:
-            now = self.loop.time()
-            self.session.datagrams.end(flow, now, FLOW_NOT_PERMITTED)
+        elif not self._owner.on_datagram(event):
+            self.session.datagrams.end(flow, self.loop.time(), FLOW_NOT_PERMITTED)
+            self.wake()
 
     def _on_flow_failed(self, event: FlowFailed) -> None:
         if event.flow.owner is not None:
@@ -360,15 +333,14 @@ class Tunnel:
             event.flow.owner.on_flow_ended(event)
 
     def _on_goodbye(self, event: GoodbyeReceived) -> None:
-        if self.on_goodbye:
-            self.on_goodbye(event.code, event.sentence)
+        self._owner.on_goodbye(event.code, event.sentence)
 
     def _on_lane_gone(self, event: LaneGone) -> None:
         lane = self.lanes.get(event.lane)
         if lane is not None:
             self.lane_ended(lane, "the other side gave it up")
-        elif self.on_lane_gone:
-            self.on_lane_gone(event.lane)
+        else:
+            self._owner.on_lane_gone(event.lane)
 
     def reset_all(self) -> None:
         """End every connection at this end with a reset, and tell the other end."""
@@ -380,10 +352,7 @@ class Tunnel:
         self.reset_all()
         if self._relief is not None:
             self._relief.cancel()
-        self.readiness.close()
         for lane in list(self.lanes.values()):
             lane.close()
         self.lanes.clear()
-        self.beat.close()
-        self._alarm.close()
-        self.pipes.close()
+        self.reactor.remove(self.session)

@@ -65,7 +65,9 @@ class WaitingRoom:
             close_with_reset(sock)
             return
         try:
-            self._tunnel.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
+            self._tunnel.reactor.readiness.add(
+                sock.fileno(), lambda _events: self._on_event(sock), 0
+            )
         except OSError:
             close_with_reset(sock)
             return
@@ -79,7 +81,7 @@ class WaitingRoom:
         waiting, self._waiting = self._waiting, {}
         self._stop_timer()
         for sock, (destination, _) in waiting.items():
-            self._tunnel.readiness.remove(sock.fileno())
+            self._tunnel.reactor.readiness.remove(sock.fileno())
             if self._tunnel.session.can_open:
                 begin(sock, destination)
             else:
@@ -97,7 +99,7 @@ class WaitingRoom:
 
     def _turn_away(self, sock: socket.socket) -> None:
         del self._waiting[sock]
-        self._tunnel.readiness.forget(sock.fileno())
+        self._tunnel.reactor.readiness.forget(sock.fileno())
         close_with_reset(sock)
 
     def _make_room(self) -> bool:

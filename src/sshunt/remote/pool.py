@@ -36,7 +36,8 @@ from sshunt.mux.hello import CLIENT, FEATURE_COPY, FEATURE_CREATE, FEATURE_SPLIC
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_STREAMS
 from sshunt.mux.session import Session
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
-from sshunt.relay.tunnel import COPY, SPLICE, Tunnel
+from sshunt.relay.reactor import COPY, SPLICE
+from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.demand import lanes_wanted, may_want_more
 from sshunt.remote.identity import Identity, is_detached
 from sshunt.remote.telemetry import Beliefs
@@ -126,7 +127,7 @@ class Pool:
         self._report = report
         self._remote = remote
         self._most = most
-        self._identity = Identity(grace_s=grace_s, wishes=_WISHES.get(tunnel.way, 0))
+        self._identity = Identity(grace_s=grace_s, wishes=_WISHES.get(tunnel.reactor.way, 0))
         self._members: dict[int, Member] = {}
         self._ending: set[asyncio.Task[None]] = set()
         # Of further lanes:

@@ -57,7 +57,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 def refusals(ends: Ends) -> list[int]:
     """The reset codes that the client is told, as they come."""
     codes: list[int] = []
-    ends.client.on_reset = lambda _stream, code: codes.append(code)
+    ends.client_hears.reset = lambda _stream, code: codes.append(code)
     return codes
 
 

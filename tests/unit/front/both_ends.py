@@ -38,8 +38,8 @@ class Names:
         self.ends = ends
         self.is_down = is_down
         self.resolver = Resolver(ends.agent)
-        ends.agent.on_datagram = self._at_agent
-        ends.agent.on_request = self._asked_by_tcp
+        ends.agent_hears.datagram = self._at_agent
+        ends.agent_hears.request = self._asked_by_tcp
         sockets = open_dns_sockets(4)
         self.address, self.port = sockets.endpoint
         report = Report(lambda error: pytest.fail(str(error)))

@@ -96,7 +96,7 @@ def test_a_query_that_the_far_side_never_answers_ends_with_servfail(
     monkeypatch.setattr(names, "QUERY_DEADLINE_S", 0.2)
 
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
-        one.ends.agent.on_datagram = None
+        one.ends.agent_hears.datagram = lambda _: None
         assert await one.ask() == "SERVFAIL"
 
     talk(monkeypatch, [knows("10.9.8.7")], conversation)

@@ -2,16 +2,16 @@
 
 import pytest
 
-from sshunt.relay import beat, piped, tunnel
+from sshunt.relay import beat, piped, reactor
+from sshunt.relay.reactor import AUTO, COPY, SPLICE
 from sshunt.relay.readiness import LevelReadiness
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE
 
 
 @pytest.fixture(params=["copy", "splice", "auto", "elsewhere"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Every way of payload; the last is that of BSD and macOS: no epoll, no timerfd, no tee."""
     if request.param == "elsewhere":
-        monkeypatch.setattr(tunnel, "readiness", LevelReadiness)
+        monkeypatch.setattr(reactor, "readiness", LevelReadiness)
         for module in (piped, beat):
             monkeypatch.setattr(module, "can_tee", lambda: False)
     return {"splice": SPLICE, "auto": AUTO}.get(request.param, COPY)

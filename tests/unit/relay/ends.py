@@ -11,15 +11,17 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sshunt.direct.dial import Dialer
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
+from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import AUTO, Tunnel
+from sshunt.relay.reactor import AUTO, Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
 DEADLINE_S = 20.0
 
@@ -29,18 +31,64 @@ MOST_PROGRAMS = 32
 T = TypeVar("T")
 
 
+class Hears(TunnelOwner):
+    """An owner whose test says what is to be done with what it hears; nothing, if it does not."""
+
+    def __init__(self) -> None:
+        self.request: Callable[[Stream, Destination], object] | None = None
+        self.reset: Callable[[Stream, int], object] = _ignore
+        self.datagram: Callable[[DatagramReceived], object] | None = None
+        self.lane_ended: Callable[[LaneIO, str], object] = _ignore
+        self.goodbye: Callable[[int, str], object] = _ignore
+
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        if self.request is None:
+            return super().on_request(stream, destination)
+        self.request(stream, destination)
+        return True
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        self.reset(stream, code)
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        if self.datagram is None:
+            return super().on_datagram(event)
+        self.datagram(event)
+        return True
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        self.lane_ended(lane, reason)
+
+    def on_goodbye(self, code: int, sentence: str) -> None:
+        self.goodbye(code, sentence)
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
 class Ends:
-    """A client tunnel and an agent tunnel with one lane between them."""
+    """A client tunnel and an agent tunnel with one lane between them; each hears what its end does,
+    and has a reactor of its own, as in two processes.
+    """
 
     def __init__(self, *, outlives_lanes: bool = True, way: int = AUTO) -> None:
         loop = asyncio.get_running_loop()
-        self.client = Tunnel(loop, Session(CLIENT), outlives_lanes=outlives_lanes, way=way)
-        self.agent = Tunnel(loop, Session(AGENT), outlives_lanes=outlives_lanes, way=way)
+        self.client_hears, self.agent_hears = Hears(), Hears()
+        self.client = Tunnel(
+            Reactor(loop, way=way),
+            Session(CLIENT),
+            self.client_hears,
+            outlives_lanes=outlives_lanes,
+        )
+        self.agent = Tunnel(
+            Reactor(loop, way=way), Session(AGENT), self.agent_hears, outlives_lanes=outlives_lanes
+        )
         self.dialer = Dialer(self.agent)
-        self.agent.on_request = self.dialer.on_request
+        self.agent_hears.request = self.dialer.on_request
         self.ended: list[str] = []
-        for tunnel in (self.client, self.agent):
-            tunnel.on_lane_ended = self._on_lane_ended
+        for hears in (self.client_hears, self.agent_hears):
+            hears.lane_ended = self._on_lane_ended
         self.join(0)
 
     def join(self, lane: int) -> None:
@@ -57,15 +105,15 @@ class Ends:
         """What a program gets that connects to (host, port) through the tunnel."""
         program, ours = socket.socketpair()
         ours.setblocking(False)
-        relay = TcpRelay(self.client, self.client.open(Destination(TCP, host, port)))
-        relay.start(ours)
+        self.client.relay(self.client.open(Destination(TCP, host, port))).start(ours)
         program.settimeout(DEADLINE_S)
         return program
 
     def close(self) -> None:
         self.dialer.close()
-        self.client.close()
-        self.agent.close()
+        for tunnel in (self.client, self.agent):
+            tunnel.close()
+            tunnel.reactor.close()
 
 
 def listen() -> socket.socket:

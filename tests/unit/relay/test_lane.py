@@ -19,9 +19,9 @@ from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.limits import DATA_BYTES, INITIAL_WINDOW_BYTES
 from sshunt.mux.session import Session
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE, Tunnel
-from tests.unit.relay.ends import threaded
+from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
+from sshunt.relay.tunnel import Tunnel
+from tests.unit.relay.ends import Hears, threaded
 
 
 class Far:
@@ -29,9 +29,10 @@ class Far:
 
     def __init__(self, streams: int, way: int = AUTO) -> None:
         loop = asyncio.get_running_loop()
-        self.tunnel = Tunnel(loop, Session(CLIENT), outlives_lanes=True, way=way)
+        hears = Hears()
+        self.tunnel = Tunnel(Reactor(loop, way=way), Session(CLIENT), hears, outlives_lanes=True)
         self.ended: list[str] = []
-        self.tunnel.on_lane_ended = lambda _lane, reason: self.ended.append(reason)
+        hears.lane_ended = lambda _lane, reason: self.ended.append(reason)
         near_read, self.write_fd = os.pipe()
         self.read_fd, near_write = os.pipe()
         self.tunnel.add_lane(0, near_read, near_write)
@@ -46,7 +47,7 @@ class Far:
                 ours, _ = listener.accept()
                 ours.setblocking(False)
                 stream = self.tunnel.open(Destination(TCP, "192.0.2.1", 80))
-                TcpRelay(self.tunnel, stream).start(ours)
+                self.tunnel.relay(stream).start(ours)
                 self.programs.append(program)
                 self.ids.append(stream.id)
 
@@ -71,6 +72,7 @@ class Far:
 
     def close(self) -> None:
         self.tunnel.close()
+        self.tunnel.reactor.close()
         self._drain.join()
         os.close(self.write_fd)
         os.close(self.read_fd)

@@ -298,3 +298,23 @@ def test_any_sequence_of_operations_leaves_the_bytes_as_they_were(seed: int) -> 
     assert pipes.taken == 0
     pipes.close()
     sink.close()
+
+
+def test_another_session_keeps_its_pipes() -> None:
+    pipes = Pipes(least_bytes=1)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    payloads = {}
+    for whose in ("given up", "kept"):
+        far.sendall(DATA)
+        payloads[whose] = pipes.receive(near.fileno(), len(DATA), whose)
+    pipes.give_up("given up")
+    assert pipes.taken == 1
+    kept = payloads["kept"]
+    assert kept is not None
+    kept.keep()
+    assert bytes(kept.view) == DATA
+    assert pipes.taken == 0
+    near.close()
+    far.close()
+    pipes.close()

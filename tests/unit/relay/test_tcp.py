@@ -18,9 +18,9 @@ import pytest
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
 from sshunt.relay import lane, linux, piped
+from sshunt.relay.reactor import AUTO, COPY, SPLICE
 from sshunt.relay.sockets import without_delay
-from sshunt.relay.tcp import ROOM, TcpRelay
-from sshunt.relay.tunnel import AUTO, COPY, SPLICE
+from sshunt.relay.tcp import ROOM
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
 BULK = os.urandom(5_000_000)
@@ -58,7 +58,7 @@ async def settle(ends: Ends) -> None:
     while ends.client.relays or ends.agent.relays:
         assert asyncio.get_running_loop().time() < deadline, "a relay never ended"
         await asyncio.sleep(0.005)
-    while ends.client.pipes.taken or ends.agent.pipes.taken:
+    while ends.client.reactor.pipes.taken or ends.agent.reactor.pipes.taken:
         assert asyncio.get_running_loop().time() < deadline, "a pipe was never given back"
         await asyncio.sleep(0.005)
 
@@ -370,7 +370,7 @@ async def through_tcp(ends: Ends, destination: tuple[str, int]) -> socket.socket
         program = await threaded(lambda: socket.create_connection(door.getsockname()))
         ours = await threaded(lambda: door.accept()[0])
     ours.setblocking(False)
-    TcpRelay(ends.client, ends.client.open(Destination(TCP, *destination))).start(ours)
+    ends.client.relay(ends.client.open(Destination(TCP, *destination))).start(ours)
     program.settimeout(DEADLINE_S)
     return program
 
@@ -573,7 +573,7 @@ def test_a_reset_behind_unread_data_is_noticed_though_the_stream_is_full() -> No
 
 def test_a_socket_that_cannot_be_watched_is_refused_and_the_next_one_served(way: int) -> None:
     async def conversation(ends: Ends) -> None:
-        add = ends.agent.readiness.add
+        add = ends.agent.reactor.readiness.add
         left = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
 
         def short(*arguments: object) -> None:
@@ -581,7 +581,7 @@ def test_a_socket_that_cannot_be_watched_is_refused_and_the_next_one_served(way:
                 raise left.pop()
             add(*arguments)  # type: ignore[arg-type]
 
-        ends.agent.readiness.add = short  # type: ignore[assignment, method-assign]
+        ends.agent.reactor.readiness.add = short  # type: ignore[assignment, method-assign]
         with listen() as listener:
             programs = [await through_tcp(ends, listener.getsockname()) for _ in range(2)]
             with pytest.raises(ConnectionResetError):

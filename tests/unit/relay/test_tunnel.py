@@ -11,7 +11,8 @@ from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
 from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
-from sshunt.relay.tunnel import SPLICE, Tunnel
+from sshunt.relay.reactor import SPLICE
+from sshunt.relay.tunnel import Tunnel
 from tests.unit.mux.ends import VOICE
 from tests.unit.relay.ends import Ends, listen, run, threaded
 from tests.unit.relay.test_tcp import joined
@@ -32,7 +33,7 @@ def ask(tunnel: Tunnel, data: bytes) -> DatagramFlow:
 def test_a_datagram_reaches_the_owner_of_the_other_end() -> None:
     async def conversation(ends: Ends) -> None:
         heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ends.agent.on_datagram = heard.set_result
+        ends.agent_hears.datagram = heard.set_result
         ask(ends.client, b"are you there")
         ends.client.wake()
         event = await until(heard)
@@ -54,7 +55,7 @@ def test_a_batch_is_flushed_once_at_its_end() -> None:
 
         await asyncio.sleep(0.05)  # what adding the lane gave rise to
         before = tunnel.session.lanes[0].sent
-        tunnel.turn(work)
+        tunnel.reactor.batch(work)
         after = tunnel.session.lanes[0].sent
         assert sent == [before, before]
         assert after > before
@@ -70,7 +71,7 @@ def test_a_batch_is_flushed_once_at_its_end() -> None:
 def test_what_a_failed_batch_had_queued_still_leaves() -> None:
     async def conversation(ends: Ends) -> None:
         heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ends.agent.on_datagram = heard.set_result
+        ends.agent_hears.datagram = heard.set_result
 
         def work() -> None:
             ask(ends.client, b"still")
@@ -78,7 +79,7 @@ def test_what_a_failed_batch_had_queued_still_leaves() -> None:
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            ends.client.turn(work)
+            ends.client.reactor.batch(work)
         event = await until(heard)
         assert isinstance(event, DatagramReceived)
         assert event.data == b"still"
@@ -100,7 +101,7 @@ def test_what_becomes_of_a_flow_is_for_its_owner_to_hear() -> None:
         flow = ask(ends.client, b"hello")
         flow.owner = owner
         asked: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ends.agent.on_datagram = asked.set_result
+        ends.agent_hears.datagram = asked.set_result
         ends.client.wake()
         event = await until(asked)
         assert isinstance(event, DatagramReceived)
@@ -134,7 +135,7 @@ def test_a_flow_that_nobody_serves_is_ended() -> None:
 def test_a_goodbye_reaches_the_owner_of_the_other_end() -> None:
     async def conversation(ends: Ends) -> None:
         heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ends.agent.on_goodbye = lambda code, sentence: heard.set_result((code, sentence))
+        ends.agent_hears.goodbye = lambda code, sentence: heard.set_result((code, sentence))
         ends.client.session.say_goodbye(frames.GOODBYE_DONE, "enough")
         ends.client.wake()
         assert await until(heard) == (frames.GOODBYE_DONE, "enough")
@@ -193,7 +194,7 @@ def test_a_lane_that_the_other_side_gave_up_is_given_up_here_too() -> None:
         ends.client.session.tell_lane_gone(7)  # never heard of
         ends.client.wake()
         gone: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        ends.agent.on_lane_ended = lambda _, why: gone.set_result(why)
+        ends.agent_hears.lane_ended = lambda _, why: gone.set_result(why)
         assert await until(gone) == "the other side gave it up"
         assert list(ends.agent.lanes) == [1]
 
@@ -228,10 +229,10 @@ def test_a_session_that_is_given_up_leaves_no_pipe_behind() -> None:
         program.close()
         while ends.client.relays or ends.client.session.streams:
             await asyncio.sleep(0.005)
-        assert ends.client.pipes.taken, "nothing of it waits for its acknowledgement"
+        assert ends.client.reactor.pipes.taken, "nothing of it waits for its acknowledgement"
         ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
         ends.client.begin(Session(CLIENT), outlives_lanes=True)
-        assert not ends.client.pipes.taken
+        assert not ends.client.reactor.pipes.taken
         host.close()
 
     run(conversation, way=SPLICE)

@@ -15,7 +15,7 @@ from contextlib import suppress
 import pytest
 
 from sshunt.relay import lane as lane_module
-from sshunt.relay.tunnel import COPY
+from sshunt.relay.reactor import COPY
 from tests.unit.relay.ends import Ends, listen, run, threaded
 from tests.unit.relay.test_tcp import joined, settle
 

@@ -13,7 +13,8 @@ import pytest
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.reactor import Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import holding
 from sshunt.remote.holding import WaitingRoom
 
@@ -32,7 +33,9 @@ class Hall:
 
     def __init__(self, max_streams: int = 100) -> None:
         session = Session(CLIENT, peer_max_streams=max_streams)
-        self.tunnel = Tunnel(asyncio.get_running_loop(), session, outlives_lanes=True)
+        self.tunnel = Tunnel(
+            Reactor(asyncio.get_running_loop()), session, TunnelOwner(), outlives_lanes=True
+        )
         self.room = WaitingRoom(self.tunnel)
         self.inside: list[socket.socket] = []
         self.programs: list[socket.socket] = []
@@ -63,6 +66,7 @@ class Hall:
     def close(self) -> None:
         self.room.empty()
         self.tunnel.close()
+        self.tunnel.reactor.close()
         for sock in (self._listener, *self.programs, *self.inside):
             sock.close()
 
@@ -240,7 +244,7 @@ def test_a_connection_that_can_not_be_watched_is_reset() -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        hall.tunnel.readiness.add = full  # type: ignore[assignment, method-assign]
+        hall.tunnel.reactor.readiness.add = full  # type: ignore[assignment, method-assign]
         program = hall.program()
         assert len(hall.room) == 0
         with pytest.raises(ConnectionResetError):

@@ -11,7 +11,7 @@ import pytest
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux import frames
 from sshunt.mux.hello import Hello
-from sshunt.relay.tcp import TcpRelay
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel
 from sshunt.remote import pool as pool_module
 from sshunt.remote.pool import IDLE, Pool, new_session
@@ -30,6 +30,7 @@ from sshunt.tell.report import (
 from sshunt.transport.channel import Channel, LaneRefusedError, Say
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import eventually, marked
+from tests.unit.relay.ends import Hears
 from tests.unit.remote.test_demand import LOSING, STARTING, WINDOW, believed
 
 MOST = 3
@@ -80,10 +81,11 @@ class Session:
         self.said: list[Event] = []
         report = Report(_raise)
         report.subscribe(self.said.append)
-        loop = asyncio.get_running_loop()
-        self.tunnel = Tunnel(loop, new_session(), outlives_lanes=True)
+        hears = Hears()
+        reactor = Reactor(asyncio.get_running_loop())
+        self.tunnel = Tunnel(reactor, new_session(), hears, outlives_lanes=True)
         self.pool = Pool(self.tunnel, far, report, "gate", most=MOST, grace_s=60)
-        self.tunnel.on_lane_ended = self.pool.on_lane_ended
+        hears.lane_ended = self.pool.on_lane_ended
 
     @property
     def lanes(self) -> list[int]:
@@ -111,6 +113,7 @@ class Session:
             with suppress(AssertionError):
                 await self.until(lambda: not self.tunnel.lanes, "the goodbye")
         self.tunnel.close()
+        self.tunnel.reactor.close()
         await self.pool.close()
 
 
@@ -160,7 +163,7 @@ def test_a_connection_through_the_pools_lane_reaches_its_host(far: Far) -> None:
             for sock in (program, ours):
                 sock.setblocking(False)
             address = frames.Destination(frames.TCP, *office.getsockname())
-            TcpRelay(session.tunnel, session.tunnel.open(address)).start(ours)
+            session.tunnel.relay(session.tunnel.open(address)).start(ours)
             loop = asyncio.get_running_loop()
             host, _ = await loop.sock_accept(office)
             with host, program:

@@ -6,8 +6,8 @@ import socket
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.reactor import Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote.holding import WaitingRoom
 from sshunt.remote.pool import Pool
 from sshunt.remote.upkeep import Keeper
@@ -24,7 +24,9 @@ def unheard(error: Exception) -> None:
 
 def test_who_waits_is_counted_with_the_connections_that_were_open_before() -> None:
     async def look() -> str:
-        tunnel = Tunnel(asyncio.get_running_loop(), Session(CLIENT), outlives_lanes=True)
+        tunnel = Tunnel(
+            Reactor(asyncio.get_running_loop()), Session(CLIENT), TunnelOwner(), outlives_lanes=True
+        )
         room = WaitingRoom(tunnel)
         far = LocalTransport()
         pool = Pool(tunnel, far, Report(unheard), "gate", most=1, grace_s=60)
@@ -32,12 +34,13 @@ def test_who_waits_is_counted_with_the_connections_that_were_open_before() -> No
         pairs = [socket.socketpair() for _ in range(3)]
         for _, ours in pairs:
             ours.setblocking(False)
-        TcpRelay(tunnel, tunnel.open(SOMEWHERE)).start(pairs[0][1])
+        tunnel.relay(tunnel.open(SOMEWHERE)).start(pairs[0][1])
         for _, ours in pairs[1:]:
             room.enter(ours, SOMEWHERE)
         said = keeper.status()
         room.empty()
         tunnel.close()
+        tunnel.reactor.close()
         for program, _ in pairs:
             program.close()
         return said
