@@ -52,25 +52,28 @@ _SLOW = Shape(20e6, 0.010, _QUEUE_BYTES)
 _FAR = Shape(100e6, 0.075, _QUEUE_BYTES)
 _SLOW_AND_FAR = Shape(20e6, 0.075, _QUEUE_BYTES)
 
-#: Until windows have opened and the controller knows the link.
+#: The time until windows have opened and the controller knows the link.
 _WARM_UP_S = 2.0
 
-#: A change of the link comes after so much bulk, and is watched for so long.
+#: How long bulk runs before the link changes, and how long the change is watched.
 _BEFORE_S, _AFTER_S = 4.0, 8.0
 
-#: Rates are judged as means of so many ticks: what comes after a queue has drained comes in lumps.
+#: How many ticks a rate is the mean of: what comes after a queue has drained comes in lumps.
 _MEAN_TICKS = 5
 
-#: "In the end": the last so many ticks, and echoes sent this long after the change.
+#: What "in the end" means: the number of last ticks, and the time after the change from which on
+#: echoes count.
 _END_TICKS, _END_S = 30, 3.0
 
-#: Cubic's period on this link is several seconds; a share means something only over a few of them.
+#: The first flow's lead, and how long both share the link. Cubic's period on it is several seconds;
+#: a share means something only over a few of them.
 _LEAD_S, _SHARED_S = 3.0, 25.0
 
 #: An address of the server on its link to the client, and a port that nobody else has there.
 _BESIDE = ("192.0.2.2", 5999)
 
-#: Settled: the rate stays above this share of the link, the echo below the path and this much.
+#: What counts as settled: a rate above this share of the link, an echo at most this much above the
+#: path.
 SETTLED_SHARE, SETTLED_S = 0.8, 0.025
 
 

@@ -24,13 +24,13 @@ from bench.load import BULK_PORT, Echoes, Flows, Target, make_room_for_connectio
 from bench.words import some_of
 from sshunt.lab.world import Lab
 
-#: More than any window, and what the issue of a stopped reader is about.
+#: The bytes that are pushed at a stopped reader: more than any window.
 PUSH_BYTES = 2_000_000_000
 
 AT_ONCE_NEW = 50
 AT_ONCE_BESIDE_IDLE = 100
 
-#: Memory is looked at this often while a reader is stopped.
+#: How often memory is looked at while a reader is stopped.
 SAMPLE_S = 0.1
 
 CASES = ("new", "idle", "stopped", "start")

@@ -15,7 +15,7 @@ from bench.load import Flows, Target, serving
 from bench.words import some_of
 from sshunt.lab.world import Lab
 
-#: Time for slow start, window growth and the processors' clocks before anything is counted.
+#: The time for slow start, window growth and the processors' clocks before anything is counted.
 WARM_UP_S = 1.0
 
 CASES = {"up": (False, 1), "down": (True, 1), "down8": (True, 8)}

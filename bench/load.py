@@ -21,7 +21,7 @@ from typing import NamedTuple
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 
-#: One system call moves so much. More does not fit into a socket's buffers.
+#: What one system call moves. More does not fit into a socket's buffers.
 CHUNK_BYTES = 1024 * 1024
 
 #: What the echoing connections send: one keystroke's worth.
@@ -32,7 +32,7 @@ ECHO_PORT = 5002
 
 CONNECT_DEADLINE_S = 20.0
 
-#: Throughput over time is told in pieces of this length: a few round trips, and what the eye sees.
+#: The length of a piece of throughput over time: a few round trips, and what the eye sees.
 TICK_S = 0.1
 
 #: The paced stream, 5 Mbit/s for 8 s: what a video call or a film sends.
@@ -184,7 +184,7 @@ class Tick(NamedTuple):
 
 
 def watch(flows: Mapping[str, Flows], seconds: float) -> dict[str, list[Tick]]:
-    """Wait for so long; return the throughput of each entry in every tick."""
+    """Wait for ``seconds``; return the throughput of each entry in every tick."""
     ticks: dict[str, list[Tick]] = {name: [] for name in flows}
     last_s = time.monotonic()
     moved = {name: flow.moved_bytes for name, flow in flows.items()}
@@ -284,7 +284,7 @@ class Echoes:
         self._poll.close()
 
     def load(self, *, at_once: int, seconds: float) -> EchoResult:
-        """Open, echo, close, ``at_once`` of them at any moment, for so long."""
+        """Open, echo, close, ``at_once`` of them at any moment, for ``seconds``."""
         started: dict[int, tuple[socket.socket, float]] = {}
         latencies: list[float] = []
         failed = 0
@@ -311,7 +311,7 @@ class Echoes:
         return EchoResult(now - begin, latencies, failed)
 
     def hold(self, count: int, *, at_once: int = 50) -> int:
-        """Open so many connections, let each echo once, keep them; return how many were had."""
+        """Open ``count`` connections, let each echo once, keep them; return how many were had."""
         opening: dict[int, tuple[socket.socket, float]] = {}
         left = count
         deadline = time.monotonic() + CONNECT_DEADLINE_S + count / 200

@@ -1,7 +1,7 @@
 """Connections outlive the ssh connection, at length: ./dev bench outlive
 
 Four transfers, two each way, each checked by SHA-256, while what carries them fails at random
-moments (seeded). Transfers are repeated until there were so many failures.
+moments (seeded). Transfers are repeated until there were enough failures (--kills).
 
     kill    kill -9 of the client's ssh, or of the server's sshd
     cut     the link carries nothing for --cut seconds: no RST, no FIN
@@ -29,13 +29,13 @@ from sshunt.lab.link import Shape
 from sshunt.lab.servers import payload_sha256, write_payload
 from sshunt.lab.world import OFFICE_V4, Lab
 
-#: A transfer that takes longer, pauses included, is given up.
+#: How long a transfer may take, pauses included, before it is given up.
 DEADLINE_S = 900.0
 
-#: No byte for so long, and a transfer hangs.
+#: How long a transfer is without a byte when it counts as hanging.
 HANGS_S = 60.0
 
-#: Bytes that came for so long after a failure: they flow again, or still.
+#: How long bytes must come after a failure to count as flowing again, or still.
 FLOWS_S = 2.0
 
 

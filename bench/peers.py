@@ -23,7 +23,7 @@ from sshunt.lab.world import OFFICE_V4, Lab
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 5.0
 
-#: ssh -L listens on this much above the port it leads to.
+#: The difference between the port at which ssh -L listens and the one it leads to.
 _FORWARD_OFFSET = 10000
 
 _SSHUTTLE_VENV = Path(__file__).resolve().parent.parent / ".venv" / "peers"

@@ -19,11 +19,12 @@ ECHO = "echo_ms"
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-#: Latencies that differ more than so many times can't be told apart at the foot of a linear scale.
+#: The ratio of latencies from which on the scale is logarithmic: at the foot of a linear one they
+#: could not be told apart.
 LOG_FROM = 5.0
 
-#: A picture looks the same on white and dark pages, its text can be searched, and drawing the same
-#: figures again gives the same file.
+#: The style of the pictures: the same on white and dark pages, with text that can be searched, and
+#: drawing the same figures again gives the same file.
 #: (Any: matplotlib's stubs name each key, and not the same ones in each version.)
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sshunt", "font.size": 11}
 

@@ -22,7 +22,7 @@ from sshunt.lab.hosts import Host
 ECHO_EVERY_S = 0.05
 CONNECT_EVERY_S = 0.25
 
-#: The first answer must have come by then; what is under way at the end is waited for so long.
+#: How long the first answer may take, and how long what is under way at the end is waited for.
 READY_DEADLINE_S = 20.0
 PATIENCE_S = 2.0
 
@@ -159,7 +159,7 @@ class _Prober:
         return Sample(when - self._since, time.monotonic() - when)
 
     def _results(self) -> dict[str, list[Sample]]:
-        # What never came back took at least so long.
+        # What never came back took at least until now.
         for when in self._sent[len(self._echoes) :]:
             self._echoes.append(self._sample(when))
         for _, when in self._pending.values():

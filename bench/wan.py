@@ -21,12 +21,12 @@ from bench.words import some_of
 from sshunt.lab.link import DEFAULT_MTU, Shape
 from sshunt.lab.world import Lab
 
-#: Of the load, until windows have opened: not counted.
+#: The beginning of the load that is not counted: until windows have opened.
 WARM_UP_S = 1.0
 
 IDLE_S = 2.0
 
-#: The timeline begins so long before the load.
+#: How long before the load the timeline begins.
 LEAD_S = 1.0
 
 

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 
 from sshunt.capture.nft import ALIVE_S, Address, table_name
 
-#: The set of each of the tables.
+#: The name of the set in each of the tables.
 KEPT_SET = "kept"
 
 _OF_PACKETS = (
@@ -36,7 +36,7 @@ _OF_PACKETS = (
 )
 _OF_QUESTIONS = (("input", "type filter hook input priority 0; policy accept;", "arp daddr ip"),)
 
-#: IP version, chains (name, hook, what is compared) of each table.
+#: For each table its IP version and its chains (name, hook, what is compared).
 _TABLES = {"ip": (4, _OF_PACKETS), "ip6": (6, _OF_PACKETS), "arp": (4, _OF_QUESTIONS)}
 
 

@@ -32,7 +32,8 @@ _OF_ONE_LINK = {4: "forwarding", 6: "force_forwarding"}
 _SYSCTL = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _ON = b"1"
 
-#: The kernel takes any name without a slash and blanks; nft's quoted strings know no escapes.
+#: A link's name that may stand in a rule. The kernel takes any without a slash and blanks; nft's
+#: quoted strings know no escapes.
 _NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,15}")
 
 

@@ -92,41 +92,44 @@ TABLE_PREFIX = "sshunt-"
 #: kernel's clock for it stands still while the machine sleeps, as the helper's does.
 ALIVE_S = 30
 
-#: The set of those that it captures, the protocols of IP by name.
+#: The set of protocols that a plain table captures while its helper lives.
 ALIVE_SET = "alive"
 
-#: How often the helper says so.
+#: How often the helper says that it lives.
 RENEW_EVERY_S = 5.0
 
-#: A little before dstnat (-100); see above.
+#: The priority of what captures: a little before dstnat (-100); see above.
 _PRIORITY = -110
 
 # nft's quoted strings know no escapes, and a user can name his cgroups: nothing but harmless
 # characters. systemd's own escapes need the backslash.
 _CGROUP_PATH = re.compile(r"[A-Za-z0-9@:_.,=+~\\-]+(?:/[A-Za-z0-9@:_.,=+~\\-]+)*")
 
-#: Behind nat's translation of what this host sends (NF_IP_PRI_NAT_DST is -100), before filters.
+#: A priority behind nat's translation of what this host sends (NF_IP_PRI_NAT_DST is -100), before
+#: filters.
 _BEHIND_NAT_PRIORITY = -99
 
-#: Before srcnat (100), which may give the program another address.
+#: A priority before srcnat (100), which may give the program another address.
 _NOTING_PRIORITY = 90
 
-#: A SYN is sent again after a second. What is noted is forgotten when the port may be another's; a
-#: set that is full notes no more, and those connections hang as they would without the note.
+#: How long a connection of a socket bound to an interface is noted, and how many are. A SYN is sent
+#: again after a second; the note is forgotten when the port may be another's. A set that is full
+#: notes no more, and those connections hang as they would without the note.
 _NOTED_S = 10
 _MOST_NOTED = 4096
 
 _NOTED = f"flags dynamic,timeout; timeout {_NOTED_S}s; size {_MOST_NOTED};"
 
-#: relay.sockets' DIALED_PRIORITY, which the helper has no business to load; in two halves, as tc(8)
-#: writes priorities.
+#: How an agent's own connections are known: relay.sockets' DIALED_PRIORITY, which the helper has no
+#: business to load; in two halves, as tc(8) writes priorities.
 _BY_AN_AGENT = "meta priority 0:3"
 
-#: Chains just before and behind nat (-100), between which our own queries bear OURS_MARK.
+#: The priority just before nat's (-100). Between it and the one behind, our own queries bear
+#: OURS_MARK.
 _BEFORE_NAT_PRIORITY = -101
 
-#: A bit that neither container networks nor VPNs use. It is there for the moment in which the nat
-#: chains are looked at, and nobody else sees it.
+#: The mark of our own queries: a bit that neither container networks nor VPNs use. It is there for
+#: the moment in which the nat chains are looked at, and nobody else sees it.
 OURS_MARK = 0x02000000
 
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"

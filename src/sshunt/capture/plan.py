@@ -30,25 +30,28 @@ from typing import NamedTuple
 
 from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
-#: The kernel takes more, but rule text and memory grow with it. 20,000 random networks with a port
-#: range each make 10,000 pieces; 300 port ranges times 300 networks make 90,000.
+#: The most regions of a plan. The kernel takes more, but rule text and memory grow with it. 20,000
+#: random networks with a port range each make 10,000 pieces; 300 port ranges times 300 networks
+#: make 90,000.
 MAX_REGIONS = 65536
 
-#: The sweep's work: bounds of all stretches' profiles together, about a second of it. Thousands of
-#: port ranges on a network that holds thousands of others would keep the helper busy for minutes.
+#: The most work of the sweep, about a second of it: bounds of all stretches' profiles together.
+#: Thousands of port ranges on a network that holds thousands of others would keep the helper busy
+#: for minutes.
 MAX_BOUNDS = 4_000_000
 
-#: The kernel's tables for regions that look at the port (nft_set_pipapo). It cuts their ranges of
-#: addresses and of ports into prefixes, whose bytes are counted here, and it takes 30 to 60 bytes
-#: of memory for each. Those between 20,000 random IPv6 addresses would be 70 million: 2 GiB.
+#: The most bytes of prefixes in the kernel's tables for regions that look at the port
+#: (nft_set_pipapo). It cuts their ranges of addresses and of ports into prefixes, and takes 30 to
+#: 60 bytes of memory for each of these bytes. Those between 20,000 random IPv6 addresses would be
+#: 70 million: 2 GiB.
 MAX_PREFIX_BYTES = 2_000_000
 
-#: The kernel's work on them: it copies the whole table for each region that is added, with all of
-#: nftables locked for everybody. MAX_PREFIX_BYTES times the regions, about 5 s of it;
+#: The most work of the kernel on them, about 5 s of it: the bytes of prefixes times the regions. It
+#: copies the whole table for each region that is added, with all of nftables locked for everybody.
 #: 20,000 networks with a port range each take 8e9, and those between 20,000 addresses ten minutes.
 MAX_PREFIX_WORK = 12_000_000_000
 
-#: Where resolvers listen, for UDP and TCP.
+#: The port at which resolvers listen, for UDP and TCP.
 DNS_PORT = 53
 
 _SESSION = re.compile(r"[0-9a-f]{8,16}")

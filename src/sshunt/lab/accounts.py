@@ -34,8 +34,8 @@ _PASSWORD_HASH = (
 
 LOGIN_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "tcsh", "csh")
 
-#: Uids start above those of people, and each lab has some of its own: an agent's directory in /tmp
-#: bears its user's uid, and labs that are up at once share /tmp.
+#: The uids of the labs' users. They start above those of people, and each lab has some of its own:
+#: an agent's directory in /tmp bears its user's uid, and labs that are up at once share /tmp.
 _LOWEST_UID = 200_000
 _UIDS_OF_A_LAB = 32
 _LABS = 20_000
@@ -59,7 +59,7 @@ permit cai as root
 """
 
 # No DNS: a lab has none, and an unknown name must be unknown at once.
-#: Whom the server asks names: the target, if a test starts a resolver there.
+#: The server's resolv.conf: it asks the target, if a test starts a resolver there.
 _RESOLV_CONF = """\
 nameserver 10.55.0.2
 nameserver fd00:55::2

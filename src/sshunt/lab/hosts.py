@@ -36,7 +36,7 @@ RUN_TIMEOUT_S = 60.0
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Runs a module of the package that the first word leads to. It is searched last.
+#: A program that runs a module of the package that its first word leads to. It is searched last.
 _RUN_MODULE = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1));"
     " runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"

@@ -26,7 +26,7 @@ from sshunt.lab.hosts import ip, processes_in
 
 PREFIX = "sshunt-lab-"
 
-#: Where agents meet their lanes (agent.rendezvous): every name that they make there begins so.
+#: The beginning of every name that agents make where they meet their lanes (agent.rendezvous).
 _AGENTS = "/tmp/sshunt-"
 
 _NAME = re.compile(r"sshunt-lab-([1-9][0-9]{0,9})-([0-9]{1,20})-([0-9]{1,10})")

@@ -41,10 +41,10 @@ DEFAULT_MTU = 1500
 #: The largest packet that a TUN device hands over.
 _PACKET_BYTES = 65536
 
-#: Packets moved before the clock is looked at again.
+#: How many packets are moved before the clock is looked at again.
 _BATCH = 64
 
-#: Without packets the program looks at its clock this often.
+#: How often the program looks at its clock while there are no packets.
 _IDLE_S = 1.0
 
 # linux/if_tun.h

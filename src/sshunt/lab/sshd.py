@@ -17,7 +17,7 @@ from sshunt.lab.hosts import Host
 
 SSH_PORT = 22
 
-#: Debian does not have sbin in an ordinary user's PATH.
+#: The folders of programs that Debian does not have in an ordinary user's PATH.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 

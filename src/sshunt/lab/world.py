@@ -65,7 +65,7 @@ ELSEWHERE_V4 = "203.0.113.7"
 ELSEWHERE_V6 = "2001:db8:3::7"
 UNREACHABLE_V4 = "10.66.0.1"
 
-#: One line per end of a link: host, peer, addresses. Every second line is the other end.
+#: The links, one line for each end: host, peer, addresses. Every second line is the other end.
 _ENDS = (
     ("neighbour", "client", "198.51.100.2/24", "2001:db8:2::2/64"),
     ("client", "neighbour", "198.51.100.1/24", "2001:db8:2::1/64"),
@@ -86,7 +86,7 @@ _ROUTES = {
     "target": ["route add default via 10.55.0.1", "route add default via fd00:55::1"],
 }
 
-#: By which of a host's addresses the others know it.
+#: The address of each host by which the others know it.
 _KNOWN_AS = {
     "neighbour": ("198.51.100.2", "2001:db8:2::2"),
     "client": ("192.0.2.1", "2001:db8:1::1", "198.51.100.1", "2001:db8:2::1"),
@@ -107,8 +107,8 @@ _FORWARDING = {"neighbour": 0, "client": 1, "server": 0, "target": 0}
 #: How long killed processes may take to be gone.
 _KILL_DEADLINE_S = 5.0
 
-#: Packets that wait in a host until the emulated link has read them: it reads at once, so all
-#: queueing that counts is its own.
+#: The most packets that wait in a host until the emulated link has read them. It reads at once, so
+#: all queueing that counts is its own.
 _TUN_QUEUE_PACKETS = 10_000
 
 _numbers = itertools.count()

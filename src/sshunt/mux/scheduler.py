@@ -20,18 +20,18 @@ from sshunt.mux.limits import DATA_BYTES, KIB
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import ANY_LANE, Stream
 
-#: A stream that sent no more than this since its last round trip began is sparse: an interactive
-#: session's screenful, a small request and its answer.
+#: The most that a sparse stream has sent since its last round trip began: an interactive session's
+#: screenful, a small request and its answer.
 SPARSE_BYTES = 16 * 1024
 
-#: Sparse bytes in a row after which bulk gets one frame.
+#: The number of sparse bytes in a row after which bulk gets one frame.
 SPARSE_RUN_BYTES = 256 * KIB
 
-#: What a bulk stream may send in one turn, at most.
+#: The most that a bulk stream may send in one turn.
 QUANTUM_BYTES = DATA_BYTES
 
-#: Round trips are not known yet, or shorter than our own reaction: count a stream's bytes over
-#: this.
+#: The time over which a stream's bytes are counted while round trips are not known yet, or shorter
+#: than our own reaction.
 MIN_ROUND_S = 0.005
 
 

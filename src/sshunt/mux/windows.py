@@ -46,8 +46,8 @@ from typing import List
 from sshunt.mux.errors import LocalProtocolError
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, LEAST_WINDOW_BYTES, MAX_WINDOW_BYTES, MIB
 
-#: Half a window that takes longer is a slow reader's. The far host's kernel gives up a socket that
-#: nobody owns any more when its window has been shut for a minute and a half (tcp(7),
+#: The longest that half a window takes unless its reader is slow. The far host's kernel gives up a
+#: socket that nobody owns any more when its window has been shut for a minute and a half (tcp(7),
 #: tcp_orphan_retries); every sixteenth of its buffer that is read opens it.
 SLOW_S = 10.0
 
@@ -61,7 +61,8 @@ IDLE_S = 1.0
 #: How many holders of idle windows are looked at when a place is wanted.
 LOOKS = 16
 
-#: More than a socket of Linux buffers for a program that does not read (tcp(7), tcp_wmem: 4 MiB).
+#: What a reader has consumed that has proved itself: more than a socket of Linux buffers for a
+#: program that does not read (tcp(7), tcp_wmem: 4 MiB).
 PROVEN_BYTES = 4 * MIB
 
 #: How many times the places are borne of a peer that goes on using what was called back.

@@ -30,19 +30,21 @@ from sshunt.config.remotes import check_python
 from sshunt.mux.hello import Hello
 from sshunt.transport.bundle import Bundle
 
-#: Exit statuses of stage one. This Python lacks what the agent needs; nothing was read.
+#: Exit status of stage one: this Python lacks what the agent needs; nothing was read.
 EXIT_LACKS_ZLIB = 94
 
-#: Something failed after the upload was begun to be read. (``agent.stub`` has it, too.)
+#: Exit status: something failed after the first byte of the upload was read. (``agent.stub`` has
+#: it, too.)
 EXIT_FAILED = 95
 
-#: The stub's agent died: nobody holds the session any more. (``agent.stub`` has it, too.)
+#: Exit status: the stub's agent died, and nobody holds the session any more. (``agent.stub`` has
+#: it, too.)
 EXIT_AGENT_DIED = 99
 
-#: Somebody has read the beginning of its stdin.
+#: Exit status: a start-up file has read the beginning of the upload.
 EXIT_NO_UPLOAD = 96
 
-#: Exit statuses of the sh code: nothing that could be run; nothing that is new enough.
+#: Exit statuses of the sh code: no Python could be run; none is new enough.
 EXIT_NO_PYTHON = 97
 EXIT_OLD_PYTHON = 98
 
@@ -53,8 +55,8 @@ CANDIDATES: tuple[str, ...] = (
     "/usr/libexec/platform-python",
 )
 
-#: With any other status no candidate has read anything: in order; those of the stub; Python could
-#: not flush at its end (120); ended by HUP, INT, KILL, TERM.
+#: The statuses behind which no other Python is tried: in order; those of the stub; Python could not
+#: flush at its end (120); ended by HUP, INT, KILL, TERM. With any other, nothing has been read.
 _FINAL = f"0|{EXIT_FAILED}|{EXIT_NO_UPLOAD}|{EXIT_AGENT_DIED}|120|129|130|137|143"
 
 _LENGTH_DIGITS = 6

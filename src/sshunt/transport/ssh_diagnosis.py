@@ -25,7 +25,7 @@ OUR_PREFIX = "sshunt: "
 #: How much of the far side's chatter a message quotes.
 QUOTED_CHARACTERS = 120
 
-#: The beginning of a line that the patterns see. ssh's own sentences are shorter.
+#: How much of a line's beginning the patterns see. ssh's own sentences are shorter.
 JUDGED_CHARACTERS = 300
 
 _EXIT_SSH_FAILED = 255
@@ -49,7 +49,7 @@ def _saying(pattern: str, message: str, hint: str, exit_code: ExitCode) -> _Sayi
     return _Saying(re.compile(pattern), message, hint, exit_code)
 
 
-#: Said while it can still change.
+#: What is said when the login is through and the far side is silent, while that can still change.
 NO_WORD_AFTER_LOGIN = (
     "logged in, but the far side's shell has not started sshunt's program yet; a start-up file"
     " there that waits (sleep, exec fish, a home directory that hangs) would explain it"
@@ -60,7 +60,8 @@ _TRY_SSH = "try the same with ssh alone, and look at your ssh configuration"
 #: What ssh or a shell puts in front of some sentences: who is speaking.
 _WHO = r"(?:[\w./-]{1,40}: )?"
 
-#: In order of precedence: the first pattern found in any line wins.
+#: What ssh says, what kind of error that is, and what to do: in order of precedence. The first
+#: pattern found in any line wins.
 _SAYINGS = (
     _saying(
         r"@* *WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED",
