@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sshunt.agent import attach
 from sshunt.agent.attach import PENDING_ATTACHES
 from sshunt.agent.rendezvous import PROOF_MAGIC
+from sshunt.relay import accepting
 from tests.unit.agent.test_attach import HELLO, TOKEN, Agent, descriptors
 
 pytestmark = pytest.mark.fuzz
@@ -127,7 +127,7 @@ def test_another_user_is_told_nothing_even_with_the_token(seed: int) -> None:
         folder.chmod(0o755)
         with ExitStack() as undo:
             patch = undo.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(attach, "STRANGER_PAUSE_S", 0.01)
+            patch.setattr(accepting, "STRANGER_PAUSE_S", 0.01)
             agent = Agent(folder / "agent", undo)
             (folder / "agent").chmod(0o777)
             argv = [sys.executable, "-c", _STRANGER, agent.path, str(seed), PROOF.hex()]
