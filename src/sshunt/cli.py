@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return demo.main(words[1:])
         if words[:1] == ["reconnect"]:
-            from sshunt.tell import control
+            from sshunt.commands import reconnect
 
-            return control.reconnect(words[1:], console)
+            return reconnect.reconnect(words[1:], console)
         if words[:1] == ["help"]:
             words[0] = "--help"
         if words[:1] == ["up"]:

@@ -1,6 +1,7 @@
 """What can be typed: one file a verb. Each builds the parts that it needs and owns their lifetime.
 
-up       the tunnel: names are resolved, listeners bound, the helper asked, ssh started, in order
-running  what goes on from there until the end
-demo     a throw-away office in network namespaces, and the tunnel at work there
+up         the tunnel: names are resolved, listeners bound, the helper asked, ssh started, in order
+running    what goes on from there until the end
+reconnect  running sessions are asked to try again now
+demo       a throw-away office in network namespaces, and the tunnel at work there
 """

@@ -20,10 +20,9 @@ Invariants: whoever calls, what is held is bounded (CALLERS, REQUEST_BYTES) and 
 (DEADLINE_S); a bad caller harms only itself; when accepting fails it pauses and never spins, and
 so it does after other users' calls, of which there may be as many as they like.
 
-Not here: what the verbs do (remote.keeper, commands.up).
+Not here: what the verbs do (remote.keeper, commands); what is typed (commands.reconnect).
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -31,14 +30,13 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.relay.accepting import Acceptor
-from sshunt.tell.console import Console
 from sshunt.tell.report import PeersBypassed, RemoteConnected, RemoteLost, Report
 from sshunt.tell.sentences import targets_text
 from sshunt.tell.session_name import abstract_name
@@ -66,21 +64,15 @@ MOST_ENDPOINTS = 64
 #: More than this of a sentence from the other side is not shown.
 SENTENCE_CHARS = 500
 
+#: What to do where no session runs.
+START_ONE = "start one: sshunt -r HOST TARGET..."
+
 _SESSION = re.compile(r"[0-9a-f]{8}")
 
 #: Its line in /proc/net/unix: number, references, protocol, flags (__SO_ACCEPTCON: it listens; the
 #: sockets it has accepted bear the same name), type, state, inode, name with @ for NUL. A name may
 #: be any bytes, line ends too: what looks like a line of this form may be another user's invention.
 _TABLE_LINE = r"^\S+ \S+ \S+ 00010000 \S+ \S+ +\d+ @sshunt/{uid}/([0-9a-f]{{8}})$"
-
-_HELP = """\
-Makes a running sshunt that has lost its server try to connect again now, instead of at its next
-attempt: when you know that the network is back. One that thinks it is connected makes sure of it.
-Connections in the tunnel live on.
-
-Without SESSION, all sessions of yours are asked. One line each says which it is (its digits, its
-process, its server, its targets) and what it does about it.
-"""
 
 Answer = Callable[[str], Mapping[str, object]]
 
@@ -241,11 +233,13 @@ def ask(session: str, verb: str, *, deadline_s: float | None = None) -> dict[str
     """What ``session`` answers to ``verb``. Waits for it, DEADLINE_S at most unless told otherwise;
     raises UserError.
     """
-    return _ask(session, verb, deadline_s)[0]
+    return ask_whom(session, verb, deadline_s)[0]
 
 
-def _ask(session: str, verb: str, deadline_s: float | None = None) -> tuple[dict[str, object], int]:
-    """The answer, and the pid of who gave it (0: in a place that has no number for it)."""
+def ask_whom(
+    session: str, verb: str, deadline_s: float | None = None
+) -> tuple[dict[str, object], int]:
+    """The same, and the pid of who answered (0: in a place that has no number for it)."""
     if not _SESSION.fullmatch(session):
         raise _no_such(session)
     try:
@@ -266,56 +260,11 @@ def _ask(session: str, verb: str, deadline_s: float | None = None) -> tuple[dict
         )
     if answer.get("ok") is not True:
         raise UserError(
-            f"session {session} refused: {_sentence_untrusted(answer.get('error'))}",
+            f"session {session} refused: {sentence_untrusted(answer.get('error'))}",
             "if it is an sshunt of another version, end it and start it anew",
             ExitCode.LOST,
         )
     return answer, pid
-
-
-def reconnect(argv: Sequence[str], console: Console) -> int:
-    """The verb ``sshunt reconnect [SESSION]``; raises UserError. When several sessions are asked,
-    one that fails does not keep the others from being asked.
-    """
-    named = _parser().parse_args(argv).session
-    running = sessions()
-    if named is None:
-        wanted = running
-    elif named in running or not (wanted := [s for s in running if _host_of(s) == named]):
-        wanted = [named]
-    answered = False
-    failures: list[UserError] = []
-    strangers: list[UserError] = []
-    for session in wanted:
-        try:
-            answer, pid = _ask(session, "reconnect")
-        except UnknownPeerError as error:
-            strangers.append(error)
-        except UserError as error:
-            failures.append(error)
-        else:
-            answered = True
-            process = f" (process {pid})" if pid else ""
-            says = _sentence_untrusted(answer.get("says", "reconnecting"))
-            print(f"session {session}{process}: {says}")
-    if not answered and not failures:
-        told = UnknownPeerError if named is not None else NotCalledError
-        failures = [error for error in strangers if isinstance(error, told)]
-        if not failures:
-            raise UserError("no sshunt of yours is running", _START_ONE, ExitCode.USAGE)
-    for failure in failures[:-1]:
-        console.error(failure)
-    if failures:
-        raise failures[-1]
-    return ExitCode.OK
-
-
-def _host_of(session: str) -> str:
-    """The server of a session as it was given to it; nothing if it does not say."""
-    try:
-        return _sentence_untrusted(ask(session, "about").get("host", ""))
-    except UserError:
-        return ""
 
 
 def decode_request_untrusted(said: bytes) -> str:
@@ -412,16 +361,11 @@ def _decode_untrusted(said: bytes, limit_bytes: int) -> dict[str, object]:
     return message
 
 
-def _sentence_untrusted(text: object) -> str:
+def sentence_untrusted(text: object) -> str:
     """``text`` as it may be shown on a terminal."""
     if not isinstance(text, str):
         return "(it does not say why)"
     return "".join(c if c.isprintable() else " " for c in text[:SENTENCE_CHARS])
-
-
-# --- what is typed ----------------------------------------------------------------------------
-
-_START_ONE = "start one: sshunt -r HOST TARGET..."
 
 
 #: Names told to somebody who gave another one.
@@ -432,27 +376,5 @@ def _no_such(session: str) -> UserError:
     running = sessions()
     more = ", ..." if len(running) > _SHOWN else ""
     shown = ", ".join(running[:_SHOWN]) + more
-    hint = f"running: {shown}" if running else f"none is running; {_START_ONE}"
+    hint = f"running: {shown}" if running else f"none is running; {START_ONE}"
     return UnknownPeerError(f"no session {session!r} of yours is running", hint, ExitCode.USAGE)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors as everybody else's: two lines."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message, "see: sshunt reconnect --help", ExitCode.USAGE)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="sshunt reconnect",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "session",
-        nargs="?",
-        metavar="SESSION",
-        help="its eight digits, as `sshunt reconnect` shows them, or its server as given to -r",
-    )
-    return parser
