@@ -5,13 +5,11 @@ typed, to run it, and to show errors as two lines: what happened, what to do.
 """
 
 import argparse
-import gc
 import re
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import NoReturn
 
@@ -29,10 +27,8 @@ from sshunt.config.remotes import parse_remote
 from sshunt.config.targets import Target, parse_target, read_target_file
 from sshunt.config.wordfiles import expand
 from sshunt.errors import ExitCode, UserError
-from sshunt.host.elevate import Starter, is_free
 from sshunt.model import Endpoint
 from sshunt.tell.console import Console
-from sshunt.transport.ssh_choices import Choosing
 
 _LISTEN = re.compile(
     r"(?P<alone>\d{1,5})|(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d{1,5}))?"
@@ -98,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise _no_such_command(words[0])
         options = parse(words)
         console.verbosity = options.verbosity
-        return _run(options, console)
+        from sshunt.commands import early
+
+        if options.dry_run:
+            print(early.dry_run(options, console), end="")
+            return ExitCode.OK
+        return early.run(options, console)
     except UserError as error:
         console.error(error)
         return error.exit_code
@@ -135,27 +136,6 @@ def _bug(console: Console) -> int:
         UserError("this is a bug in sshunt", "please report the lines above", ExitCode.INTERNAL)
     )
     return ExitCode.INTERNAL
-
-
-def _run(options: Options, console: Console) -> int:
-    gc.disable()  # start-up makes much that stays; client turns the collector on again
-    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # see agent.main
-    if options.dry_run:
-        from sshunt.commands import up
-
-        print(up.dry_run(options, console), end="")
-        return ExitCode.OK
-    # Other programs' time: both go on while the rest is loaded, which takes as long. But not the
-    # helper if a password must be typed for it: then mistakes in the targets are told first.
-    with ExitStack() as begun:
-        starter = Starter() if is_free() else None
-        if starter is not None:
-            begun.callback(starter.close)
-        choosing = Choosing(options.remote)
-        begun.callback(choosing.close)
-        from sshunt.commands import up
-
-        return up.run(options, console, choosing, starter)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,46 @@
+"""The first step of ``sshunt up``: what takes other programs' time is started before the rest is
+loaded, which takes as long.
+
+    Choosing   ``ssh -G`` says what is configured
+    Starter    the privileged helper, where starting it asks nobody. If a password must be typed for
+               it, mistakes in the targets are told first
+
+So little is imported here, and ``up`` when both are under way. Whoever is started here is ended
+here, whatever becomes of us.
+"""
+
+import gc
+import sys
+from contextlib import ExitStack
+
+from sshunt.config.options import Options
+from sshunt.host.elevate import Starter, is_free
+from sshunt.tell.console import Console
+from sshunt.transport.ssh_choices import Choosing
+
+
+def run(options: Options, console: Console) -> int:
+    """Bring the tunnel up, see ``up.run``; the exit status. Raises UserError."""
+    _prepare_process()
+    with ExitStack() as started:
+        starter = Starter() if is_free() else None
+        if starter is not None:
+            started.callback(starter.close)
+        choosing = Choosing(options.remote)
+        started.callback(choosing.close)
+        from sshunt.commands import up
+
+        return up.run(options, console, choosing, starter)
+
+
+def dry_run(options: Options, console: Console) -> str:
+    """What would be done, as text: see ``up.dry_run``. Nothing is started for it."""
+    _prepare_process()
+    from sshunt.commands import up
+
+    return up.dry_run(options, console)
+
+
+def _prepare_process() -> None:
+    gc.disable()  # start-up makes much that stays; ``up`` turns the collector on again
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # see agent.main
