@@ -30,7 +30,7 @@ from sshunt.mux.session import Session
 from sshunt.transport import bootstrap, greeting
 from sshunt.transport.channel import Channel
 from sshunt.transport.ssh import SshTransport
-from sshunt.transport.ssh_choices import NOTHING, Choosing, Sharing
+from sshunt.transport.ssh_choices import NOTHING, Sharing, SshConfigQuery
 
 TOKEN = os.urandom(32)
 
@@ -42,7 +42,7 @@ def hello(lane: int, *, create: bool) -> Hello:
 
 async def bring(arguments: argparse.Namespace) -> dict[str, object]:
     remote = parse_remote(arguments.destination, ssh_command=arguments.ssh, python=arguments.python)
-    choices = Choosing(remote).result()
+    choices = SshConfigQuery(remote).result()
     shares = Sharing.OURS if arguments.share else Sharing.NONE
     transport = SshTransport(remote, choices._replace(sharing=shares, control_path=""))
     lane = await connect(transport, hello(1, create=True), arguments.deadline)

@@ -1,9 +1,9 @@
 """The first step of ``sshunt up``: what takes other programs' time is started before the rest is
 loaded, which takes as long.
 
-    Choosing   ``ssh -G`` says what is configured
-    Starter    the privileged helper, where starting it asks nobody. If a password must be typed for
-               it, mistakes in the targets are told first
+    SshConfigQuery   ``ssh -G`` says what is configured
+    Starter          the privileged helper, where starting it asks nobody. If a password must be
+                     typed for it, mistakes in the targets are told first
 
 So little is imported here, and ``up`` when both are under way. Whoever is started here is ended
 here, whatever becomes of us.
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from sshunt.config.options import Options
 from sshunt.host.elevate import Starter, is_free
 from sshunt.tell.console import Console
-from sshunt.transport.ssh_choices import Choosing
+from sshunt.transport.ssh_choices import SshConfigQuery
 
 
 def run(options: Options, console: Console) -> int:
@@ -26,11 +26,11 @@ def run(options: Options, console: Console) -> int:
         starter = Starter() if is_free() else None
         if starter is not None:
             started.callback(starter.close)
-        choosing = Choosing(options.remote)
-        started.callback(choosing.close)
+        query = SshConfigQuery(options.remote)
+        started.callback(query.close)
         from sshunt.commands import up
 
-        return up.run(options, console, choosing, starter)
+        return up.run(options, console, query, starter)
 
 
 def dry_run(options: Options, console: Console) -> str:

@@ -71,7 +71,7 @@ from sshunt.tell.report import (
 from sshunt.tell.sentences import ROUTES_SHOWN, route_text, uncovered
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.ssh import SshTransport
-from sshunt.transport.ssh_choices import NOTHING, Choices, Choosing
+from sshunt.transport.ssh_choices import NOTHING, Choices, SshConfigQuery
 
 if TYPE_CHECKING:
     from sshunt.commands.running import Up
@@ -90,16 +90,16 @@ _DRY_RUN_HEAD = """\
 
 
 def run(
-    options: Options, console: Console, choosing: Choosing, starter: Starter | None = None
+    options: Options, console: Console, query: SshConfigQuery, starter: Starter | None = None
 ) -> int:
     """Bring the tunnel up and keep it up until it is asked to stop; the exit status. Raises
     UserError.
 
-    ``choosing`` and ``starter``, a helper, were begun already; whoever did closes them.
+    ``query`` and ``starter``, a helper, were started already; whoever did closes them.
     """
     prober = Prober()
     try:
-        return asyncio.run(_run(options, console, choosing, starter, prober))
+        return asyncio.run(_run(options, console, query, starter, prober))
     finally:
         prober.close()
 
@@ -123,7 +123,7 @@ def dry_run(options: Options, console: Console) -> str:
 async def _run(
     options: Options,
     console: Console,
-    choosing: Choosing,
+    query: SshConfigQuery,
     starter: Starter | None,
     prober: Prober,
 ) -> int:
@@ -137,7 +137,7 @@ async def _run(
             loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
         starting = asyncio.ensure_future(
-            _start(options, console, report, undo, choosing, starter, prober)
+            _start(options, console, report, undo, query, starter, prober)
         )
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -174,7 +174,7 @@ async def _start(
     console: Console,
     report: Report,
     undo: AsyncExitStack,
-    choosing: Choosing,
+    query: SshConfigQuery,
     starter: Starter | None,
     prober: Prober,
 ) -> "Up":
@@ -205,8 +205,8 @@ async def _start(
             ExitCode.CAPTURE,
         )
 
-    undo.callback(choosing.close)  # what ends us while we wait for it ends it, too
-    choices = await _chosen(choosing)
+    undo.callback(query.close)  # what ends us while we wait for it ends it, too
+    choices = await _chosen(query)
     name = options.remote.host
 
     def ssh_says(line: str) -> None:
@@ -425,9 +425,9 @@ def _served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
     return served
 
 
-async def _chosen(choosing: Choosing) -> Choices:
+async def _chosen(query: SshConfigQuery) -> Choices:
     """In a thread: no trace of the processes is left in the loop, which may be about to end."""
     try:
-        return await asyncio.to_thread(choosing.result)
+        return await asyncio.to_thread(query.result)
     except RuntimeError:  # no thread can be had
         return NOTHING

@@ -59,10 +59,10 @@ class Choices(NamedTuple):
 NOTHING = Choices([], Sharing.NONE)
 
 
-class Choosing:
-    """ssh, asked what is configured. Begun early, it answers while the rest is being loaded.
+class SshConfigQuery:
+    """ssh, asked what is configured. Started early, it answers while the rest is being loaded.
 
-    Whoever begins it also closes it. Never raises.
+    Whoever starts it also closes it. Never raises.
     """
 
     def __init__(self, remote: Remote) -> None:

@@ -6,18 +6,18 @@ import pytest
 
 from sshunt.config.remotes import Remote
 from sshunt.transport import ssh_choices
-from sshunt.transport.ssh_choices import Choices, Choosing, Sharing
+from sshunt.transport.ssh_choices import Choices, Sharing, SshConfigQuery
 from tests.unit.transport.test_ssh import program
 
 FAST = ["-o", "Ciphers=^aes128-gcm@openssh.com"]
 
 
 def choose(remote: Remote) -> Choices:
-    choosing = Choosing(remote)
+    query = SshConfigQuery(remote)
     try:
-        return choosing.result()
+        return query.result()
     finally:
-        choosing.close()
+        query.close()
 
 
 def asked(remote: Remote) -> list[str]:

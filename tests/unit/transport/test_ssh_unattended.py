@@ -7,7 +7,7 @@ import pytest
 
 from sshunt.config.remotes import Remote
 from sshunt.transport import ssh_unattended
-from sshunt.transport.ssh_choices import Choosing
+from sshunt.transport.ssh_choices import SshConfigQuery
 from sshunt.transport.ssh_unattended import took_a_person
 
 
@@ -54,8 +54,8 @@ def test_what_an_ssh_does_not_name_is_not_overridden() -> None:
 def test_the_options_come_with_the_other_choices(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text("IdentityAgent /run/agent\n")
-    choosing = Choosing(Remote("gate", ssh_command=("ssh", "-F", str(file))))
-    assert "IdentityAgent=none" in choosing.result().unattended
+    query = SshConfigQuery(Remote("gate", ssh_command=("ssh", "-F", str(file))))
+    assert "IdentityAgent=none" in query.result().unattended
 
 
 def test_the_environment_has_everything_but_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
