@@ -30,7 +30,6 @@ PAGE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 NOT_YET: set[tuple[str, str]] = {
     ("front.dns", "mux.frames"),
     ("front.dns", "mux.events"),
-    ("remote.upkeep", "tell.console"),
 }
 
 #: The same for modules that import themselves by way of others.

@@ -1,7 +1,7 @@
 """The running session: its tunnel, its lanes, and everything whose end ends it.
 
 Made by ``up`` while ssh logs in, for it takes most of what there is to load. It is the place
-where the parts meet that run side by side until the end: the keeper, the helper, the listeners, the
+where the parts meet that run side by side until the end: the upkeep, the helper, the listeners, the
 pacers' watch, the news of the network, other commands of this user.
 
 Not here: in which order things start and stop (up).
@@ -39,7 +39,7 @@ from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import telemetry
 from sshunt.remote.holding import WaitingRoom
 from sshunt.remote.pool import Pool, new_session
-from sshunt.remote.upkeep import Keeper
+from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
 from sshunt.tell.report import (
@@ -132,20 +132,18 @@ class Up(TunnelOwner):
             most=options.lanes,
             grace_s=options.grace_s,
         )
-        self._keeper = Keeper(
+        self._upkeep = Upkeep(
+            name,
             self.tunnel,
             transport,
             self.pool,
-            self.waiting,
-            console,
-            name,
+            report,
+            self,
+            is_attended=console.is_terminal,
             grace_s=options.grace_s,
             max_retries=options.max_retries,
         )
-        self._keeper.on_down = self._on_down
-        self._keeper.on_up = self._on_up
         self._tell_beliefs_at: dict[str, float] = {}  # by direction
-        self._is_kept = False  # the keeper is at work
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
         self._former = FormerAddresses()
@@ -167,7 +165,7 @@ class Up(TunnelOwner):
     @property
     def is_down(self) -> bool:
         """True while the connection is lost."""
-        return self._keeper.is_down
+        return self._upkeep.link.is_down
 
     def _why_not(self) -> str:
         """Why no more connections can be taken just now; "": they can."""
@@ -233,7 +231,7 @@ class Up(TunnelOwner):
         """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
         the same of sessions that were there before.
         """
-        peers = self._keeper.note_peers()
+        peers = self._upkeep.note_peers()
         beyond, self.unseen_ways = behind(peers)
         return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
 
@@ -257,7 +255,7 @@ class Up(TunnelOwner):
             return about(self._report, self.name)
         if verb != "reconnect":
             raise KeyError(verb)
-        self._keeper.check("asked to by sshunt reconnect", asked=True)
+        self._upkeep.on_news("asked to by sshunt reconnect", asked=True)
         does = "connecting again" if self.is_down else "looking at the connection"
         return {"says": says(self._report, self.name, does)}
 
@@ -293,17 +291,16 @@ class Up(TunnelOwner):
 
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
-        self._is_kept = True
         status = asyncio.ensure_future(self._show_status())
         pacers = asyncio.ensure_future(self._watch_pacers())
-        keeping = asyncio.ensure_future(self._keeper.run())
+        keeping = asyncio.ensure_future(self._upkeep.run())
         helper_gone = asyncio.ensure_future(self._rules.gone.wait())
         works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
         ends: list[asyncio.Future[Any]] = [stop, self._bug, self._rules.failed, *works]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._is_kept = False
+            self._upkeep.stop()
             for work in works:
                 work.cancel()
             for work in works:
@@ -359,26 +356,27 @@ class Up(TunnelOwner):
         self.pool.on_lane_ended(lane, reason)
         if not self.tunnel.lanes:
             self._emptied.set()
-        if self._is_kept:
-            self._keeper.on_lane_ended(reason)
+        self._upkeep.on_lane_ended(reason)
 
     def on_goodbye(self, code: int, sentence: str) -> None:
         """As the tunnel says."""
-        if code != frames.GOODBYE_DONE and self._is_kept:
-            self._keeper.lose_session(sentence or "its agent ended")
+        if code != frames.GOODBYE_DONE:
+            self._upkeep.on_goodbye(sentence or "its agent ended")
 
-    def _on_down(self) -> None:
+    def on_down(self) -> None:
+        """No lane works any more."""
         if self.names is not None:
             self.names.on_down()
         self._learn()
 
-    def _on_up(self) -> None:
+    def on_up(self) -> None:
+        """A lane works again."""
         self.waiting.let_in(self._open)
         self._learn(peers=self.peers())
         self._retain_addresses()
 
     def _on_network(self, why: str) -> None:
-        self._keeper.check(why)
+        self._upkeep.on_news(why)
         self._retain_addresses()
 
     def _retain_addresses(self) -> None:
@@ -434,7 +432,7 @@ class Up(TunnelOwner):
     def _snapshot(self) -> Snapshot:
         moved, now = self._traffic(), self.tunnel.loop.time()
         rtt_s = self.tunnel.session.rtt_s
-        lost_at, next_at = self._keeper.down_since, self._keeper.next_attempt_at
+        lost_at, next_at = self._upkeep.link.down_since, self._upkeep.link.next_attempt_at
         if lost_at is None:
             connections = len(self.tunnel.session.streams)
             return Snapshot(connections, moved.received, moved.sent, rtt_s)

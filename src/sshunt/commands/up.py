@@ -6,7 +6,7 @@
     4 the helper guards us by a cgroup       ssh, started from here on, is never captured
     5 ssh connects, the agent answers        may prompt as ssh does; meanwhile ``running`` is loaded
     6 the rules are applied                  last: nothing is captured that could not be forwarded
-    7 ... until a signal, or the end of the helper; a lost ssh connection is made again (keeper) ...
+    7 ... until a signal, or the end of the helper; a lost ssh connection is made again (upkeep) ...
     8 all of it is undone in reverse         the programs' connections first, then the rules
 
 Each step puts its undoing on one stack; whatever ends the session, a signal while starting

@@ -4,7 +4,7 @@ pool       the session's lanes: opened, closed
 demand     how many lanes would help; pure
 identity   the session's token and its lanes' numbers
 keeper     when the link counts as lost, and what is done about it; pure
-upkeep     does it: notices that a connection is dead, and makes another
+upkeep     does that: attempts, probes, pauses
 attempts   when and how another login is tried; pure
 holding    programs' connections that come while it is lost
 telemetry  what the pacers of both ends say

@@ -1,60 +1,43 @@
-"""Keeps the session connected: notices that a lane is dead, and brings up another one.
+"""Keeps a remote's link up: does what ``keeper`` decides.
 
-    a lane's pipe ended                       at once: ssh says so
-    no acknowledgement although one is due    after SUSPECT_RTTS round trips, at least SUSPECT_S;
-                                              only QUIET_S when there is reason to doubt (``check``:
-                                              the network changed, the machine slept, somebody asks)
-    nothing to acknowledge                    asked with a PING every PING_EVERY_S
+    lanes, news, time, what has become of the work --> Link --> decisions --> lanes, work, Report
 
-While another lane works, a suspect one is dropped and the session goes on. If none does:
+The work is what takes time: an attempt, a probe, the wait for a program's end. There is one at a
+time, as a task, and the next one begins when the one before it has ended, with all its processes.
 
-    UP --lost--> DOWN   connect again, in parallel to a suspect lane that may yet answer
-                        first at once, then after pauses (attempts);
-                        before each further attempt wait until the ssh server's address answers (a
-                        bare TCP connection: where a cable was unplugged ssh itself would find out
-                        much later); at once when ``check`` is called
-    DOWN --a lane is up, or answers again--> UP
+Decisions are carried out at once, within the call that told the link. One of them may end a lane;
+then that is told, and what follows from it done, before the rest of the decisions.
 
-What needs a person (a password nobody can be asked for, a changed host key) is said once and tried
-again only every NEED_S, or when asked: a server must not be hammered with refused logins.
+Invariants: a work that was stopped tells the link nothing; none begins outside of ``run``.
 
-The far side says if it holds the session no more; if that is to be believed (attempts), its
-connections are over and a new one begins. The same when the grace time is over, if the far side
-never could keep it, or if it breaks the protocol on lane after lane (what it chokes on would be
-sent over each of them).
-
-Not here: when and how to log in next (attempts), ssh and its lanes (pool), what is new in the
-network (host.network), rules (commands.up).
+Not here: when and why (keeper, attempts), lanes and their numbers (pool), what brings bytes to an
+agent, by which way (transport), what is new in the network (host.network), rules (commands.up).
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeAlias
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux import frames
-from sshunt.mux.lanes import Lane
 from sshunt.relay.tunnel import Tunnel
-from sshunt.remote.attempts import PROBE_EVERY_S, Attempts, Probes, Rumours
-from sshunt.remote.holding import WaitingRoom
-from sshunt.remote.keeper import (
-    CHECK_EVERY_S,
-    HURRY_S,
-    HURRY_TICK_S,
-    LAST_WORDS_S,
-    LEAST_ATTEMPT_S,
-    NEED_S,
-    PING_EVERY_S,
-    QUICK_S,
-    QUIET_S,
-    SUSPECT_RTTS,
-    SUSPECT_S,
-    TICK_S,
-)
+from sshunt.remote import keeper
+from sshunt.remote.attempts import PROBE_EVERY_S
+from sshunt.remote.keeper import Decision, Facts, LaneFacts, Link
 from sshunt.remote.pool import Pool
-from sshunt.tell.console import Console, counted
+from sshunt.tell.report import (
+    AnotherMachineAnswered,
+    AttemptFailed,
+    PersonNeeded,
+    RemoteChecked,
+    RemoteLost,
+    RemoteReconnected,
+    Report,
+    SessionLost,
+)
 from sshunt.transport.channel import Channel, LaneRefusedError, Transport
 from sshunt.transport.endings import cancelled
 from sshunt.transport.greeting import HELLO_DEADLINE_S
@@ -62,66 +45,81 @@ from sshunt.transport.greeting import HELLO_DEADLINE_S
 #: Addresses of the server (and of whom it is reached by) that are probed.
 PROBED_PEERS = 4
 
-#: A login without a terminal waits for nobody.
+#: Deadline of a login without a terminal, which waits for nobody.
 ATTEMPT_DEADLINE_S = 30.0
 
 
-class Keeper:
-    """Watches the tunnel's lanes until cancelled; calls ``on_down`` and ``on_up`` at changes."""
+#: How a work ended: what is to be told to the link, with what can be seen then, and the time.
+Outcome: TypeAlias = Callable[[Facts, float], list[Decision]]
+
+
+class Owner(Protocol):
+    """Whoever has the remote."""
+
+    def on_down(self) -> None:
+        """No lane works any more."""
+
+    def on_up(self) -> None:
+        """A lane works again."""
+
+
+class Upkeep:
+    """The link of one remote, and the work that it takes.
+
+    ``name``: of the remote, as lines for people call it. ``is_attended``: somebody may be at a
+    terminal, and look for a password.
+    """
 
     def __init__(
         self,
+        name: str,
         tunnel: Tunnel,
         transport: Transport,
         pool: Pool,
-        waiting: WaitingRoom,
-        console: Console,
-        host: str,
+        report: Report,
+        owner: Owner,
         *,
+        is_attended: bool,
         grace_s: int,
         max_retries: int | None,
     ) -> None:
-        self.down_since: float | None = None  # loop time of the last sign of life
-        self.on_down: Callable[[], None] | None = None
-        self.on_up: Callable[[], None] | None = None
-        self.next_attempt_at: float | None = None  # None: one is under way, or none is needed
+        self._name = name
         self._tunnel = tunnel
         self._transport = transport
         self._pool = pool
-        self._waiting = waiting
-        self._console = console
-        self._host = host
-        self._grace_s = grace_s
+        self._report = report
+        self._owner = owner
+        self._attempt_deadline_s = HELLO_DEADLINE_S if is_attended else ATTEMPT_DEADLINE_S
         self._loop = tunnel.loop
-        self._attempts = Attempts(max_retries=max_retries)
-        self._attempts.on_up(self._loop.time())
-        self._probes = Probes()
-        self._rumours = Rumours()
-        self._told_elsewhere = False  # that another machine answers
-        self._is_answered = False  # the server's address answers though logins fail
-        self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or login failed
-        self._look = asyncio.Event()  # something happened: look now
-        self._retry = asyncio.Event()  # do not wait for the next attempt
-        self._hurry_until = 0.0
-        self._checked_at = float("-inf")
-        self._reconnecting: asyncio.Task[None] | None = None
-        self._peers: tuple[Endpoint, ...] = ()
-        self._lost_session = False  # since the connection was lost
-        self._needs_a_person = False  # the last attempt failed for want of one, and that was said
+        self.link = Link(self._loop.time(), grace_s=grace_s, max_retries=max_retries)
+        self._peers: tuple[Endpoint, ...] = ()  # of the last lane of which they could be seen
+        self._is_running = False
+        self._wake = asyncio.Event()  # the link may have another deadline
+        self._error: BaseException | None = None  # why ``run`` has to end
+        self._work: asyncio.Task[None] | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._started: Channel | None = None  # of the attempt under way
 
-    @property
-    def is_down(self) -> bool:
-        """True while no lane works, as far as is known."""
-        return self.down_since is not None
+    async def run(self) -> None:
+        """Keep the link up until stopped. Raises UserError when --max-retries is reached."""
+        self._is_running = True
+        try:
+            while self._is_running and self._error is None:
+                self._do(self.link.on_time(self._facts(), self._loop.time()))
+                await _happens(self._wake, self.link.next_deadline() - self._loop.time())
+                self._wake.clear()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.stop()
+            while self._stopping:
+                await asyncio.wait(self._stopping)
 
-    def status(self) -> str:
-        """While down: one line for people."""
-        now = self._loop.time()
-        waiting = counted(len(self._tunnel.relays) + len(self._waiting), "connection")
-        text = f"no connection for {now - (self.down_since or now):.0f} s, {waiting} waiting"
-        if self.next_attempt_at is None:
-            return text + ", connecting"
-        return text + f", next attempt in {max(self.next_attempt_at - now, 0):.0f} s"
+    def stop(self) -> None:
+        """From now on nothing that happens to the link is of interest, and ``run`` ends."""
+        self._is_running = False
+        self._stop_work()
+        self._wake.set()
 
     def note_peers(self) -> tuple[Endpoint, ...]:
         """Where the lane that came up last leads, if that can be seen; it is remembered."""
@@ -130,303 +128,197 @@ class Keeper:
         self._peers = found or self._peers
         return found
 
-    def check(self, why: str, *, asked: bool = False) -> None:
-        """There is reason to doubt the lanes, or to hope: look at them, try again at once. Where a
-        person was needed, only if it is a person who ``asked``.
-        """
-        session, now = self._tunnel.session, self._loop.time()
-        if now > self._checked_at + CHECK_EVERY_S:
-            self._checked_at = now
-            self._console.detail(1, f"looking at the connection: {why}")
-            for number in self._tunnel.lanes:
-                session.ping(number)
-            self._tunnel.wake()
-        self._hurry_until = now + HURRY_S
-        if asked:
-            self._probes.begin(now)
-        else:
-            self._probes.refresh(now)
-        if asked or not self._needs_a_person:
-            self._retry.set()
-        self._look.set()
+    # --- what happens elsewhere ---------------------------------------------------------------
+
+    def on_news(self, why: str, *, asked: bool = False) -> None:
+        """There is reason to doubt the lanes, or to hope; ``asked``: by a person."""
+        self._tell(self.link.on_news(why, self._facts(), self._loop.time(), asked=asked))
 
     def on_lane_ended(self, why: str) -> None:
         """A lane is over, and the pool knows."""
-        if not self._tunnel.lanes:
-            self._go_down(why, 0.0)
-        if self._tunnel.breaks_the_protocol:
-            self._end_broken_session()
-        self._look.set()
+        if self._is_running:
+            self._tell(self.link.on_lane_ended(why, self._facts(), self._loop.time()))
 
-    def lose_session(self, why: str) -> None:
-        """The far side does not hold the session any more: begin a new one."""
-        count = self._pool.abandon_session()
-        self._lost_session = True
-        self._console.line(
-            f"{self._host} has lost the session ({why}): {counted(count, 'connection')} reset,"
-            " beginning a new one"
-        )
-        self._look.set()
+    def on_goodbye(self, why: str) -> None:
+        """The far side does not hold the session any more."""
+        if self._is_running:
+            self._tell(self.link.on_session_ended(why, self._loop.time()))
 
-    async def run(self) -> None:
-        """Watch, and bring up what is missing. Raises UserError when --max-retries is reached."""
-        try:
-            while True:
-                hurry = self._loop.time() < self._hurry_until
-                await _happens(self._look, HURRY_TICK_S if hurry else TICK_S)
-                self._look.clear()
-                self._look_at_lanes()
-                self._reconnect_if_needed()
-        finally:
-            if self._reconnecting is not None:
-                self._reconnecting.cancel()
-                await asyncio.wait([self._reconnecting])
+    # --- what the link decides ----------------------------------------------------------------
 
-    # --- the lanes ----------------------------------------------------------------------------
-
-    def _look_at_lanes(self) -> None:
-        session, now = self._tunnel.session, self._loop.time()
-        suspects = [lane for lane in session.lanes.values() if self._is_suspect(lane, now)]
-        if not session.lanes:
-            self._go_down("", 0.0)
-        elif len(suspects) < len(session.lanes):
-            for lane in suspects:
-                self._drop(lane, now)
-            if self.is_down:
-                self._go_up()
-        elif not self.is_down:
-            silent_s = min(lane.unanswered_s(now) for lane in suspects)
-            self._go_down(f"no answer for {silent_s:.1f} s", silent_s)
-        for lane in session.lanes.values():
-            if not lane.outstanding and now - lane.last_heard_at > PING_EVERY_S:
-                session.ping(lane.id)
-                self._tunnel.wake()
-
-    def _is_suspect(self, lane: Lane, now: float) -> bool:
-        least_s = QUIET_S if now < self._hurry_until else SUSPECT_S
-        return lane.unanswered_s(now) > max(SUSPECT_RTTS * lane.rtt_s, least_s)
-
-    def _drop(self, lane: Lane, now: float) -> None:
-        io = self._tunnel.lanes.get(lane.id)
-        if io is not None:
-            self._tunnel.lane_ended(io, f"no answer for {lane.unanswered_s(now):.1f} s")
-
-    def _go_down(self, why: str, silent_s: float) -> None:
-        if self.is_down:
-            return
-        self.down_since = self._loop.time() - silent_s
-        self._probes.begin(self._loop.time())
-        self._is_answered = False
-        self._rumours.begin()
-        self._told_elsewhere = False
-        self._transport.connection_lost(may_yet_answer=bool(self._tunnel.lanes))
-        if self._attempts.on_down(self.down_since):
-            self._last_error = _ended_at_once(why)
-        since = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
-        count = len(self._tunnel.relays)
-        wait = "wait" if count != 1 else "waits"
-        kept = count and self._tunnel.outlives_lanes
-        fate = f"{counted(count, 'connection')} {wait}, " if kept else ""
-        self._console.line(
-            f"the connection to {self._host} is lost since {since}"
-            f"{f' ({why})' if why else ''}: {fate}connecting again"
-        )
-        if self.on_down is not None:
-            self.on_down()
-
-    def _go_up(self) -> None:
-        if self.down_since is None:
-            return
-        took_s = self._loop.time() - self.down_since
-        self._attempts.on_up(self._loop.time())
-        self.down_since = self.next_attempt_at = None
-        self._needs_a_person = False
-        count = len(self._tunnel.relays)
-        kept = f": {counted(count, 'connection')} kept" if count and not self._lost_session else ""
-        self._lost_session = False
-        self._console.line(f"connected to {self._host} again after {took_s:.1f} s{kept}")
-        if self.on_up is not None:
-            self.on_up()
-
-    # --- another one --------------------------------------------------------------------------
-
-    def _reconnect_if_needed(self) -> None:
-        task = self._reconnecting
-        if task is not None and task.done():
-            self._reconnecting = None
-            if not task.cancelled():
-                task.result()  # raises what ended it
-        if self.is_down and self._reconnecting is None:
-            self._reconnecting = asyncio.ensure_future(self._reconnect())
-            self._reconnecting.add_done_callback(lambda _: self._look.set())
-        elif not self.is_down and self._reconnecting is not None:
-            self._reconnecting.cancel()  # the old lane answers again
-
-    async def _reconnect(self) -> None:
-        """Attempts, until a lane is up. Raises UserError."""
-        await self._judge_session()
-        pause_s = self._attempts.pause_s()
-        while self.is_down:
-            self._stop_if_over()
-            if pause_s and not await self._pause(pause_s) and not self._is_answered:
-                self._is_answered = await self._until_reachable()
-            self._end_overdue_session()
-            before = list(self._tunnel.lanes.values())
-            began = self._loop.time()
-            try:
-                if not await self._attempt():
-                    continue
-            except UserError as error:
-                self._is_answered &= self._loop.time() < began + QUICK_S
-                if self._is_gone(error):
-                    self.lose_session(error.message)
-                    pause_s = 0.0
-                else:
-                    pause_s = self._note_failure(error)
-                continue
-            self.note_peers()
-            for lane in before:
-                self._tunnel.lane_ended(lane, "replaced")
-            if not self._tunnel.lanes:  # what came with its HELLO has ended it
-                pause_s = self._note_failure(_ended_at_once())
-            else:
-                self._go_up()
-
-    def _is_gone(self, error: UserError) -> bool:
-        """True if the far side says that it has not got the session that was asked for, and that is
-        to be believed.
-        """
-        if not isinstance(error, LaneRefusedError) or not error.is_session_gone:
-            return False
-        if not self._pool.is_resumable:
-            return False
-        known = self._pool.agent_host
-        is_elsewhere = bool(known) and bool(error.host) and error.host != known
-        if is_elsewhere and not self._told_elsewhere:
-            self._told_elsewhere = True
-            self._console.line(
-                f"another machine answers as {self._host} than the one that holds the session"
-            )
-        return self._rumours.is_believed(
-            self._loop.time(),
-            may_yet_answer=bool(self._tunnel.lanes),
-            is_elsewhere=is_elsewhere,
+    def _facts(self) -> Facts:
+        now = self._loop.time()
+        return Facts(
+            lanes=tuple(
+                LaneFacts(
+                    lane.id,
+                    lane.unanswered_s(now),
+                    bool(lane.outstanding),
+                    now - lane.last_heard_at,
+                    lane.rtt_s,
+                )
+                for lane in self._tunnel.session.lanes.values()
+            ),
+            is_held=self._pool.is_resumable,
+            outlives_lanes=self._tunnel.outlives_lanes,
+            agent_host=self._pool.agent_host,
+            breaks_protocol=self._tunnel.breaks_the_protocol,
+            can_probe=bool(self._peers),
         )
 
-    def _end_broken_session(self) -> None:
+    def _tell(self, decisions: list[Decision]) -> None:
+        self._do(decisions)
+        self._wake.set()
+
+    def _do(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            self._do_one(decision)
+
+    def _do_one(self, decision: Decision) -> None:
+        match decision:
+            case keeper.Ping(number):
+                if number in self._tunnel.lanes:
+                    self._tunnel.session.ping(number)
+                    self._tunnel.wake()
+            case keeper.Drop(number, why):
+                lane = self._tunnel.lanes.get(number)
+                if lane is not None:
+                    self._tunnel.lane_ended(lane, why)
+            case keeper.AwaitEnding():
+                self._begin(self._await_ending)
+            case keeper.Connect():
+                self._begin(self._attempt)
+            case keeper.AbandonUnlessReached():
+                self._abandon_unless_reached()
+            case keeper.Probe():
+                self._begin(self._probe)
+            case keeper.Stop():
+                self._stop_work()
+            case keeper.SayGoodbye():
+                self._say_goodbye()
+            case keeper.LoseSession(why):
+                count = self._pool.abandon_session()
+                if why:
+                    self._report.say(SessionLost(self._name, why, count))
+            case keeper.GiveUp(failures, error):
+                self._end(_gave_up(self._name, failures, error))
+            case _:
+                self._pass_on(decision)
+
+    def _pass_on(self, decision: Decision) -> None:
+        """What is only to be told."""
+        match decision:
+            case keeper.Lost(why, silent_s):
+                self._on_lost(why, silent_s)
+            case keeper.Restored(after_s, is_same_session):
+                kept = len(self._tunnel.relays) if is_same_session else 0
+                self._report.say(RemoteReconnected(self._name, after_s, kept))
+                self._owner.on_up()
+            case keeper.Failed(failures, error):
+                self._report.say(AttemptFailed(self._name, failures, error.message))
+                if self._transport.attempt_failed(error):
+                    self._do(self.link.on_person_needed(self._loop.time()))
+            case keeper.PersonNeeded(error):
+                self._report.say(PersonNeeded(self._name, error.message, error.hint))
+            case keeper.Checked(why):
+                self._report.say(RemoteChecked(self._name, why))
+            case keeper.ElsewhereAnswered():
+                self._report.say(AnotherMachineAnswered(self._name))
+
+    def _on_lost(self, why: str, silent_s: float) -> None:
+        tunnel = self._tunnel
+        self._transport.connection_lost(may_yet_answer=bool(tunnel.lanes))
+        since, count = time.time() - silent_s, len(tunnel.relays)
+        self._report.say(RemoteLost(self._name, since, why, count, tunnel.outlives_lanes))
+        self._owner.on_down()
+
+    def _say_goodbye(self) -> None:
         self._tunnel.forgive()
         if self._tunnel.lanes:  # else nobody can be told
             self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, "")
             self._tunnel.pump()
-        self.lose_session("it broke the protocol on one ssh connection after the other")
 
-    async def _judge_session(self) -> None:
-        """What the end of the last ssh says about the agent behind it."""
-        last = self._pool.last
-        if self._tunnel.lanes or last is None:
-            return
-        await asyncio.wait([last.ended], timeout=LAST_WORDS_S)
-        if not self._pool.is_resumable:
-            return
-        if last.ended.done() and last.ended.result().agent_died:
-            self.lose_session("its agent died")
-        elif not self._tunnel.outlives_lanes:
-            self._lost_session = True
-            self._pool.abandon_session()
+    # --- work ---------------------------------------------------------------------------------
 
-    def _end_overdue_session(self) -> None:
-        down_s = self._loop.time() - (self.down_since or 0.0)
-        if self._pool.is_resumable and self._tunnel.outlives_lanes and down_s > self._grace_s:
-            self.lose_session(f"the grace time of {self._grace_s} s is over")
-
-    async def _attempt(self) -> bool:
-        """One. False if ``check`` was called before anybody was reached: try again at once."""
-        self.next_attempt_at = None
-        self._retry.clear()
-        started: list[Channel] = []
-        began = self._loop.time()
-        connecting = asyncio.ensure_future(
-            self._pool.connect(
-                resumes=True,
-                on_started=started.append,
-                deadline_s=HELLO_DEADLINE_S if self._console.is_terminal else ATTEMPT_DEADLINE_S,
-            )
-        )
-        asked: asyncio.Future[Any] = self._loop.create_future()
+    async def _attempt(self) -> Outcome:
         try:
-            while not connecting.done():
-                asked = asyncio.ensure_future(self._retry.wait())
-                either: list[asyncio.Future[Any]] = [connecting, asked]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                asked.cancel()
-                self._retry.clear()
-                overdue = self._loop.time() > began + LEAST_ATTEMPT_S
-                if not connecting.done() and overdue and started and not started[0].has_reached():
-                    return False
-        finally:
-            asked.cancel()
-            await cancelled(connecting)
-        connecting.result()
-        return True
-
-    def _note_failure(self, error: UserError) -> float:
-        """Say what is worth saying, once; how long to wait."""
-        self._attempts.on_failure()
-        self._last_error = error
-        self._console.detail(1, f"attempt {self._attempts.failures} failed: {error.message}")
-        self._stop_if_over()
-        if self._transport.attempt_failed(error):
-            if not self._needs_a_person:
-                self._needs_a_person = True
-                self._console.line(f"{error.message}; {error.hint}; then: sshunt reconnect")
-            return NEED_S
-        self._needs_a_person = False
-        return self._attempts.pause_s()
-
-    def _stop_if_over(self) -> None:
-        if self._attempts.are_over:
-            raise UserError(
-                f"the connection to {self._host} was lost, and {self._attempts.failures} attempts"
-                f" failed: {self._last_error.message}",
-                self._last_error.hint,
-                ExitCode.LOST,
+            await self._pool.connect(
+                resumes=True,
+                on_started=self._on_started,
+                deadline_s=self._attempt_deadline_s,
             )
+        except LaneRefusedError as error:
+            gone_at = error.host if error.is_session_gone else None
+            return partial(self.link.on_failed, error, gone_at=gone_at)
+        except UserError as error:
+            return partial(self.link.on_failed, error)
+        self.note_peers()
+        return self.link.on_connected
 
-    async def _pause(self, seconds: float) -> bool:
-        """Wait; True as soon as ``check`` is called."""
-        self.next_attempt_at = self._loop.time() + seconds
-        self._retry.clear()
-        return await _happens(self._retry, seconds)
+    def _on_started(self, channel: Channel) -> None:
+        self._started = channel
 
-    async def _until_reachable(self) -> bool:
-        """Wait until one of the addresses that ssh was connected to answers, if any is known: then
-        True. Not for ever, because the server may have got another one, and not after ``check``.
-        """
-        while self._peers:
-            begin = self._loop.time()
-            if await _one_answers(self._peers[:PROBED_PEERS]):
-                return True
-            pause_s, is_sshs_turn = self._probes.next(begin)
-            if await self._pause(max(begin + pause_s - self._loop.time(), 0.0)) or is_sshs_turn:
-                break
-        return False
+    def _abandon_unless_reached(self) -> None:
+        if self._started is not None and not self._started.has_reached():
+            self._stop_work()
+            self._do(self.link.on_abandoned(self._facts(), self._loop.time()))
+
+    async def _probe(self) -> Outcome:
+        return partial(self.link.on_probed, await _one_answers(self._peers[:PROBED_PEERS]))
+
+    async def _await_ending(self) -> Outcome:
+        last = self._pool.last
+        if last is None:
+            return partial(self.link.on_ending, False)
+        await asyncio.wait([last.ended])
+        return partial(self.link.on_ending, last.ended.result().agent_died)
+
+    def _begin(self, work: Callable[[], Awaitable[Outcome]]) -> None:
+        if self._is_running:
+            self._work = asyncio.ensure_future(self._see_through(work))
+            self._work.add_done_callback(self._on_work_ended)
+
+    async def _see_through(self, work: Callable[[], Awaitable[Outcome]]) -> None:
+        while self._stopping:
+            await asyncio.wait(self._stopping)
+        tell = await work()
+        if self._work is asyncio.current_task():  # else it was stopped, and has ended all the same
+            self._work = self._started = None
+            self._tell(tell(self._facts(), self._loop.time()))
+
+    def _stop_work(self) -> None:
+        work, self._work = self._work, None
+        self._started = None
+        if work is not None:
+            stopping = asyncio.ensure_future(cancelled(work))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+
+    def _on_work_ended(self, work: "asyncio.Task[None]") -> None:
+        error = None if work.cancelled() else work.exception()
+        if error is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        self._error = error
+        self._wake.set()
 
 
-def _ended_at_once(why: str = "") -> UserError:
+def _gave_up(name: str, failures: int, last: UserError) -> UserError:
     return UserError(
-        f"it ended soon after it was made{f' ({why})' if why else ''}",
-        "ask the server's log: it may end what is started there",
+        f"the connection to {name} was lost, and {failures} attempts failed: {last.message}",
+        last.hint,
         ExitCode.LOST,
     )
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    """True as soon as ``event`` is set, False after so long. (``wait_for`` of Python 3.11 and older
-    swallows a cancellation that comes together with the event.)
+    """True as soon as ``event`` is set, False after ``seconds``. (``wait_for`` of Python 3.11 and
+    older swallows a cancellation that comes together with the event.)
     """
     waiting = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait([waiting], timeout=seconds)
+        await asyncio.wait([waiting], timeout=max(seconds, 0.0))
     finally:
         waiting.cancel()
     return event.is_set()

@@ -20,7 +20,7 @@ Invariants: whoever calls, what is held is bounded (CALLERS, REQUEST_BYTES) and 
 (DEADLINE_S); a bad caller harms only itself; when accepting fails it pauses and never spins, and
 so it does after other users' calls, of which there may be as many as they like.
 
-Not here: what the verbs do (remote.keeper, commands); what is typed (commands.reconnect).
+Not here: what the verbs do (remote.upkeep, commands); what is typed (commands.reconnect).
 """
 
 import asyncio
