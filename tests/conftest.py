@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach what is tested also where the tests were started with ``&`` in a script, and
     let what draws by itself use the seed that hypothesis is given (./dev fuzz).
     """
+    config.addinivalue_line("markers", "many: does one thing over and over, to reach a limit")
     if seed := config.getoption("--hypothesis-seed"):
         os.environ["SSHUNT_FUZZ_SEED"] = seed
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -125,6 +125,7 @@ def test_a_plan_that_would_keep_the_kernel_busy_for_minutes_is_refused(
     assert len(remote_regions(whole, 4 if bits == 32 else 6)) > 19_000
 
 
+@pytest.mark.many
 def test_every_network_of_the_largest_plan_may_have_ports() -> None:
     for first, bits in ((ip_address("10.0.0.0"), 24), (ip_address("2001:db8::"), 64)):
         step = 2 << first.max_prefixlen - bits

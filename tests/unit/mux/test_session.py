@@ -174,6 +174,7 @@ def test_a_destination_that_cannot_be_sent_costs_no_stream() -> None:
     assert client.open(WEB).id == 1
 
 
+@pytest.mark.many
 def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
     agent = agent_with_lane()
     short = Destination(frames.TCP, "x", 80)
@@ -188,6 +189,7 @@ def test_a_peer_that_opens_more_than_the_limit_is_told_so_for_each() -> None:
     assert last + 2 in agent.streams
 
 
+@pytest.mark.many
 def test_a_peer_that_opens_streams_and_does_not_read_the_answers_is_given_up() -> None:
     agent = agent_with_lane()
 
@@ -448,6 +450,7 @@ def test_the_queues_of_all_streams_are_bounded_and_each_may_queue_a_little() -> 
     assert queued <= SESSION_QUEUE_BYTES + 1000 * LEAST_QUEUE_BYTES
 
 
+@pytest.mark.many
 def test_a_stream_of_single_bytes_costs_the_session_no_more_than_any_other() -> None:
     client = Session(CLIENT, peer_window_bytes=MAX_WINDOW_BYTES)
     payloads = 0
@@ -1311,6 +1314,7 @@ def test_stream_numbers_may_arrive_out_of_order_up_to_a_limit() -> None:
     assert len(agent.streams) == 1
 
 
+@pytest.mark.many
 def test_the_limit_on_out_of_order_stream_numbers_does_not_limit_a_sessions_life() -> None:
     agent = agent_with_lane()
     short = Destination(frames.TCP, "x", 80)

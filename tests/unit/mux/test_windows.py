@@ -137,6 +137,7 @@ def test_any_number_of_stopped_readers_hold_no_more_than_was_promised(reads: int
     assert held <= MOST_PROMISED_BYTES + MAX_STREAMS * LEAST_WINDOW_BYTES
 
 
+@pytest.mark.many
 def test_a_reader_that_has_proved_itself_is_not_slowed_by_thousands_that_stopped() -> None:
     credit = SessionCredit()
     stopped = windows_of(credit, 2000, INITIAL_WINDOW_BYTES)
