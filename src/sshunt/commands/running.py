@@ -37,7 +37,7 @@ from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import telemetry
-from sshunt.remote.holding import WaitingRoom
+from sshunt.remote.holding import HeldConnections
 from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.console import Console
@@ -122,7 +122,7 @@ class Up(TunnelOwner):
         # What the far side grants is known when it has answered; ours grants what is taken here.
         self._reactor = Reactor(loop, way=_WAYS[options.zero_copy])
         self.tunnel = Tunnel(self._reactor, new_session(), self, outlives_lanes=options.grace_s > 0)
-        self.waiting = WaitingRoom(self.tunnel)
+        self.held = HeldConnections(self.tunnel)
         self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
         self.pool = Pool(
             self.tunnel,
@@ -179,7 +179,7 @@ class Up(TunnelOwner):
         """
         destination = Destination(TCP, *endpoint, wants_opened=False)
         if self.is_down:
-            self.waiting.enter(sock, destination)
+            self.held.hold(sock, destination)
         else:
             self._open(sock, destination)
 
@@ -332,7 +332,7 @@ class Up(TunnelOwner):
             listener.close()
         if self.names is not None:
             self.names.close()
-        self.waiting.empty()
+        self.held.reset_all()
         self.tunnel.reset_all()
 
     async def say_goodbye(self) -> None:
@@ -371,7 +371,7 @@ class Up(TunnelOwner):
 
     def on_up(self) -> None:
         """A lane works again."""
-        self.waiting.let_in(self._open)
+        self.held.release(self._open)
         self._learn(peers=self.peers())
         self._retain_addresses()
 
@@ -382,7 +382,7 @@ class Up(TunnelOwner):
     def _retain_addresses(self) -> None:
         """Let the addresses that open connections bear stay this host's own."""
         relayed = [relay.sock for relay in self.tunnel.relays]
-        ends = _other_ends([*relayed, *self.waiting.sockets])
+        ends = _other_ends([*relayed, *self.held.sockets])
         self._learn(retained=self._former.needed(ends))
 
     def _follow_resolvers(self) -> None:
@@ -437,7 +437,7 @@ class Up(TunnelOwner):
             connections = len(self.tunnel.session.streams)
             return Snapshot(connections, moved.received, moved.sent, rtt_s)
         return Snapshot(
-            len(self.tunnel.relays) + len(self.waiting),
+            len(self.tunnel.relays) + len(self.held),
             moved.received,
             moved.sent,
             rtt_s,

@@ -6,6 +6,6 @@ identity   the session's token and its lanes' numbers
 keeper     when the link counts as lost, and what is done about it; pure
 upkeep     does that: attempts, probes, pauses
 attempts   when and how another login is tried; pure
-holding    programs' connections that come while it is lost
+holding    holds programs' connections that come while it is lost
 telemetry  what the pacers of both ends say
 """

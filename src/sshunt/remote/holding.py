@@ -1,10 +1,10 @@
-"""Programs' connections that came while the connection to the far side is lost: they wait for it.
+"""Programs' connections that came while the connection to the far side is lost: they are held.
 
-    accepted --enter--> waiting --let_in-->           the connection is back: a stream for each, in
-                           |                          the order in which they came
-                           +--LONGEST_WAIT_S-------> reset
-                           +--the program resets it-> closed, its place is free at once
-                           +--empty-----------------> reset: sshunt stops
+    accepted --hold--> held --release-------------------> the connection is back: each goes on its
+                        |                                 way, in the order in which they came
+                        +--LONGEST_WAIT_S---------------> reset
+                        +--the program resets it--------> closed, its place is free at once
+                        +--reset_all--------------------> reset: sshunt stops
 
 What is held is the accepted socket and where it wanted to go, nothing else: what the program sends
 meanwhile stays in the kernel's buffer. The session does not know of them, so it owes the far side
@@ -12,10 +12,10 @@ nothing for those that leave again; an hour of programs that try and give up cos
 does it matter to them if the session is lost meanwhile: the next one takes them.
 
 A program that only says that it sends no more (FIN) may want an answer, as "printf x | nc" does, or
-may be gone: after close(2) the other end looks the same. So such a connection goes on waiting, but
-it is the first to go when there is no room for a new one.
+may be gone: after close(2) the other end looks the same. So such a connection is held on, but it is
+the first to go when there is no room for a new one.
 
-Invariants: at most MOST_WAITING, over all listeners; one timer, for the oldest.
+Invariants: at most MOST_HELD, over all listeners; one timer, for the oldest.
 """
 
 import asyncio
@@ -28,40 +28,40 @@ from sshunt.mux.frames import Destination
 from sshunt.relay.sockets import close_with_reset, error_of
 from sshunt.relay.tunnel import Tunnel
 
-#: Each costs a descriptor and up to a receive buffer of the kernel; the usual limit of descriptors
-#: that a process may raise its own to was 4,096 for long. A browser that restores its tabs has some
-#: hundreds.
-MOST_WAITING = 1024
+#: Limit of held connections. Each costs a descriptor and up to a receive buffer of the kernel; the
+#: usual limit of descriptors that a process may raise its own to was 4,096 for long. A browser that
+#: restores its tabs has some hundreds.
+MOST_HELD = 1024
 
-#: Within it a link that flapped is back. Most programs give up by themselves after 30 s to two
-#: minutes, and should rather be told than find out.
+#: Age at which a held connection is reset. By then a link that flapped is back; most programs give
+#: up by themselves after 30 s to two minutes, and should rather be told than find out.
 LONGEST_WAIT_S = 30.0
 
 
-class _Waiting(NamedTuple):
+class _Held(NamedTuple):
     destination: Destination
     deadline: float
 
 
-class WaitingRoom:
-    """Holds accepted sockets until ``let_in``. Owns them meanwhile."""
+class HeldConnections:
+    """Holds accepted sockets until ``release``. Owns them meanwhile."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
-        self._waiting: dict[socket.socket, _Waiting] = {}  # in the order in which they came
+        self._held: dict[socket.socket, _Held] = {}  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._held)
 
     @property
     def sockets(self) -> Iterable[socket.socket]:
-        """Those that wait now."""
-        return self._waiting.keys()
+        """Those that are held now."""
+        return self._held.keys()
 
-    def enter(self, sock: socket.socket, destination: Destination) -> None:
-        """``sock``, ours now, waits for its way to ``destination``; without room it is reset."""
-        if len(self._waiting) >= MOST_WAITING and not self._make_room():
+    def hold(self, sock: socket.socket, destination: Destination) -> None:
+        """``sock`` is ours until it can go to ``destination``; without room it is reset."""
+        if len(self._held) >= MOST_HELD and not self._make_room():
             close_with_reset(sock)
             return
         try:
@@ -72,57 +72,57 @@ class WaitingRoom:
             close_with_reset(sock)
             return
         deadline = self._tunnel.loop.time() + LONGEST_WAIT_S
-        self._waiting[sock] = _Waiting(destination, deadline)
+        self._held[sock] = _Held(destination, deadline)
         if self._timer is None:
             self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
 
-    def let_in(self, begin: Callable[[socket.socket, Destination], None]) -> None:
-        """The connection is back: ``begin`` with each, as many as the session may have."""
-        waiting, self._waiting = self._waiting, {}
+    def release(self, open_one: Callable[[socket.socket, Destination], None]) -> None:
+        """The connection is back: ``open_one`` for each, as many as the session may have."""
+        held, self._held = self._held, {}
         self._stop_timer()
-        for sock, (destination, _) in waiting.items():
+        for sock, (destination, _) in held.items():
             self._tunnel.reactor.readiness.remove(sock.fileno())
             if self._tunnel.session.can_open:
-                begin(sock, destination)
+                open_one(sock, destination)
             else:
                 close_with_reset(sock)
 
-    def empty(self) -> None:
+    def reset_all(self) -> None:
         """Reset all of them. May be called twice."""
         self._stop_timer()
-        for sock in list(self._waiting):
-            self._turn_away(sock)
+        for sock in list(self._held):
+            self._reset(sock)
 
     def _on_event(self, sock: socket.socket) -> None:
         if error_of(sock):
-            self._turn_away(sock)
+            self._reset(sock)
 
-    def _turn_away(self, sock: socket.socket) -> None:
-        del self._waiting[sock]
+    def _reset(self, sock: socket.socket) -> None:
+        del self._held[sock]
         self._tunnel.reactor.readiness.forget(sock.fileno())
         close_with_reset(sock)
 
     def _make_room(self) -> bool:
-        """Turn away the oldest of those that send no more; False if there is none."""
+        """Reset the oldest of those that send no more; False if there is none."""
         hung_up = select.poll()
-        for sock in self._waiting:
+        for sock in self._held:
             hung_up.register(sock, select.POLLRDHUP)
         found = {number for number, _ in hung_up.poll(0)}
-        oldest = next((sock for sock in self._waiting if sock.fileno() in found), None)
+        oldest = next((sock for sock in self._held if sock.fileno() in found), None)
         if oldest is None:
             return False
-        self._turn_away(oldest)
+        self._reset(oldest)
         return True
 
     def _on_timer(self) -> None:
         """Reset those that have waited too long; be back for the next one's sake."""
         self._timer = None
         now = self._tunnel.loop.time()
-        for sock, (_, deadline) in list(self._waiting.items()):
+        for sock, (_, deadline) in list(self._held.items()):
             if deadline > now:
                 self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
                 return
-            self._turn_away(sock)
+            self._reset(sock)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

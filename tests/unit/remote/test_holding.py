@@ -1,4 +1,4 @@
-"""The waiting room, with real sockets: who gets in, who is turned away, and when."""
+"""Held connections, with real sockets: which are held, which are reset, and when."""
 
 import asyncio
 import errno
@@ -16,7 +16,7 @@ from sshunt.mux.session import Session
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import holding
-from sshunt.remote.holding import WaitingRoom
+from sshunt.remote.holding import HeldConnections
 
 SOMEWHERE = Destination(TCP, "192.0.2.1", 80)
 
@@ -29,15 +29,15 @@ def nothing_leaks() -> Iterator[None]:
 
 
 class Hall:
-    """A waiting room, the programs that come, and what was let in."""
+    """Held connections, the programs behind them, and what was released."""
 
     def __init__(self, max_streams: int = 100) -> None:
         session = Session(CLIENT, peer_max_streams=max_streams)
         self.tunnel = Tunnel(
             Reactor(asyncio.get_running_loop()), session, TunnelOwner(), outlives_lanes=True
         )
-        self.room = WaitingRoom(self.tunnel)
-        self.inside: list[socket.socket] = []
+        self.held = HeldConnections(self.tunnel)
+        self.released: list[socket.socket] = []
         self.programs: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
 
@@ -49,25 +49,25 @@ class Hall:
             program.sendall(says)
         ours, _ = self._listener.accept()
         ours.setblocking(False)
-        self.room.enter(ours, SOMEWHERE)
+        self.held.hold(ours, SOMEWHERE)
         return program
 
-    def let_in(self) -> list[bytes]:
-        """What each of those that were let in has said, in that order."""
+    def release(self) -> list[bytes]:
+        """What each of those that were released has said, in that order."""
 
-        def begin(sock: socket.socket, destination: Destination) -> None:
+        def open_one(sock: socket.socket, destination: Destination) -> None:
             assert destination == SOMEWHERE
             self.tunnel.session.open(destination)
-            self.inside.append(sock)
+            self.released.append(sock)
 
-        self.room.let_in(begin)
-        return [sock.recv(100) for sock in self.inside]
+        self.held.release(open_one)
+        return [sock.recv(100) for sock in self.released]
 
     def close(self) -> None:
-        self.room.empty()
+        self.held.reset_all()
         self.tunnel.close()
         self.tunnel.reactor.close()
-        for sock in (self._listener, *self.programs, *self.inside):
+        for sock in (self._listener, *self.programs, *self.released):
             sock.close()
 
 
@@ -108,9 +108,9 @@ def test_held_connections_are_released_in_order_with_the_data_they_sent() -> Non
         said = [b"%d" % number for number in range(5)]
         for words in said:
             hall.program(words)
-        assert len(hall.room) == 5
-        assert hall.let_in() == said
-        assert len(hall.room) == 0
+        assert len(hall.held) == 5
+        assert hall.release() == said
+        assert len(hall.held) == 0
 
     run(visit)
 
@@ -119,7 +119,7 @@ def test_the_session_does_not_know_of_held_connections() -> None:
     async def visit(hall: Hall) -> None:
         for _ in range(20):
             reset(hall.program(b"a request"))
-        await until(lambda: len(hall.room) == 0)
+        await until(lambda: len(hall.held) == 0)
         session = hall.tunnel.session
         session.add_lane(0, 0.0)
         assert session.transmit(0, 0.0) == []
@@ -134,9 +134,9 @@ def test_a_held_connection_that_resets_frees_its_place_and_descriptor_at_once() 
         before = len(os.listdir("/proc/self/fd"))
         for words in (b"", b"words"):
             reset(hall.program(words))
-        await until(lambda: len(hall.room) == 1)
+        await until(lambda: len(hall.held) == 1)
         assert len(os.listdir("/proc/self/fd")) == before
-        assert hall.let_in() == [b"stays"]
+        assert hall.release() == [b"stays"]
 
     run(visit)
 
@@ -146,8 +146,8 @@ def test_a_held_connection_that_is_half_closed_still_waits() -> None:
         program = hall.program(b"a question")
         program.shutdown(socket.SHUT_WR)
         await asyncio.sleep(0.1)
-        assert hall.let_in() == [b"a question"]
-        hall.inside[0].sendall(b"an answer")
+        assert hall.release() == [b"a question"]
+        hall.released[0].sendall(b"an answer")
         assert program.recv(100) == b"an answer"
 
     run(visit)
@@ -161,14 +161,14 @@ def test_one_timer_resets_all_that_were_held_too_long(monkeypatch: pytest.Monkey
         first = hall.program()
         await asyncio.sleep(0.2)
         second = hall.program()
-        await until(lambda: len(hall.room) == 1)
+        await until(lambda: len(hall.held) == 1)
         assert time.monotonic() - begin >= 0.3
         assert is_reset(first)
-        await until(lambda: len(hall.room) == 0)
+        await until(lambda: len(hall.held) == 0)
         assert time.monotonic() - begin >= 0.5
         assert is_reset(second)
         third = hall.program()  # the timer is set again
-        await until(lambda: len(hall.room) == 0)
+        await until(lambda: len(hall.held) == 0)
         assert is_reset(third)
 
     run(visit)
@@ -184,7 +184,7 @@ def test_a_stale_timer_times_out_nobody(
         await asyncio.sleep(0.2)
         hall.program(b"later")
         await asyncio.sleep(0.2)
-        assert hall.let_in() == [b"later"]
+        assert hall.release() == [b"later"]
 
     run(visit)
 
@@ -192,13 +192,13 @@ def test_a_stale_timer_times_out_nobody(
 def test_without_room_a_new_connection_is_reset_and_the_held_ones_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(holding, "MOST_WAITING", 3)
+    monkeypatch.setattr(holding, "MOST_HELD", 3)
 
     async def visit(hall: Hall) -> None:
         for number in range(3):
             hall.program(b"%d" % number)
         assert is_reset(hall.program())
-        assert hall.let_in() == [b"0", b"1", b"2"]
+        assert hall.release() == [b"0", b"1", b"2"]
 
     run(visit)
 
@@ -206,7 +206,7 @@ def test_without_room_a_new_connection_is_reset_and_the_held_ones_stay(
 def test_without_room_the_oldest_half_closed_connection_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(holding, "MOST_WAITING", 3)
+    monkeypatch.setattr(holding, "MOST_HELD", 3)
 
     async def visit(hall: Hall) -> None:
         hall.program(b"0")
@@ -214,7 +214,7 @@ def test_without_room_the_oldest_half_closed_connection_makes_room(
             hall.program(b"%d" % number).shutdown(socket.SHUT_WR)
         hall.program(b"3")
         assert is_reset(hall.programs[1])
-        assert hall.let_in() == [b"0", b"2", b"3"]
+        assert hall.release() == [b"0", b"2", b"3"]
 
     run(visit)
 
@@ -222,7 +222,7 @@ def test_without_room_the_oldest_half_closed_connection_makes_room(
 def test_connections_beyond_the_sessions_limit_are_reset_on_release() -> None:
     async def visit(hall: Hall) -> None:
         programs = [hall.program(b"%d" % number) for number in range(4)]
-        assert hall.let_in() == [b"0", b"1"]
+        assert hall.release() == [b"0", b"1"]
         assert is_reset(programs[2])
         assert is_reset(programs[3])
 
@@ -232,8 +232,8 @@ def test_connections_beyond_the_sessions_limit_are_reset_on_release() -> None:
 def test_emptying_resets_all_held_connections_and_may_be_repeated() -> None:
     async def visit(hall: Hall) -> None:
         programs = [hall.program(b"words") for _ in range(3)]
-        hall.room.empty()
-        hall.room.empty()
+        hall.held.reset_all()
+        hall.held.reset_all()
         assert [is_reset(program) for program in programs] == [True] * 3
 
     run(visit)
@@ -246,9 +246,9 @@ def test_a_connection_that_can_not_be_watched_is_reset() -> None:
 
         hall.tunnel.reactor.readiness.add = full  # type: ignore[assignment, method-assign]
         program = hall.program()
-        assert len(hall.room) == 0
+        assert len(hall.held) == 0
         with pytest.raises(ConnectionResetError):
             program.recv(1)
-        assert hall.let_in() == []
+        assert hall.release() == []
 
     run(visit)
