@@ -9,8 +9,20 @@ SOURCE = Path(sshunt.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
 GLOSSARY = DOCS / "glossary.md"
 
-#: Words that were renamed in the source. The pages don't use them any more.
-LEFT: tuple[str, ...] = ()
+#: Words, as patterns, for which the pages have a better one by now (the glossary's). A name in a
+#: code span may still have them.
+LEFT = (
+    "beliefs?",
+    "twins?",
+    "passages?",
+    "beats?",
+    "crumbs",
+    "spared( lanes?)?",
+    "doors?",
+    "waiting rooms?",
+    "ghost lanes?",
+    "kept address(es)?",
+)
 
 
 def words() -> list[str]:
@@ -41,6 +53,6 @@ def test_no_page_uses_a_word_that_has_left_the_code() -> None:
         (page.name, word)
         for page in pages
         for word in LEFT
-        if re.search(rf"\b{word}\b", page.read_text(), re.IGNORECASE)
+        if re.search(rf"\b{word}\b", re.sub("`[^`]*`", "", page.read_text()), re.IGNORECASE)
     ]
     assert used == []
