@@ -279,12 +279,13 @@ def test_undo_leaves_no_rules_and_the_helper_can_start_over(lab: Lab, start: Sta
     assert reached(lab.client, ELSEWHERE_V4).startswith("captured")
 
 
-def test_a_second_plan_is_refused_and_the_first_one_stays(lab: Lab, start: Start) -> None:
+def test_a_second_plan_takes_the_place_of_the_first(lab: Lab, start: Start) -> None:
     capture = start()
     capture.apply([["10.1.0.0/16", "remote", 0, 65535]])
-    refusal = capture.apply([["10.2.0.0/16", "remote", 0, 65535]])
-    assert refusal[2] == ExitCode.INTERNAL
-    assert reached(lab.client, "10.1.0.1") == "captured 10.1.0.1 80"
+    assert capture.apply([["10.2.0.0/16", "remote", 0, 65535]])[2] is True
+    assert reached(lab.client, "10.2.0.1") == "captured 10.2.0.1 80"
+    with pytest.raises(TimeoutError):
+        reached(lab.client, "10.1.0.1")
 
 
 def test_when_the_helper_is_killed_the_rules_go_and_the_client_hears_of_it(

@@ -333,6 +333,27 @@ def is_a_neighbour(host: Host, address: str) -> bool:
 
 
 @pytest.mark.parametrize("options", [[], ["--plain"]])
+def test_another_plan_keeps_the_same_addresses_and_keeps_them_from_others(
+    lab: Lab, start: Start, options: list[str]
+) -> None:
+    capture = start(*options)
+    addresses = ["192.0.2.200", "2001:db8:1::200"]
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", addresses)
+    for route in (FAMILIES[6].route, FAMILIES[4].route):
+        assert isinstance(capture.apply([route])[0], int)
+        if options:
+            time.sleep(2.5)  # longer than a plain one would live without being renewed
+        assert kept(lab) == addresses
+        expected = {"ip": addresses[:1], "ip6": addresses[1:], "arp": addresses[:1]}
+        assert kept_from_others(lab, capture) == expected
+        assert not is_a_neighbour(lab.server, "192.0.2.200")
+    capture.ask("undo")
+    assert not kept(lab)
+    assert not any(kept_from_others(lab, capture).values())
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
 def test_where_a_foreign_table_crashes_libnftables_addresses_are_kept_to_this_host(
     lab: Lab, start: Start, options: list[str]
 ) -> None:

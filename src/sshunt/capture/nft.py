@@ -3,6 +3,8 @@
 All rules of a session live in one ``inet`` table, ``sshunt-<session>``, filled in one transaction
 and deleted as one. So sessions coexist, other people's rules are never touched, and undoing is one
 command (or none: a table with ``flags owner`` is removed by the kernel when its maker dies).
+Another plan is another table, ``sshunt-<session>-2``, made before the first is deleted; the next
+one has the first name again (helper.nftables).
 
 What a new connection meets, in order (only the first packet of a connection passes nat chains)::
 
@@ -88,6 +90,9 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 TABLE_PREFIX = "sshunt-"
 
+#: The end of the second name of a session's table.
+SECOND_SUFFIX = "-2"
+
 #: How long a plain table captures what it should after its helper has last said that it lives. The
 #: kernel's clock for it stands still while the machine sleeps, as the helper's does.
 ALIVE_S = 30
@@ -156,20 +161,28 @@ def table_name(session: str) -> str:
     return TABLE_PREFIX + session
 
 
+def table_names(session: str) -> tuple[str, str]:
+    """That name, and the one that another plan's table has, in turn."""
+    name = table_name(session)
+    return name, name + SECOND_SUFFIX
+
+
 def cgroup_path_is_harmless(path: str) -> bool:
     """True if ``path`` can be written into a rule."""
     return _CGROUP_PATH.fullmatch(path) is not None
 
 
-def as_commands(table: str) -> str:
+def as_commands(table: str, name: str | None = None) -> str:
     """A rendered table as commands that make its sets and chains, as one transaction, where the
-    table itself is there already.
+    table itself is there already; under another ``name`` than it was rendered with, if one is
+    given.
 
     For a whole table libnftables first loads all sets of all tables, and 1.0.6 (Debian 12) dies of
     one that nft 1.1 has made; for a set, or a chain with its rules, it does not.
     """
     head, *lines = table.splitlines()[:-1]
-    place = head.removeprefix("table ").removesuffix(" {")
+    _, family, rendered_name, _ = head.split()
+    place = f"{family} {name or rendered_name}"
     commands = []
     for line in lines:
         if _BEGINS_PART.match(line):

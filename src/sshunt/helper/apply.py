@@ -86,6 +86,7 @@ class Kernel:
         self._parent: str | None = None
         if can_guard and self._client is not None:
             self._parent = cgroups.parent_of(self._client, session, marks)
+        self._table = nft.table_name(session)  # the one for inet, if there is one
         self._plan: Plan | None = None
         self._owned = False
         self._guard: Guard | None = None
@@ -131,12 +132,15 @@ class Kernel:
         def render(owner: bool) -> str:
             return nft.render_marking(self._session, cgroup, owner=owner)
 
-        self._nft.make(nft.table_name(self._session), render, owner=self._want_owner)
+        self._nft.make(self._table, render, owner=self._want_owner)
 
     def apply(self, plan: Plan) -> bool:
-        """Make the rules of ``plan``; True if the kernel removes them when we die.
+        """Make the rules of ``plan``, in the place of any before; True if the kernel removes them
+        when we die.
 
-        Raises KernelError, and then has changed nothing.
+        Raises KernelError, and then has changed nothing. What is kept stays kept, and connections
+        that are translated already stay so. What the rules have noted of connections in these
+        seconds is forgotten, and those may hang (capture.nft, ``bound``).
         """
         self._look()
         for family in (4, 6):
@@ -145,19 +149,35 @@ class Kernel:
                 self._check_local(listener)
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
         self._see_to_our_end()
+        if self._plan is None:
+            self._make(plan)
+        else:
+            self._replace_plan(plan)
+        return self._owned
+
+    def _make(self, plan: Plan) -> None:
         self._remove_tables()
         # From here on undo() has something to remove. The routes, of which there may be thousands,
         # are not needed again.
         self._plan = replace(plan, routes=())
         try:
-            name = nft.table_name(self._session)
-            self._owned = self._nft.make(name, partial(self._render, plan), owner=self._want_owner)
+            render = partial(self._render, plan)
+            self._owned = self._nft.make(self._table, render, owner=self._want_owner)
         except KernelError as error:
             if error.kind is not Refusal.STUCK:
                 self._plan = None  # one transaction: nothing of it was made
                 self._mark_queries()
             raise
-        return self._owned
+
+    def _replace_plan(self, plan: Plan) -> None:
+        name, second = nft.table_names(self._session)
+        other = second if self._table == name else name
+        rules = self._render(plan, self._owned)
+        if ("inet", self._table) in our_tables():
+            self._nft.replace(self._table, other, rules, owner=self._owned)
+        else:  # it was a plain one, and somebody's "flush ruleset" has removed it
+            self._nft.fill("inet", other, rules, owner=self._owned)
+        self._table, self._plan = other, replace(plan, routes=())
 
     def _see_to_our_end(self) -> None:
         """No rules without somebody who ends us if we are frozen; raises KernelError."""
@@ -195,7 +215,7 @@ class Kernel:
 
     def _replace(self, sets: Mapping[str, Collection[bytes]]) -> None:
         """Put these keys in the place of what is in sets of the session's table, all at once."""
-        table = nft.table_name(self._session)
+        table = self._table
         replaced = [replace_elements("inet", table, name, keys) for name, keys in sets.items()]
         self._nft.change(list(chain.from_iterable(replaced)))
 
@@ -311,18 +331,19 @@ class Kernel:
             self._mark_queries()
 
     def _remove_tables(self) -> None:
-        name = nft.table_name(self._session)
+        self._keep_none()  # before those go that keep it from others
+        names = nft.table_names(self._session)
         # Those that are there: somebody's "flush ruleset" removes plain ones.
-        there = [family for family, table in our_tables() if table == name]
-        for family in there:
+        there = [(family, name) for family, name in our_tables() if name in names]
+        for family, name in there:
             self._nft.delete(family, name)
+        self._table = names[0]
         self._plan, self._hushed = None, frozenset()
 
     def close(self) -> None:
         """Undo, let the client out of its guard, be dead for those who come after us; raises
         KernelError.
         """
-        self._keep_none()
         try:
             self._remove_tables()
         finally:

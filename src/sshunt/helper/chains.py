@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 
 from sshunt.helper.netlink import Netlink, attributes
-from sshunt.helper.nftables import SESSION_NAME
+from sshunt.helper.nftables import TABLE_NAME
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/netfilter.h
 _NETLINK_NETFILTER = 12
@@ -45,7 +45,7 @@ def _suspects(messages: list[bytes]) -> Iterator[str]:
         family = _FAMILIES.get(message[0]) if message else None
         chain = attributes(message[_NFGENMSG.size :])
         table, name = _text(chain.get(_TABLE, b"")), _text(chain.get(_NAME, b""))
-        if family is None or _HOOK not in chain or SESSION_NAME.fullmatch(table):
+        if family is None or _HOOK not in chain or TABLE_NAME.fullmatch(table):
             continue
         hook = attributes(chain[_HOOK])
         number = _unpacked(_NUMBER, hook.get(_HOOK_NUMBER))

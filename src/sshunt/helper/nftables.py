@@ -15,6 +15,12 @@ ones do not know ``owner``. Other elements are put into a set in the same way, f
 library dies, too (changes). Of making sets and chains it does not (capture.nft, ``as_commands``):
 what is in a new table is the library's work.
 
+**Another table in the place of one** is made whole before the other is deleted. For a moment there
+are both, and what either of them captures is captured: nothing slips through, and nat's hooks never
+go, without which the kernel translates no open connection. Rejected: making it dormant and waking
+it in the transaction that deletes the other. From Linux 6.9 on an owned table's flags can't be
+changed (nf_tables_updtable: EOPNOTSUPP).
+
 Not here: rule text (capture.nft), when a table is made and removed (apply), whose tables may be
 removed (marks).
 """
@@ -38,8 +44,11 @@ from sshunt.helper.marks import Marks
 from sshunt.helper.netlink import Change, Netlink, attributes
 from sshunt.helper.protocol import KernelError, Refusal
 
-#: The name of a session's table, and of its control group.
+#: The name of a session's control group, and the first of its tables' names.
 SESSION_NAME = re.compile(re.escape(nft.TABLE_PREFIX) + "[0-9a-f]{8,16}")
+
+#: Any name of a session's table.
+TABLE_NAME = re.compile(f"{SESSION_NAME.pattern}({re.escape(nft.SECOND_SUFFIX)})?")
 
 #: How long the library may take before it counts as stuck for ever. 20,000 routes take half a
 #: second here; the first call after a boot, which loads the kernel's modules, took more than 10 s
@@ -111,9 +120,20 @@ class Nftables:
         """Make a table that is rendered, whole or not at all; raises KernelError."""
         self.change([new_table(family, name, owner=owner)])
         try:
-            self._run(nft.as_commands(table))
+            self._run(nft.as_commands(table, name))
         except KernelError:
             self.delete(family, name)
+            raise
+
+    def replace(self, old: str, name: str, table: str, *, owner: bool) -> None:
+        """Make an inet table of that name in the place of the ``old`` one; raises KernelError, and
+        then there is the old one alone.
+        """
+        self.fill("inet", name, table, owner=owner)
+        try:
+            self.delete("inet", old)
+        except KernelError:
+            self.delete("inet", name)
             raise
 
     def delete(self, family: str, name: str) -> None:
@@ -186,7 +206,7 @@ def our_tables() -> list[tuple[str, str]]:
             raise KernelError(Refusal.NOT_PERMITTED, str(error))
         # EPROTONOSUPPORT, EINVAL: there is nobody who could answer.
         raise KernelError(Refusal.NO_NF_TABLES, f"this kernel has no nf_tables ({error.strerror})")
-    return [(family, name) for family, name in tables if family and SESSION_NAME.fullmatch(name)]
+    return [(family, name) for family, name in tables if family and TABLE_NAME.fullmatch(name)]
 
 
 def _table(message: bytes) -> tuple[str, str]:
@@ -197,14 +217,15 @@ def _table(message: bytes) -> tuple[str, str]:
 
 def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
     """Remove the plain tables of dead sessions; raises KernelError."""
-    families: dict[str, list[str]] = {}
+    tables: dict[str, list[tuple[str, str]]] = {}  # by the name of their session
     for family, name in our_tables():
-        families.setdefault(name, []).append(family)
-    for name, theirs in families.items():
-        mark = marks.take_from_the_dead(name)
+        session = name.removesuffix(nft.SECOND_SUFFIX)
+        tables.setdefault(session, []).append((family, name))
+    for session, theirs in tables.items():
+        mark = marks.take_from_the_dead(session)
         if mark is None:
             continue
-        for family in theirs:
+        for family, name in theirs:
             with suppress(KernelError):  # it is owned: by whom we can't see here
                 nftables.delete(family, name)
         mark.close()

@@ -13,7 +13,9 @@ nothing is lost.)
     HELLO(version, session)  ->  Welcome(version)     first, once; removes what dead sessions left
     GUARD                    ->  Guarded(guarded)     makes the cgroup, moves the client into it,
                                                       marks what is asked of resolvers there
-    APPLY(plan)              ->  Applied(owner)       makes the rules; one plan at a time
+    APPLY(plan)              ->  Applied(owner)       makes the rules, in the place of those of the
+                                                      plan before it: nothing is uncaptured in
+                                                      between, and open connections go on
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     KEEP(addresses)          ->  Done                 these, which it has had, stay this host's own
@@ -41,7 +43,7 @@ from typing import Any, TypeAlias
 from sshunt.capture.plan import DNS_PORT, Plan, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
-VERSION = 4
+VERSION = 5
 
 #: The helper's only exit status beside 0: its standard input is not the socketpair.
 EXIT_NO_SOCKET = 3
@@ -137,7 +139,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Make the kernel capture this."""
+    """Make the kernel capture this, instead of what it captured before."""
 
     plan: Plan
 

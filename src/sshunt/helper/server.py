@@ -11,7 +11,7 @@ Which request is allowed when::
                                         KEEP, SUSPECTS
     NEW     -> IDLE  -       -          -                        -        exit
     IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
-    ACTIVE  -        ACTIVE  -          ACTIVE                   -> IDLE  undo, exit
+    ACTIVE  -        ACTIVE  ACTIVE     ACTIVE                   -> IDLE  undo, exit
 
 What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
 refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
@@ -96,7 +96,7 @@ class State(Enum):
 _ALLOWED = {
     State.NEW: (Hello,),
     State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Bypass, Resolvers, Keep, Suspects, Undo),
+    State.ACTIVE: (Guard, Apply, Bypass, Resolvers, Keep, Suspects, Undo),
 }
 
 

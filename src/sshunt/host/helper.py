@@ -124,7 +124,9 @@ class Helper:
         return self.guarded
 
     async def apply(self, plan: Plan) -> None:
-        """Capture what the plan says; raises UserError, and then nothing has changed."""
+        """Capture what the plan says, instead of what one before it said; raises UserError, and
+        then nothing has changed. Addresses that are kept stay kept.
+        """
         try:
             request = encode_request(Apply(plan))
         except ValueError as error:

@@ -23,6 +23,7 @@ from sshunt.capture.nft import (
     render_marking,
     resolver_sets,
     table_name,
+    table_names,
 )
 from sshunt.capture.plan import Plan
 from sshunt.model import Action, Route
@@ -121,6 +122,16 @@ def test_what_is_rendered_and_its_commands_make_the_same_table(
         shown.append(re.sub(rb" expires \w+", b"", listing))
         subprocess.run([*namespace, "delete", "table", "inet", table_name(_SESSION)], check=True)
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_its_commands_may_make_it_by_the_session_s_other_name(name: str) -> None:
+    first, second = table_names(_SESSION)
+    assert first == table_name(_SESSION)
+    commands = as_commands(_TEXTS[name], second)
+    ends = re.findall(r"^add (?:set|chain) inet (\S+) ", commands, re.MULTILINE)
+    assert set(ends) <= {second}
+    assert commands.replace(f" {second} ", f" {first} ") == as_commands(_TEXTS[name])
 
 
 @pytest.mark.parametrize("name", _TEXTS)

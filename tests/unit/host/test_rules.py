@@ -213,6 +213,26 @@ def test_what_is_wanted_while_a_request_is_under_way_follows_it(world: World) ->
     run(story)
 
 
+def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained(
+    world: World,
+) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            retained = ("10.55.0.2",)  # it has it, and might be about to lose it
+            rules.want(Wanted(plan=world.plan(), retained=retained))
+            await wait_until(lambda: world.answers == len(["guard", "apply", "keep"]))
+            others = (Route(ip_network("172.16.0.0/12"), Action.REMOTE),)
+            rules.want(Wanted(plan=world.plan(routes=others), retained=retained))
+            await rules.settled()
+            assert "172.16.0.0/12" in world.table()
+            assert "10.0.0.0/8" not in world.table()
+            local = world.host.run(["ip", "route", "show", "table", "local"]).stdout
+            assert "local 10.55.0.2 dev sshunt" in local
+            assert world.asked == ["guard", "apply", "keep", "apply"]
+
+    run(story)
+
+
 def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(world: World) -> None:
     async def story() -> None:
         async with world.rules() as rules:
