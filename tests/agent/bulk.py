@@ -11,11 +11,12 @@ import socket
 import sys
 import threading
 
-from sshunt.direct.dial import Dialer
+from sshunt.direct.carrier import Direct
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
+from sshunt.relay.incoming import StreamConnection
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
@@ -24,10 +25,11 @@ DEADLINE_S = 60.0
 
 
 class Dialing(TunnelOwner):
-    dialer: Dialer
+    direct: Direct
+    tunnel: Tunnel
 
     def on_request(self, stream: Stream, destination: Destination) -> bool:
-        self.dialer.on_request(stream, destination)
+        self.direct.connect(StreamConnection(self.tunnel, stream, destination))
         return True
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     client = Tunnel(client_reactor, Session(CLIENT), TunnelOwner(), outlives_lanes=True)
     dialing = Dialing()
     agent = Tunnel(agent_reactor, Session(AGENT), dialing, outlives_lanes=True)
-    dialing.dialer = Dialer(agent)
+    dialing.direct, dialing.tunnel = Direct(agent_reactor), agent
     to_agent, from_client = os.pipe()
     to_client, from_agent = os.pipe()
     client.add_lane(0, to_client, from_client)

@@ -9,7 +9,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-from sshunt.direct import race, resolve
+from sshunt.direct import race
+from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived
@@ -18,6 +19,7 @@ from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns
+from sshunt.relay.incoming import FlowQuestion, StreamConnection
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
@@ -35,14 +37,16 @@ class Asking(TunnelOwner):
 
 
 class Resolving(TunnelOwner):
-    resolver: resolve.Resolver
+    direct: Direct
+    tunnel: Tunnel
 
     def on_datagram(self, event: DatagramReceived) -> bool:
-        self.resolver.on_query(event.flow, event.data)
+        question = FlowQuestion(self.tunnel, event.flow, event.data)
+        question.asked = self.direct.ask(question)
         return True
 
     def on_request(self, stream: Stream, destination: Destination) -> bool:
-        self.resolver.on_request(stream)
+        self.direct.connect(StreamConnection(self.tunnel, stream, destination))
         return True
 
 
@@ -89,7 +93,8 @@ def main() -> None:
     asking, resolving = Asking(), Resolving()
     client = Tunnel(Reactor(loop), Session(CLIENT), asking, outlives_lanes=True)
     agent = Tunnel(Reactor(loop), Session(AGENT), resolving, outlives_lanes=True)
-    resolver = resolving.resolver = resolve.Resolver(agent)
+    direct = resolving.direct = Direct(agent.reactor)
+    resolving.tunnel = agent
     to_agent, from_client = os.pipe()
     to_client, from_agent = os.pipe()
     client.add_lane(0, to_client, from_client)
@@ -124,7 +129,7 @@ def main() -> None:
     loop.call_later(DEADLINE_S, loop.stop)
     loop.run_forever()
     relay.abort(frames.RESET_ABORTED)
-    resolver.close()
+    direct.close()
     loop.call_later(0.3, loop.stop)
     loop.run_forever()
     left = len(os.listdir("/proc/self/fd")) - before

@@ -36,7 +36,7 @@ NOT_YET: set[tuple[str, str]] = {
 CIRCLES_NOT_YET: set[frozenset[str]] = set()
 
 #: Modules that the table speaks of before they are there.
-ROOMS_NOT_YET = {"relay.flow"}
+ROOMS_NOT_YET: set[str] = set()
 
 #: A row of the table: `layer` | what it is | what it may import.
 _ROW = re.compile(r"\| `(\w+)/?` \| [^|]+ \|([^|]*)\|")

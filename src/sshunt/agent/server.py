@@ -22,8 +22,7 @@ from typing import Deque, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.rendezvous import Doorstep, host_id
-from sshunt.direct.dial import Dialer
-from sshunt.direct.resolve import Resolver
+from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
@@ -41,6 +40,7 @@ from sshunt.mux.hello import (
 )
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
+from sshunt.relay.incoming import FlowQuestion, StreamConnection
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.relay.sockets import keep_heap
@@ -124,8 +124,7 @@ class _Life(TunnelOwner):
         way = COPY if features & FEATURE_COPY else way
         self._reactor = Reactor(loop, way=way)
         self._tunnel = Tunnel(self._reactor, session, self, outlives_lanes=self._grace_s > 0)
-        self._dialer = Dialer(self._tunnel)
-        self._resolver = Resolver(self._tunnel)
+        self._direct = Direct(self._reactor)
         self._gone: Deque[int] = deque(maxlen=MOST_GONE)
         self._attach: Optional[AttachListener] = None
         if doorstep is not None:
@@ -211,10 +210,7 @@ class _Life(TunnelOwner):
 
     def on_request(self, stream: Stream, destination: Destination) -> bool:
         """A program wants a connection."""
-        if destination.network == frames.DNS:
-            self._resolver.on_request(stream)
-        else:
-            self._dialer.on_request(stream, destination)
+        self._direct.connect(StreamConnection(self._tunnel, stream, destination))
         return True
 
     def on_datagram(self, event: DatagramReceived) -> bool:
@@ -222,7 +218,8 @@ class _Life(TunnelOwner):
         datagrams, now = self._tunnel.session.datagrams, self._loop.time()
         network = event.flow.target.network
         if network == frames.DNS:
-            self._resolver.on_query(event.flow, event.data)
+            question = FlowQuestion(self._tunnel, event.flow, event.data)
+            question.asked = self._direct.ask(question)
         elif network == frames.STATISTICS:
             datagrams.send(event.flow, json.dumps(self._tunnel.beliefs()).encode(), now)
         else:
@@ -277,8 +274,7 @@ class _Life(TunnelOwner):
         """Close all lanes, connections and the listener."""
         if self._attach is not None:
             self._attach.close()
-        self._dialer.close()
-        self._resolver.close()
+        self._direct.close()
         tags = [lane.tag for lane in self._tunnel.lanes.values()]
         self._tunnel.close()
         self._reactor.close()

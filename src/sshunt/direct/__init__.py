@@ -1,5 +1,6 @@
 """What a host does itself for a flow. The far side does it for every one. Shipped.
 
+    carrier       this host as a carrier of flows: all that follows behind one face
     dial          connections to the real hosts
     resolve       DNS queries, asked of this host's resolvers
     order         in which order the resolvers are asked; pure

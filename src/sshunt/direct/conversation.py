@@ -18,26 +18,31 @@ from sshunt.direct.exchange import Exchange, Heard
 from sshunt.direct.race import Racing
 from sshunt.mux import frames
 from sshunt.mux.payload import Payload
-from sshunt.mux.streams import Stream
 from sshunt.relay import dns
+from sshunt.relay.incoming import StreamConnection
 from sshunt.relay.sockets import keep_alive, set_priority, without_delay
-from sshunt.relay.tunnel import Tunnel
 
 
 class Conversation:
-    """Owns ``stream`` until it is a TcpRelay's, or over."""
+    """Owns the stream of ``connection`` until it is a relay's, or over; then ``on_over`` hears."""
 
-    def __init__(self, tunnel: Tunnel, stream: Stream, racing: Racing) -> None:
-        self._tunnel = tunnel
+    def __init__(
+        self,
+        connection: StreamConnection,
+        racing: Racing,
+        on_over: Callable[["Conversation"], None],
+    ) -> None:
+        self._connection = connection
+        self._tunnel = connection.tunnel
         self._racing = racing
         self._received = bytearray()
         self._returned = 0  # bytes of the first query whose credit has been returned
         self._fin_received = False
         self._asking: "Optional[asyncio.Future[None]]" = None
         self._ended = False
-        self.stream = stream
-        self.on_over: Callable[["Conversation"], None] = lambda _: None
-        stream.owner = self
+        self.stream = connection.stream
+        self._on_over = on_over
+        self.stream.owner = self
 
     def on_data(self, payload: Payload) -> None:
         """The next bytes of the program."""
@@ -69,8 +74,7 @@ class Conversation:
 
     def abort(self, code: int) -> None:
         """End it at once."""
-        self._tunnel.session.reset(self.stream, code)
-        self._tunnel.wake()
+        self._connection.refused(code)
         self._over()
 
     def close(self) -> None:
@@ -128,9 +132,9 @@ class Conversation:
         self._write(heard.read)
         relay = self._tunnel.relay(self.stream)
         relay.take_connection(sock)
-        if rest and self.stream.owner is relay:
+        if rest and not relay.is_over:
             relay.on_data(Payload(bytes(rest)))
-        if fin_received and self.stream.owner is relay:
+        if fin_received and not relay.is_over:
             relay.on_fin()
 
     def _end(self, answer: bytes) -> None:
@@ -159,4 +163,4 @@ class Conversation:
             self._asking = None
         if self.stream.owner is self:
             self.stream.owner = None
-        self.on_over(self)
+        self._on_over(self)

@@ -1,7 +1,7 @@
-"""Connections to the real hosts, for the streams that the client asks for.
+"""Connections to the real hosts, for near ends that wait for them.
 
-The client is told the truth: RESET with the system's own reason when the connection does not come
-about, and OPENED when it is up, if it wants to hear of that. Data that came with the OPEN waits in
+They are told the truth: refused with the system's own reason when the connection does not come
+about, and opened when it is up, if they want to hear of that. What they have said already waits in
 the relay meanwhile. A numeric address is connected at once, without a task; a name is looked up
 here, in a thread, and its addresses are tried in the resolver's order.
 
@@ -25,8 +25,8 @@ import socket
 from typing import Any, Dict, List, Optional, Set
 
 from sshunt.mux import frames
-from sshunt.mux.frames import Destination
-from sshunt.mux.streams import Stream
+from sshunt.relay.flow import Connection, Endpoint, Relay
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import (
     DIALED_PRIORITY,
@@ -37,8 +37,6 @@ from sshunt.relay.sockets import (
     set_priority,
     without_delay,
 )
-from sshunt.relay.tcp import TcpRelay
-from sshunt.relay.tunnel import Tunnel
 
 #: How long a connect may take; the kernel's own limit is about two minutes of SYNs (tcp(7),
 #: tcp_syn_retries), and a scan of dead addresses would hold a descriptor for each of them so long.
@@ -70,25 +68,25 @@ _CODE_OF_EAI = {
 
 
 class Dialer:
-    """Answers the tunnel's requests. Owns the look-ups under way."""
+    """Connects. Owns the look-ups under way."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
-        self._tunnel = tunnel
+    def __init__(self, reactor: Reactor) -> None:
+        self._loop = reactor.loop
         self._lookups: "Set[asyncio.Future[None]]" = set()
         self._resolving = 0
         self._threads: Optional[concurrent.futures.ThreadPoolExecutor] = None
-        self._fresh: List[TcpRelay] = []  # began to connect since the last sweep
-        self._slow: Dict[TcpRelay, float] = {}  # were still connecting then, and since when
+        self._fresh: List[Relay] = []  # began to connect since the last sweep
+        self._slow: Dict[Relay, float] = {}  # were still connecting then, and since when
         self._sweeping: Optional[asyncio.TimerHandle] = None
 
-    def on_request(self, stream: Stream, destination: Destination) -> None:
-        """A stream was asked for: connect it or refuse it."""
-        if destination.network != frames.TCP or not destination.port:
-            self._tunnel.session.reset(stream, frames.RESET_NOT_PERMITTED)
-            self._tunnel.wake()
+    def connect(self, connection: Connection) -> None:
+        """Connect it or refuse it."""
+        network, destination, _, _ = connection.flow
+        if network != frames.TCP or not destination[1]:
+            connection.refused(frames.RESET_NOT_PERMITTED)
             return
-        relay = self._tunnel.relay(stream)
-        family = _family(destination.host)
+        relay = connection.relay()
+        family = _family(destination[0])
         if family is not None:
             self._connect(relay, family, destination)
             return
@@ -96,7 +94,7 @@ class Dialer:
             relay.abort(frames.RESET_NO_RESOURCES)
             return
         self._resolving += 1
-        lookup = asyncio.ensure_future(self._look_up(relay, destination), loop=self._tunnel.loop)
+        lookup = asyncio.ensure_future(self._look_up(relay, destination), loop=self._loop)
         self._lookups.add(lookup)
         lookup.add_done_callback(self._lookups.discard)
 
@@ -109,30 +107,30 @@ class Dialer:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
-    def _connect(self, relay: TcpRelay, family: int, destination: Destination) -> None:
+    def _connect(self, relay: Relay, family: int, destination: Endpoint) -> None:
         """Connect to a numeric address; success or failure is the relay's to report."""
         try:
             sock = _new_socket(family)
         except OSError as error:
             relay.abort(reset_code(error.errno or 0))
             return
-        error_number = sock.connect_ex((destination.host, destination.port))
+        error_number = sock.connect_ex(destination)
         if error_number in (0, errno.EINPROGRESS):
             relay.connect(sock)
             self._fresh.append(relay)
             if self._sweeping is None:
-                self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
+                self._sweeping = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
         else:
             sock.close()
             relay.abort(reset_code(error_number))
 
     def _sweep(self) -> None:
         """Give up connects that have taken too long."""
-        now = self._tunnel.loop.time()
+        now = self._loop.time()
         for relay in self._fresh:
             if relay.is_connecting:
                 self._slow[relay] = now
-            if relay.stream.owner is relay:  # most connections never live so long
+            if not relay.is_over:  # most connections never live so long
                 try:
                     keep_alive(relay.sock)
                 except OSError:
@@ -147,47 +145,46 @@ class Dialer:
                 relay.abort(frames.RESET_TIMED_OUT)
         self._sweeping = None
         if self._slow:
-            self._sweeping = self._tunnel.loop.call_later(SWEEP_EVERY_S, self._sweep)
+            self._sweeping = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
 
-    async def _look_up(self, relay: TcpRelay, destination: Destination) -> None:
+    async def _look_up(self, relay: Relay, destination: Endpoint) -> None:
         """Connect to the first address of a name that answers."""
         try:
             found = await self._resolve(destination)
         except (OSError, UnicodeError, RuntimeError) as error:
-            if relay.stream.owner is relay:
+            if not relay.is_over:
                 relay.abort(_lookup_code(error))
             return
         finally:
             self._resolving -= 1
         code = frames.RESET_NAME_UNKNOWN
         for family, _, _, _, address in found:
-            if relay.stream.owner is not relay:
+            if relay.is_over:
                 return  # the client gave up meanwhile
             try:
-                sock = await _connected(self._tunnel.loop, family, address)
+                sock = await _connected(self._loop, family, address)
             except OSError as error:
                 code = reset_code(error.errno or 0)
                 continue
-            if relay.stream.owner is relay:
+            if not relay.is_over:
                 keep_alive(sock)
                 relay.take_connection(sock)
             else:
                 sock.close()
             return
-        if relay.stream.owner is relay:
+        if not relay.is_over:
             relay.abort(code)
 
-    async def _resolve(self, destination: Destination) -> List[Any]:
+    async def _resolve(self, destination: Endpoint) -> List[Any]:
         """What getaddrinfo finds; raises OSError, UnicodeError (no name at all), RuntimeError (no
         thread to be had).
         """
         if self._threads is None:
             self._threads = concurrent.futures.ThreadPoolExecutor(LOOKUP_THREADS)
-        finding = self._tunnel.loop.run_in_executor(
+        finding = self._loop.run_in_executor(
             self._threads,
             _getaddrinfo,
-            destination.host,
-            destination.port,
+            *destination,
         )
         try:
             await asyncio.wait([finding], timeout=LOOKUP_DEADLINE_S)

@@ -13,14 +13,11 @@ from typing import Dict, Set
 from sshunt.direct.conversation import Conversation
 from sshunt.direct.exchange import Exchange
 from sshunt.direct.race import Racing
-from sshunt.mux import frames
-from sshunt.mux.datagram_frames import FLOW_NO_RESOURCES, FLOW_NOT_PERMITTED
-from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
-from sshunt.mux.flows import DatagramFlow
-from sshunt.mux.streams import Stream
 from sshunt.relay import dns
+from sshunt.relay.flow import NO_RESOURCES, NOT_PERMITTED, Asked, Connection, Question
+from sshunt.relay.incoming import StreamConnection
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.shares import Shares
-from sshunt.relay.tunnel import Tunnel
 
 #: Connections that have not been answered yet; each may hold a query of 64 KiB. A client lets its
 #: programs have half as many at all.
@@ -28,48 +25,40 @@ MOST_CONVERSATIONS = 256
 
 
 class Resolver:
-    """Answers the tunnel's DNS. Owns the queries under way."""
+    """Answers DNS. Owns the queries under way."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
-        self._tunnel = tunnel
-        self._racing = Racing(tunnel.reactor)
-        self._asking: "Dict[int, asyncio.Future[None]]" = {}  # by flow
+    def __init__(self, reactor: Reactor) -> None:
+        self._loop = reactor.loop
+        self._racing = Racing(reactor)
+        self._asking: "Dict[int, asyncio.Future[None]]" = {}  # by number
+        self._number = 0  # of the last question
         self._shares = Shares(dns.QUERIES_BYTES)
         self._conversations: Set[Conversation] = set()
 
-    def on_query(self, flow: DatagramFlow, query: bytes) -> None:
-        """A program asks by UDP, in a flow of its own; what is no query is dropped."""
-        if not dns.is_query(query):
-            self._end(flow, FLOW_NOT_PERMITTED)
-            return
-        flow.owner = self
-        for other in self._shares.add(flow.number, flow.target.source, dns.room_of(query)):
+    def ask(self, question: Question) -> Asked:
+        """A program asks by UDP; what is no query is refused."""
+        if not dns.is_query(question.message):
+            question.refused(NOT_PERMITTED)
+            return Asked()
+        self._number += 1
+        number = self._number
+        for other in self._shares.add(number, question.asker, dns.room_of(question.message)):
             self._asking.pop(other).cancel()  # the client has answered it by now
-        asking = asyncio.ensure_future(self._resolve(flow, query), loop=self._tunnel.loop)
-        self._asking[flow.number] = asking
-        asking.add_done_callback(lambda _: self._forget(flow))
+        asking = asyncio.ensure_future(self._resolve(question), loop=self._loop)
+        self._asking[number] = asking
+        asking.add_done_callback(lambda _: self._forget(number, question))
+        return _Asking(asking)
 
-    def on_datagram(self, event: DatagramReceived) -> None:
-        """The query came twice."""
-
-    def on_flow_failed(self, event: FlowFailed) -> None:
-        """An answer did not reach the program, which asks again."""
-
-    def on_flow_ended(self, event: FlowEnded) -> None:
-        """The client does not wait for the answer any more."""
-        asking = self._asking.get(event.flow.number)
-        if asking is not None:
-            asking.cancel()
-
-    def on_request(self, stream: Stream) -> None:
+    def connect(self, connection: Connection) -> None:
         """A program asks by TCP."""
-        if len(self._conversations) >= MOST_CONVERSATIONS:
-            self._tunnel.session.reset(stream, frames.RESET_NO_RESOURCES)
-            self._tunnel.wake()
+        if not isinstance(connection, StreamConnection):
+            # Nobody asks so yet.
+            connection.refused(NOT_PERMITTED)
             return
-        conversation = Conversation(self._tunnel, stream, self._racing)
-        self._conversations.add(conversation)
-        conversation.on_over = self._conversations.discard
+        if len(self._conversations) >= MOST_CONVERSATIONS:
+            connection.refused(NO_RESOURCES)
+            return
+        self._conversations.add(Conversation(connection, self._racing, self._conversations.discard))
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -79,19 +68,27 @@ class Resolver:
             conversation.close()
         self._racing.close()
 
-    def _forget(self, flow: DatagramFlow) -> None:
-        self._shares.remove(flow.number, flow.target.source)
-        self._asking.pop(flow.number, None)
-        self._end(flow, FLOW_NO_RESOURCES)  # unless it was answered
+    def _forget(self, number: int, question: Question) -> None:
+        self._shares.remove(number, question.asker)
+        self._asking.pop(number, None)
+        question.refused(NO_RESOURCES)  # unless it was answered
 
-    def _end(self, flow: DatagramFlow, code: int) -> None:
-        self._tunnel.session.datagrams.end(flow, self._tunnel.loop.time(), code)
-
-    async def _resolve(self, flow: DatagramFlow, query: bytes) -> None:
+    async def _resolve(self, question: Question) -> None:
+        query = question.message
         by_tcp = dns.settings().by_tcp
         heard = await self._racing.ask(query, Exchange.by_tcp if by_tcp else Exchange.by_udp)
         answer = heard.message if heard is not None else dns.servfail(query)
         if by_tcp and len(answer) > dns.most_udp_bytes(query):
             answer = dns.truncated(query)
-        self._tunnel.session.datagrams.send(flow, answer, self._tunnel.loop.time())
-        self._tunnel.wake()
+        question.answer(answer)
+
+
+class _Asking(Asked):
+    """By UDP, under way."""
+
+    def __init__(self, asking: "asyncio.Future[None]") -> None:
+        self._asking = asking
+
+    def give_up(self) -> None:
+        """As in Asked."""
+        self._asking.cancel()

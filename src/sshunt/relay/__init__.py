@@ -2,6 +2,8 @@
 
     reactor    what a process has once: the loop and all that does I/O around it, flushed in batches
     tunnel     one session in the reactor: events to their relays, bytes to the lanes
+    flow       what is carried: flows, near ends that wait, carriers
+    incoming   what the other side of a session asks for, as near ends of flows
     lane       the two descriptors of one lane: ssh's pipes
     tcp        one TCP connection of this host, tied to one stream
     piped      payload that stays in the kernel, in a pipe of its own

@@ -106,8 +106,9 @@ class Reactor:
 
     def remind(self, session: Session, at: Optional[float]) -> None:
         """Pump the session at ``at``, too, of ``loop.time()``; None: there is no need to."""
-        if session not in self._deadlines:
-            return  # it is over
+        # Nothing is new most of the time; and of a session that is over, nothing is wanted.
+        if self._deadlines.get(session, at) == at:
+            return
         self._deadlines[session] = at
         if at is None and len(self._deadlines) > 1:
             at = self._soonest()

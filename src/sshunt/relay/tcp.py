@@ -30,6 +30,7 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.beat import BUSY_BYTES
+from sshunt.relay.flow import Relay
 from sshunt.relay.piped import PipedPayload
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
@@ -77,12 +78,13 @@ class RelayOwner:
         raise NotImplementedError
 
 
-class TcpRelay:
+class TcpRelay(Relay):
     """Moves bytes between ``sock`` (non-blocking) and ``stream``, one of ``session``, until both
     are over.
     """
 
     __slots__ = (
+        "_fd",
         "_fin_received",
         "_fin_sent",
         "_head_sent",
@@ -107,6 +109,7 @@ class TcpRelay:
         self._session = session
         self._owner = owner
         self._sock: Optional[socket.socket] = None
+        self._fd = -1  # its descriptor
         self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
         self._head_sent = 0  # bytes of the first of them that were written
         self._read_bytes = FIRST_READ_BYTES if not reactor.always_pipes else READ_BYTES
@@ -128,6 +131,11 @@ class TcpRelay:
         return self._sock
 
     @property
+    def is_over(self) -> bool:
+        """As in Relay."""
+        return self.stream.owner is not self
+
+    @property
     def is_connecting(self) -> bool:
         """True while the far side's socket is neither connected nor given up."""
         return not self.connected and self.stream.owner is self
@@ -142,6 +150,7 @@ class TcpRelay:
     def start(self, sock: socket.socket) -> None:
         """``sock`` is connected, and ours now: read from it, write what has come for it."""
         self._sock = sock
+        self._fd = sock.fileno()
         if self._add(_READING):
             self._begin()
         if self.connected:
@@ -150,13 +159,14 @@ class TcpRelay:
     def connect(self, sock: socket.socket) -> None:
         """``sock`` is connecting, and ours now: tell the far side how it ends."""
         self._sock = sock
+        self._fd = sock.fileno()
         self._add(_READING | WRITE)
 
     def _add(self, events: int) -> bool:
         """Have our socket watched; False if that can't be, and the connection is over."""
         self._watched = events
         try:
-            self._reactor.readiness.add(self.sock.fileno(), self._on_event, events)
+            self._reactor.readiness.add(self._fd, self._on_event, events)
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
@@ -226,7 +236,7 @@ class TcpRelay:
 
     def _watch(self, events: int) -> None:
         self._watched = events
-        self._reactor.readiness.change(self.sock.fileno(), events)
+        self._reactor.readiness.change(self._fd, events)
 
     def _read_on(self) -> None:
         """Read until there is nothing more, or enough for now."""
@@ -312,7 +322,7 @@ class TcpRelay:
         """
         if self._read_bytes == READ_BYTES and self._owner.wants_pipes:
             size = min(room, self._session.frame_bytes)  # more would only be cut
-            payload = self._reactor.pipes.receive(self.sock.fileno(), size, self._session)
+            payload = self._reactor.pipes.receive(self._fd, size, self._session)
             if payload is not None:
                 return payload, len(payload), size
         size = self._read_bytes if self._read_bytes < room else room
@@ -348,9 +358,9 @@ class TcpRelay:
 
     def passage(self) -> int:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
-        if self._sock is None or not self.connected or self._pending is not None:
+        if not self.connected or self._pending is not None:
             return -1
-        return -1 if self._unwritable_code else self._sock.fileno()
+        return -1 if self._unwritable_code else self._fd
 
     def on_unwritable(self, error: OSError) -> None:
         """The socket takes nothing more. The peer may have said why before it hung up, and that is
@@ -438,7 +448,7 @@ class TcpRelay:
 
     def _close_if_over(self) -> None:
         if self._fin_sent and self._fin_received and self._pending is None:
-            self._reactor.readiness.forget(self.sock.fileno())
+            self._reactor.readiness.forget(self._fd)
             self.sock.close()
             self.connected = False
             self._over()
@@ -448,7 +458,7 @@ class TcpRelay:
         self._reading = NEVER
         self._pending = None
         if self._sock is not None:
-            self._reactor.readiness.forget(self._sock.fileno())
+            self._reactor.readiness.forget(self._fd)
             close_with_reset(self._sock)
         self._over()
 

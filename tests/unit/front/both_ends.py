@@ -24,6 +24,7 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.dns import Settings
+from sshunt.relay.incoming import FlowQuestion
 from sshunt.tell.report import Report
 from tests.unit.front.office import Answer, resolver
 from tests.unit.relay.ends import Ends, run, threaded
@@ -37,8 +38,7 @@ class Names:
     def __init__(self, ends: Ends, *, is_down: bool = False) -> None:
         self.ends = ends
         self.is_down = is_down
-        self.resolver = Resolver(ends.agent)
-        ends.agent_hears.datagram = self._at_agent
+        ends.agent_hears.datagram = self.at_agent
         ends.agent_hears.request = self._asked_by_tcp
         sockets = open_dns_sockets(4)
         self.address, self.port = sockets.endpoint
@@ -46,12 +46,18 @@ class Names:
         self.forwarder = DnsForwarder(ends.client, report, [sockets], lambda: self.is_down)
         self.forwarder.start()
 
-    def _at_agent(self, event: DatagramReceived) -> None:
-        self.resolver.on_query(event.flow, event.data)
+    @property
+    def resolver(self) -> Resolver:
+        """The agent's."""
+        return self.ends.direct._resolver
+
+    def at_agent(self, event: DatagramReceived) -> None:
+        question = FlowQuestion(self.ends.agent, event.flow, event.data)
+        question.asked = self.ends.direct.ask(question)
 
     def _asked_by_tcp(self, stream: Stream, destination: Destination) -> None:
         assert destination.network == frames.DNS
-        self.resolver.on_request(stream)
+        self.ends.serve(stream, destination)
 
     async def answer(
         self, name: str, *, tcp: bool = False, edns: bool = True
@@ -101,7 +107,7 @@ def talk(
                 await conversation(one, asked)
             finally:
                 one.forwarder.close()
-                one.resolver.close()
+                ends.direct.close()
                 await asyncio.sleep(0.05)
 
     run(whole)

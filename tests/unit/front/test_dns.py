@@ -164,7 +164,7 @@ def test_datagrams_that_are_no_queries_are_dropped(monkeypatch: pytest.MonkeyPat
                 await threaded(lambda: sock.recv(100))
         for data in (b"", b"\xff" * 20):
             flow = one.ends.client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), 0.0)
-            one.resolver.on_query(flow, data)
+            one.at_agent(DatagramReceived(flow, data))
             one.forwarder.on_datagram(DatagramReceived(flow, data))
         assert await one.ask() == "10.9.8.7"
         assert asked == [["udp"]]

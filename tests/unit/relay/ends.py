@@ -1,6 +1,6 @@
 """Two tunnels in one event loop, joined by real pipes: the data path without ssh and kernel rules.
 
-    program --socket-- TcpRelay, client tunnel ==pipes== agent tunnel, Dialer --socket-- host
+    program --socket-- TcpRelay, client tunnel ==pipes== agent tunnel, Direct --socket-- host
 
 ``Ends`` owns everything; programs and hosts are plain blocking sockets driven from threads of the
 loop's executor, as unmodified programs are.
@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sshunt.direct.dial import Dialer
+from sshunt.direct.carrier import Direct
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
+from sshunt.relay.incoming import StreamConnection
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import AUTO, Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
@@ -84,12 +85,16 @@ class Ends:
         self.agent = Tunnel(
             Reactor(loop, way=way), Session(AGENT), self.agent_hears, outlives_lanes=outlives_lanes
         )
-        self.dialer = Dialer(self.agent)
-        self.agent_hears.request = self.dialer.on_request
+        self.direct = Direct(self.agent.reactor)
+        self.agent_hears.request = self.serve
         self.ended: list[str] = []
         for hears in (self.client_hears, self.agent_hears):
             hears.lane_ended = self._on_lane_ended
         self.join(0)
+
+    def serve(self, stream: Stream, destination: Destination) -> None:
+        """As the agent does."""
+        self.direct.connect(StreamConnection(self.agent, stream, destination))
 
     def join(self, lane: int) -> None:
         """One more lane: two pipes."""
@@ -110,7 +115,7 @@ class Ends:
         return program
 
     def close(self) -> None:
-        self.dialer.close()
+        self.direct.close()
         for tunnel in (self.client, self.agent):
             tunnel.close()
             tunnel.reactor.close()

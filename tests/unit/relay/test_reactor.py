@@ -5,12 +5,15 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from sshunt.direct.dial import Dialer
+from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.session import Session
+from sshunt.mux.streams import Stream
+from sshunt.relay.incoming import StreamConnection
 from sshunt.relay.reactor import AUTO, SPLICE, Pumped, Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from tests.unit.mux.ends import VOICE
@@ -27,22 +30,23 @@ class Remotes:
         self.near, self.far = Reactor(loop, way=way), Reactor(loop, way=way)
         self.clients: list[Tunnel] = []
         self.agents: list[Tunnel] = []
-        self.dialers: list[Dialer] = []
+        self.direct = Direct(self.far)
         self.hears: list[Hears] = []
         for _ in range(count):
             hears, serves = Hears(), Hears()
             client = Tunnel(self.near, Session(CLIENT), hears, outlives_lanes=True)
             agent = Tunnel(self.far, Session(AGENT), serves, outlives_lanes=True)
-            dialer = Dialer(agent)
-            serves.request = dialer.on_request
+            serves.request = partial(self.serve, agent)
             to_agent, from_client = os.pipe()
             to_client, from_agent = os.pipe()
             client.add_lane(0, to_client, from_client)
             agent.add_lane(0, to_agent, from_agent)
             self.clients.append(client)
             self.agents.append(agent)
-            self.dialers.append(dialer)
             self.hears.append(hears)
+
+    def serve(self, agent: Tunnel, stream: Stream, destination: Destination) -> None:
+        self.direct.connect(StreamConnection(agent, stream, destination))
 
     def connect(self, number: int, destination: tuple[str, int]) -> socket.socket:
         """What a program gets that connects by the remote of this number."""
@@ -54,8 +58,7 @@ class Remotes:
         return program
 
     def close(self) -> None:
-        for dialer in self.dialers:
-            dialer.close()
+        self.direct.close()
         for tunnel in (*self.clients, *self.agents):
             tunnel.close()
         self.near.close()

@@ -1,0 +1,187 @@
+"""What is carried: flows, the near ends that wait for their far ones, and whoever carries them.
+
+    a front brings a Connection --> somebody decides who carries it --> Carrier.connect(connection)
+
+Whoever holds a Connection, Association or Question owns it, and ends it in one way:
+
+    Connection    refused(code)            there is no far end
+                  relay()                  handed over: a Relay that waits for a socket of this host
+                  (whatever else its kind of near end can become, a stream's socket for instance)
+    Association   ended(code)
+    Question      answer(message), refused(code)
+
+A near end that wants to be told (``wants_opened``: SOCKS, a SYN that is held back) hears ``opened``
+from its relay when the far end is up, and only then answers its program; the others have answered
+theirs already. Codes are those of frames.RESET_*.
+
+Nothing here is a coroutine: a carrier's ``connect`` returns at once, thousands of times a second.
+
+Not here: near ends (splice: a socket; incoming: a session's stream), carriers (direct.carrier, the
+far sides), who carries what.
+"""
+
+import socket
+from typing import NamedTuple, Optional, Tuple
+
+from sshunt.mux import frames
+
+#: What a flow is made of, as the protocol numbers it; DNS: whatever a resolver can be asked by.
+TCP, UDP, ECHO, DNS = frames.TCP, frames.UDP, frames.ECHO, frames.DNS
+
+#: Codes for refusals of our own.
+NO_RESOURCES, NOT_PERMITTED = frames.RESET_NO_RESOURCES, frames.RESET_NOT_PERMITTED
+
+#: A numeric address or a name, and a port.
+Endpoint = Tuple[str, int]
+
+
+class Flow(NamedTuple):
+    """Where something should lead, and where it comes from."""
+
+    network: int  # TCP, UDP, ECHO; DNS: to a resolver of the carrier's choice
+    destination: Endpoint
+    source: Optional[Endpoint] = None
+    front: str = ""  # the name of who brought it
+
+
+class Refused(NamedTuple):
+    """Nobody carries it, and why: said in the place of a Carrier."""
+
+    code: int
+
+
+class Relay:
+    """A near end that has been handed over, and waits for a socket of this host or has got it. It
+    ends by itself: when both halves are over, or one of the ends dies.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_over(self) -> bool:
+        """True once neither end is left."""
+        raise NotImplementedError
+
+    @property
+    def is_connecting(self) -> bool:
+        """True while the socket is neither connected nor given up."""
+        raise NotImplementedError
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True if the near end has hung up without having sent anything that still waits."""
+        raise NotImplementedError
+
+    @property
+    def sock(self) -> socket.socket:
+        """The far socket; raises ValueError before there is one."""
+        raise NotImplementedError
+
+    def connect(self, sock: socket.socket) -> None:
+        """``sock`` is connecting, and the relay's now: it tells the near end how that ends."""
+        raise NotImplementedError
+
+    def take_connection(self, sock: socket.socket) -> None:
+        """``sock`` is connected, and the relay's now: tell the near end, and begin."""
+        raise NotImplementedError
+
+    def abort(self, code: int) -> None:
+        """There is no far end, or none any more: tell the near end why, close everything."""
+        raise NotImplementedError
+
+
+class Connection:
+    """A flow of TCP, or of DNS by TCP, whose near end waits."""
+
+    __slots__ = ("flow", "wants_opened")
+
+    def __init__(self, flow: Flow, *, wants_opened: bool) -> None:
+        self.flow = flow
+        self.wants_opened = wants_opened
+
+    def opened(self) -> None:
+        """The far end is up."""
+
+    def refused(self, code: int) -> None:
+        """There is no far end: say so to the near one, and close it."""
+        raise NotImplementedError
+
+    def relay(self) -> Relay:
+        """The near end is the relay's from now on, which waits for a socket."""
+        raise NotImplementedError
+
+
+class Association:
+    """A flow of datagrams (UDP, ECHO). ``idle_s``: it is over after that long without one."""
+
+    __slots__ = ("flow", "idle_s")
+
+    def __init__(self, flow: Flow, idle_s: float) -> None:
+        self.flow = flow
+        self.idle_s = idle_s
+
+    def deliver(self, datagram: bytes) -> None:
+        """One that came back."""
+        raise NotImplementedError
+
+    def ended(self, code: int) -> None:
+        """It is over."""
+        raise NotImplementedError
+
+
+class Outlet:
+    """Where an association's datagrams leave."""
+
+    def send(self, datagram: bytes) -> None:
+        """One more; it may be lost."""
+
+    def close(self) -> None:
+        """There are no more."""
+
+
+class Question:
+    """A DNS query that came by UDP. ``asker``: who takes part in a share of the carrier's room."""
+
+    __slots__ = ("asker", "message")
+
+    def __init__(self, message: bytes, asker: int) -> None:
+        self.message = message
+        self.asker = asker
+
+    def answer(self, message: bytes) -> None:
+        """What a resolver says."""
+        raise NotImplementedError
+
+    def refused(self, code: int) -> None:
+        """It will not be answered."""
+        raise NotImplementedError
+
+
+class Asked:
+    """A question under way, as who asked it holds it; this one is over already."""
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more."""
+
+
+class Carrier:
+    """Brings the far end. ``name`` is for people."""
+
+    name = ""
+
+    @property
+    def is_up(self) -> bool:
+        """True if it can do so now."""
+        raise NotImplementedError
+
+    def connect(self, connection: Connection) -> None:
+        """Bring the far end of ``connection``, or refuse it."""
+        raise NotImplementedError
+
+    def associate(self, association: Association) -> Outlet:
+        """Bring the far end of ``association``, or end it."""
+        raise NotImplementedError
+
+    def ask(self, question: Question) -> Asked:
+        """Have ``question`` answered, or refuse it."""
+        raise NotImplementedError
