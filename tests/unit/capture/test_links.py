@@ -83,3 +83,12 @@ def test_a_listener_that_could_serve_others_but_does_not_is_explained() -> None:
     assert links.refusal(everywhere, 6, ()) == ""
     one = Plan("01234567", ("192.0.2.1", 1), None, ())
     assert "from the link of 192.0.2.1" in links.refusal(one, 4, ())
+
+
+def test_the_real_proc_says_of_a_listener_for_this_host_only_that_it_serves_no_link() -> None:
+    proc = links.open_proc()
+    try:
+        plan = Plan("01234567", ("127.0.0.1", 1), ("::1", 1), ())
+        assert links.served(plan, proc, lambda address: "lo") == {4: (), 6: ()}
+    finally:
+        os.close(proc)

@@ -180,3 +180,13 @@ def test_a_cgroup_that_could_be_rule_text_is_refused(path: str) -> None:
         render(_OFFICE, owner=True, cgroup=Cgroup(path, 1))
     with pytest.raises(ValueError, match="cgroup"):
         render_marking(_SESSION, Cgroup(path, 1), owner=True)
+
+
+def test_commands_say_the_table_of_each_part_and_not_who_owns_it() -> None:
+    commands = as_commands(_TEXTS["office"])
+    assert "flags owner" in _TEXTS["office"]
+    assert "owner" not in commands
+    begun = [line for line in commands.splitlines() if line.endswith("{") and line[0] != "\t"]
+    assert begun
+    place = f"inet {table_name(_SESSION)}"
+    assert all(re.fullmatch(rf"add (set|chain) {place} \w+ {{", line) for line in begun)

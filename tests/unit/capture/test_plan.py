@@ -132,3 +132,21 @@ def test_every_network_of_the_largest_plan_may_have_ports() -> None:
         networks = [ip_network((int(first) + i * step, bits)) for i in range(20_000)]
         routes = [Route(network, _REMOTE, 443, 443) for network in networks]
         assert len(remote_regions(routes, first.version)) == 20_000
+
+
+@pytest.mark.parametrize(("first", "last"), [(80, 79), (-1, 80), (80, 65536)])
+def test_a_plan_refuses_ports_that_are_no_range(first: int, last: int) -> None:
+    route = _route("10.0.0.0/8", _REMOTE, first, last)
+    with pytest.raises(ValueError, match="port range"):
+        Plan("01234567", None, None, (route,))
+
+
+def test_routes_of_both_families_are_regions_of_their_own() -> None:
+    routes = [_route("10.0.0.0/32", _REMOTE), _route("::/0", _REMOTE, 80, 80)]
+    assert remote_regions(routes, 4) == [Region(_TEN, _TEN, 0, 65535)]
+    assert remote_regions(routes, 6) == [Region(0, 2**128 - 1, 80, 80)]
+
+
+def test_a_network_within_its_like_changes_nothing() -> None:
+    routes = [_route("0.0.0.0/0", _REMOTE), _route("255.0.0.0/8", _REMOTE)]
+    assert remote_regions(routes, 4) == [Region(0, 2**32 - 1, 0, 65535)]

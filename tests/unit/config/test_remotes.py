@@ -141,3 +141,22 @@ def test_ssh_takes_what_is_taken_here(tmp_path: Path) -> None:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert f"user {remote.user}\n" in said
         assert f"hostname {remote.host}\n" in said
+
+
+@pytest.mark.parametrize("python", ["python3.9", "/opt/python 3/bin/python3", "~/bin/py"])
+def test_a_python_is_a_name_or_a_path(python: str) -> None:
+    assert parse_remote("gate", python=python).python == python
+
+
+@pytest.mark.parametrize(
+    "python", ["", "-c", "py'thon", 'py"thon', "py$x", "py`x`", "a\nb", "\u00fc"]
+)
+def test_a_python_that_some_shell_would_read_otherwise_is_refused(python: str) -> None:
+    with pytest.raises(UserError, match="--python") as raised:
+        parse_remote("gate", python=python)
+    assert raised.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("words", ["ssh -v other -N", "ssh -v -- -N"])
+def test_what_stands_behind_ssh_s_own_options_is_not_read_as_one(words: str) -> None:
+    assert parse_remote("gate", ssh_command=words).ssh_command == tuple(words.split())

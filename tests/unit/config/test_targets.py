@@ -96,6 +96,7 @@ def test_a_name_is_understood(
         "example..com",
         "-example.com",
         "exa mple.com",
+        "example.com\n.org",
         "example.com/129",
         "*.example.com",
         "user@example.com",

@@ -97,3 +97,14 @@ def test_any_bytes_are_words_or_an_error(content: bytes, tmp_path: Path) -> None
     for read in (lambda: list(read_list(path)), lambda: expand([f"@{path}"])):
         with suppress(UserError):
             read()
+
+
+@pytest.mark.parametrize("line", ["'10.0.0.0/8'", '"10.0.0.0/8"', "  '10.0.0.0/8' "])
+def test_quotes_around_a_word_are_dropped_as_a_shell_would(line: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, line.encode())
+    assert expand([f"@{path}"]) == ["10.0.0.0/8"]
+
+
+@pytest.mark.parametrize("line", ["'", "'a\"", "a'", "'a"])
+def test_quotes_that_do_not_fit_together_are_part_of_the_word(line: str, tmp_path: Path) -> None:
+    assert expand([f"@{file_of(tmp_path, line.encode())}"]) == [line]

@@ -302,3 +302,29 @@ def test_a_window_limit_above_63_bits_is_refused() -> None:
     assert frames.decode_window_untrusted(largest) == (frames.MAX_OFFSET, 1)
     with pytest.raises(RemoteProtocolError):
         frames.decode_window_untrusted(struct.pack("!QI", frames.MAX_OFFSET + 1, 1))
+
+
+def test_a_lane_s_end_is_told_by_its_number_alone() -> None:
+    assert frames.encode_lane_gone(7) == header(11, 0, 7)
+    assert read_one(header(11, 0, 7)) == (frames.LANE_GONE, 7, 0, b"")
+
+
+@pytest.mark.parametrize("cut", range(1, frames.DATA_HEAD_BYTES))
+def test_a_large_frame_whose_head_is_cut_is_handed_on_from_its_first_byte(cut: int) -> None:
+    reader = FrameReader()
+    payload = bytes(range(256)) * (frames.WHOLE_BYTES // 128)
+    wire = frames.encode_data_head(1, 100, len(payload)) + payload
+    assert reader.feed(memoryview(wire[:cut])) == []
+    (frame,) = reader.feed(memoryview(wire[cut:]))
+    assert plain(frame) == (frames.DATA, 1, 100, payload)
+
+
+def test_bytes_that_somebody_else_took_from_the_lane_are_not_awaited() -> None:
+    reader = FrameReader()
+    payload = bytes(frames.WHOLE_BYTES)
+    reader.feed(memoryview(frames.encode_data_head(1, 100, len(payload))))
+    assert (reader.stream, reader.offset, reader.data_left) == (1, 100, len(payload))
+    reader.skip(len(payload) - 1)
+    (last, ping) = reader.feed(memoryview(b"x" + frames.encode_ping()))
+    assert plain(last) == (frames.DATA, 1, 100 + len(payload) - 1, b"x")
+    assert ping[0] == frames.PING

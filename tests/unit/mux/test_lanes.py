@@ -214,3 +214,33 @@ def test_lanes_of_one_session_share_what_they_know_of_the_path() -> None:
         second.note_sent(10, at, PING)
         second.acknowledge(second.sent, 0.0, round(at * 1e6) + 80_000, at + 0.13)
     assert second.pacer.queue_s == pytest.approx(0.03)
+
+
+def test_a_lane_that_is_kept_free_takes_no_bulk_however_empty_it_is() -> None:
+    lane = Lane(1, 0.0)
+    lane.is_spared = True
+    assert not lane.takes_bulk(100.0)
+
+
+def test_an_answer_is_overdue_from_the_last_frame_or_the_last_answer_on() -> None:
+    lane = Lane(1, 0.0)
+    assert lane.unanswered_s(50.0) == 0.0
+    lane.note_sent(10, 1.0, PING)
+    lane.note_sent(10, 2.0, PING)
+    assert lane.unanswered_s(4.0) == 3.0
+    lane.acknowledge(10, 0.0, 0, 5.0)
+    assert lane.unanswered_s(5.5) == 0.5
+    lane.acknowledge(20, 0.0, 0, 6.0)
+    assert lane.unanswered_s(50.0) == 0.0
+
+
+def test_a_lane_has_work_of_its_own_when_asked_to_ping_or_when_an_acknowledgement_is_due() -> None:
+    lane = Lane(1, 0.0)
+    assert not lane.has_own_work(1.0)
+    lane.note_processed(10, 10, False, 1.0)
+    assert not lane.has_own_work(1.0)
+    assert lane.has_own_work(1.0 + ACK_DELAY_S)
+    lane.take_ack(1.1)
+    assert not lane.has_own_work(2.0)
+    lane.ping_wanted = True
+    assert lane.has_own_work(2.0)

@@ -28,6 +28,7 @@ from sshunt.mux.pacer import (
     STALLS_S,
     START_LIMIT_BYTES,
     START_UP,
+    STILL_S,
     TARGET_S,
     Pacer,
 )
@@ -53,7 +54,12 @@ class Line:
         self._acked = 0.0
 
     def step(
-        self, queue_s: float = 0.0, *, held_back: bool = True, after_s: float = STEP_S
+        self,
+        queue_s: float = 0.0,
+        *,
+        held_back: bool = True,
+        after_s: float = STEP_S,
+        ahead_bytes: int = 0,
     ) -> None:
         """An acknowledgement, ``after_s`` after the one before it."""
         self.now += after_s
@@ -68,6 +74,7 @@ class Line:
             held_s=0.0,
             arrived=round((self.now - RTT_S / 2 + CLOCKS_DIFFER_S) * 1e6) % 2**32,
             now=self.now,
+            ahead_bytes=ahead_bytes,
         )
 
     def run(self, seconds: float, queue_s: float = 0.0, *, held_back: bool = True) -> None:
@@ -520,3 +527,57 @@ def test_a_peer_that_exaggerates_how_long_it_held_an_ack_makes_no_round_trip_neg
     line.pacer.on_ack(10**9, 10**9, line.now - RTT_S, held_s, 0, line.now)
     line.run(0.5, RIGHT_S)
     assert line.path.rtt_s >= 0
+
+
+# --- standstill, bursts, the end ------------------------------------------------------------------
+
+
+def test_a_lane_that_stood_still_starts_anew_and_takes_it_for_no_loss() -> None:
+    line = grown_line()
+    assert not line.pacer.is_starting
+    line.step(after_s=2 * STILL_S)
+    assert line.pacer.is_starting
+    assert line.pacer.limit_bytes <= START_LIMIT_BYTES
+    assert line.pacer.stalls(line.now) == 0
+
+
+def test_what_was_in_flight_in_a_standstill_measures_nothing() -> None:
+    line = grown_line()
+    line.step(after_s=2 * STILL_S)
+    before = line.pacer.rtt_s
+    line.run(0.08, 2 * STILL_S)  # what waited with it
+    assert line.pacer.rtt_s == before
+    line.run(3.0)
+    assert line.pacer.rtt_s == pytest.approx(RTT_S, rel=0.01)
+
+
+def test_a_lane_that_is_only_slow_to_answer_does_not_start_anew() -> None:
+    line = grown_line()
+    line.step(after_s=0.9 * STILL_S)
+    assert not line.pacer.is_starting
+
+
+def test_the_time_of_what_left_in_the_same_burst_is_no_queue() -> None:
+    line = grown_line()
+    for _ in range(20):
+        line.step(RIGHT_S, ahead_bytes=int(RIGHT_S / 2 * RATE_BYTES_S))
+    assert line.pacer.queue_s == pytest.approx(RIGHT_S / 2, rel=0.1)
+
+
+def test_a_burst_excuses_no_longer_queue_than_bursts_may_be_long() -> None:
+    line = grown_line()
+    for _ in range(20):
+        line.step(4 * BURST_S, ahead_bytes=RATE_BYTES_S)
+    assert line.pacer.queue_s == pytest.approx(3 * BURST_S, rel=0.1)
+
+
+def test_a_lane_that_is_over_no_longer_counts_among_those_of_its_path() -> None:
+    path = Path()
+    one, other = Line(path), Line(path)
+    for line in (one, other):
+        line.run(1.0)
+    assert path.lanes == 2
+    assert path.best_rate == pytest.approx(2 * RATE_BYTES_S, rel=0.01)
+    other.pacer.leave()
+    assert path.lanes == 1
+    assert path.best_rate == pytest.approx(RATE_BYTES_S, rel=0.01)

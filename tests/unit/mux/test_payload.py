@@ -38,3 +38,10 @@ def test_a_released_payload_is_empty_and_holds_no_buffer() -> None:
     payload.release()
     assert len(payload) == 0
     buffer.append(0)  # raises BufferError while anybody still holds a view of it
+
+
+def test_a_duplicate_is_released_on_its_own() -> None:
+    payload = Payload(b"hello")
+    duplicate = payload.twin()
+    payload.release()
+    assert bytes(duplicate.view) == b"hello"

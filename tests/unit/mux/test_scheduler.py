@@ -288,3 +288,11 @@ def test_a_stream_whose_credit_was_called_back_is_passed_over() -> None:
     stream.sender.grant(50_000, 2)
     scheduler.activate(stream, 0.0, RTT_S)
     assert served(scheduler) == (1, 50_000)
+
+
+def test_the_number_of_streams_with_bulk_is_known() -> None:
+    scheduler = Scheduler()
+    scheduler.activate(stream_with(1, SPARSE_BYTES + 1), 0.0, RTT_S)
+    scheduler.activate(stream_with(3, SPARSE_BYTES + 1), 0.0, RTT_S)
+    scheduler.activate(stream_with(5, 1), 0.0, RTT_S)
+    assert (scheduler.bulk_streams, scheduler.has_bulk, scheduler.has_sparse) == (2, True, True)
