@@ -68,7 +68,7 @@ class Far:
         self.session.add_lane(self._lane, time.monotonic())
 
     def be_honest(self, seconds: float) -> list[object]:
-        """Converse for so long; what happened."""
+        """Converse for a while; what happened."""
         events: list[object] = []
         end = time.monotonic() + seconds
         while (left_s := end - time.monotonic()) > 0:

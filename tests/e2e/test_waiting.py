@@ -19,8 +19,8 @@ from sshunt.remote.holding import LONGEST_WAIT_S
 from tests.e2e.interruptions import Talk, another_address, lost, office, sshds_of, up
 from tests.e2e.tunnels import Remains, Tunnel, fetch, kill, running
 
-#: Programs that try while the connection is lost and give up, so many at a time: more in all than
-#: there are places, and each batch fits into the limit of descriptors of this test.
+#: Programs that try while the connection is lost and give up, and how many at a time: more in all
+#: than there are places, and each batch fits into the limit of descriptors of this test.
 GIVING_UP, BATCH = 3000, 250
 
 #: sshunt itself, where new connections wait less long.

@@ -102,7 +102,7 @@ class Remains:
         return (self._lab.client, self._lab.server)
 
     def left(self, *, within_s: float = CLEAN_DEADLINE_S) -> list[str]:
-        """Everything that is still there after so many seconds; empty as soon as nothing is.
+        """Everything that is still there after ``within_s``; empty as soon as nothing is.
 
         The clock starts with the call, so make it right after the kill. When something is left, the
         first line says how long it was waited for.

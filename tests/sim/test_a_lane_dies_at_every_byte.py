@@ -41,7 +41,7 @@ class Heard(NamedTuple):
 
 
 class Exchange:
-    """Two sessions with their programs, and a first lane that carries only so many bytes."""
+    """Two sessions with their programs, and a first lane that dies after a number of bytes."""
 
     def __init__(self, to_agent_bytes: int, to_client_bytes: int) -> None:
         self.ends = Ends(lanes=0)

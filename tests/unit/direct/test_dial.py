@@ -316,7 +316,7 @@ def lowest_free() -> int:
 
 @contextmanager
 def limited_to(count: int) -> Iterator[None]:
-    """This process may have so many descriptors meanwhile."""
+    """This process may have ``count`` descriptors meanwhile."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
     try:
