@@ -39,6 +39,7 @@ from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import telemetry
 from sshunt.remote.holding import HeldConnections
 from sshunt.remote.pool import Pool, new_session
+from sshunt.remote.queries import Queries
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
@@ -123,6 +124,7 @@ class Up(TunnelOwner):
         self._reactor = Reactor(loop, way=_WAYS[options.zero_copy])
         self.tunnel = Tunnel(self._reactor, new_session(), self, outlives_lanes=options.grace_s > 0)
         self.held = HeldConnections(self.tunnel)
+        self.queries = Queries(self.tunnel, lambda: self.is_down)
         self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
         self.pool = Pool(
             self.tunnel,
@@ -158,7 +160,7 @@ class Up(TunnelOwner):
             listener = Listener(sock, loop, report, redirected.take, self._why_not)
             self.listeners.append(listener)
             listener.start()
-        self.names = DnsForwarder(self.tunnel, report, dns_sockets, lambda: self.is_down)
+        self.names = DnsForwarder(loop, report, dns_sockets, self.queries)
         self.names.resolvers = system_resolvers()
         self.names.start()
 
@@ -332,6 +334,7 @@ class Up(TunnelOwner):
             listener.close()
         if self.names is not None:
             self.names.close()
+        self.queries.close()
         self.held.reset_all()
         self.tunnel.reset_all()
 
@@ -365,6 +368,7 @@ class Up(TunnelOwner):
 
     def on_down(self) -> None:
         """No lane works any more."""
+        self.queries.on_down()
         if self.names is not None:
             self.names.on_down()
         self._learn()

@@ -7,5 +7,6 @@ keeper     when the link counts as lost, and what is done about it; pure
 upkeep     does that: attempts, probes, pauses
 attempts   when and how another login is tried; pure
 holding    holds programs' connections that come while it is lost
+queries    those for names that the far side has yet to answer
 telemetry  what the pacers of both ends say
 """

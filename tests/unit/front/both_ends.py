@@ -25,6 +25,7 @@ from sshunt.mux.streams import Stream
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.dns import Settings
 from sshunt.relay.incoming import FlowQuestion
+from sshunt.remote.queries import Queries
 from sshunt.tell.report import Report
 from tests.unit.front.office import Answer, resolver
 from tests.unit.relay.ends import Ends, run, threaded
@@ -43,7 +44,8 @@ class Names:
         sockets = open_dns_sockets(4)
         self.address, self.port = sockets.endpoint
         report = Report(lambda error: pytest.fail(str(error)))
-        self.forwarder = DnsForwarder(ends.client, report, [sockets], lambda: self.is_down)
+        self.queries = Queries(ends.client, lambda: self.is_down)
+        self.forwarder = DnsForwarder(ends.client.loop, report, [sockets], self.queries)
         self.forwarder.start()
 
     @property
@@ -107,6 +109,7 @@ def talk(
                 await conversation(one, asked)
             finally:
                 one.forwarder.close()
+                one.queries.close()
                 ends.direct.close()
                 await asyncio.sleep(0.05)
 

@@ -11,12 +11,12 @@ import dns.query
 import dns.rcode
 import pytest
 
-from sshunt.front import dns as names
 from sshunt.front import dns_connections
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
+from sshunt.remote import queries
 from tests.unit.front.both_ends import DEADLINE_S, Names, talk
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 from tests.unit.relay.ends import threaded
@@ -82,6 +82,7 @@ def test_while_the_connection_is_lost_the_answer_comes_at_once(
         while not asked[0]:
             await asyncio.sleep(0.01)
         one.is_down = True
+        one.queries.on_down()
         one.forwarder.on_down()
         assert await waiting == "SERVFAIL"
         assert await one.ask() == await one.ask(tcp=True) == "SERVFAIL"
@@ -93,7 +94,7 @@ def test_while_the_connection_is_lost_the_answer_comes_at_once(
 def test_a_query_that_the_far_side_never_answers_ends_with_servfail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(names, "QUERY_DEADLINE_S", 0.2)
+    monkeypatch.setattr(queries, "QUERY_DEADLINE_S", 0.2)
 
     async def conversation(one: Names, _asked: list[list[str]]) -> None:
         one.ends.agent_hears.datagram = lambda _: None
@@ -165,7 +166,7 @@ def test_datagrams_that_are_no_queries_are_dropped(monkeypatch: pytest.MonkeyPat
         for data in (b"", b"\xff" * 20):
             flow = one.ends.client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), 0.0)
             one.at_agent(DatagramReceived(flow, data))
-            one.forwarder.on_datagram(DatagramReceived(flow, data))
+            one.queries.on_datagram(DatagramReceived(flow, data))
         assert await one.ask() == "10.9.8.7"
         assert asked == [["udp"]]
 
