@@ -19,17 +19,17 @@ Not here: whose rule it is (helper).
 """
 
 import asyncio
-import ctypes
 import errno
 import os
 import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from typing import NoReturn
 
 from sshunt.host.own import is_own_address
+from sshunt.host.parent import tie
 from sshunt.model import Action, Endpoint, Route
 from sshunt.route.routes import RouteTable
 from sshunt.tell.report import ArrivalChecked, ArrivalNotRouted, Report
@@ -49,7 +49,6 @@ _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.E
 #: closerange ends here; at a start there are a few dozen descriptors.
 _MOST_DESCRIPTORS = 4096
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MESSAGE_BYTES = 128
 
 
@@ -114,10 +113,10 @@ class Prober:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
-        parent = os.getpid()
+        tied = tie()
         self._pid = os.fork()
         if self._pid == 0:
-            _become_prober(theirs, parent)
+            _become_prober(theirs, tied)
         theirs.close()
 
     async def bind(self, destination: Endpoint) -> int:
@@ -191,15 +190,15 @@ async def lost(
 # --- the prober's own process -------------------------------------------------------------------
 
 
-def _become_prober(conversation: socket.socket, parent: int) -> NoReturn:
+def _become_prober(conversation: socket.socket, tied: Callable[[], bool]) -> NoReturn:
     """Serve the parent until it hangs up. Never returns: a forked child must not run its end."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        has_parent = tied()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
         # Among what we inherited may be a socket whose end others wait for.
         os.closerange(3, conversation.fileno())
         os.closerange(conversation.fileno() + 1, _MOST_DESCRIPTORS)
-        if os.getppid() == parent:
+        if has_parent:
             _serve(conversation)
     finally:
         os._exit(0)

@@ -5,6 +5,7 @@ wanted            which rules these are, and what to ask for next; pure
 helper            talks to the privileged process
 elevate           starts it, through sudo or doas
 network           news of this host's network
+parent            children of ours that end when we do
 own               what this host is itself: its addresses, whether it has IPv6
 former_addresses  addresses that it lost and connections still bear
 terminal          the terminal that questions are asked at, and its echo

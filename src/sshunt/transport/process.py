@@ -18,16 +18,15 @@ Not here: what goes through the pipes (greeting, relay), what comes by stderr (s
 """
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from sshunt.host.parent import tie
 from sshunt.transport.stderr import StderrLines
 
 #: The signals that ask a whole process group, a terminal's or a service's processes to end.
@@ -36,8 +35,6 @@ _NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 #: From SIGTERM to SIGKILL. The first is for programs around ssh (sshpass, scripts), which may want
 #: to tidy up; ssh itself is deaf to it.
 KILL_DEADLINE_S = 0.2
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Signals(Enum):
@@ -93,8 +90,7 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 def _prepare_child(signals: Signals) -> Callable[[], None]:
     """What to run between fork and exec. Everything that allocates or imports is done out here."""
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    tied = tie()
 
     def prepare() -> None:
         if signals is not Signals.UNCHANGED:
@@ -104,10 +100,8 @@ def _prepare_child(signals: Signals) -> Callable[[], None]:
             os.setsid()
         if signals is Signals.BLOCKED:
             signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_SSH)
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            if os.getppid() != parent:  # it died before the line above
-                os._exit(1)
+        if not tied():
+            os._exit(1)
 
     return prepare
 
