@@ -1,4 +1,4 @@
-"""Any bytes give Beliefs or RemoteProtocolError; never anything else, never more than a few."""
+"""Any bytes give Statistics or RemoteProtocolError; never anything else, never more than a few."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.limits import DATAGRAM_BYTES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
-from sshunt.remote.telemetry import (
+from sshunt.remote.statistics import (
     MAX_LANES,
-    Beliefs,
-    LaneBeliefs,
-    beliefs_untrusted,
-    measured,
-    parse_beliefs_untrusted,
+    LaneStatistics,
+    Statistics,
+    parse_statistics_untrusted,
+    statistics_untrusted,
 )
+from sshunt.remote.telemetry import measured
 
 pytestmark = pytest.mark.fuzz
 
@@ -43,7 +43,7 @@ lane = st.fixed_dictionaries(
         field.name: st.sampled_from([STEADY, PROBING, CONTENDED])
         if field.name == "phase"
         else st.floats(allow_nan=False, allow_infinity=False)
-        for field in fields(LaneBeliefs)
+        for field in fields(LaneStatistics)
     }
 )
 almost = st.fixed_dictionaries(
@@ -53,25 +53,25 @@ almost = st.fixed_dictionaries(
             st.one_of(lane, lane, lane, values),
             max_size=5,
         ),
-        **{f.name: any_number for f in fields(Beliefs) if f.name != "lanes"},
+        **{f.name: any_number for f in fields(Statistics) if f.name != "lanes"},
     }
 )
 right = st.fixed_dictionaries(
     {
         "lanes": st.dictionaries(st.integers(0, 10**5).map(str), lane, max_size=MAX_LANES),
-        **{f.name: st.integers(0, 2**53) for f in fields(Beliefs) if f.name != "lanes"},
+        **{f.name: st.integers(0, 2**53) for f in fields(Statistics) if f.name != "lanes"},
     }
 )
 
 
-def check(beliefs: Beliefs) -> None:
+def check(statistics: Statistics) -> None:
     """Bounded, all of it finite numbers, and it can be shown."""
-    assert len(beliefs.lanes) <= MAX_LANES
-    for number, lane in beliefs.lanes.items():
+    assert len(statistics.lanes) <= MAX_LANES
+    for number, lane in statistics.lanes.items():
         assert 0 <= number < 10**6
         assert all(math.isfinite(value) for value in astuple(lane)[1:])
-    assert all(math.isfinite(value) for value in astuple(beliefs)[1:])
-    assert len(list(measured("gate", "down", beliefs))) <= len(beliefs.lanes)
+    assert all(math.isfinite(value) for value in astuple(statistics)[1:])
+    assert len(list(measured("gate", "down", statistics))) <= len(statistics.lanes)
 
 
 @unhurried
@@ -80,7 +80,7 @@ def check(beliefs: Beliefs) -> None:
 @example(b'{"lanes":{},"control_frames":1' + b"0" * 400 + b"}")
 def test_any_bytes_give_statistics_or_the_one_error(data: bytes) -> None:
     try:
-        check(parse_beliefs_untrusted(data))
+        check(parse_statistics_untrusted(data))
     except RemoteProtocolError:
         pass
 
@@ -89,7 +89,7 @@ def test_any_bytes_give_statistics_or_the_one_error(data: bytes) -> None:
 @given(st.one_of(values, almost))
 def test_any_value_gives_statistics_or_the_one_error(value: object) -> None:
     try:
-        check(beliefs_untrusted(value))
+        check(statistics_untrusted(value))
     except RemoteProtocolError:
         pass
 
@@ -97,7 +97,7 @@ def test_any_value_gives_statistics_or_the_one_error(value: object) -> None:
 @unhurried
 @given(right)
 def test_statistics_survive_json(value: dict[str, Any]) -> None:
-    heard = parse_beliefs_untrusted(json.dumps(value).encode())
-    assert heard == beliefs_untrusted(value)
+    heard = parse_statistics_untrusted(json.dumps(value).encode())
+    assert heard == statistics_untrusted(value)
     check(heard)
     assert sorted(heard.lanes) == sorted(int(number) for number in value["lanes"])

@@ -2,7 +2,7 @@
 
 Made by ``up`` while ssh logs in, for it takes most of what there is to load. It is the place
 where the parts meet that run side by side until the end: the upkeep, the helper, the listeners, the
-pacers' watch, the news of the network, other commands of this user.
+telemetry, the news of the network, other commands of this user.
 
 Not here: in which order things start and stop (up).
 """
@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sshunt.capture.plan import Plan
@@ -30,16 +30,15 @@ from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, wanted
 from sshunt.model import Endpoint
 from sshunt.mux import frames
-from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
-from sshunt.remote import telemetry
 from sshunt.remote.holding import HeldConnections
 from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.queries import Queries
+from sshunt.remote.telemetry import Telemetry, traffic
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
@@ -52,7 +51,6 @@ from sshunt.tell.report import (
     ResolversChanged,
     ResolversSkipped,
     SshPeerSeen,
-    StatisticsRefused,
     StreamOpened,
     StreamReset,
 )
@@ -73,22 +71,7 @@ FIRST_RTT_DEADLINE_S = 2.0
 #: The status line is redrawn this often.
 STATUS_EVERY_S = 1.0
 
-#: The pacers are asked for their beliefs so often, after so much traffic.
-LOOK_EVERY_S = 0.15
-BELIEFS_FROM_BYTES = 7_500
-
-#: They are reported so often.
-TELL_EVERY_S = 0.5
-
 _WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
-
-
-@dataclass(slots=True)
-class _Traffic:
-    """Bytes on all lanes so far, those that have ended included."""
-
-    sent: int = 0
-    received: int = 0
 
 
 class Up(TunnelOwner):
@@ -125,7 +108,6 @@ class Up(TunnelOwner):
         self.tunnel = Tunnel(self._reactor, new_session(), self, outlives_lanes=options.grace_s > 0)
         self.held = HeldConnections(self.tunnel)
         self.queries = Queries(self.tunnel, lambda: self.is_down)
-        self._statistics = telemetry.Questions(self.tunnel, self._on_answer)
         self.pool = Pool(
             self.tunnel,
             transport,
@@ -145,7 +127,7 @@ class Up(TunnelOwner):
             grace_s=options.grace_s,
             max_retries=options.max_retries,
         )
-        self._tell_beliefs_at: dict[str, float] = {}  # by direction
+        self._telemetry = Telemetry(name, self.tunnel, self.pool, report)
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
         self._former = FormerAddresses()
@@ -263,7 +245,7 @@ class Up(TunnelOwner):
 
     def closed(self, signal: str) -> RemoteClosed:
         """What there is to say at the end; ``signal``: that asked for it, if one did."""
-        moved = self._traffic()
+        moved = traffic(self.tunnel)
         lasted_s = self.tunnel.loop.time() - self._up_at
         return RemoteClosed(self.name, signal, lasted_s, moved.received, moved.sent)
 
@@ -294,10 +276,11 @@ class Up(TunnelOwner):
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
         status = asyncio.ensure_future(self._show_status())
-        pacers = asyncio.ensure_future(self._watch_pacers())
         keeping = asyncio.ensure_future(self._upkeep.run())
         helper_gone = asyncio.ensure_future(self._rules.gone.wait())
-        works: list[asyncio.Future[Any]] = [status, pacers, keeping, helper_gone]
+        works: list[asyncio.Future[Any]] = [status, keeping, helper_gone]
+        if self.pool.may_be_several or self._console.verbosity:  # else nobody would do anything
+            works.append(asyncio.ensure_future(self._telemetry.run()))
         ends: list[asyncio.Future[Any]] = [stop, self._bug, self._rules.failed, *works]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -434,7 +417,7 @@ class Up(TunnelOwner):
                 line.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        moved, now = self._traffic(), self.tunnel.loop.time()
+        moved, now = traffic(self.tunnel), self.tunnel.loop.time()
         rtt_s = self.tunnel.session.rtt_s
         lost_at, next_at = self._upkeep.link.down_since, self._upkeep.link.next_attempt_at
         if lost_at is None:
@@ -447,45 +430,6 @@ class Up(TunnelOwner):
             rtt_s,
             lost_for_s=now - lost_at,
             next_attempt_s=None if next_at is None else max(next_at - now, 0.0),
-        )
-
-    async def _watch_pacers(self) -> None:
-        """Now and then, while there is traffic: what the pacers of both ends believe."""
-        if not (self.pool.may_be_several or self._console.verbosity):
-            await asyncio.get_running_loop().create_future()  # nothing to do, but no end either
-        before = self._traffic()
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            after = self._traffic()
-            moved = after.sent - before.sent + after.received - before.received
-            before = after
-            self.pool.close_idle()
-            if moved >= BELIEFS_FROM_BYTES:
-                self._on_beliefs("up", telemetry.beliefs_untrusted(self.tunnel.beliefs()))
-                self._statistics.ask()
-
-    def _on_answer(self, answer: bytes) -> None:
-        try:
-            beliefs = telemetry.parse_beliefs_untrusted(answer)
-        except RemoteProtocolError as error:
-            self._report.say(StatisticsRefused(self.name, str(error)))
-            return
-        self._on_beliefs("down", beliefs)
-
-    def _on_beliefs(self, direction: str, beliefs: telemetry.Beliefs) -> None:
-        self.pool.look(beliefs)
-        now = self.tunnel.loop.time()
-        if now >= self._tell_beliefs_at.get(direction, now):
-            self._tell_beliefs_at[direction] = now + TELL_EVERY_S
-            for event in telemetry.measured(self.name, direction, beliefs):
-                self._report.say(event)
-
-    def _traffic(self) -> _Traffic:
-        tunnel = self.tunnel
-        lanes = tunnel.session.lanes.values()
-        return _Traffic(
-            tunnel.past_sent + sum(lane.sent for lane in lanes),
-            tunnel.past_received + sum(lane.received for lane in lanes),
         )
 
 

@@ -1,12 +1,13 @@
 """One far side: its session, its lanes, and what keeps them up.
 
-pool       the session's lanes: opened, closed
-demand     how many lanes would help; pure
-identity   the session's token and its lanes' numbers
-keeper     when the link counts as lost, and what is done about it; pure
-upkeep     does that: attempts, probes, pauses
-attempts   when and how another login is tried; pure
-holding    holds programs' connections that come while it is lost
-queries    those for names that the far side has yet to answer
-telemetry  what the pacers of both ends say
+pool        the session's lanes: opened, closed
+demand      how many lanes would help; pure
+identity    the session's token and its lanes' numbers
+keeper      when the link counts as lost, and what is done about it; pure
+upkeep      does that: attempts, probes, pauses
+attempts    when and how another login is tried; pure
+holding     holds programs' connections that come while it is lost
+queries     those for names that the far side has yet to answer
+telemetry   the pacers of both ends are asked
+statistics  what they say, as values
 """

@@ -19,7 +19,7 @@ Not here: what is done about it (pool).
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import CONTENDED
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES
-from sshunt.remote.telemetry import Beliefs, LaneBeliefs
+from sshunt.remote.statistics import LaneStatistics, Statistics
 
 #: Share of its channel's window that a lane delivers in a round trip of the empty path, from which
 #: on it is limited by it, or will be soon: a login takes ten round trips.
@@ -42,13 +42,13 @@ CONTENDED_LANES = 3
 EARLY_RTT_S, EARLY_SHARE = 0.06, 0.06
 
 
-def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:
+def lanes_wanted(statistics: Statistics, most: int, *, channels: bool = False) -> int:
     """How many lanes what this side sends could use; 1 if its first is no limit. ``channels``: all
     would be on one connection.
     """
-    if not beliefs.bulk_bytes or not beliefs.lanes:
+    if not statistics.bulk_bytes or not statistics.lanes:
         return 1
-    lanes = beliefs.lanes.values()
+    lanes = statistics.lanes.values()
     if all(map(_is_limited_by_window, lanes)):
         return most
     if channels:
@@ -60,21 +60,21 @@ def lanes_wanted(beliefs: Beliefs, most: int, *, channels: bool = False) -> int:
     return 1
 
 
-def may_want_more(beliefs: Beliefs) -> bool:
+def may_want_more(statistics: Statistics) -> bool:
     """True if what this side sends may soon need more lanes than the one it has."""
-    if not beliefs.bulk_bytes or len(beliefs.lanes) != 1:
+    if not statistics.bulk_bytes or len(statistics.lanes) != 1:
         return False
-    (lane,) = beliefs.lanes.values()
+    (lane,) = statistics.lanes.values()
     is_fast = lane.in_flight_bytes >= EARLY_SHARE * CHANNEL_WINDOW_BYTES
     return bool(lane.starting) and lane.min_rtt_s >= EARLY_RTT_S and is_fast
 
 
-def _is_limited_by_window(lane: LaneBeliefs) -> bool:
+def _is_limited_by_window(lane: LaneStatistics) -> bool:
     most_in_flight = WINDOW_SHARE * CHANNEL_WINDOW_BYTES
     return lane.min_rtt_s >= LEAST_RTT_S and lane.rate_bytes_s * lane.min_rtt_s >= most_in_flight
 
 
-def _is_limited_by_loss(lane: LaneBeliefs) -> bool:
+def _is_limited_by_loss(lane: LaneStatistics) -> bool:
     # Where somebody else fills the link there is loss, too; more lanes would be an unfair answer.
     is_free = lane.phase != CONTENDED and lane.queue_s < FREE_S + FREE_RTTS * lane.min_rtt_s
     return lane.min_rtt_s >= LEAST_RTT_S and lane.stalls >= LOSS_STALLS and is_free

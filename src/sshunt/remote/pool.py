@@ -40,7 +40,7 @@ from sshunt.relay.reactor import COPY, SPLICE
 from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.demand import lanes_wanted, may_want_more
 from sshunt.remote.identity import Identity, is_detached
-from sshunt.remote.telemetry import Beliefs
+from sshunt.remote.statistics import Statistics
 from sshunt.tell.report import (
     FIRST_LOGIN,
     FURTHER_LOGIN,
@@ -238,22 +238,22 @@ class Pool:
         """False if there may never be more than one."""
         return self._most > 1
 
-    def look(self, beliefs: Beliefs) -> None:
+    def look(self, statistics: Statistics) -> None:
         """What the pacers of one side measure now."""
         now = self._tunnel.loop.time()
-        rtts = [self._least_rtt_s, *(lane.min_rtt_s for lane in beliefs.lanes.values())]
+        rtts = [self._least_rtt_s, *(lane.min_rtt_s for lane in statistics.lanes.values())]
         self._least_rtt_s = min(filter(None, rtts), default=0.0)
-        if beliefs.bulk_bytes:
+        if statistics.bulk_bytes:
             self._bulk_at = now
         if not self._members:
             return
-        wanted = lanes_wanted(beliefs, self._most, channels=self._transport.shares_connection)
+        wanted = lanes_wanted(statistics, self._most, channels=self._transport.shares_connection)
         missing = wanted - len(self._members)
         if missing > 0:
             self._want_early()
         if self._opening or now < self._paused_until:
             return
-        if wanted == 1 and self._early is Early.POSSIBLE and may_want_more(beliefs):
+        if wanted == 1 and self._early is Early.POSSIBLE and may_want_more(statistics):
             missing = self._most - len(self._members)
             self._log_in_early()
         for _ in range(missing):

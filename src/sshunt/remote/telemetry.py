@@ -1,129 +1,104 @@
-"""What the pacers at both ends believe, as values.
+"""Asks the pacers of both ends what they measure, while there is traffic.
 
-The sender of a direction decides how much is in flight, so for downloads it is the agent that
-believes something, and it is asked (a flow of STATISTICS). What it answers is shown, and
-decides whether further lanes are opened (``pool``); it is decoded as strictly as anything from
-there.
+    our own side            is asked directly: what it sends is "up"
+    the far side's agent    by a flow of STATISTICS: what it sends is "down"
+
+Whatever either says goes to the pool, which may open further lanes for it, and now and then to the
+Report.
+
+Not here: what the figures mean (statistics, demand), the line that a person reads of them (tell).
 """
 
-import json
-import math
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import NamedTuple
 
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
 from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
 from sshunt.mux.flows import DatagramFlow
-from sshunt.mux.path import CONTENDED, PROBING, STEADY
 from sshunt.relay.tunnel import Tunnel
-from sshunt.tell.report import LaneMeasured
+from sshunt.remote.pool import Pool
+from sshunt.remote.statistics import (
+    Statistics,
+    parse_statistics_untrusted,
+    statistics_untrusted,
+)
+from sshunt.tell.report import LaneMeasured, Report, StatisticsRefused
 
-#: More lanes than a client opens are not looked at.
-MAX_LANES = 64
+#: The interval at which the pacers are asked, if at least this much was moved in it.
+ASK_EVERY_S = 0.15
+ASK_FROM_BYTES = 7_500
 
 #: Questions that may be under way: with seven a second, a path of nine seconds has as many. What
 #: was not asked for is no answer.
 MOST_QUESTIONS = 64
 
+#: The interval at which the figures of a direction are reported.
+REPORT_EVERY_S = 0.5
+
 #: A lane that delivers less is not worth a word.
 BUSY_BYTES_S = 10_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class LaneBeliefs:
-    """One lane's pacer: see ``mux.pacer``. Seconds, bytes, bytes per second."""
+class Traffic(NamedTuple):
+    """Bytes on all lanes so far, those that have ended included."""
 
-    phase: str
-    limit_bytes: float
-    in_flight_bytes: float
-    rate_bytes_s: float
-    rtt_s: float
-    min_rtt_s: float
-    queue_s: float
-    frame_bytes: float
-    stalls: float
-    starting: float  # 1: no queue has been seen yet, 0
+    sent: int
+    received: int
 
 
-@dataclass(frozen=True, slots=True)
-class Beliefs:
-    """One side of the session: its lanes by number, what waits for them, by class, and what it has
-    sent and received so far without copying it.
+def traffic(tunnel: Tunnel) -> Traffic:
+    """What has gone through ``tunnel``."""
+    lanes = tunnel.session.lanes.values()
+    return Traffic(
+        tunnel.past_sent + sum(lane.sent for lane in lanes),
+        tunnel.past_received + sum(lane.received for lane in lanes),
+    )
+
+
+class Telemetry:
+    """Asks both ends until stopped, and passes on what they say. ``remote``: the far side's name
+    for people.
     """
 
-    lanes: dict[int, LaneBeliefs]
-    control_frames: float
-    datagram_bytes: float
-    sparse_bytes: float
-    bulk_bytes: float
-    teed_bytes: float = 0.0
-    spliced_bytes: float = 0.0
+    def __init__(self, remote: str, tunnel: Tunnel, pool: Pool, report: Report) -> None:
+        self._remote = remote
+        self._tunnel = tunnel
+        self._pool = pool
+        self._report = report
+        self._questions = Questions(tunnel, self._on_answer)
+        self._next_report_at: dict[str, float] = {}  # by direction
 
+    async def run(self) -> None:
+        """Ask now and then, while there is traffic. Does not end by itself."""
+        before = traffic(self._tunnel)
+        while True:
+            await asyncio.sleep(ASK_EVERY_S)
+            after = traffic(self._tunnel)
+            moved = after.sent - before.sent + after.received - before.received
+            before = after
+            self._pool.close_idle()
+            if moved >= ASK_FROM_BYTES:
+                self._on_statistics("up", statistics_untrusted(self._tunnel.beliefs()))
+                self._questions.ask()
 
-def parse_beliefs_untrusted(data: bytes) -> Beliefs:
-    """The far side's answer; raises RemoteProtocolError."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        raise RemoteProtocolError("beliefs that are no JSON")
-    return beliefs_untrusted(found)
+    def _on_answer(self, answer: bytes) -> None:
+        try:
+            statistics = parse_statistics_untrusted(answer)
+        except RemoteProtocolError as error:
+            self._report.say(StatisticsRefused(self._remote, str(error)))
+            return
+        self._on_statistics("down", statistics)
 
-
-def beliefs_untrusted(found: Any) -> Beliefs:
-    """The same, decoded already: what ``Tunnel.beliefs`` returns."""
-    if not isinstance(found, dict) or not isinstance(found.get("lanes"), dict):
-        raise RemoteProtocolError("beliefs without lanes")
-    lanes: dict[int, LaneBeliefs] = {}
-    for number, lane in list(found["lanes"].items())[:MAX_LANES]:
-        if not (isinstance(number, str) and number.isascii() and number.isdigit()):
-            raise RemoteProtocolError("beliefs of no lane")
-        if not isinstance(lane, dict) or lane.get("phase") not in (STEADY, PROBING, CONTENDED):
-            raise RemoteProtocolError("beliefs in no phase")
-        numbers = {
-            field.name: _number(lane.get(field.name))
-            for field in fields(LaneBeliefs)
-            if field.name != "phase"
-        }
-        lanes[int(number[:6])] = LaneBeliefs(phase=lane["phase"], **numbers)
-    rest = [field for field in fields(Beliefs) if field.name != "lanes"]
-    return Beliefs(lanes, **{f.name: _number(found.get(f.name, f.default)) for f in rest})
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value) if type(value) in (int, float) else math.nan
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RemoteProtocolError("beliefs without a number")
-    return number
-
-
-def measured(remote: str, direction: str, beliefs: Beliefs) -> Iterator[LaneMeasured]:
-    """What there is to tell: each lane with traffic."""
-    for number, lane in beliefs.lanes.items():
-        if lane.rate_bytes_s < BUSY_BYTES_S or not lane.in_flight_bytes:
-            continue
-        yield LaneMeasured(
-            remote,
-            number,
-            direction,
-            phase=lane.phase,
-            rate_bytes_s=lane.rate_bytes_s,
-            rtt_s=lane.rtt_s,
-            min_rtt_s=lane.min_rtt_s,
-            queue_s=lane.queue_s,
-            in_flight_bytes=lane.in_flight_bytes,
-            limit_bytes=lane.limit_bytes,
-            control_frames=beliefs.control_frames,
-            sparse_bytes=beliefs.sparse_bytes,
-            bulk_bytes=beliefs.bulk_bytes,
-            teed_bytes=beliefs.teed_bytes,
-            spliced_bytes=beliefs.spliced_bytes,
-        )
+    def _on_statistics(self, direction: str, statistics: Statistics) -> None:
+        self._pool.look(statistics)
+        now = self._tunnel.loop.time()
+        if now >= self._next_report_at.get(direction, now):
+            self._next_report_at[direction] = now + REPORT_EVERY_S
+            for event in measured(self._remote, direction, statistics):
+                self._report.say(event)
 
 
 class Questions:
@@ -157,3 +132,27 @@ class Questions:
     def _forget(self, flow: DatagramFlow) -> None:
         if flow in self._asked:
             self._asked.remove(flow)
+
+
+def measured(remote: str, direction: str, statistics: Statistics) -> Iterator[LaneMeasured]:
+    """What there is to tell: each lane with traffic."""
+    for number, lane in statistics.lanes.items():
+        if lane.rate_bytes_s < BUSY_BYTES_S or not lane.in_flight_bytes:
+            continue
+        yield LaneMeasured(
+            remote,
+            number,
+            direction,
+            phase=lane.phase,
+            rate_bytes_s=lane.rate_bytes_s,
+            rtt_s=lane.rtt_s,
+            min_rtt_s=lane.min_rtt_s,
+            queue_s=lane.queue_s,
+            in_flight_bytes=lane.in_flight_bytes,
+            limit_bytes=lane.limit_bytes,
+            control_frames=statistics.control_frames,
+            sparse_bytes=statistics.sparse_bytes,
+            bulk_bytes=statistics.bulk_bytes,
+            teed_bytes=statistics.teed_bytes,
+            spliced_bytes=statistics.spliced_bytes,
+        )

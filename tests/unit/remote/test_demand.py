@@ -14,14 +14,14 @@ from sshunt.remote.demand import (
     lanes_wanted,
     may_want_more,
 )
-from sshunt.remote.telemetry import Beliefs, LaneBeliefs
+from sshunt.remote.statistics import LaneStatistics, Statistics
 
 MIB = 1024 * 1024
 MOST = 4
 FEW = CONTENDED_LANES
 
 #: 40 Mbit/s at 50 ms: 240 KiB in a round trip, nothing lost, no queue to speak of.
-EASY = LaneBeliefs(
+EASY = LaneStatistics(
     phase=STEADY,
     limit_bytes=300_000,
     in_flight_bytes=250_000,
@@ -43,13 +43,13 @@ STARTING = replace(EASY, min_rtt_s=0.08, in_flight_bytes=EARLY_SHARE * 2 * MIB, 
 
 
 def wanted(
-    *lanes: LaneBeliefs, bulk_bytes: float = 1_000_000, most: int = MOST, channels: bool = False
+    *lanes: LaneStatistics, bulk_bytes: float = 1_000_000, most: int = MOST, channels: bool = False
 ) -> int:
     return lanes_wanted(believed(*lanes, bulk_bytes=bulk_bytes), most, channels=channels)
 
 
-def believed(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000) -> Beliefs:
-    return Beliefs(
+def believed(*lanes: LaneStatistics, bulk_bytes: float = 1_000_000) -> Statistics:
+    return Statistics(
         lanes=dict(enumerate(lanes)),
         control_frames=0,
         datagram_bytes=0,
@@ -86,19 +86,19 @@ def believed(*lanes: LaneBeliefs, bulk_bytes: float = 1_000_000) -> Beliefs:
     ],
 )
 def test_as_many_lanes_are_wanted_as_would_gain_something(
-    lanes: list[LaneBeliefs], expected: int
+    lanes: list[LaneStatistics], expected: int
 ) -> None:
     assert wanted(*lanes) == expected
 
 
 @pytest.mark.parametrize("lane", [WINDOW, LOSING, replace(EASY, phase=CONTENDED)])
-def test_where_nothing_waits_one_lane_is_enough(lane: LaneBeliefs) -> None:
+def test_where_nothing_waits_one_lane_is_enough(lane: LaneStatistics) -> None:
     assert wanted(lane, bulk_bytes=0) == 1
 
 
 @pytest.mark.parametrize("lane", [WINDOW, LOSING, replace(EASY, phase=CONTENDED)])
 @pytest.mark.parametrize("most", [1, 2, 16])
-def test_never_more_are_wanted_than_allowed(lane: LaneBeliefs, most: int) -> None:
+def test_never_more_are_wanted_than_allowed(lane: LaneStatistics, most: int) -> None:
     assert wanted(lane, most=most) == (min(most, FEW) if lane.phase == CONTENDED else most)
 
 
@@ -120,7 +120,7 @@ def test_more_channels_on_one_connection_help_against_its_window_only() -> None:
     ],
 )
 def test_logins_in_advance_are_for_fast_starts_on_long_paths(
-    lanes: list[LaneBeliefs], expected: bool
+    lanes: list[LaneStatistics], expected: bool
 ) -> None:
     assert may_want_more(believed(*lanes)) is expected
     assert not may_want_more(believed(*lanes, bulk_bytes=0))

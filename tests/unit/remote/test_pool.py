@@ -1,154 +1,35 @@
 """Lanes opened and closed, with a real agent on this host behind them."""
 
 import asyncio
-import os
-import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 
 import pytest
 
-from sshunt.errors import ExitCode, UserError
-from sshunt.mux import frames
-from sshunt.mux.hello import Hello
-from sshunt.relay.reactor import Reactor
-from sshunt.relay.tunnel import Tunnel
 from sshunt.remote import pool as pool_module
-from sshunt.remote.pool import IDLE, Pool, new_session
+from sshunt.remote.pool import IDLE
 from sshunt.tell.report import (
     ChannelsChosen,
     EarlyLanesClosed,
-    Event,
     LaneClosed,
     LaneFailed,
     LaneOpened,
     LanesLimited,
     LoginEnded,
     LoginStarted,
-    Report,
 )
-from sshunt.transport.channel import Channel, LaneRefusedError, Say
-from sshunt.transport.local import LocalTransport
-from tests.agent.far_side import eventually, marked
-from tests.unit.relay.ends import Hears
+from sshunt.transport.channel import LaneRefusedError
+from tests.unit.remote.far_sessions import (
+    MOST,
+    Far,
+    Session,
+    connection,
+    few_moments,
+    kill_agent,
+    run,
+)
 from tests.unit.remote.test_demand import LOSING, STARTING, WINDOW, believed
-
-MOST = 3
-DEADLINE_S = 20.0
 
 WANTED, SOON = believed(WINDOW), believed(STARTING)
 NOTHING = believed(WINDOW, bulk_bytes=0)
-
-
-class Far(LocalTransport):
-    """A far side on this host. With ``asks`` a further login would take a person; ``shares``: but
-    channels of the one connection can be had. ``fails``: no further login succeeds for now.
-    """
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(env={**os.environ, "MARK": mark})
-        self.mark = mark
-        self.asks = self.shares = self.fails = False
-        self.logins = 0  # further ones
-        self.shares_connection = False
-
-    async def open_beside(
-        self,
-        hello: Hello,
-        *,
-        ready: asyncio.Event,
-        on_line: Say,
-        deadline_s: float,
-        path_rtt_s: float,
-    ) -> Channel:
-        self.logins += 1
-        if self.fails:
-            raise UserError("no way", "", ExitCode.CONNECT)
-        if self.asks and not self.shares_connection:
-            await asyncio.sleep(0.05)
-            self.shares_connection = self.shares
-            raise UserError("refused", "", ExitCode.AUTH)
-        return await super().open_beside(
-            hello, ready=ready, on_line=on_line, deadline_s=deadline_s, path_rtt_s=path_rtt_s
-        )
-
-
-class Session:
-    """The client's end of a session: its pool, and what was said of it."""
-
-    def __init__(self, far: Far) -> None:
-        self.far = far
-        self.said: list[Event] = []
-        report = Report(_raise)
-        report.subscribe(self.said.append)
-        hears = Hears()
-        reactor = Reactor(asyncio.get_running_loop())
-        self.tunnel = Tunnel(reactor, new_session(), hears, outlives_lanes=True)
-        self.pool = Pool(self.tunnel, far, report, "gate", most=MOST, grace_s=60)
-        hears.lane_ended = self.pool.on_lane_ended
-
-    @property
-    def lanes(self) -> list[int]:
-        return sorted(self.tunnel.lanes)
-
-    def heard(self, kind: type) -> list[Event]:
-        return [event for event in self.said if isinstance(event, kind)]
-
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
-        for _ in range(int(DEADLINE_S / 0.01)):
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"never happened: {what}; said: {self.said}")
-
-    async def connect(self, *, resumes: bool = False) -> None:
-        await self.pool.connect(resumes=resumes, deadline_s=DEADLINE_S)
-        # Until then the far side may believe that we know nothing of the session.
-        await self.until(lambda: self.tunnel.session.rtt_s > 0, "an answer")
-
-    async def end(self) -> None:
-        if self.tunnel.lanes:
-            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
-            self.tunnel.pump()
-            with suppress(AssertionError):
-                await self.until(lambda: not self.tunnel.lanes, "the goodbye")
-        self.tunnel.close()
-        self.tunnel.reactor.close()
-        await self.pool.close()
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-@pytest.fixture
-def far() -> Iterator[Far]:
-    mark = os.urandom(8).hex()
-    yield Far(mark)
-    eventually(lambda: marked(mark) == [], "the agent's end")
-
-
-def run(far: Far, conversation: Callable[[Session], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        session = Session(far)
-        try:
-            await conversation(session)
-        finally:
-            await session.end()
-
-    asyncio.run(whole())
-
-
-def kill_agent(session: Session) -> None:
-    assert session.pool.last is not None
-    stub = os.getsid(session.pool.last.pid)
-    (agent,) = [pid for pid in marked(session.far.mark) if os.getsid(pid) != stub]
-    os.kill(agent, 9)
-
-
-async def few_moments() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0.01)
 
 
 # --- the session's channel ----------------------------------------------------------------------
@@ -157,18 +38,11 @@ async def few_moments() -> None:
 def test_a_connection_through_the_pools_lane_reaches_its_host(far: Far) -> None:
     async def conversation(session: Session) -> None:
         await session.connect()
-        with socket.create_server(("127.0.0.1", 0)) as office:
-            office.setblocking(False)
-            program, ours = socket.socketpair()
-            for sock in (program, ours):
-                sock.setblocking(False)
-            address = frames.Destination(frames.TCP, *office.getsockname())
-            session.tunnel.relay(session.tunnel.open(address)).start(ours)
-            loop = asyncio.get_running_loop()
-            host, _ = await loop.sock_accept(office)
-            with host, program:
-                await loop.sock_sendall(program, b"hello")
-                assert await loop.sock_recv(host, 100) == b"hello"
+        program, host = await connection(session)
+        loop = asyncio.get_running_loop()
+        with host, program:
+            await loop.sock_sendall(program, b"hello")
+            assert await loop.sock_recv(host, 100) == b"hello"
 
     run(far, conversation)
 

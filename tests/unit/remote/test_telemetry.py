@@ -1,177 +1,129 @@
-"""What the pacers believe, from the session to a line for a person, and nothing else on the way."""
+"""What both ends measure is asked while there is traffic, and passed on."""
 
-import json
-from typing import Any
+import asyncio
 
 import pytest
 
-from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.path import CONTENDED, PROBING, STEADY
-from sshunt.mux.payload import Payload
+from sshunt.mux.path import CONTENDED
+from sshunt.remote.statistics import Statistics, statistics_untrusted
 from sshunt.remote.telemetry import (
     BUSY_BYTES_S,
-    MAX_LANES,
-    Beliefs,
-    LaneBeliefs,
-    beliefs_untrusted,
+    MOST_QUESTIONS,
+    Questions,
+    Telemetry,
+    Traffic,
     measured,
-    parse_beliefs_untrusted,
+    traffic,
 )
+from sshunt.tell.report import LaneMeasured, StatisticsRefused
 from sshunt.tell.sentences import sentence
-from tests.unit.mux.ends import WEB, Ends
+from sshunt.transport.endings import cancelled
+from tests.unit.remote.far_sessions import Far, Session, connection, run
+from tests.unit.remote.test_statistics import LANE, SAID
 
-LANE: dict[str, Any] = {
-    "phase": STEADY,
-    "limit_bytes": 128 * 1024,
-    "in_flight_bytes": 64 * 1024,
-    "rate_bytes_s": 2_500_000,
-    "rtt_s": 0.0523,
-    "min_rtt_s": 0.05,
-    "queue_s": 0.0021,
-    "frame_bytes": 3750,
-    "stalls": 0,
-    "starting": 0,
-}
-BELIEFS: dict[str, Any] = {
-    "lanes": {"0": LANE},
-    "control_frames": 1,
-    "datagram_bytes": 2,
-    "sparse_bytes": 3,
-    "bulk_bytes": 4,
-}
+BULK_BYTES = 4_000_000
 
 
-def with_lane(**changes: object) -> dict[str, Any]:
-    return {**BELIEFS, "lanes": {"0": {**LANE, **changes}}}
+def test_both_directions_are_told_of_while_there_is_traffic(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        telemetry = Telemetry("gate", session.tunnel, session.pool, session.report)
+        running = asyncio.ensure_future(telemetry.run())
+        program, host = await connection(session)
+        loop = asyncio.get_running_loop()
 
+        async def exchange() -> None:
+            """Bulk both ways, without end."""
+            while True:
+                for sender, receiver in ((program, host), (host, program)):
+                    sending = asyncio.ensure_future(loop.sock_sendall(sender, bytes(BULK_BYTES)))
+                    left = BULK_BYTES
+                    while left:
+                        left -= len(await loop.sock_recv(receiver, min(left, 1 << 20)))
+                    await sending
 
-def busy_session() -> Ends:
-    """A client with one lane that has measured, and with something in every queue."""
-    ends = Ends(lanes=2)
-    near, _ = ends.connect(bulky=True)
-    ends.client.write(near, Payload(bytes(200_000)), ends.now)
-    ends.transmit(ends.client)
-    ends.now += 0.05
-    ends.deliver(ends.agent)
-    ends.transmit(ends.agent)
-    ends.deliver(ends.client)
-    ends.client.open(WEB)
-    ends.datagram(ends.client, b"12345")
-    return ends
-
-
-def test_statistics_arrive_as_they_were_sent() -> None:
-    ends = busy_session()
-    said = ends.client.beliefs(ends.now)
-    heard = parse_beliefs_untrusted(json.dumps(said).encode())
-    assert heard == beliefs_untrusted(said)
-    assert list(heard.lanes) == [1, 2]
-    assert (heard.control_frames, heard.datagram_bytes) == (1, 5)
-    assert heard.bulk_bytes > 100_000
-    assert heard.lanes[1].limit_bytes == ends.client.lanes[1].pacer.limit_bytes
-
-
-def test_a_session_that_has_measured_nothing_has_statistics_too() -> None:
-    ends = Ends(lanes=1)
-    heard = parse_beliefs_untrusted(json.dumps(ends.client.beliefs(ends.now)).encode())
-    lane = heard.lanes[1]
-    assert (lane.phase, lane.rate_bytes_s, lane.rtt_s, lane.min_rtt_s) == (STEADY, 0, 0, 0)
-
-
-def test_a_session_without_lanes_has_statistics_of_none() -> None:
-    assert beliefs_untrusted(Ends(lanes=0).client.beliefs(0.0)).lanes == {}
-
-
-def test_every_field_is_taken_as_it_was_said() -> None:
-    assert beliefs_untrusted(BELIEFS) == Beliefs(
-        lanes={
-            0: LaneBeliefs(
-                phase=STEADY,
-                limit_bytes=128 * 1024,
-                in_flight_bytes=64 * 1024,
-                rate_bytes_s=2_500_000,
-                rtt_s=0.0523,
-                min_rtt_s=0.05,
-                queue_s=0.0021,
-                frame_bytes=3750,
-                stalls=0,
-                starting=0,
+        exchanging = asyncio.ensure_future(exchange())
+        with program, host:
+            await session.until(
+                lambda: (
+                    {e.direction for e in session.said if isinstance(e, LaneMeasured)}
+                    == {"up", "down"}
+                ),
+                "a word of both directions",
             )
-        },
-        control_frames=1,
-        datagram_bytes=2,
-        sparse_bytes=3,
-        bulk_bytes=4,
-    )
+            await cancelled(exchanging)
+        await cancelled(running)
+        assert not session.heard(StatisticsRefused)
+        moved = traffic(session.tunnel)
+        assert min(moved.sent, moved.received) > 0
+
+    run(far, conversation)
 
 
-@pytest.mark.parametrize("phase", [STEADY, PROBING, CONTENDED])
-def test_every_phase_of_the_path_is_understood(phase: str) -> None:
-    assert beliefs_untrusted(with_lane(phase=phase)).lanes[0].phase == phase
+def test_nobody_is_asked_while_nothing_moves(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sshunt.remote.telemetry.ASK_EVERY_S", 0.01)
+
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        before = traffic(session.tunnel)
+        running = asyncio.ensure_future(
+            Telemetry("gate", session.tunnel, session.pool, session.report).run()
+        )
+        await asyncio.sleep(0.2)
+        await cancelled(running)
+        assert traffic(session.tunnel).sent - before.sent < 200
+
+    run(far, conversation)
 
 
-def test_fields_of_a_later_version_are_ignored() -> None:
-    assert beliefs_untrusted({**with_lane(mood="good"), "more": []}) == beliefs_untrusted(BELIEFS)
+def test_a_question_is_answered_with_the_far_sides_statistics(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        heard: list[bytes] = []
+        questions = Questions(session.tunnel, heard.append)
+        for _ in range(3):
+            questions.ask()
+        await session.until(lambda: len(heard) == 3, "three answers")
+        assert b'"lanes"' in heard[0]
+
+    run(far, conversation)
 
 
-def test_more_lanes_than_anybody_opens_are_not_looked_at() -> None:
-    many = {**BELIEFS, "lanes": {str(number): LANE for number in range(10 * MAX_LANES)}}
-    assert list(beliefs_untrusted(many).lanes) == list(range(MAX_LANES))
+def test_the_oldest_question_is_given_up_when_too_many_are_not_answered(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        heard: list[bytes] = []
+        questions = Questions(session.tunnel, heard.append)
+        for _ in range(MOST_QUESTIONS + 5):
+            questions.ask()
+        await session.until(lambda: len(heard) >= MOST_QUESTIONS, "answers to all but the oldest")
+        assert len(heard) == MOST_QUESTIONS
+
+    run(far, conversation)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        None,
-        [],
-        {},
-        {"lanes": []},
-        {**BELIEFS, "lanes": {"-1": LANE}},
-        {**BELIEFS, "lanes": {"": LANE}},
-        {**BELIEFS, "lanes": {"٣": LANE}},
-        {**BELIEFS, "lanes": {"0": []}},
-        {**BELIEFS, "bulk_bytes": "4"},
-        {**BELIEFS, "bulk_bytes": float("inf")},
-        {name: value for name, value in BELIEFS.items() if name != "sparse_bytes"},
-        with_lane(phase="ASLEEP"),
-        with_lane(phase=[STEADY]),
-        with_lane(rtt_s=None),
-        with_lane(rtt_s=True),
-        with_lane(rtt_s=float("nan")),
-        pytest.param(with_lane(limit_bytes=10**400), id="no float"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(found: object) -> None:
-    with pytest.raises(RemoteProtocolError):
-        beliefs_untrusted(found)
+def test_bytes_of_lanes_that_have_ended_are_counted(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        before = traffic(session.tunnel)
+        assert before != Traffic(0, 0)
+        session.tunnel.lane_ended(session.tunnel.lanes[0], "cut")
+        assert traffic(session.tunnel) >= before
+        await session.connect(resumes=True)
 
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        pytest.param(b"9" * 5000, id="many digits"),
-        pytest.param(b"[" * 60_000, id="deep lists"),
-        pytest.param(b'{"a":' * 12_000, id="deep objects"),
-    ],
-)
-def test_what_is_no_json_is_refused(data: bytes) -> None:
-    with pytest.raises(RemoteProtocolError):
-        parse_beliefs_untrusted(data)
+    run(far, conversation)
 
 
 # --- lines ----------------------------------------------------------------------------------------
 
 
-def lines(direction: str, beliefs: Beliefs) -> list[str]:
-    told = [sentence(event) for event in measured("gate", direction, beliefs)]
+def lines(direction: str, statistics: Statistics) -> list[str]:
+    told = [sentence(event) for event in measured("gate", direction, statistics)]
     return [text for _, text in filter(None, told)]
 
 
 def test_a_busy_lane_has_a_line_that_says_all() -> None:
-    assert lines("up", beliefs_untrusted(BELIEFS)) == [
+    assert lines("up", statistics_untrusted(SAID)) == [
         "lane 0 up: steady, 20.0 Mbit/s, RTT 52.3 ms (least 50.0), queue 2.1 ms, "
         "in flight 64 of 128 KiB; waiting: 1 control frames, 3 sparse, 4 bulk bytes; "
         "zero-copy: 0.0 MB sent, 0.0 MB received"
@@ -185,7 +137,7 @@ def test_idle_lanes_have_no_line() -> None:
         "2": {**LANE, "phase": CONTENDED},
         "3": {**LANE, "rate_bytes_s": BUSY_BYTES_S},
     }
-    shown = lines("down", beliefs_untrusted({**BELIEFS, "lanes": lanes}))
+    shown = lines("down", statistics_untrusted({**SAID, "lanes": lanes}))
     assert [line.split(",")[0] for line in shown] == [
         "lane 2 down: contended",
         "lane 3 down: steady",
