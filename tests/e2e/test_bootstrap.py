@@ -163,7 +163,7 @@ def test_a_configuration_made_for_forwarding_only_does_not_disturb(lab: Lab, lin
     assert result.get("exit_status") == 0, result
 
 
-def test_a_jump_host_is_the_users_business(lab: Lab) -> None:
+def test_jump_hosts_of_the_ssh_configuration_work(lab: Lab) -> None:
     assert bring(lab, "localhost", ssh=("-J", "server"))["exit_status"] == 0
 
 
@@ -319,7 +319,7 @@ def test_a_shell_that_prints_and_exits(lab: Lab, bashrc: Path) -> None:
     assert "status 3" in said
 
 
-def test_a_start_up_file_that_reads_what_is_not_meant_for_it(lab: Lab, bashrc: Path) -> None:
+def test_a_start_up_file_that_reads_the_upload_is_reported(lab: Lab, bashrc: Path) -> None:
     bashrc.write_text("head -c 100 > /dev/null\n")
     kind, said = refused(lab, "server")
     assert kind == ExitCode.REMOTE

@@ -133,7 +133,7 @@ exec chroot {tmp_path}/root "$@"
     assert "Traceback" not in done.stderr
 
 
-def test_without_root_and_the_means_to_become_it_dev_says_so_before_it_makes_anything() -> None:
+def test_without_root_or_sudo_dev_says_so_before_it_makes_anything() -> None:
     dev = Path(__file__).parents[2] / "dev"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

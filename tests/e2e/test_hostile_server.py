@@ -31,9 +31,7 @@ def test_a_server_that_ends_the_session_again_and_again_ends_it_once(
     assert tunnel.said.count("has lost the session") == 1
 
 
-def test_what_a_server_answers_without_being_asked_is_not_worth_a_line(
-    lab: Lab, start: Start
-) -> None:
+def test_unasked_answers_of_a_server_cause_no_line(lab: Lab, start: Start) -> None:
     tunnel = attacked(lab, start, "answer_what_was_not_asked")
     assert "has lost the session (that was all)" in tunnel.said
     assert tunnel.said.count("is of no use") <= MOST_QUESTIONS

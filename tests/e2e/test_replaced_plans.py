@@ -167,7 +167,7 @@ def test_a_plan_that_is_refused_leaves_the_one_before_it(
 
 
 @WITH_OWNER_AND_WITHOUT
-def test_what_is_replaced_in_a_plan_is_replaced_in_the_latest(
+def test_changes_apply_to_the_latest_plan(
     lab: Lab, start: Start, listener: socket.socket, options: list[str]
 ) -> None:
     capture = start(*options)
@@ -178,7 +178,7 @@ def test_what_is_replaced_in_a_plan_is_replaced_in_the_latest(
     assert not is_captured(lab.client, listener, "172.16.8.7")
 
 
-def test_what_ssh_s_group_makes_is_left_alone_by_the_latest_plan_too(
+def test_the_latest_plan_still_leaves_ssh_alone(
     lab: Lab, start: Start, listener: socket.socket
 ) -> None:
     capture = start()

@@ -105,7 +105,7 @@ def test_iperf3_runs_through_the_tunnel(lab: Lab, tunnel: Tunnel, direction: lis
     assert server.wait(10) == 0
 
 
-def test_what_is_not_routed_stays_as_it_was(lab: Lab, tunnel: Tunnel) -> None:
+def test_addresses_that_are_not_routed_stay_reachable_as_before(lab: Lab, tunnel: Tunnel) -> None:
     with lab.server.listen(ELSEWHERE_V4) as listener:
         with lab.client.connect(ELSEWHERE_V4, listener.getsockname()[1]):
             peer = listener.accept()

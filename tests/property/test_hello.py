@@ -94,7 +94,7 @@ def test_a_hello_is_found_behind_any_banner_however_the_bytes_are_cut(
 
 @unhurried
 @given(st.lists(anything, max_size=5))
-def test_any_bytes_are_a_hello_or_patience_or_an_error(chunks: list[bytes]) -> None:
+def test_any_bytes_are_a_hello_an_unfinished_one_or_an_error(chunks: list[bytes]) -> None:
     search = HelloSearch()
     try:
         for chunk in chunks:
@@ -120,7 +120,7 @@ def test_any_body_is_a_hello_or_an_error(body: bytes) -> None:
 
 @unhurried
 @given(anything)
-def test_any_attach_message_is_a_hello_or_patience_or_an_error(data: bytes) -> None:
+def test_any_attach_message_is_a_hello_an_unfinished_one_or_an_error(data: bytes) -> None:
     try:
         hello = decode_lane_untrusted(data)
     except RemoteProtocolError:

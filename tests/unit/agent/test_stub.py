@@ -162,7 +162,7 @@ def test_an_agent_without_a_directory_is_found_by_its_abstract_name(
     assert not is_found(name)
 
 
-def test_what_a_dead_agent_left_is_told_and_removed(
+def test_the_directory_of_a_dead_agent_is_removed(
     base: Path, name: str, without_abstract_names: None
 ) -> None:
     Doorstep(name).release()

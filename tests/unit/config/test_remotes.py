@@ -94,7 +94,7 @@ def test_the_ssh_command_is_split_as_a_shell_would() -> None:
 
 
 @pytest.mark.parametrize("command", ["", "  ", "ssh -o 'unclosed"])
-def test_an_ssh_command_that_is_none_is_refused(command: str) -> None:
+def test_a_malformed_ssh_command_is_refused(command: str) -> None:
     with pytest.raises(UserError, match="-e"):
         parse_remote("gate", ssh_command=command)
 

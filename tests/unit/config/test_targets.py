@@ -104,7 +104,7 @@ def test_a_name_is_understood(
         "10.0.0.0/8,10.1.0.0/16",
     ],
 )
-def test_what_is_no_target_is_quoted_in_an_error_that_shows_right_ones(text: str) -> None:
+def test_a_bad_target_is_quoted_in_an_error_that_shows_good_ones(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_target(text)
     assert repr(text) in caught.value.message
@@ -152,7 +152,9 @@ def test_a_file_that_is_missing_or_no_text_is_a_usage_error(
         ("http://", "URL", "example.com"),
     ],
 )
-def test_what_people_try_is_told_how_it_is_written_here(text: str, problem: str, hint: str) -> None:
+def test_common_foreign_spellings_are_answered_with_ours(
+    text: str, problem: str, hint: str
+) -> None:
     with pytest.raises(UserError, match=problem) as caught:
         parse_target(text)
     assert caught.value.hint.endswith(hint)

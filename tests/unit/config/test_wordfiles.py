@@ -61,7 +61,7 @@ def test_what_is_no_text_is_told_with_file_and_line(
 
 @pytest.mark.parametrize("option", ["@", "-s", "-X"])
 @pytest.mark.parametrize("path", ["/dev/zero", "/no/such/file", "/tmp", ""])
-def test_a_file_that_is_none_is_two_lines(
+def test_a_missing_file_is_an_error_of_two_lines(
     path: str, option: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"@{path}"] if option == "@" else [option, path]

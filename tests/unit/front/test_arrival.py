@@ -127,7 +127,7 @@ def test_a_destination_that_no_socket_can_have_is_not_known(office: Office) -> N
     assert office.run(ask) is Fate.UNKNOWN
 
 
-def test_what_could_not_be_found_out_is_a_detail_and_not_a_loss(office: Office) -> None:
+def test_an_inconclusive_arrival_check_is_a_detail_and_not_a_loss(office: Office) -> None:
     """What is found by a real prober is shown end to end: see tests/e2e/test_arrival.py."""
     office.prober.close()
     only_ipv4 = [route("0.0.0.0/0")]

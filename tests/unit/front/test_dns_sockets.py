@@ -44,7 +44,7 @@ def test_both_listening_sockets_have_the_same_port(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("family", "address"), [(4, "127.0.0.1"), (6, "::1")])
-def test_they_are_on_loopback_so_that_nobody_else_can_ask(family: int, address: str) -> None:
+def test_the_dns_sockets_are_on_loopback_only(family: int, address: str) -> None:
     sockets = open_dns_sockets(family)
     assert sockets.endpoint == (address, sockets.udp.getsockname()[1])
     assert not sockets.udp.getblocking()

@@ -126,7 +126,7 @@ def test_before_it_is_started_connections_wait_and_then_they_are_taken() -> None
     run(story)
 
 
-def test_a_pause_is_said_each_time_that_going_on_was_in_vain_and_its_end_once() -> None:
+def test_each_failed_resumption_is_reported_and_the_end_of_a_pause_once() -> None:
     async def story(front: Front) -> None:
         front.full = "full"
         front.listener.start()

@@ -72,7 +72,7 @@ def test_a_connection_that_nothing_redirected_is_reset_and_that_is_said(front: F
     assert [type(event) for event in front.said] == [CallerRefused]
 
 
-def test_a_program_that_is_gone_again_is_not_worth_a_word(front: Front) -> None:
+def test_a_program_that_has_hung_up_already_is_dropped_silently(front: Front) -> None:
     class Gone(OriginalDestinations):
         def of(self, sock: socket.socket) -> Endpoint:
             raise OSError("Transport endpoint is not connected")

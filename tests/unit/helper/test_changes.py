@@ -99,7 +99,7 @@ def test_keys_are_those_that_nft_makes(host: Host, netlink: Netlink, name: str) 
     assert listed(host, name) == [elements[0][1]]
 
 
-def test_what_was_in_a_set_is_replaced_even_by_some_of_it_or_by_nothing(
+def test_a_set_is_replaced_also_by_a_part_of_itself_or_by_nothing(
     host: Host, netlink: Netlink
 ) -> None:
     first, second, third = (key for key, _ in SETS["addresses4"][1])
@@ -114,7 +114,7 @@ def test_what_was_in_a_set_is_replaced_even_by_some_of_it_or_by_nothing(
         assert listed(host, "addresses4") == shown
 
 
-def test_of_several_changes_all_are_made_or_none(host: Host, netlink: Netlink) -> None:
+def test_several_changes_are_made_all_or_none(host: Host, netlink: Netlink) -> None:
     (key, shown), *_ = SETS["addresses4"][1]
     netlink.change(replaced("addresses4", [key]))
     for refused in (replaced("nowhere", [key]), replaced("addresses6", [key])):

@@ -37,7 +37,7 @@ def broken(work: object) -> KernelError:
     return caught.value
 
 
-def test_what_the_work_says_comes_back() -> None:
+def test_the_result_of_the_work_comes_back() -> None:
     assert _in_a_child(lambda: b"") == b""
     assert _in_a_child(lambda: b"no such table") == b"no such table"
 

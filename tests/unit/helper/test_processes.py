@@ -75,7 +75,7 @@ def test_there_is_no_process_of_a_number_that_nobody_has(proc: int) -> None:
         Process(proc, child.pid)
 
 
-def test_who_made_the_socketpair_is_the_requester(proc: int) -> None:
+def test_the_maker_of_the_socketpair_is_the_requester(proc: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = requester(theirs, proc)

@@ -73,7 +73,7 @@ def test_a_dead_labs_folder_that_somebody_else_made_removes_nothing(dead: str) -
     assert agents.exists()
 
 
-def test_what_agents_of_somebody_else_left_stays(dead: str) -> None:
+def test_files_that_other_users_agents_left_stay(dead: str) -> None:
     uids = uids_of(number_of(dead))
     make(dead, 0)
     squatted = make(f"sshunt-{uids[1]}", MALLORY)
@@ -83,7 +83,7 @@ def test_what_agents_of_somebody_else_left_stays(dead: str) -> None:
     assert neighbour.exists()
 
 
-def test_nothing_of_a_user_whom_this_machine_knows_is_a_labs() -> None:
+def test_files_of_a_user_of_this_machine_are_not_the_lab_s() -> None:
     known = make("sshunt-known", MALLORY)  # nobody, by that name
     assert known not in left_by({MALLORY})
 

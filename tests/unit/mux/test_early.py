@@ -43,7 +43,7 @@ def test_a_piece_that_spans_several_fills_the_gaps_between_them() -> None:
     assert taken(early, 1) == [b"bcdefghi"]
 
 
-def test_what_was_handed_out_meanwhile_is_cut_off() -> None:
+def test_bytes_that_were_delivered_meanwhile_are_cut_off() -> None:
     early = pieces((2, b"cd"), (6, b"ghi"))
     assert taken(early, 7) == [b"hi"]
     assert (len(early), early.size_bytes) == (0, 0)

@@ -130,7 +130,7 @@ def test_the_head_says_how_long_the_body_is_within_a_limit() -> None:
 
 
 @pytest.mark.parametrize("head", [b"", MAGIC, b"x" * HEAD_BYTES, MAGIC + b"\0\1\0"])
-def test_what_is_no_head_is_refused(head: bytes) -> None:
+def test_bytes_that_are_no_hello_head_are_refused(head: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         body_bytes_untrusted(head)
 

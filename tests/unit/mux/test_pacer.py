@@ -541,7 +541,7 @@ def test_a_lane_that_stood_still_starts_anew_and_takes_it_for_no_loss() -> None:
     assert line.pacer.stalls(line.now) == 0
 
 
-def test_what_was_in_flight_in_a_standstill_measures_nothing() -> None:
+def test_frames_in_flight_during_a_standstill_are_not_measured() -> None:
     line = grown_line()
     line.step(after_s=2 * STILL_S)
     before = line.pacer.rtt_s

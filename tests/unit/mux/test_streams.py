@@ -348,7 +348,7 @@ def test_a_receiver_without_a_fin_has_no_end() -> None:
     assert not receiver_of(100).take_fin()
 
 
-def test_the_same_end_may_come_twice_but_not_another() -> None:
+def test_a_repeated_fin_must_have_the_same_offset() -> None:
     receiver = receiver_of(100)
     receiver.finish(4)
     receiver.finish(4)

@@ -61,14 +61,14 @@ def test_a_consumer_that_does_not_hurry_gets_back_exactly_what_it_consumed() -> 
     assert window.limit == HALF + LEAST_WINDOW_BYTES
 
 
-def test_a_least_window_that_is_half_used_within_two_round_trips_is_an_initial_one() -> None:
+def test_a_least_window_that_is_half_used_within_two_round_trips_grows_to_the_initial_one() -> None:
     window = a_window()
     window.consume(1, 0.0, RTT_S)
     window.consume(HALF - 1, 1.9 * RTT_S, RTT_S)
     assert window.limit == HALF + INITIAL_WINDOW_BYTES
 
 
-def test_any_other_that_is_half_used_within_two_round_trips_doubles() -> None:
+def test_a_larger_window_that_is_half_used_within_two_round_trips_doubles() -> None:
     window = a_window(INITIAL_WINDOW_BYTES)
     window.consume(INITIAL_WINDOW_BYTES // 2, 0.0, RTT_S)
     assert window.window_bytes == 2 * INITIAL_WINDOW_BYTES

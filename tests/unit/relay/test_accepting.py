@@ -215,7 +215,7 @@ def test_where_every_call_fails_it_does_not_spin() -> None:
     asyncio.run(visit())
 
 
-def test_one_who_takes_may_close_it() -> None:
+def test_the_callback_may_close_the_acceptor() -> None:
     async def visit(door: Door) -> None:
         door.call(3)
         taken: list[socket.socket] = []

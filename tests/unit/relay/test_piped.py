@@ -89,7 +89,7 @@ def sent(payload: Payload, sink: Sink) -> bytes:
 DATA = bytes(range(256)) * 400
 
 
-def test_what_came_in_goes_out_and_can_go_out_again(pipes: Pipes, sink: Sink) -> None:
+def test_a_piped_payload_can_be_sent_twice(pipes: Pipes, sink: Sink) -> None:
     payload = received(pipes, DATA)
     assert sent(payload, sink) == DATA
     payload.rewind()

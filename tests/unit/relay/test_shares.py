@@ -23,14 +23,14 @@ def test_a_finished_entry_makes_room_and_may_be_removed_twice() -> None:
     assert shares.add(3, whose=2, room=10) == []
 
 
-def test_one_that_is_too_large_goes_in_alone() -> None:
+def test_an_entry_larger_than_the_limit_goes_in_alone() -> None:
     shares = Shares(10)
     shares.add(1, whose=1, room=5)
     shares.add(2, whose=2, room=5)
     assert sorted(shares.add(3, whose=3, room=11)) == [1, 2]
 
 
-def test_one_user_s_few_survive_whatever_another_asks_for() -> None:
+def test_one_user_s_few_entries_survive_another_s_flood() -> None:
     shares, gone = Shares(1000), set()
     for key in range(5):
         gone.update(shares.add(key, whose=1, room=90))

@@ -66,7 +66,7 @@ class Half:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_nothing_is_lost_doubled_or_given_to_another(
+def test_no_byte_is_lost_doubled_or_given_to_another_connection(
     seed: int, way: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)

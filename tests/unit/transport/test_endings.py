@@ -25,7 +25,7 @@ def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
     asyncio.run(run())
 
 
-def test_what_a_task_had_to_say_before_it_was_cancelled_is_kept() -> None:
+def test_an_error_raised_before_the_cancellation_is_kept() -> None:
     async def failing() -> None:
         raise ValueError("no")
 

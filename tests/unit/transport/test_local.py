@@ -72,7 +72,7 @@ def test_a_channel_has_the_agents_answer_and_ends_in_order_after_a_goodbye(
     run(conversation)
 
 
-def test_what_was_started_ahead_is_what_is_opened(far: LocalTransport) -> None:
+def test_a_channel_started_ahead_is_the_one_that_is_opened(far: LocalTransport) -> None:
     async def conversation() -> None:
         await far.start(on_line=print)
         started: list[Channel] = []
@@ -92,7 +92,7 @@ def test_what_was_started_ahead_is_what_is_opened(far: LocalTransport) -> None:
     run(conversation)
 
 
-def test_what_was_started_ahead_and_is_not_wanted_ends(far: LocalTransport) -> None:
+def test_a_channel_started_ahead_and_not_wanted_ends(far: LocalTransport) -> None:
     async def conversation() -> None:
         await far.start(on_line=print)
         assert marked(MARK)

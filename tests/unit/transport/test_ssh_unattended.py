@@ -47,7 +47,7 @@ def test_an_ssh_with_these_options_has_no_agent_no_card_and_no_security_key(
     assert [a for a in before[name].split(",") if "sk-" not in a] == after[name].split(",")
 
 
-def test_what_an_ssh_does_not_name_is_not_overridden() -> None:
+def test_options_that_this_ssh_does_not_know_are_not_set() -> None:
     assert ssh_unattended.options({"ciphers": "aes128-ctr"}) == []
 
 
