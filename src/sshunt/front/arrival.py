@@ -34,19 +34,20 @@ from sshunt.model import Action, Endpoint, Route
 from sshunt.route.routes import RouteTable
 from sshunt.tell.report import ArrivalChecked, ArrivalNotRouted, Report
 
-#: A connection over lo takes a fraction of a millisecond; a SYN is sent again after one second.
+#: The time that a probe has to arrive. Over lo it takes a fraction of a millisecond; a SYN is sent
+#: again after one second.
 ARRIVAL_DEADLINE_S = 4.0
 
-#: Addresses for documentation: nobody's.
+#: Addresses that belong to nobody: those for documentation.
 _NOBODYS = ("203.0.113.1", "198.51.100.1", "192.0.2.1", "2001:db8::1")
 
-#: tcpmux: hardly ever in use.
+#: A port that is hardly ever in use (tcpmux).
 _UNUSED_PORT = 1
 
-#: What connect(2) says where there is no way to begin.
+#: Errors of connect(2) where this host has no route.
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-#: closerange ends here; at a start there are a few dozen descriptors.
+#: Descriptors that a prober closes, counted from 3. At a start there are a few dozen.
 _MOST_DESCRIPTORS = 4096
 
 _MESSAGE_BYTES = 128

@@ -10,14 +10,14 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-#: Together. A resolver's library keeps one or two.
+#: Connections of all users together. A resolver's library keeps one or two.
 MOST_CONNECTIONS = 128
 
-#: A connection that carries nothing for so long is closed: RFC 7766, 6.2.3 wants "of the order of a
-#: few seconds" where room is short; where there is room, the resolver decides, which has less.
+#: Silence after which a connection is closed. RFC 7766, 6.2.3 wants "of the order of a few seconds"
+#: where room is short; where there is room, the resolver decides, which has less.
 IDLE_S = 120.0
 
-#: How often they are looked at.
+#: The interval at which silent ones are looked for.
 SWEEP_EVERY_S = 30.0
 
 # tcpi_last_data_sent and tcpi_last_data_recv of tcp_info, in milliseconds ago, and what is between.

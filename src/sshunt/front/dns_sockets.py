@@ -24,7 +24,7 @@ from sshunt.relay import dns
 #: Any port there, by family.
 _LOOPBACK: dict[int, Endpoint] = {4: ("127.0.0.1", 0), 6: ("::1", 0)}
 
-#: A port that is free for TCP and taken for UDP is not the last word.
+#: Ports that are tried: one that is free for TCP may be taken for UDP.
 BIND_ATTEMPTS = 16
 
 

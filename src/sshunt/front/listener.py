@@ -26,7 +26,7 @@ BACKLOG = 4096
 #: was accepted is under way while the next are.
 ACCEPTS_PER_ROUND = 16
 
-#: How long accepting pauses when descriptors have run out, unless one is freed earlier.
+#: The pause in accepting when descriptors have run out, unless one is freed earlier.
 PAUSE_S = 0.5
 
 

@@ -33,16 +33,16 @@ from sshunt.tell.figures import counted as counted
 
 _CLEAR_LINE, _CLEAR_BELOW = "\r\x1b[K", "\r\x1b[J"
 
-#: Where a terminal does not say how wide it is.
+#: The width of a terminal that does not say how wide it is.
 _COLUMNS = 80
 
-#: What it takes to write above the cursor's line: make room below it, where the screen may have to
+#: Sequences to write above the cursor's line: make room below it, where the screen may have to
 #: scroll, and insert lines (VT100 and VT102, which all terminals follow).
 _DOWN, _UP, _SAVE, _RESTORE = "\x1bD", "\x1b[A", "\x1b7", "\x1b8"
 _INSERT, _DOWN_BY = "\x1b[{0}L", "\x1b[{0}B"
 
-#: Longest piece that is written at once. A pipe that poll(2) calls writable takes so much without
-#: blocking (PIPE_BUF); no line of ours is longer.
+#: Longest piece that is written at once: what a pipe that poll(2) calls writable takes without
+#: blocking (PIPE_BUF). No line of ours is longer.
 _PIECE_BYTES = 4096
 
 

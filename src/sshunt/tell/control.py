@@ -41,30 +41,31 @@ from sshunt.tell.report import PeersBypassed, RemoteConnected, RemoteLost, Repor
 from sshunt.tell.sentences import targets_text
 from sshunt.tell.session_name import abstract_name
 
-#: A request is a verb. An answer is a few figures, and one send to a fresh socket takes it whole.
+#: Longest request, which is a verb, and longest answer, which is a few figures: one send to a fresh
+#: socket takes it whole.
 REQUEST_BYTES = 1024
 ANSWER_BYTES = 64 * 1024
 
-#: For the whole of a conversation, at either end. Both are on one machine; seconds are for a
-#: machine that swaps.
+#: The time for the whole of a conversation, at either end. Both are on one machine; seconds are for
+#: one that swaps.
 DEADLINE_S = 5.0
 
-#: Callers that have not yet said what they want. Commands say it at once and are answered at once.
+#: Callers that may be heard at a time. Commands say what they want at once, and are answered.
 CALLERS = 8
 
-#: Those that wait to be accepted. With other users' commands among them, until they are hung up on.
+#: Callers that may wait to be accepted, those of other users among them until they are hung up on.
 BACKLOG = 64
 
-#: How long accepting pauses when it fails: out of descriptors, mostly.
+#: The pause in accepting when it fails: out of descriptors, mostly.
 ACCEPT_PAUSE_S = 1.0
 
-#: Endpoints that a session names; it has left alone a few.
+#: Endpoints that a session names, at most. It has left alone a few.
 MOST_ENDPOINTS = 64
 
-#: More than this of a sentence from the other side is not shown.
+#: Characters of a sentence from the other side that are shown.
 SENTENCE_CHARS = 500
 
-#: What to do where no session runs.
+#: The advice where no session runs.
 START_ONE = "start one: sshunt -r HOST TARGET..."
 
 _SESSION = re.compile(r"[0-9a-f]{8}")

@@ -17,10 +17,10 @@ from sshunt.errors import UserError
 from sshunt.model import Endpoint, check_endpoint
 from sshunt.tell.control import MOST_ENDPOINTS, ask, sessions
 
-#: How long a session may take to answer. They do at once, unless they are stopped (Ctrl-Z).
+#: The time that a session has to answer. They do at once, unless they are stopped (Ctrl-Z).
 ANSWER_S = 0.5
 
-#: Sessions that are asked; users have a few.
+#: Sessions that are asked, at most. Users have a few.
 MOST_ASKED = 16
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from sshunt.tell.report import Event, RemoteConnected, ShutdownStarted
 from sshunt.tell.sentences import connected
 
-#: For a service manager that has more to do than to read its socket.
+#: The time for one message, should a service manager have more to do than to read its socket.
 DEADLINE_S = 1.0
 
 

@@ -11,7 +11,7 @@ from sshunt.tell.console import Console
 from sshunt.tell.report import Event, FrontPaused, LoginEnded, LoginStarted, Report
 from sshunt.tell.sentences import ALWAYS, DETAIL, RAW, sentence
 
-#: The same complaint of the same front is not repeated more often than this.
+#: The interval after which a front may complain again.
 COMPLAIN_EVERY_S = 10.0
 
 

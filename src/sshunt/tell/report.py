@@ -7,7 +7,7 @@
 Whoever does something says what has become of it: in the past tense, with the figures, without a
 sentence. Which sentence a person reads, and whether he does, is for ``tell.sentences``.
 
-Events are tuples like those of ``mux.session``: forty frozen dataclasses would take 10 ms to be
+Events are tuples like those of ``mux.events``: forty frozen dataclasses would take 10 ms to be
 made at each start, before ssh. So compare their kinds before their values: two kinds with the same
 values are equal.
 
@@ -115,8 +115,8 @@ class LoginEnded(NamedTuple):
 
 
 class SshSaid(NamedTuple):
-    """A line of ssh's stderr: of the first login (FIRST_LOGIN), of one after the connection was
-    lost (LATER_LOGIN), of one for a further lane (FURTHER_LOGIN).
+    """A line of ssh's stderr, or one about how it is started: of the first login (FIRST_LOGIN), of
+    one after the connection was lost (LATER_LOGIN), of one for a further lane (FURTHER_LOGIN).
     """
 
     remote: str
@@ -207,13 +207,6 @@ class PersonNeeded(NamedTuple):
     remote: str
     why: str
     hint: str
-
-
-class KnownAddressTried(NamedTuple):
-    """The server's name can't be resolved, so it is looked for at the address it had last."""
-
-    remote: str
-    address: str
 
 
 # --- a remote: its lanes and streams --------------------------------------------------------------
@@ -426,7 +419,7 @@ class ResolversSkipped(NamedTuple):
 
 # --- all of them ----------------------------------------------------------------------------------
 
-#: After which of them a remote is up, and after which it is not.
+#: Events after which a remote is up, or is not.
 RemoteState: TypeAlias = RemoteConnected | RemoteLost | RemoteReconnected
 STATES = (RemoteConnected, RemoteLost, RemoteReconnected)
 
@@ -452,7 +445,6 @@ Event: TypeAlias = (
     | AnotherMachineAnswered
     | AttemptFailed
     | PersonNeeded
-    | KnownAddressTried
     | LaneOpened
     | LaneClosed
     | LaneFailed
@@ -482,7 +474,7 @@ Event: TypeAlias = (
     | ResolversSkipped
 )
 
-#: What happens with each connection.
+#: Events that happen with each connection.
 OF_STREAMS = frozenset({StreamOpened, StreamReset})
 
 Hear: TypeAlias = Callable[[Event], None]

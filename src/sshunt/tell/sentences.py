@@ -205,10 +205,6 @@ def _person_needed(event: report.PersonNeeded) -> str:
     return f"{event.why}; {event.hint}; then: sshunt reconnect"
 
 
-def _known_address_tried(event: report.KnownAddressTried) -> str:
-    return f"trying the address that the server had last, {event.address}"
-
-
 # --- a remote: its lanes and streams --------------------------------------------------------------
 
 
@@ -348,7 +344,7 @@ def _resolvers_skipped(event: report.ResolversSkipped) -> str:
     return uncovered(event.addresses)
 
 
-#: Level, or what finds it out, and sentence.
+#: A level, or what finds it out, and the sentence.
 _Told = tuple[int | Callable[[Any], int], Callable[[Any], str]]
 
 _TOLD: dict[type, _Told] = {
@@ -372,7 +368,6 @@ _TOLD: dict[type, _Told] = {
     report.AnotherMachineAnswered: (ALWAYS, _another_machine_answered),
     report.AttemptFailed: (DETAIL, _attempt_failed),
     report.PersonNeeded: (ALWAYS, _person_needed),
-    report.KnownAddressTried: (DETAIL, _known_address_tried),
     report.LaneOpened: (DETAIL, _lane_opened),
     report.LaneClosed: (DETAIL, _lane_closed),
     report.LaneFailed: (DETAIL, _lane_failed),

@@ -12,7 +12,8 @@ import secrets
 import socket
 import sys
 
-#: Digits that somebody else has got are not used; nobody has got all of them.
+#: Draws before a session does without. Digits that somebody has got are drawn again; nobody has got
+#: all of them.
 _ATTEMPTS = 8
 
 
