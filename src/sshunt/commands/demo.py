@@ -31,7 +31,8 @@ from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 from sshunt.tell.console import counted
 
-#: Long enough for a steady speed, short enough for a demo; a slow machine is stopped after a time.
+#: What is downloaded to see the speed, and for how long at most: long enough for a steady speed,
+#: short enough for a demo.
 DOWNLOAD_BYTES = 400_000_000
 DOWNLOAD_S = 8.0
 
@@ -44,20 +45,20 @@ CHECKED_S = 4.0
 #: The longest that anything may take that is fetched.
 CURL_DEADLINE_S = 50
 
-#: curl(1): "Operation timeout. The specified time-out period was reached".
+#: curl's exit status for "Operation timeout. The specified time-out period was reached" (curl(1)).
 _CURL_TIMED_OUT = 28
 
 NEW_CONNECTIONS = 100
 
-#: For a machine that is very slow, or has very much to do.
+#: How long a start and an end may take on a machine that is very slow, or has very much to do.
 START_DEADLINE_S = 120.0
 END_DEADLINE_S = 5.0
 
-#: The promise: a second after kill -9 nothing is left.
+#: How long after kill -9 something may be left: the promise is a second.
 CLEAN_DEADLINE_S = 1.0
 
-#: In the demo the far side keeps a session for so long without a connection; an hour by default.
-#: Where a login takes long, it is so many times that: the next ssh must come before it is over.
+#: The grace time in the demo (an hour by default), and, where a login takes long, how many logins
+#: it lasts: the next ssh must come before it is over.
 LEAST_GRACE_S = 2
 GRACE_LOGINS = 6
 
@@ -226,7 +227,7 @@ def _speed(lab: Lab) -> str:
 
 
 def _fetched(lab: Lab, page: str, seconds: float, what: str) -> float:
-    """Fetch a page for so long at most; what curl then says of it."""
+    """Fetch a page for ``seconds`` at most; what curl then says of it."""
     args = ["-sS", "-m", str(seconds), "-o", "/dev/null", "-w", f"%{{{what}}}"]
     done = lab.client.run(["curl", *args, f"http://{page}"], check=False)
     if done.returncode not in (0, _CURL_TIMED_OUT):
