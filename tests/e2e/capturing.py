@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import sshunt
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 from sshunt.errors import UserError
 from sshunt.front.original import NotRedirected, OriginalDestinations
 from sshunt.host.helper import Helper, start_helper
@@ -102,19 +102,15 @@ async def obey(helper: Helper, session: str, command: list[Any]) -> Any:
         case ["guard"]:
             return await helper.guard()
         case ["apply", routes, listen4, listen6, bypass]:
+            listeners = [listen(address) for address in (listen4, listen6)]
             plan = Plan(
                 session,
-                listen(listen4),
-                listen(listen6),
+                redirects([listener for listener in listeners if listener is not None]),
                 tuple(Route(ip_network(net), Action(action), a, b) for net, action, a, b in routes),
                 tuple((address, port) for address, port in bypass),
             )
             await helper.apply(plan)
-            return [
-                plan.listen4 and plan.listen4[1],
-                plan.listen6 and plan.listen6[1],
-                helper.owner,
-            ]
+            return [*(listener and listener[1] for listener in listeners), helper.owner]
         case ["bypass", endpoints]:
             return await helper.bypass([(address, port) for address, port in endpoints])
         case ["keep", addresses]:

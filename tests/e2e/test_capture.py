@@ -520,13 +520,11 @@ _HELLO = b'{"request":"hello","version":%d,"session":"feedfacefeed"}\n' % VERSIO
 _KEEP = b'{"request":"keep","addresses":["192.0.2.9"]}\n'
 _FOREIGN_LISTENER = {
     "session": "feedfacefeed",
-    "listen4": [ELSEWHERE_V4, 1],
-    "listen6": None,
+    "method": "nft",
+    "redirects": [["connections", ELSEWHERE_V4, 1]],
     "routes": [],
     "bypass": [],
     "resolvers": [],
-    "dns4": None,
-    "dns6": None,
 }
 
 
@@ -547,7 +545,7 @@ def test_the_helper_keeps_addresses_only_while_something_is_captured(lab: Lab) -
 
 def test_where_there_is_no_tun_device_no_address_is_kept_and_all_else_goes_on(lab: Lab) -> None:
     without = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$0" "$@"']
-    plan = {**_FOREIGN_LISTENER, "listen4": ["127.0.0.1", 1]}
+    plan = {**_FOREIGN_LISTENER, "redirects": [["connections", "127.0.0.1", 1]]}
     apply = json.dumps({"request": "apply", "plan": plan}).encode() + b"\n"
     bypass = b'{"request":"bypass","endpoints":[]}\n'
     keep = _KEEP.replace(b"192.0.2.9", b"192.0.2.1")
@@ -660,7 +658,7 @@ def test_without_libnftables_the_helper_says_so(lab: Lab) -> None:
 
 def test_without_the_right_to_mount_there_is_no_guard_but_there_are_rules(lab: Lab) -> None:
     weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
-    plan = {**_FOREIGN_LISTENER, "listen4": ["127.0.0.1", 1]}
+    plan = {**_FOREIGN_LISTENER, "redirects": [["connections", "127.0.0.1", 1]]}
     apply = json.dumps({"request": "apply", "plan": plan}).encode() + b"\n"
     replies = converse(lab.client, _HELLO, b'{"request":"guard"}\n', apply, under=weak)
     assert [reply["reply"] for reply in replies] == ["welcome", "guarded", "applied"]

@@ -70,8 +70,8 @@ class Conversation:
 
     def apply(self, session: str, routes: list[Any], **more: Any) -> dict[str, Any]:
         self.ask("hello", version=VERSION, session=session)
-        plan: dict[str, Any] = dict.fromkeys(("listen6", "dns4", "dns6"))
-        plan |= {"session": session, "listen4": ["127.0.0.1", 1], "routes": routes}
+        redirects = [["connections", "127.0.0.1", 1]]
+        plan = {"session": session, "method": "nft", "redirects": redirects, "routes": routes}
         return self.ask("apply", plan={**plan, "bypass": [], "resolvers": [], **more})
 
     def has_ended(self) -> bool:
@@ -205,7 +205,7 @@ def test_where_a_foreign_table_crashes_libnftables_resolvers_can_change(lab: Lab
     helper = str(_SOURCE / "sshunt/helper/__main__.py")
     with closing(Conversation(lab, sys.executable, "-I", "-S", "-B", helper)) as conversation:
         with beside_what_crashes_libnftables(lab):
-            fields = {"dns4": ["127.0.0.1", 9], "resolvers": [own]}
+            fields = {"redirects": [["queries", "127.0.0.1", 9]], "resolvers": [own]}
             assert conversation.apply("feedfacefeed", [], **fields)["reply"] == "applied"
             assert conversation.ask("resolvers", addresses=[])["reply"] == "done"
         assert not listed(lab, "feedfacefeed", "resolvers4")
@@ -242,12 +242,16 @@ def test_only_queries_to_the_configured_resolvers_can_be_captured(lab: Lab) -> N
         return lab.client.run(command).stdout
 
     with closing(begun()) as first:
-        refused = first.apply("feedfacefeed", [], dns4=["127.0.0.1", 9], resolvers=["8.8.8.8"])
+        refused = first.apply(
+            "feedfacefeed", [], redirects=[["queries", "127.0.0.1", 9]], resolvers=["8.8.8.8"]
+        )
         assert (refused["reply"], refused["kind"]) == ("refused", "resolver")
     soon(lambda: not helpers(lab.client))
     with closing(begun()) as second:
         both = [own, "8.8.8.8"]
-        applied = second.apply("feedfacefeed", [], dns4=["127.0.0.1", 9], resolvers=both)
+        applied = second.apply(
+            "feedfacefeed", [], redirects=[["queries", "127.0.0.1", 9]], resolvers=both
+        )
         assert applied["reply"] == "applied"
         assert own in captured()
         assert "8.8.8.8" not in captured()
@@ -421,8 +425,8 @@ sys.stdin.read()
 
 def test_a_helper_hears_signals_whatever_its_starter_does_with_them(lab: Lab) -> None:
     session = "feedfacefeed"
-    plan: dict[str, Any] = dict.fromkeys(("listen6", "dns4", "dns6"))
-    plan |= {"session": session, "listen4": ["127.0.0.1", 1], "routes": _EVERY}
+    redirects = [["connections", "127.0.0.1", 1]]
+    plan = {"session": session, "method": "nft", "redirects": redirects, "routes": _EVERY}
     requests: list[dict[str, Any]] = [
         {"request": "hello", "version": VERSION, "session": session},
         {"request": "apply", "plan": {**plan, "bypass": [], "resolvers": []}},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.capture.nft import render
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Method, Plan, Redirect, What
 from sshunt.helper.protocol import (
     MAX_KEPT,
     MAX_REQUEST_BYTES,
@@ -63,13 +63,14 @@ _resolvers = st.lists(st.ip_addresses().map(str), max_size=5).map(tuple)
 _plans = st.builds(
     Plan,
     _sessions,
-    st.none() | _endpoints4,
-    st.none() | _endpoints6,
+    st.lists(
+        st.builds(Redirect, st.sampled_from(What), _endpoints4 | _endpoints6),
+        unique_by=lambda redirect: (redirect.what, ":" in redirect.endpoint[0]),
+    ).map(tuple),
     st.lists(_routes(), max_size=5).map(tuple),
     _bypasses,
     _resolvers,
-    st.none() | _endpoints4,
-    st.none() | _endpoints6,
+    st.sampled_from(Method),
 )
 _requests = st.one_of(
     st.builds(Hello, st.integers(0, 2**31), _sessions),

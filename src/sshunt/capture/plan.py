@@ -25,6 +25,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -71,25 +72,44 @@ class Region(NamedTuple):
         return self.first_port == ANY_FIRST_PORT and self.last_port == ANY_LAST_PORT
 
 
+class What(str, Enum):
+    """What is redirected."""
+
+    CONNECTIONS = "connections"  # TCP, into the regions that are REMOTE
+    QUERIES = "queries"  # TCP and UDP, to port 53 of the resolvers
+
+
+class Method(str, Enum):
+    """How it is captured."""
+
+    NFT = "nft"  # nftables, by redirection
+
+
+class Redirect(NamedTuple):
+    """Where something that is redirected arrives, of the family that this address has."""
+
+    what: What
+    endpoint: Endpoint
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to capture. Raises ValueError for a session, address or port that is not one."""
+    """What to capture. Raises ValueError for a session, address or port that is not one, and for
+    two redirects of the same.
+    """
 
     session: str  # 8..16 lower-case hexadecimal digits; names what is made in the kernel
-    listen4: Endpoint | None  # where redirected IPv4 connections are accepted
-    listen6: Endpoint | None  # the same for IPv6
+    redirects: tuple[Redirect, ...]  # a family of which nothing is redirected is left alone
     routes: tuple[Route, ...]
     bypass: tuple[Endpoint, ...] = ()  # the real peers of our own ssh processes; never captured
     resolvers: tuple[str, ...] = ()  # whom this host's programs ask names
-    dns4: Endpoint | None = None  # where what they ask at IPv4 addresses is answered
-    dns6: Endpoint | None = None  # the same for IPv6
+    method: Method = Method.NFT
 
     def __post_init__(self) -> None:
         check_session(self.session)
-        for family in (4, 6):
-            for listener in (self.listener(family), self.dns(family)):
-                if listener is not None and check_endpoint(listener).version != family:
-                    raise ValueError(f"not an IPv{family} listener: {listener[0]}")
+        kinds = {(what, check_endpoint(endpoint).version) for what, endpoint in self.redirects}
+        if len(kinds) != len(self.redirects):
+            raise ValueError("two redirects of the same")
         for address in self.resolvers:
             check_endpoint((address, DNS_PORT))
         for endpoint in self.bypass:
@@ -100,11 +120,11 @@ class Plan:
 
     def listener(self, family: int) -> Endpoint | None:
         """Where redirected connections of this family (4 or 6) are accepted, if anywhere."""
-        return self.listen4 if family == 4 else self.listen6
+        return self._arrives_at(What.CONNECTIONS, family)
 
     def dns(self, family: int) -> Endpoint | None:
         """Where queries to resolvers of this family (4 or 6) are answered, if anywhere."""
-        return self.dns4 if family == 4 else self.dns6
+        return self._arrives_at(What.QUERIES, family)
 
     def forwards(self, family: int) -> bool:
         """True if forwarded traffic is captured too.
@@ -113,6 +133,22 @@ class Plan:
         """
         listener = self.listener(family)
         return listener is not None and not ip_address(listener[0]).is_loopback
+
+    def _arrives_at(self, wanted: What, family: int) -> Endpoint | None:
+        for what, endpoint in self.redirects:
+            if what is wanted and ip_address(endpoint[0]).version == family:
+                return endpoint
+        return None
+
+
+def redirects(
+    connections: Iterable[Endpoint], queries: Iterable[Endpoint] = ()
+) -> tuple[Redirect, ...]:
+    """Those of a plan whose connections and queries arrive there."""
+    return (
+        *(Redirect(What.CONNECTIONS, endpoint) for endpoint in connections),
+        *(Redirect(What.QUERIES, endpoint) for endpoint in queries),
+    )
 
 
 def check_session(session: str) -> None:

@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from sshunt.capture import links, nft
-from sshunt.capture.plan import Plan, remote_regions
+from sshunt.capture.plan import Plan, redirects, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals, Prober, lost
@@ -375,20 +375,13 @@ def _plan(
     dns_sockets: Iterable[DnsSockets] = (),
 ) -> Plan:
     """What the helper is asked for; raises UserError if that is more than it takes."""
-    bound: dict[int, Endpoint] = {}
-    for sock in listeners:
-        address, port = sock.getsockname()[:2]
-        bound[sock.family] = (address, port)
-    answered = {pair.udp.family: pair.endpoint for pair in dns_sockets}
+    queries = [pair.endpoint for pair in dns_sockets]
     plan = Plan(
         session=session_id,
-        listen4=bound.get(socket.AF_INET),
-        listen6=bound.get(socket.AF_INET6),
+        redirects=redirects([sock.getsockname()[:2] for sock in listeners], queries),
         routes=routes,
         bypass=bypass,
-        resolvers=system_resolvers() if answered else (),
-        dns4=answered.get(socket.AF_INET),
-        dns6=answered.get(socket.AF_INET6),
+        resolvers=system_resolvers() if queries else (),
     )
     try:
         if len(routes) > MAX_ROUTES:

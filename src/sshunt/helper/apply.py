@@ -40,7 +40,7 @@ from itertools import chain
 
 from sshunt.capture import links, nft
 from sshunt.capture.kept import KEPT_SET, kept_in_families, render_kept
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Method, Plan
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import KeptAddresses
 from sshunt.helper.chains import suspects
@@ -62,6 +62,9 @@ from sshunt.helper.protocol import KernelError, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
+
+#: What renders a plan as a table, by its method.
+_RENDER = {Method.NFT: nft.render}
 
 
 class Kernel:
@@ -359,7 +362,7 @@ class Kernel:
         cgroup = self._guard.cgroup if self._guard is not None else None
         served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
         try:
-            return nft.render(plan, owner=owner, cgroup=cgroup, served=served)
+            return _RENDER[plan.method](plan, owner=owner, cgroup=cgroup, served=served)
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
 

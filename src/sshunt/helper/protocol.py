@@ -40,7 +40,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias
 
-from sshunt.capture.plan import DNS_PORT, Plan, check_session
+from sshunt.capture.plan import DNS_PORT, Method, Plan, Redirect, What, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
 VERSION = 5
@@ -50,6 +50,9 @@ EXIT_NO_SOCKET = 3
 
 #: Thousands of routes are seen in the field (whole countries: 10,000); doubled.
 MAX_ROUTES = 20_000
+
+#: Redirects of a plan: each kind once for each family.
+MAX_REDIRECTS = 2 * len(What)
 
 #: One per lane would do; a name behind a ProxyCommand may have several.
 MAX_BYPASS = 256
@@ -357,16 +360,14 @@ def _request_from_json(fields: dict[str, Any]) -> Request:
 def _plan_to_json(plan: Plan) -> dict[str, Any]:
     return {
         "session": plan.session,
-        "listen4": plan.listen4,
-        "listen6": plan.listen6,
+        "method": plan.method.value,
+        "redirects": [[what.value, *endpoint] for what, endpoint in plan.redirects],
         "routes": [
             [str(route.network), route.action.value, route.first_port, route.last_port]
             for route in plan.routes
         ],
         "bypass": plan.bypass,
         "resolvers": plan.resolvers,
-        "dns4": plan.dns4,
-        "dns6": plan.dns6,
     }
 
 
@@ -376,13 +377,11 @@ def _plan_from_json(fields: dict[str, Any]) -> Plan:
         raise ValueError(f"more than {MAX_ROUTES} routes")
     plan = Plan(
         session=_take_str(fields, "session"),
-        listen4=_listener_from_json(fields.pop("listen4")),
-        listen6=_listener_from_json(fields.pop("listen6")),
+        redirects=_redirects_from_json(fields.pop("redirects")),
         routes=tuple(_route_from_json(route) for route in routes),
         bypass=_endpoints_from_json(fields.pop("bypass")),
         resolvers=_resolvers_from_json(fields.pop("resolvers")),
-        dns4=_listener_from_json(fields.pop("dns4")),
-        dns6=_listener_from_json(fields.pop("dns6")),
+        method=Method(_take_str(fields, "method")),
     )
     _nothing_left(fields)
     return plan
@@ -412,8 +411,16 @@ def _resolvers_from_json(value: Any) -> tuple[str, ...]:
     return tuple(_endpoint_from_json([address, DNS_PORT])[0] for address in addresses)
 
 
-def _listener_from_json(value: Any) -> Endpoint | None:
-    return None if value is None else _endpoint_from_json(value)
+def _redirects_from_json(value: Any) -> tuple[Redirect, ...]:
+    redirects = _typed(value, list)
+    if len(redirects) > MAX_REDIRECTS:
+        raise ValueError(f"more than {MAX_REDIRECTS} redirects")
+    return tuple(_redirect_from_json(redirect) for redirect in redirects)
+
+
+def _redirect_from_json(value: Any) -> Redirect:
+    what, *endpoint = _typed(value, list)
+    return Redirect(What(_typed(what, str)), _endpoint_from_json(endpoint))
 
 
 def _endpoint_from_json(value: Any) -> Endpoint:

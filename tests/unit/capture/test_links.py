@@ -7,7 +7,7 @@ import pytest
 
 from sshunt.capture import links
 from sshunt.capture.links import Links
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 
 _LINKS = {"192.0.2.1": "lan0", "198.51.100.1": "wlan0", "203.0.113.1": 'a"b', "2001:db8::1": "lan0"}
 
@@ -25,9 +25,8 @@ def served(
     for name in on:
         (tmp_path / "sys/net" / name).write_text("1\n")
     proc = os.open(tmp_path, os.O_PATH)
-    plan = Plan(
-        "01234567", (listen4, 1) if listen4 else None, (listen6, 1) if listen6 else None, ()
-    )
+    listeners = [(address, 1) for address in (listen4, listen6) if address]
+    plan = Plan("01234567", redirects(listeners), ())
     try:
         found = links.served(plan, proc, lambda address: _LINKS.get(address, ""))
     finally:
@@ -70,25 +69,25 @@ def test_links_from_which_the_kernel_forwards_are_served(
 
 def test_a_kernel_without_a_family_forwards_none_of_it(tmp_path: Path) -> None:
     proc = os.open(tmp_path, os.O_PATH)
-    plan = Plan("01234567", ("0.0.0.0", 1), None, ())
+    plan = Plan("01234567", redirects([("0.0.0.0", 1)]), ())
     assert links.served(plan, proc, lambda _: "") == {4: (), 6: ()}
     os.close(proc)
 
 
 def test_a_listener_that_could_serve_others_but_does_not_is_explained() -> None:
-    everywhere = Plan("01234567", ("0.0.0.0", 1), ("::1", 1), ())
+    everywhere = Plan("01234567", redirects([("0.0.0.0", 1), ("::1", 1)]), ())
     assert "net.ipv4.ip_forward=1" in links.refusal(everywhere, 4, ())
     assert links.refusal(everywhere, 4, None) == ""
     assert links.refusal(everywhere, 4, ("lan0",)) == ""
     assert links.refusal(everywhere, 6, ()) == ""
-    one = Plan("01234567", ("192.0.2.1", 1), None, ())
+    one = Plan("01234567", redirects([("192.0.2.1", 1)]), ())
     assert "from the link of 192.0.2.1" in links.refusal(one, 4, ())
 
 
 def test_the_real_proc_says_of_a_listener_for_this_host_only_that_it_serves_no_link() -> None:
     proc = links.open_proc()
     try:
-        plan = Plan("01234567", ("127.0.0.1", 1), ("::1", 1), ())
+        plan = Plan("01234567", redirects([("127.0.0.1", 1), ("::1", 1)]), ())
         assert links.served(plan, proc, lambda address: "lo") == {4: (), 6: ()}
     finally:
         os.close(proc)

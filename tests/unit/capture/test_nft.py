@@ -25,7 +25,7 @@ from sshunt.capture.nft import (
     table_name,
     table_names,
 )
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 from sshunt.model import Action, Route
 from sshunt.relay.sockets import DIALED_PRIORITY
 
@@ -40,11 +40,10 @@ def _route(
     return Route(ip_network(network), action, first, last)
 
 
-_OFFICE = Plan(_SESSION, ("127.0.0.1", 12300), None, (_route("10.0.0.0/8"),))
+_OFFICE = Plan(_SESSION, redirects([("127.0.0.1", 12300)]), (_route("10.0.0.0/8"),))
 _EVERYTHING = Plan(
     _SESSION,
-    ("0.0.0.0", 12300),
-    ("::", 12300),
+    redirects([("0.0.0.0", 12300), ("::", 12300)]),
     (
         _route("0.0.0.0/0"),
         _route("::/0"),
@@ -56,21 +55,17 @@ _EVERYTHING = Plan(
 )
 _ONE_ADDRESS = Plan(
     _SESSION,
-    ("192.0.2.1", 1),
-    ("2001:db8:1::1", 2),
+    redirects([("192.0.2.1", 1), ("2001:db8:1::1", 2)]),
     (_route("10.0.0.0/24", Action.REMOTE, 80, 90), _route("fd00::/8")),
 )
 _FORWARDED_IPV6_ONLY = Plan(
-    _SESSION, ("127.0.0.1", 5), ("::", 5), (_route("10.0.0.0/8"), _route("fd00::/8"))
+    _SESSION, redirects([("127.0.0.1", 5), ("::", 5)]), (_route("10.0.0.0/8"), _route("fd00::/8"))
 )
 _NAMES = Plan(
     _SESSION,
-    ("127.0.0.1", 12300),
-    None,
+    redirects([("127.0.0.1", 12300)], [("127.0.0.1", 12353), ("::1", 12354)]),
     (_route("10.0.0.0/8"),),
     resolvers=("192.0.2.53", "2001:db8::53", "127.0.0.53", "192.0.2.53"),
-    dns4=("127.0.0.1", 12353),
-    dns6=("::1", 12354),
 )
 
 _FROM_LINKS = {4: ("lan0", "wlan0.5"), 6: ()}
@@ -83,7 +78,7 @@ _TEXTS = {
     "from-links": render(_EVERYTHING, owner=True, cgroup=None, served=_FROM_LINKS),
     "names": render(_NAMES, owner=True, cgroup=_CGROUP),
     "marking": render_marking(_SESSION, _CGROUP, owner=True),
-    "nothing": render(Plan(_SESSION, None, None, (_route("::/0"),)), owner=False, cgroup=None),
+    "nothing": render(Plan(_SESSION, (), (_route("::/0"),)), owner=False, cgroup=None),
 }
 
 

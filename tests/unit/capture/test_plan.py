@@ -5,7 +5,15 @@ from ipaddress import IPv4Address, ip_address, ip_network, summarize_address_ran
 
 import pytest
 
-from sshunt.capture.plan import Plan, Region, prefixes, remote_regions
+from sshunt.capture.plan import (
+    Plan,
+    Redirect,
+    Region,
+    What,
+    prefixes,
+    redirects,
+    remote_regions,
+)
 from sshunt.model import Action, Endpoint, Route
 
 _REMOTE, _DIRECT = Action.REMOTE, Action.DIRECT
@@ -21,33 +29,48 @@ def _route(network: str, action: Action, first: int = 0, last: int = 65535) -> R
 )
 def test_a_plan_refuses_a_session_id_that_could_be_anything_else(session: str) -> None:
     with pytest.raises(ValueError, match="session"):
-        Plan(session, None, None, ())
+        Plan(session, (), ())
 
 
 @pytest.mark.parametrize(
-    ("listen4", "listen6", "bypass"),
+    "endpoint",
     [
-        (("localhost", 80), None, ()),
-        (("::1", 80), None, ()),
-        (None, ("127.0.0.1", 80), ()),
-        (("127.0.0.1", 0), None, ()),
-        (("127.0.0.1", 65536), None, ()),
-        (None, ("fe80::1%eth0", 80), ()),
-        (None, None, (("10.0.0.1 } flush ruleset", 22),)),
+        ("localhost", 80),
+        ("127.0.0.1", 0),
+        ("127.0.0.1", 65536),
+        ("fe80::1%eth0", 80),
+        ("10.0.0.1 } flush ruleset", 22),
     ],
 )
-def test_a_plan_refuses_what_is_not_a_numeric_endpoint_of_its_family(
-    listen4: Endpoint | None, listen6: Endpoint | None, bypass: tuple[Endpoint, ...]
-) -> None:
+def test_a_plan_refuses_what_is_not_a_numeric_endpoint(endpoint: Endpoint) -> None:
+    for what in What:
+        with pytest.raises(ValueError, match=r"."):
+            Plan("01234567", (Redirect(what, endpoint),), ())
     with pytest.raises(ValueError, match=r"."):
-        Plan("01234567", listen4, listen6, (), bypass)
+        Plan("01234567", (), (), bypass=(endpoint,))
+
+
+@pytest.mark.parametrize("resolver", ["localhost", "fe80::1%eth0", "127.0.0.1 } flush ruleset"])
+def test_a_plan_refuses_a_resolver_that_is_not_a_numeric_address(resolver: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Plan("01234567", (), (), resolvers=(resolver,))
+
+
+def test_of_each_family_connections_and_queries_arrive_at_one_place_each() -> None:
+    four, six = ("127.0.0.1", 1), ("::1", 1)
+    plan = Plan("01234567", redirects([four, six], [six]), ())
+    assert (plan.listener(4), plan.listener(6)) == (four, six)
+    assert (plan.dns(4), plan.dns(6)) == (None, six)
+    for twice in (redirects([four, ("192.0.2.1", 2)]), redirects([], [six, six])):
+        with pytest.raises(ValueError, match="two redirects of the same"):
+            Plan("01234567", twice, ())
 
 
 def test_forwarded_traffic_is_captured_only_by_a_listener_that_others_can_reach() -> None:
-    plan = Plan("01234567", ("127.0.0.1", 1), ("::", 1), ())
+    plan = Plan("01234567", redirects([("127.0.0.1", 1), ("::", 1)]), ())
     assert not plan.forwards(4)
     assert plan.forwards(6)
-    assert not Plan("01234567", None, None, ()).forwards(4)
+    assert not Plan("01234567", (), ()).forwards(4)
 
 
 def test_no_routes_are_no_regions() -> None:
@@ -138,7 +161,7 @@ def test_every_network_of_the_largest_plan_may_have_ports() -> None:
 def test_a_plan_refuses_ports_that_are_no_range(first: int, last: int) -> None:
     route = _route("10.0.0.0/8", _REMOTE, first, last)
     with pytest.raises(ValueError, match="port range"):
-        Plan("01234567", None, None, (route,))
+        Plan("01234567", (), (route,))
 
 
 def test_routes_of_both_families_are_regions_of_their_own() -> None:

@@ -34,13 +34,11 @@ from sshunt.model import Action, Route
 _ROUTE = ["10.0.0.0/8", "remote", 0, 65535]
 _PLAN = {
     "session": "01234567",
-    "listen4": ["127.0.0.1", 1],
-    "listen6": None,
+    "method": "nft",
+    "redirects": [["connections", "127.0.0.1", 1], ["queries", "127.0.0.1", 2]],
     "routes": [_ROUTE],
     "bypass": [],
     "resolvers": ["127.0.0.53"],
-    "dns4": ["127.0.0.1", 2],
-    "dns6": None,
 }
 
 
@@ -90,10 +88,21 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         b" " * (MAX_REQUEST_BYTES + 1),
         _apply(session="0123456x"),
         _apply(session=None),
-        _apply(listen4=["::1", 1]),
-        _apply(listen4=["127.0.0.1", "1"]),
-        _apply(listen4=["127.0.0.1", 0]),
-        _apply(listen4=["127.0.0.1", 1.0]),
+        _apply(method="iptables"),
+        _apply(method=None),
+        _apply(redirects=None),
+        _apply(redirects={}),
+        _apply(redirects=[None]),
+        _apply(redirects=[[]]),
+        _apply(redirects=[["connections"]]),
+        _apply(redirects=[["packets", "127.0.0.1", 1]]),
+        _apply(redirects=[[["connections"], "127.0.0.1", 1]]),
+        _apply(redirects=[["connections", "127.0.0.1", "1"]]),
+        _apply(redirects=[["connections", "127.0.0.1", 0]]),
+        _apply(redirects=[["connections", "127.0.0.1", 1.0]]),
+        _apply(redirects=[["connections", "127.0.0.1", 1, 2]]),
+        _apply(redirects=[["connections", "127.0.0.1", 1], ["connections", "127.0.0.2", 1]]),
+        _apply(redirects=[["connections", "127.0.0.1", 1]] * 1000),
         _apply(routes="10.0.0.0/8"),
         _apply(routes=[["10.0.0.1/8", "remote", 0, 65535]]),
         _apply(routes=[["10.0.0.0/8", "accept", 0, 65535]]),
@@ -111,8 +120,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(resolvers=["127.0.0.1 } flush ruleset"]),
         _apply(resolvers=[2130706433]),
         _apply(resolvers=["127.0.0.53"] * (MAX_RESOLVERS + 1)),
-        _apply(dns4=["::1", 2]),
-        _apply(dns6=["::1", 0]),
+        _apply(redirects=[["queries", "::1", 0]]),
+        _apply(redirects=[["queries", "fe80::1%eth0", 2]]),
         _apply(rules="flush ruleset"),
     ],
     ids=lambda line: repr(line[:60]),
@@ -153,14 +162,14 @@ def test_the_longest_plan_that_is_allowed_fits_into_a_request() -> None:
     network = ip_network("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128")
     route = Route(network, Action.REMOTE, 10000, 65535)
     bypass = (("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 65535),) * MAX_BYPASS
-    request = Apply(Plan("0123456789abcdef", None, None, (route,) * MAX_ROUTES, bypass))
+    request = Apply(Plan("0123456789abcdef", (), (route,) * MAX_ROUTES, bypass))
     assert decode_request_untrusted(encode_request(request)) == request
 
 
 def test_a_longer_plan_is_refused_before_it_is_sent() -> None:
     route = Route(ip_network("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128"), Action.REMOTE, 10000)
     with pytest.raises(ValueError, match="too many"):
-        encode_request(Apply(Plan("0123456789abcdef", None, None, (route,) * 2 * MAX_ROUTES)))
+        encode_request(Apply(Plan("0123456789abcdef", (), (route,) * 2 * MAX_ROUTES)))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import sshunt
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 from sshunt.errors import UserError
 from sshunt.host.helper import Helper
 from sshunt.host.rules import RETRY_AFTER_S, Rules
@@ -123,7 +123,8 @@ class World:
         await wait_until(lambda: len(self.optional_failures) == times)
 
     def plan(self, **fields: Any) -> Plan:
-        whole = Plan(self.session, ("127.0.0.1", 1), None, (Route(_OFFICE, Action.REMOTE),))
+        routes = (Route(_OFFICE, Action.REMOTE),)
+        whole = Plan(self.session, redirects([("127.0.0.1", 1)]), routes)
         return replace(whole, **fields)
 
 
@@ -236,7 +237,7 @@ def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained
 def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(world: World) -> None:
     async def story() -> None:
         async with world.rules() as rules:
-            rules.want(Wanted(plan=world.plan(listen4=("203.0.113.9", 1))))
+            rules.want(Wanted(plan=world.plan(redirects=redirects([("203.0.113.9", 1)]))))
             with pytest.raises(UserError, match="not an address of this host"):
                 await rules.settled()
             assert rules.failed.done()

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 from sshunt.helper.protocol import (
     MAX_BYPASS,
     Apply,
@@ -21,7 +21,7 @@ from sshunt.host.wanted import NOTHING, Facts, Wanted, after, next_optional, nex
 from sshunt.model import Action, Route
 
 _OFFICE = (Route(ip_network("10.0.0.0/8"), Action.REMOTE),)
-_PLAN = Plan("01234567", ("127.0.0.1", 1), None, _OFFICE)
+_PLAN = Plan("01234567", redirects([("127.0.0.1", 1)]), _OFFICE)
 _SSH = ("192.0.2.2", 22)
 _UP = Facts(
     plan=_PLAN, peers=(_SSH,), resolvers=("192.0.2.53", "2001:db8::53"), retained=("192.0.2.1",)
@@ -126,7 +126,7 @@ def test_what_changes_with_the_connection_takes_the_smallest_requests(
     [
         replace(_PLAN, routes=(Route(ip_network("172.16.0.0/12"), Action.REMOTE),)),
         replace(_PLAN, routes=()),
-        replace(_PLAN, listen4=("127.0.0.1", 2)),
+        replace(_PLAN, redirects=redirects([("127.0.0.1", 2)])),
     ],
 )
 def test_other_routes_and_listeners_take_one_request_and_addresses_stay_retained(
