@@ -19,7 +19,7 @@ def limit_bytes(end: End, lane: int = 1) -> int:
 
 
 def phase(end: End) -> str:
-    return end.session._path.phase
+    return end.session.path.phase
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Datagrams:
         self.flows: Dict[int, DatagramFlow] = {}
         self.dropped = 0
         self.queued_bytes = 0  # ENTRY_BYTES for each included
-        self._waiting = 0
+        self.waiting = 0  # datagrams, and what is said of flows
         self._first = self._next = 1 if role == CLIENT else 2
         self._ours = self._theirs = 0  # flows that each side has opened
         # Flows with something to send: those that have just got it, and those that always have.
@@ -136,18 +136,14 @@ class Datagrams:
 
     # --- what leaves --------------------------------------------------------------------------
 
-    def __bool__(self) -> bool:
-        """True if something waits for a lane."""
-        return self._waiting > 0
-
     @property
     def payload_bytes(self) -> int:
         """What waits for a lane, without what it costs besides."""
-        return self.queued_bytes - ENTRY_BYTES * self._waiting
+        return self.queued_bytes - ENTRY_BYTES * self.waiting
 
     def _queue(self, flow: DatagramFlow, waiting: Waiting) -> None:
         flow.add(waiting)
-        self._waiting += 1
+        self.waiting += 1
         self.queued_bytes += waiting.size_bytes
         while flow.queued_bytes > FLOW_QUEUE_BYTES and len(flow.queue) > 1:
             self._drop_from(flow)
@@ -175,7 +171,7 @@ class Datagrams:
 
     def _take_from(self, flow: DatagramFlow) -> Waiting:
         waiting = flow.take()
-        self._waiting -= 1
+        self.waiting -= 1
         self.queued_bytes -= waiting.size_bytes
         return waiting
 

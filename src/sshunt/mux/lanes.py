@@ -34,6 +34,7 @@ from sshunt.mux.limits import (
 from sshunt.mux.pacer import Pacer
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
+from sshunt.mux.sent import Sent
 from sshunt.mux.streams import Stream
 
 #: Frames that leave so soon after each other are a burst.
@@ -41,23 +42,6 @@ BURST_S = 0.0003
 
 #: Weight of a new round-trip sample in the smoothed one (RFC 6298).
 RTT_WEIGHT = 1 / 8
-
-
-class Sent(NamedTuple):
-    """A frame that asked for an acknowledgement.
-
-    ``kind`` is its type. DATA has ``stream``, ``offset`` and ``payload``; FIN and OPEN have
-    ``stream``; the other reliable ones have their encoded bytes in ``raw``; unreliable ones
-    neither. ``ahead_bytes`` left just before it, so that it had to wait for them."""
-
-    end: int
-    sent_at: float
-    kind: int
-    stream: Optional[Stream]
-    offset: int
-    payload: Optional[Payload]
-    raw: bytes
-    ahead_bytes: int  # of the same burst
 
 
 class Twin(NamedTuple):
@@ -177,29 +161,18 @@ class Lane:
         """An acknowledgement of ours of ``size`` bytes goes out."""
         self.sent += size
 
-    def note_sent(
-        self,
-        size: int,
-        now: float,
-        kind: int,
-        stream: Optional[Stream] = None,
-        offset: int = 0,
-        payload: Optional[Payload] = None,
-        raw: bytes = b"",
-    ) -> None:
+    def note_sent(self, size: int, now: float, sent: Sent) -> None:
         """A frame of ``size`` bytes that asks for an acknowledgement goes out."""
         if not self.outstanding:
             self.pacer.note_idle(now - self._last_at)
         self._last_at = now
         if now - self._burst_at > BURST_S:
             self._burst_bytes = 0
-        ahead_bytes = self._burst_bytes
-        self._burst_at = now
+        sent.ahead_bytes = self._burst_bytes
+        self._burst_at = sent.sent_at = now
         self._burst_bytes += size
-        self.sent = self._eliciting_end = self.sent + size
-        self.outstanding.append(
-            Sent(self.sent, now, kind, stream, offset, payload, raw, ahead_bytes)
-        )
+        self.sent = self._eliciting_end = sent.end = self.sent + size
+        self.outstanding.append(sent)
 
     def acknowledge(self, position: int, held_s: float, arrived_us: int, now: float) -> List[Sent]:
         """The peer has processed everything up to ``position``, the newest of it when its own clock

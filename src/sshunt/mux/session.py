@@ -21,8 +21,7 @@ what it has. A stream's frames stay on the lane of its OPEN until that is
 acknowledged; then any lane may carry them, because offsets are absolute.
 """
 
-from collections import deque
-from typing import Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 from sshunt.mux import frames
 from sshunt.mux.datagrams import Datagrams
@@ -39,7 +38,7 @@ from sshunt.mux.events import (
     StreamReset,
     StreamWritable,
 )
-from sshunt.mux.frames import Destination, Frame
+from sshunt.mux.frames import Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane, Twin
 from sshunt.mux.limits import (
@@ -48,25 +47,23 @@ from sshunt.mux.limits import (
     CONTROL_QUEUE_FRAMES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
-    LEAST_QUEUE_BYTES,
     LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     MAX_WINDOW_BYTES,
-    READ_AHEAD_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_FRAMES,
-    SESSION_QUEUE_BYTES,
     STALL_S,
-    STREAM_GAP,
     STUCK_S,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
     TWIN_BYTES,
 )
-from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import SPARSE_BYTES, Scheduler
+from sshunt.mux.seen import SeenStreams
+from sshunt.mux.sent import ControlQueue, Recovery, Sent, SentData, SentFin
+from sshunt.mux.steering import Steering
 from sshunt.mux.streams import (
     ANY_LANE,
     CLOSED,
@@ -87,41 +84,6 @@ Piece = Union[bytes, Payload]
 _URGENT = (frames.PING, frames.DATAGRAM, frames.GOODBYE)
 
 
-class _Control(NamedTuple):
-    """A reliable frame other than DATA and FIN that waits for a lane. A WINDOW is encoded when it
-    leaves.
-    """
-
-    kind: int
-    stream: Optional[Stream]
-    raw: bytes
-
-
-class _SeenStreams:
-    """Which stream numbers of the peer were opened or reset before, in bounded memory.
-
-    Lanes overtake each other, so numbers come slightly out of order: all up to ``_base`` were seen,
-    and of those above it the ones in ``_beyond``.
-    """
-
-    __slots__ = ("_base", "_beyond")
-
-    def __init__(self, first: int) -> None:
-        self._base = first - 2
-        self._beyond: Set[int] = set()
-
-    def __contains__(self, number: int) -> bool:
-        return number <= self._base or number in self._beyond
-
-    def add(self, number: int) -> None:
-        if number > self._base + 2 * STREAM_GAP:
-            raise RemoteProtocolError("stream %d, expected about %d" % (number, self._base + 2))
-        self._beyond.add(number)
-        while self._base + 2 in self._beyond:
-            self._base += 2
-            self._beyond.discard(self._base)
-
-
 class Session:
     """One tunnel, one side of it. ``role`` is hello.CLIENT or hello.AGENT.
 
@@ -137,25 +99,37 @@ class Session:
         lane_window_bytes: int = LANE_IN_FLIGHT_BYTES,
     ) -> None:
         self.lanes: Dict[int, Lane] = {}
+        self._steering = Steering(self.lanes)
         self.streams: Dict[int, Stream] = {}
         self._next_id = 1 if role == CLIENT else 2
         self._peer_parity = 0 if role == CLIENT else 1
-        self._seen = _SeenStreams(2 - self._peer_parity)
+        self._seen = SeenStreams(2 - self._peer_parity)
         self._peer_window_bytes = min(peer_window_bytes, MAX_WINDOW_BYTES)
         self._max_own_streams = min(peer_max_streams, MAX_STREAMS)
         self._peer_streams = 0
         self._scheduler = Scheduler()
-        self._path = Path(lane_window_bytes)
-        self._control: Deque[_Control] = deque()
+        self.path = Path(lane_window_bytes)
+        self.control = ControlQueue()
         self.datagrams = Datagrams(role)
         self._events: List[Event] = []
-        self._credit = SessionCredit()
+        self.credit = SessionCredit()
         self._queued = QueueTotal()
         self._now = 0.0  # of the last call that knew it
-        self._early = PieceCount()
+        self.early = PieceCount()
         self.rtt_s = 0.0  # the shortest smoothed round-trip time of any lane; 0: not measured
         self.frame_bytes = 0  # of the largest frames that a lane takes now; 0: there is none
-        self._queue_bytes = SEND_QUEUE_BYTES
+        self._takers: Dict[int, Callable[..., None]] = {
+            frames.LANE_ACK: self._on_ack,
+            frames.WINDOW: self._on_window,
+            frames.OPEN: self._on_open,
+            frames.OPENED: self._on_opened,
+            frames.FIN: self._on_fin,
+            frames.RESET: self._on_reset,
+            frames.PING: self._on_ping,
+            frames.DATAGRAM: self._on_datagram,
+            frames.GOODBYE: self._on_goodbye,
+            frames.LANE_GONE: self._on_lane_gone,
+        }
 
     @property
     def peer_terms(self) -> Tuple[int, int]:
@@ -169,7 +143,7 @@ class Session:
         """False while as many streams are open, or wait for a lane, as the peer allows."""
         return (
             len(self.streams) < self._max_own_streams
-            and len(self._control) < MAX_STREAMS
+            and len(self.control.waiting) < MAX_STREAMS
             and self._next_id < frames.MAX_STREAM
         )
 
@@ -178,7 +152,7 @@ class Session:
         if not self.can_open:
             raise LocalProtocolError("too many streams")
         number = self._next_id
-        window = ReceiveWindow(self._credit, number, self._now, INITIAL_WINDOW_BYTES)
+        window = ReceiveWindow(self.credit, number, self._now, INITIAL_WINDOW_BYTES)
         try:
             raw = frames.encode_open(number, destination, window.limit)
         except LocalProtocolError:
@@ -186,40 +160,26 @@ class Session:
             raise
         self._next_id += 2
         stream = self._new_stream(self._peer_window_bytes, window, NO_LANE)
-        self._control.append(_Control(frames.OPEN, stream, raw))
+        self.control.open(stream, raw)
         return stream
 
     def _new_stream(self, credit: int, window: ReceiveWindow, home: int) -> Stream:
         """One that may send ``credit`` bytes, and receive what ``window`` says."""
-        stream = Stream(Sender(credit, self._queued), Receiver(window, self._early), home)
+        stream = Stream(Sender(credit, self._queued), Receiver(window, self.early), home)
         self.streams[stream.id] = stream
-        if self._credit.is_short:
-            self._make_places()
+        if self.credit.is_short:
+            self.make_places()
         return stream
 
     def accept(self, stream: Stream) -> None:
         """The connection that the peer asked for is up."""
         if not stream.opened:  # and the peer wants to hear of it
             stream.opened = True
-            self._control.append(_Control(frames.OPENED, None, frames.encode_opened(stream.id)))
+            self.control.append(frames.encode_opened(stream.id))
 
     def room_bytes(self, stream: Stream) -> int:
         """How much may be written now; after a 0 comes StreamWritable when there is more."""
-        if stream.sender.is_stuck:
-            left = SESSION_QUEUE_BYTES - self._queued.size_bytes
-            return stream.sender.room_bytes(
-                max(min(left // 2, READ_AHEAD_BYTES), LEAST_QUEUE_BYTES)
-            )
-        return stream.sender.room_bytes(self._queue_share_bytes)
-
-    @property
-    def _queue_share_bytes(self) -> int:
-        """How much one stream may have queued now."""
-        left = SESSION_QUEUE_BYTES - self._queued.size_bytes
-        share = left // 2 if self._queue_bytes == MAX_WINDOW_BYTES else left // 8
-        if share >= self._queue_bytes:
-            return self._queue_bytes
-        return max(share, LEAST_QUEUE_BYTES)
+        return self._queued.room_bytes(stream.sender)
 
     def relieve(self, now: float) -> bool:
         """To be called every STALL_S while there are blocked writers; True if there still are.
@@ -238,7 +198,7 @@ class Session:
                 if sender.is_stuck:
                     self._wake(stream)
         if all(lane.unanswered_s(now) >= STALL_S for lane in self.lanes.values()):
-            self._queue_bytes = MAX_WINDOW_BYTES
+            self._queued.each_bytes = MAX_WINDOW_BYTES
             for stream in blocked:
                 self._wake(stream)
         return bool(blocked)
@@ -259,7 +219,7 @@ class Session:
         """End the stream at once, both ways; the peer is told ``code``."""
         if stream.sender.state is CLOSED:
             return
-        self._control.append(_Control(frames.RESET, None, frames.encode_reset(stream.id, code)))
+        self.control.append(frames.encode_reset(stream.id, code))
         stream.reset()
         self._forget(stream)
 
@@ -277,20 +237,14 @@ class Session:
             self._forget_if_over(stream)
             return
         if receiver.window.consume(size, now, self.rtt_s):
-            self._tell_window(stream)
-        if self._credit.is_short:
-            self._make_places()
+            self.control.tell_window(stream)
+        if self.credit.is_short:
+            self.make_places()
 
-    def _tell_window(self, stream: Stream) -> None:
-        """The peer is told the stream's limit when a lane takes it: the newest, once."""
-        if not stream.window_waits:
-            stream.window_waits = True
-            self._control.append(_Control(frames.WINDOW, stream, b""))
-
-    def _make_places(self) -> None:
+    def make_places(self) -> None:
         """Call back the larger windows of streams that don't use them."""
-        self._credit.is_short = False
-        for number in self._credit.idle(self._now):
+        self.credit.is_short = False
+        for number in self.credit.idle(self._now):
             stream = self.streams[number]
             receiver, window = stream.receiver, stream.receiver.window
             if receiver.final is not None:
@@ -298,7 +252,7 @@ class Session:
             elif stream.home != ANY_LANE:
                 window.keep(self._now)  # a WINDOW by another lane would overtake the OPEN
             elif window.recall(receiver.arrived, self._now):
-                self._tell_window(stream)
+                self.control.tell_window(stream)
 
     def ping(self, lane_id: int) -> None:
         """Ask the lane's other end for an acknowledgement at once."""
@@ -306,43 +260,30 @@ class Session:
 
     def say_goodbye(self, code: int, sentence: str) -> None:
         """Tell the peer that the session ends. The caller then lets the lanes drain and closes."""
-        raw = frames.encode_goodbye(code, sentence)
-        self._control.append(_Control(frames.GOODBYE, None, raw))
+        self.control.append(frames.encode_goodbye(code, sentence))
 
     # --- lanes --------------------------------------------------------------------------------
 
     def tell_lane_gone(self, lane_id: int) -> None:
         """Tell the peer, over another lane, that this one is over: it may not be able to see it."""
-        raw = frames.encode_lane_gone(lane_id)
-        self._control.append(_Control(frames.LANE_GONE, None, raw))
+        self.control.append(frames.encode_lane_gone(lane_id))
 
     def add_lane(self, lane_id: int, now: float) -> None:
         """A new lane is up: both sides' HELLOs are through."""
         if lane_id in self.lanes:
             raise LocalProtocolError("lane %d exists" % lane_id)
-        self.lanes[lane_id] = Lane(lane_id, now, self._path)
-        self._note_lanes(now)
+        self.lanes[lane_id] = Lane(lane_id, now, self.path)
+        self.note_lanes(now)
 
     def lose_lane(self, lane_id: int, now: float) -> None:
         """A lane died: what it did not get acknowledged will leave over another one."""
         lane = self.lanes.pop(lane_id)
         lane.pacer.leave()
-        control: List[_Control] = []
+        recovery = Recovery(self._scheduler, self.control, now, self.rtt_s)
         for sent in lane.outstanding:
-            if sent.kind == frames.DATA and sent.stream and sent.payload is not None:
-                sent.stream.sender.give_back(sent.offset, sent.payload)
-                self._scheduler.activate(sent.stream, now, self.rtt_s)
-            elif sent.kind == frames.FIN and sent.stream:
-                sent.stream.sender.give_back_fin()
-                self._scheduler.activate(sent.stream, now, self.rtt_s)
-            elif sent.kind == frames.WINDOW and sent.stream:
-                self._tell_window(sent.stream)
-            elif sent.raw:
-                if sent.stream:  # an OPEN: no lane may carry its stream before it left again
-                    sent.stream.home = NO_LANE
-                control.append(_Control(sent.kind, sent.stream, sent.raw))
-        self._control.extendleft(reversed(control))
-        self._note_lanes(now)
+            sent.on_lost(recovery)
+        self.control.give_back(recovery.control)
+        self.note_lanes(now)
 
     def next_deadline(self, after: float = 0.0) -> Optional[float]:
         """When ``transmit`` must be called at the latest though nothing else happened.
@@ -357,7 +298,7 @@ class Session:
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""
-        if self._control or self.datagrams:
+        if self.control.waiting or self.datagrams.waiting:
             return True
         data = len(self._scheduler) > 0
         for lane in self.lanes.values():
@@ -381,10 +322,10 @@ class Session:
             lane.note_silent(len(raw))
             pieces.append(raw)
         stop = lane.sent + min(size, max(lane.room_bytes, 0))
-        swift = len(self.lanes) == 1 or self._is_swiftest(lane, now)
-        while swift and self._control and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            self._transmit_control(lane, pieces, now)
-        if swift and self.datagrams:
+        swift = len(self.lanes) == 1 or self._steering.is_swiftest(lane, now)
+        if swift and self.control.waiting:
+            self._transmit_control(lane, pieces, now, stop)
+        if swift and self.datagrams.waiting:
             self._transmit_datagrams(lane, pieces, now, stop)
         if lane.twins:
             self._transmit_twins(lane, pieces, now, stop)
@@ -393,27 +334,18 @@ class Session:
         if lane.ping_wanted:
             lane.ping_wanted = False
             raw = frames.encode_ping()
-            lane.note_sent(len(raw), now, frames.PING)
+            lane.note_sent(len(raw), now, Sent())
             pieces.append(raw)
         return pieces
 
-    def _transmit_control(self, lane: Lane, pieces: List[Piece], now: float) -> None:
-        kind, stream, raw = self._control.popleft()
-        if stream is not None:
-            if kind == frames.OPEN:
-                stream.home = lane.id
-            elif not self._is_receiving(stream):
-                return  # a WINDOW that has lost its purpose
-            else:
-                stream.window_waits = False
-                stream.window_serial += 1
-                limit = stream.receiver.window.limit
-                raw = frames.encode_window(stream.id, limit, stream.window_serial)
-        lane.note_sent(len(raw), now, kind, stream=stream, raw=raw)
-        pieces.append(raw)
-
-    def _is_receiving(self, stream: Stream) -> bool:
-        return stream.receiver.final is None and stream.receiver.state is not CLOSED
+    def _transmit_control(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        waiting = self.control.waiting
+        while waiting and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            sent = waiting.popleft()
+            raw = sent.leave(lane.id)
+            if raw:
+                lane.note_sent(len(raw), now, sent)
+                pieces.append(raw)
 
     def _transmit_datagrams(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
@@ -421,7 +353,7 @@ class Session:
             if item is None:
                 break
             _, head, data = item
-            lane.note_sent(len(head) + len(data), now, frames.DATAGRAM)
+            lane.note_sent(len(head) + len(data), now, Sent())
             pieces.append(head)
             if data:
                 pieces.append(data)
@@ -431,18 +363,9 @@ class Session:
             stream, head, payload = lane.twins.popleft()
             if stream.sender.state is CLOSED:  # reset meanwhile
                 continue
-            lane.note_sent(len(head) + len(payload), now, frames.PING)  # lost is lost
+            lane.note_sent(len(head) + len(payload), now, Sent())
             pieces.append(head)
             pieces.append(payload)
-
-    def _is_swiftest(self, lane: Lane, now: float) -> bool:
-        """True if what is urgent should take this lane: the one whose answers come soonest.
-
-        A lane whose oldest frame has waited longer than a round trip is stalled, however short its
-        round trips were.
-        """
-        lanes = [each for each in self.lanes.values() if not each.is_blocked]
-        return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
 
     def _transmit_data(
         self, lane: Lane, pieces: List[Piece], now: float, stop: int, swift: bool
@@ -470,13 +393,14 @@ class Session:
             stream, offset, payload = item
             if payload is None:
                 raw = frames.encode_fin(stream.id, offset)
-                lane.note_sent(len(raw), now, frames.FIN, stream=stream)
+                lane.note_sent(len(raw), now, SentFin(stream))
                 pieces.append(raw)
                 self._forget_if_over(stream)
                 continue
             size = len(payload)
             head = frames.encode_data_head(stream.id, offset, size)
-            lane.note_sent(frames.DATA_HEAD_BYTES + size, now, frames.DATA, stream, offset, payload)
+            sent = SentData(stream, offset, payload)
+            lane.note_sent(frames.DATA_HEAD_BYTES + size, now, sent)
             if bulk:
                 pacer.note_bulk(size, now)
             pieces.append(head)
@@ -490,35 +414,19 @@ class Session:
         self, lane: Lane, stream: Stream, head: bytes, payload: Payload, now: float
     ) -> None:
         """Send what ``lane`` carries over the next best one as well, if its stream is sparse."""
-        others = [each for each in self.lanes.values() if each is not lane and not each.is_blocked]
-        if others and stream.recent_bytes <= SPARSE_BYTES:
-            second = min(others, key=lambda each: each.expected_s(now))
-            second.twins.append(Twin(stream, head, payload.twin()))
+        if stream.recent_bytes <= SPARSE_BYTES:
+            second = self._steering.second(lane, now)
+            if second is not None:
+                second.twins.append(Twin(stream, head, payload.twin()))
 
     def lanes_to_fill(self, now: float) -> List[int]:
         """The lanes that ``transmit`` has something for, in the order in which they should be
         filled: with what is urgent, those first whose answers come soonest. What they have no room
         for, and what is to go over two, is then found by those behind them.
         """
-        if len(self.lanes) < 2:
-            return list(self.lanes)
-        lanes = list(self.lanes.values())
-        urgent = bool(self._control or self.datagrams)
-        sparse, bulk = self._scheduler.has_sparse, self._scheduler.has_bulk
-        if urgent or sparse:
-            lanes.sort(key=lambda each: each.expected_s(now))
-        to_fill = []
-        for lane in lanes:
-            wanted = sparse or lane.has_own_work(now)  # the sparse may be for any of them
-            if urgent and not lane.is_blocked:  # the others would be told to leave it to this one
-                wanted, urgent = True, False
-            if bulk and lane.takes_bulk(now):
-                wanted = True
-            elif bulk and not lane.is_spared:
-                lane.pacer.note_held_back(now)
-            if wanted:
-                to_fill.append(lane.id)
-        return to_fill
+        scheduler = self._scheduler
+        urgent = bool(self.control.waiting or self.datagrams.waiting)
+        return self._steering.to_fill(now, urgent, scheduler.has_sparse, scheduler.has_bulk)
 
     def beliefs(self, now: float) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics: queues in bytes or frames,
@@ -532,7 +440,7 @@ class Session:
             )
         return {
             "lanes": lanes,
-            "control_frames": len(self._control),
+            "control_frames": len(self.control.waiting),
             "datagram_bytes": self.datagrams.payload_bytes,
             "sparse_bytes": sparse_bytes,
             "bulk_bytes": bulk_bytes,
@@ -552,16 +460,16 @@ class Session:
         self._now = now
         eliciting_bytes = 0
         urgent = False
-        for frame in lane.reader.feed(data):
-            kind = frame[0]
+        takers = self._takers
+        for kind, number, value, body in lane.reader.feed(data):
             if kind == frames.DATA:
-                eliciting_bytes += len(frame[3])
-                self._on_data(frame)
+                eliciting_bytes += len(body)
+                self._on_data(number, value, body)
             else:
                 if kind != frames.LANE_ACK:
-                    eliciting_bytes += frames.HEADER_BYTES + len(frame[3])
-                urgent = urgent or kind in _URGENT
-                self._on_control(lane, frame, now)
+                    eliciting_bytes += frames.HEADER_BYTES + len(body)
+                    urgent = urgent or kind in _URGENT
+                takers[kind](lane, number, value, body, now)
         lane.note_processed(len(data), eliciting_bytes, urgent, now, self._ack_delay_s)
 
     def passage(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
@@ -593,8 +501,7 @@ class Session:
     def _ack_delay_s(self) -> float:
         return ACK_DELAY_BUSY_S if self._scheduler.has_bulk else ACK_DELAY_S
 
-    def _on_data(self, frame: Frame) -> None:
-        _, number, offset, payload = frame
+    def _on_data(self, number: int, offset: int, payload: Union[Payload, bytes]) -> None:
         stream = self.streams.get(number)
         if stream is None:
             self._check_known(number)
@@ -605,67 +512,23 @@ class Session:
             if stream.receiver.final is not None:
                 self._take_fin(stream)
 
-    def _on_control(self, lane: Lane, frame: Frame, now: float) -> None:
-        kind, number, value, body = frame
-        if kind == frames.LANE_ACK and isinstance(body, bytes):
-            self._on_ack(lane, body, now)
-        elif kind == frames.WINDOW and isinstance(body, bytes):
-            self._on_window(number, *frames.decode_window_untrusted(body), now)
-        elif kind == frames.OPEN and isinstance(body, bytes):
-            self._on_open(number, *frames.decode_open_untrusted(body))
-        elif kind == frames.OPENED:
-            self._on_opened(number)
-        elif kind == frames.FIN:
-            stream = self._find(number)
-            if stream is not None:
-                stream.receiver.finish(value)
-                self._take_fin(stream)
-        elif kind == frames.RESET:
-            self._on_reset(number, value)
-        elif kind == frames.DATAGRAM and isinstance(body, bytes):
-            self._events += self.datagrams.receive(number, body, now)
-        elif kind == frames.GOODBYE and isinstance(body, bytes):
-            self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
-        elif kind == frames.LANE_GONE:
-            self._events.append(LaneGone(number))
-
-    def _on_ack(self, lane: Lane, body: bytes, now: float) -> None:
+    def _on_ack(self, lane: Lane, _number: int, _value: int, body: bytes, now: float) -> None:
         position, held_s, arrived_us = frames.decode_ack_untrusted(body)
         for sent in lane.acknowledge(position, held_s, arrived_us, now):
-            if sent.payload is not None:
-                sent.payload.release()
-            elif sent.kind == frames.OPEN and sent.stream:
-                sent.stream.home = ANY_LANE
-        self._note_lanes(now)
+            sent.on_acked()
+        self.note_lanes(now)
 
-    def _note_lanes(self, now: float) -> None:
+    def note_lanes(self, now: float) -> None:
         """What the lanes know has changed."""
         lanes = self.lanes.values()
         self.rtt_s = min([lane.rtt_s for lane in lanes if lane.rtt_s], default=0.0)
         self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
         shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
-        self._queue_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
-        self._spare_newest(now)
+        self._queued.each_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
+        self._steering.spare_newest(now)
 
-    def _spare_newest(self, now: float) -> None:
-        """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
-        what is urgent then never waits for a segment that is sent again.
-        """
-        if len(self.lanes) < 3:
-            for lane in self.lanes.values():
-                lane.is_spared = False
-            return
-        newest = self.lanes[max(self.lanes)]
-        others = [each for each in self.lanes.values() if each is not newest]
-        stalls = sum(lane.pacer.stalls(now) for lane in others)
-        # Those that have just joined can't have lost much yet.
-        tried = sum(not lane.pacer.is_starting for lane in others)
-        enough = LOSS_STALLS * (1 if newest.is_spared else max(tried, 1))
-        newest.is_spared = stalls >= enough
-        for lane in others:
-            lane.is_spared = False
-
-    def _on_window(self, number: int, limit: int, serial: int, now: float) -> None:
+    def _on_window(self, _lane: Lane, number: int, _value: int, body: bytes, now: float) -> None:
+        limit, serial = frames.decode_window_untrusted(body)
         stream = self._find(number)
         if stream is None:
             return
@@ -676,25 +539,26 @@ class Session:
         if stream.sender.blocked:
             self._wake(stream)
 
-    def _on_open(self, number: int, destination: Destination, window_bytes: int) -> None:
+    def _on_open(self, _lane: Lane, number: int, _value: int, body: bytes, _now: float) -> None:
+        destination, window_bytes = frames.decode_open_untrusted(body)
         if number % 2 != self._peer_parity or not number:
             raise RemoteProtocolError("OPEN of our own stream %d" % number)
         if number in self._seen:
             return  # came before, over a lane that died
-        if len(self._control) > CONTROL_QUEUE_FRAMES:
+        if len(self.control.waiting) > CONTROL_QUEUE_FRAMES:
             raise RemoteProtocolError("the peer opens streams and does not read the answers")
         self._seen.add(number)
         if self._peer_streams >= MAX_STREAMS:
             raw = frames.encode_reset(number, frames.RESET_NO_RESOURCES)
-            self._control.append(_Control(frames.RESET, None, raw))
+            self.control.append(raw)
             return
-        window = ReceiveWindow(self._credit, number, self._now)
+        window = ReceiveWindow(self.credit, number, self._now)
         stream = self._new_stream(min(window_bytes, MAX_WINDOW_BYTES), window, ANY_LANE)
         stream.opened = not destination.wants_opened
         self._peer_streams += 1
         self._events.append(StreamRequested(stream, destination))
 
-    def _on_opened(self, number: int) -> None:
+    def _on_opened(self, _lane: Lane, number: int, *_: object) -> None:
         stream = self._find(number)
         if number % 2 == self._peer_parity:
             raise RemoteProtocolError("OPENED of its own stream %d" % number)
@@ -703,7 +567,13 @@ class Session:
         stream.opened = True
         self._events.append(StreamOpened(stream))
 
-    def _on_reset(self, number: int, code: int) -> None:
+    def _on_fin(self, _lane: Lane, number: int, final: int, *_: object) -> None:
+        stream = self._find(number)
+        if stream is not None:
+            stream.receiver.finish(final)
+            self._take_fin(stream)
+
+    def _on_reset(self, _lane: Lane, number: int, code: int, *_: object) -> None:
         stream = self.streams.get(number)
         if stream is None:
             if number % 2 == self._peer_parity and number and number not in self._seen:
@@ -714,6 +584,18 @@ class Session:
         stream.reset()
         self._forget(stream)
         self._events.append(StreamReset(stream, code))
+
+    def _on_ping(self, *_: object) -> None:
+        """It asks for an acknowledgement, and gets it like all others."""
+
+    def _on_datagram(self, _lane: Lane, number: int, _value: int, body: bytes, now: float) -> None:
+        self._events += self.datagrams.receive(number, body, now)
+
+    def _on_goodbye(self, _lane: Lane, _number: int, _value: int, body: bytes, *_: object) -> None:
+        self._events.append(GoodbyeReceived(*frames.decode_goodbye_untrusted(body)))
+
+    def _on_lane_gone(self, _lane: Lane, number: int, *_: object) -> None:
+        self._events.append(LaneGone(number))
 
     def _take_fin(self, stream: Stream) -> None:
         if stream.receiver.take_fin():

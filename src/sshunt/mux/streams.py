@@ -30,8 +30,12 @@ from sshunt.mux.early import EarlyPieces, PieceCount
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
     ENTRY_BYTES,
+    LEAST_QUEUE_BYTES,
+    MAX_WINDOW_BYTES,
+    READ_AHEAD_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_PAYLOADS,
+    SESSION_QUEUE_BYTES,
 )
 from sshunt.mux.payload import Payload
 from sshunt.mux.windows import ReceiveWindow
@@ -80,12 +84,27 @@ def next_state(table: Dict[str, Dict[str, str]], state: str, event: str) -> str:
 
 
 class QueueTotal:
-    """What all senders of a session have queued, ENTRY_BYTES for each payload included."""
+    """What all senders of a session have queued, ENTRY_BYTES for each payload included, and what
+    each of them may have for that. ``each_bytes``: what one may have while there is room; where
+    nothing leaves, MAX_WINDOW_BYTES.
+    """
 
-    __slots__ = ("size_bytes",)
+    __slots__ = ("each_bytes", "size_bytes")
 
     def __init__(self) -> None:
         self.size_bytes = 0
+        self.each_bytes = SEND_QUEUE_BYTES
+
+    def room_bytes(self, sender: "Sender") -> int:
+        """How much the sender's writer may write now; 0 (and ``blocked``) if it has to wait."""
+        left = SESSION_QUEUE_BYTES - self.size_bytes
+        if sender.is_stuck:
+            share = min(left // 2, READ_AHEAD_BYTES)
+        else:
+            share = left // 2 if self.each_bytes == MAX_WINDOW_BYTES else left // 8
+            if share >= self.each_bytes:
+                return sender.room_bytes(self.each_bytes)
+        return sender.room_bytes(max(share, LEAST_QUEUE_BYTES))
 
 
 class Sender:

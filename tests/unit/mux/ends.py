@@ -138,7 +138,7 @@ class Ends:
         self.agent.accept(request.stream)
         if bulky:
             window = request.stream.receiver.window
-            self.agent._credit.climb(window, INITIAL_WINDOW_BYTES)
+            self.agent.credit.climb(window, INITIAL_WINDOW_BYTES)
             window.limit = window.top = window.window_bytes
             request.stream.window_serial = 1
             near.sender.grant(window.limit, 1)

@@ -79,7 +79,7 @@ def leave(sender: Datagrams, now: float = NOW) -> list[tuple[int, int, bytes]]:
         datagram = decode_datagram_untrusted(head[frames.HEADER_BYTES :] + data)
         assert int.from_bytes(head[4:8], "big") == flow.number or not flow.number
         found.append((int.from_bytes(head[4:8], "big"), datagram.kind, datagram.payload))
-    assert not sender
+    assert not sender.waiting
     return found
 
 

@@ -41,6 +41,7 @@ from sshunt.mux.limits import (
 )
 from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
 from sshunt.mux.payload import Payload
+from sshunt.mux.sent import Sent
 from sshunt.mux.session import Session
 from sshunt.mux.windows import IDLE_S
 from tests.unit.mux.ends import VOICE, WEB, Ends, join, kinds, read_frames, text
@@ -327,14 +328,14 @@ def test_a_large_window_is_given_back_when_its_stream_ends(orderly: bool) -> Non
     ends.send(ends.client)  # the agent knows the round-trip time now
     ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
     assert far.receiver.window.window_bytes == INITIAL_WINDOW_BYTES
-    assert ends.agent._credit.promised_bytes == INITIAL_WINDOW_BYTES - LEAST_WINDOW_BYTES
+    assert ends.agent.credit.promised_bytes == INITIAL_WINDOW_BYTES - LEAST_WINDOW_BYTES
     if orderly:
         ends.client.finish(near, ends.now)
         ends.agent.finish(far, ends.now)
     else:
         ends.client.reset(near, frames.RESET_ABORTED)
     ends.settle()
-    assert ends.agent._credit.promised_bytes == 0
+    assert ends.agent.credit.promised_bytes == 0
 
 
 def test_once_the_end_is_known_no_credit_is_sent() -> None:
@@ -377,7 +378,7 @@ def test_a_connection_whose_credit_was_called_back_still_moves_everything() -> N
     ends = Ends()
     near, far = ends.connect()
     assert near.receiver.window.recall(0, ends.now)
-    ends.client._tell_window(near)
+    ends.client.control.tell_window(near)
     ends.settle()
     assert far.sender.limit == LEAST_WINDOW_BYTES
     content, heard = bytes(range(256)) * 4096, b""
@@ -397,7 +398,7 @@ def test_bytes_already_under_way_arrive_though_their_credit_is_called_back() -> 
     ends.open_throttle()
     ends.transmit(ends.agent)
     assert near.receiver.window.recall(0, ends.now)
-    ends.client._tell_window(near)
+    ends.client.control.tell_window(near)
     ends.transmit(ends.client)
     assert len(text(ends.deliver(ends.client))) == 100_000
     ends.deliver(ends.agent)
@@ -742,7 +743,7 @@ def test_a_full_lane_takes_nothing_but_acknowledgements_and_pings() -> None:
     ends = Ends()
     near, far = ends.connect()
     lane = ends.client.lanes[1]
-    lane.note_sent(LANE_IN_FLIGHT_BYTES, ends.now, frames.PING)
+    lane.note_sent(LANE_IN_FLIGHT_BYTES, ends.now, Sent())
     ends.client.write(near, Payload(b"x"), ends.now)
     ends.datagram(ends.client, b"x")
     ends.client.open(WEB)
@@ -955,7 +956,7 @@ def lose_segments(ends: Ends, *lanes: int) -> None:
     """The client has seen delivery on these lanes stop and go lately."""
     for lane in lanes:
         ends.client.lanes[lane].pacer._stalls.extend([ends.now] * LOSS_STALLS)
-    ends.client._note_lanes(ends.now)  # as with every acknowledgement
+    ends.client.note_lanes(ends.now)  # as with every acknowledgement
 
 
 def test_control_and_datagrams_take_the_lane_that_answers_soonest() -> None:
