@@ -1,7 +1,12 @@
 """What is said is heard by all, in one order, whatever one of them does."""
 
+import re
+from pathlib import Path
+from typing import get_args
+
 import pytest
 
+import sshunt
 from sshunt.tell.report import (
     Event,
     FrontPaused,
@@ -146,3 +151,19 @@ def test_the_state_of_a_remote_is_the_last_that_changed_it(ears: Ears) -> None:
         ears.report.say(LaneClosed("gate", 1, "idle"))
         assert ears.report.state("gate") == event
     assert ears.report.state("lab") is None
+
+
+# --- the vocabulary -------------------------------------------------------------------------------
+
+
+def test_each_kind_of_event_is_said_by_somebody() -> None:
+    package = Path(sshunt.__file__).parent
+    speakers = [path for path in package.rglob("*.py") if path.parent.name != "tell"]
+    words = set(re.findall(r"\w+", " ".join(path.read_text() for path in speakers)))
+    assert {kind.__name__ for kind in get_args(Event)} <= words
+
+
+def test_what_belongs_to_a_remote_begins_with_its_name() -> None:
+    for kind in get_args(Event):
+        assert "remote" not in kind._fields[1:], kind
+        assert not {"remote", "front"} <= set(kind._fields), kind
