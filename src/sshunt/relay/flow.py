@@ -6,7 +6,7 @@ Whoever holds a Connection, Association or Question owns it, and ends it in one 
 
     Connection    refused(code)            there is no far end
                   relay()                  handed over: a Relay that waits for a socket of this host
-                  (whatever else its kind of near end can become, a stream's socket for instance)
+                  take()                   handed over, where it is a socket: for a stream
     Association   ended(code)
     Question      answer(message), refused(code)
 
@@ -16,14 +16,15 @@ theirs already. Codes are those of frames.RESET_*.
 
 Nothing here is a coroutine: a carrier's ``connect`` returns at once, thousands of times a second.
 
-Not here: near ends (splice: a socket; incoming: a session's stream), carriers (direct.carrier, the
-far sides), who carries what.
+Not here: near ends that are a session's (incoming), what joins two sockets (front.splice), carriers
+(direct.carrier, the far sides), who carries what.
 """
 
 import socket
 from typing import NamedTuple, Optional, Tuple
 
 from sshunt.mux import frames
+from sshunt.relay.sockets import close_with_reset
 
 #: What a flow is made of, as the protocol numbers it; DNS: whatever a resolver can be asked by.
 TCP, UDP, ECHO, DNS = frames.TCP, frames.UDP, frames.ECHO, frames.DNS
@@ -109,6 +110,39 @@ class Connection:
     def relay(self) -> Relay:
         """The near end is the relay's from now on, which waits for a socket."""
         raise NotImplementedError
+
+
+class Relays:
+    """Joins near sockets with far ones. Owns what it has joined."""
+
+    def join(self, connection: Connection, near: socket.socket) -> Relay:
+        """``near``, the near end of ``connection``, waits for its far end from now on."""
+        raise NotImplementedError
+
+
+class SocketConnection(Connection):
+    """A connection of a program of this host, accepted as ``sock`` (non-blocking)."""
+
+    __slots__ = ("_relays", "_sock")
+
+    def __init__(
+        self, relays: Relays, flow: Flow, sock: socket.socket, *, wants_opened: bool = False
+    ) -> None:
+        super().__init__(flow, wants_opened=wants_opened)
+        self._relays = relays
+        self._sock = sock
+
+    def refused(self, code: int) -> None:
+        """As in Connection: the program sees a reset."""
+        close_with_reset(self._sock)
+
+    def relay(self) -> Relay:
+        """As in Connection."""
+        return self._relays.join(self, self._sock)
+
+    def take(self) -> socket.socket:
+        """Handed over: the socket is whoever's that takes it, a stream's for instance."""
+        return self._sock
 
 
 class Association:
