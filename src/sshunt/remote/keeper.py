@@ -24,7 +24,7 @@ docs/reconnecting.md):
     RESTING       it does not: a pause between two such probes
     OVER          there were more failures than the user wants
 
-The first attempt is made at once. News end every pause.
+The first attempt is made at once. News end every pause, and lead to another one at once.
 
 The far side says if it holds the session no more; if that is to be believed (``attempts``), its
 connections are over and a new one begins. The same when the grace time is over, if the far side
@@ -321,7 +321,6 @@ class Link:
         self._checked_at = -math.inf
         # While it is down.
         self._deadline = math.inf  # of the present state
-        self._pause_s = 0.0  # before the present attempt
         self._attempt_at = now  # when the present one began
         self._before: frozenset[int] = frozenset()  # the lanes that there were then
         self._is_answered = False  # the server's address answers though attempts fail
@@ -417,7 +416,6 @@ class Link:
         self._is_answered &= now < self._attempt_at + QUICK_S
         if gone_at is not None and self._is_gone(gone_at, facts, now):
             self._lose_session(error.message)
-            self._pause_s = 0.0
             self._attempt(facts._replace(is_held=False), now)
         else:
             self._fail(error, now)
@@ -436,7 +434,7 @@ class Link:
 
     def on_abandoned(self, facts: Facts, now: float) -> list[Decision]:
         """The attempt had reached nobody, and has been ended."""
-        self._wait_or_attempt(facts, now)
+        self._attempt(facts, now)
         return self._decided()
 
     def on_probed(self, is_answered: bool, facts: Facts, now: float) -> list[Decision]:
@@ -534,18 +532,14 @@ class Link:
         if self._attempts.are_over:
             self._give_up()
             return
-        self._pause_s = self._attempts.pause_s()
-        self._wait_or_attempt(facts, now)
-
-    def _wait_or_attempt(self, facts: Facts, now: float) -> None:
-        if self._pause_s:
+        pause_s = self._attempts.pause_s()
+        if pause_s:
             self._move(Input.FAILED)
-            self._pause(self._pause_s, now)
+            self._pause(pause_s, now)
         else:
             self._attempt(facts, now)
 
     def _pause(self, pause_s: float, now: float) -> None:
-        self._pause_s = pause_s
         self.next_attempt_at = self._deadline = now + pause_s
 
     def _on_deadline(self, facts: Facts, now: float) -> None:
@@ -563,8 +557,11 @@ class Link:
             self._probe(now)
 
     def _try_now(self, facts: Facts, now: float) -> None:
-        """There is hope: end a pause, or an attempt that began without it."""
-        if self.state in _PAUSING:
+        """There is hope: end a pause, a probe, or an attempt that began without it."""
+        if self.state is State.PROBING:
+            self._decide(Stop())
+            self._attempt(facts, now)
+        elif self.state in _PAUSING:
             self._attempt(facts, now)
         elif self.state is State.CONNECTING and now > self._attempt_at + LEAST_ATTEMPT_S:
             self._decide(AbandonUnlessReached())

@@ -682,14 +682,20 @@ def test_on_a_flapping_network_a_young_attempt_is_not_given_up() -> None:
     assert "AbandonUnlessReached" not in story.decided()
 
 
-def test_an_attempt_given_up_after_failures_is_made_again_after_their_pause() -> None:
+def test_an_attempt_given_up_after_failures_is_made_again_without_their_pause() -> None:
     story = Story()
     story.is_lost()
     story.fails_often(2)
     story.wait(LEAST_ATTEMPT_S + 0.1)
     story.news()
-    assert story.state() is State.WAITING
-    story.attempt_comes()
+    assert story.decided()[-2:] == ["AbandonUnlessReached", "Connect"]
+
+
+def test_news_end_a_probe_that_waits_for_an_answer() -> None:
+    story = probing()
+    story.wait(0.5)
+    story.news()
+    assert story.decided() == ["Checked", "Stop", "Connect"]
 
 
 # --- a person is needed ---------------------------------------------------------------------------
@@ -739,6 +745,14 @@ def test_news_of_the_network_do_not_help_but_a_person_who_asks_does() -> None:
     story.decided()
     story.news()
     assert "AbandonUnlessReached" not in story.decided()
+
+
+def test_a_person_who_asks_twice_does_not_wait_longer() -> None:
+    story = needs_person()
+    story.news(asked=True)
+    story.wait(LEAST_ATTEMPT_S + 0.1)
+    story.news(asked=True)
+    assert story.state() is State.CONNECTING
 
 
 def test_after_a_link_that_was_up_news_help_again() -> None:
