@@ -18,6 +18,7 @@ from sshunt.mux.frames import TCP, Destination
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
+from sshunt.remote.keeper import LEAST_ATTEMPT_S
 from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import (
@@ -59,6 +60,8 @@ class Far(LocalTransport):
         prefix = (sys.executable, "-S", "-c", SSH)
         super().__init__(prefix=prefix, env={**os.environ, "MARK": mark})
         self.needs_person = False
+        self.reaches_nobody = False
+        self.is_broken = False
         self.attempts: list[float] = []
         self._address = address
 
@@ -71,9 +74,13 @@ class Far(LocalTransport):
 
     async def _start(self, on_line: Say) -> Channel:
         self.attempts.append(time.monotonic())
+        if self.is_broken:
+            raise ZeroDivisionError
         channel = await super()._start(on_line)
         if self._address is not None:
             channel.peers = lambda: (self._address,)  # type: ignore[method-assign,assignment,return-value]
+        if self.reaches_nobody:
+            channel.has_reached = lambda: False  # type: ignore[method-assign]
         return channel
 
 
@@ -221,7 +228,69 @@ def test_when_the_agent_is_killed_the_session_is_lost_and_a_new_one_begins(mark:
     run(story, Far(mark))
 
 
-def test_a_frozen_lane_is_replaced_after_news_and_then_ended(mark: str) -> None:
+def test_an_agent_that_is_found_dead_has_lost_the_session_too(mark: str) -> None:
+    async def story(remote: Remote, _far: Far) -> None:
+        dead = agent(mark, remote)
+        os.kill(remote.ssh, signal.SIGKILL)
+        os.kill(dead, signal.SIGKILL)
+        await remote.hears(RemoteReconnected)
+        (lost,) = remote.told(SessionLost)
+        assert isinstance(lost, SessionLost)
+        assert lost.why.startswith("the far side refused: ")
+
+    run(story, Far(mark))
+
+
+def test_an_agent_that_says_goodbye_has_lost_the_session(mark: str) -> None:
+    async def story(remote: Remote, _far: Far) -> None:
+        os.kill(agent(mark, remote), signal.SIGTERM)
+        await remote.hears(RemoteReconnected)
+        assert len(remote.told(SessionLost)) == 1
+
+    run(story, Far(mark))
+
+
+def test_a_lane_whose_program_is_frozen_is_replaced_and_the_session_goes_on(mark: str) -> None:
+    async def story(remote: Remote, _far: Far) -> None:
+        frozen = remote.ssh
+        os.kill(frozen, signal.SIGSTOP)
+        remote.upkeep.on_news("the test says so")
+        await remote.hears(RemoteReconnected)
+        assert remote.ssh != frozen
+        assert list(remote.tunnel.lanes) == [1]
+        assert remote.told(SessionLost) == []
+
+    run(story, Far(mark))
+
+
+def test_an_attempt_that_reaches_nobody_is_made_again_when_there_are_news(mark: str) -> None:
+    async def story(remote: Remote, far: Far) -> None:
+        words = list(far._argv)
+        far.becomes("sleep", "1000")
+        far.reaches_nobody = True
+        os.kill(remote.ssh, signal.SIGKILL)
+        await until(lambda: len(far.attempts) == 2)
+        far.becomes(*words)
+        await asyncio.sleep(LEAST_ATTEMPT_S + 0.1)
+        remote.upkeep.on_news("another network")
+        await remote.hears(RemoteReconnected)
+        assert len(far.attempts) == 3
+        assert remote.told(AttemptFailed) == []
+
+    run(story, Far(mark))
+
+
+def test_a_bug_in_an_attempt_ends_the_upkeep(mark: str) -> None:
+    async def story(remote: Remote, far: Far) -> None:
+        far.is_broken = True
+        os.kill(remote.ssh, signal.SIGKILL)
+        await asyncio.wait([remote.running], timeout=DEADLINE_S)
+        assert isinstance(remote.running.exception(), ZeroDivisionError)
+
+    run(story, Far(mark))
+
+
+def test_a_frozen_agent_is_suspect_after_news_and_answers_again(mark: str) -> None:
     async def story(remote: Remote, _far: Far) -> None:
         frozen = agent(mark, remote)
         os.kill(frozen, signal.SIGSTOP)
