@@ -39,7 +39,7 @@ from sshunt.tell.report import (
     SessionLost,
 )
 from sshunt.transport.channel import Channel, LaneRefusedError, Transport
-from sshunt.transport.endings import cancelled
+from sshunt.transport.endings import cancelled, to_its_end
 from sshunt.transport.greeting import HELLO_DEADLINE_S
 
 #: Addresses of the server (and of whom it is reached by) that are probed.
@@ -47,7 +47,6 @@ PROBED_PEERS = 4
 
 #: Deadline of a login without a terminal, which waits for nobody.
 ATTEMPT_DEADLINE_S = 30.0
-
 
 #: How a work ended: what is to be told to the link, with what can be seen then, and the time.
 Outcome: TypeAlias = Callable[[Facts, float], list[Decision]]
@@ -112,8 +111,7 @@ class Upkeep:
                 raise self._error
         finally:
             self.stop()
-            while self._stopping:
-                await asyncio.wait(self._stopping)
+            await to_its_end(self._all_stopped())
 
     def stop(self) -> None:
         """From now on nothing that happens to the link is of interest, and ``run`` ends."""
@@ -279,8 +277,7 @@ class Upkeep:
             self._work.add_done_callback(self._on_work_ended)
 
     async def _see_through(self, work: Callable[[], Awaitable[Outcome]]) -> None:
-        while self._stopping:
-            await asyncio.wait(self._stopping)
+        await self._all_stopped()
         tell = await work()
         if self._work is asyncio.current_task():  # else it was stopped, and has ended all the same
             self._work = self._started = None
@@ -293,6 +290,10 @@ class Upkeep:
             stopping = asyncio.ensure_future(cancelled(work))
             self._stopping.add(stopping)
             stopping.add_done_callback(self._stopping.discard)
+
+    async def _all_stopped(self) -> None:
+        while self._stopping:
+            await asyncio.wait(self._stopping)
 
     def _on_work_ended(self, work: "asyncio.Task[None]") -> None:
         error = None if work.cancelled() else work.exception()
