@@ -52,10 +52,7 @@ NOT_YET: set[str] = {
     "lab.world",
     "relay.linux",
     "relay.sockets",
-    "transport.channel",
-    "transport.greeting",
     "transport.loader",
-    "transport.ssh_program",
 }
 
 #: What a test module that bears no module's name is about.
@@ -74,6 +71,7 @@ OF_NO_MODULE = {
 
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
+    "host.test_parent": "in programs of its own, which end before their children",
     "host.test_terminal": "in a program of its own, which has a terminal",
     "relay.test_lane": "lanes are made by their tunnel",
     "test_main": "as a program",

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ import pytest
 from sshunt.config.remotes import Remote
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import is_alive
-from sshunt.mux.hello import CLIENT, make_hello
+from sshunt.mux.hello import CLIENT, FEATURE_CREATE, make_hello
+from sshunt.transport import ssh as ssh_module
+from sshunt.transport import ssh_unattended
+from sshunt.transport.channel import Channel
 from sshunt.transport.ssh import SshTransport, ssh_argv
-from sshunt.transport.ssh_choices import NOTHING
+from sshunt.transport.ssh_choices import NOTHING, Choices, Sharing
 from sshunt.transport.stderr import SPEAKER, STDERR_LINE_CHARACTERS
 from tests.agent.far_side import eventually
+
+DEADLINE_S = 20.0
 
 
 def program(folder: Path, text: str, name: str = "ssh") -> str:
@@ -178,3 +184,255 @@ def test_a_start_leaks_no_descriptor_whenever_it_is_cancelled(tmp_path: Path) ->
             assert len(os.listdir("/proc/self/fd")) == before, turns
 
     asyncio.run(run())
+
+
+# --- whole sessions, with an ssh that runs its command on this host ------------------------------
+
+
+class FakeSsh:
+    """A program in ssh's place that notes its options and runs the command right here, so that a
+    real agent answers. Unless it is to refuse the login: ``refuses`` is a shell's condition.
+    """
+
+    def __init__(self, folder: Path, refuses: str = "false") -> None:
+        self._log = folder / "log"
+        text = f"""case "$*" in *-G*) exit 1;; esac
+printf '%s|%s\\n' "${{SSH_AUTH_SOCK-none}}" "${{*%% -- *}}" >> {self._log}
+if {refuses}; then echo 'a@gate: Permission denied (publickey).' >&2; exit 255; fi
+for last; do :; done
+exec /bin/sh -c "$last"
+"""
+        self.remote = Remote("gate", ssh_command=(program(folder, text),))
+
+    def runs(self) -> list[tuple[str, str]]:
+        """(SSH_AUTH_SOCK, options) of each run."""
+        lines = self._log.read_text().splitlines()
+        return [(agent, options) for agent, _, options in (line.partition("|") for line in lines)]
+
+
+#: What ssh -G would say of a user who has an agent.
+WITH_AGENT = Choices([], Sharing.OURS, unattended=("-o", "IdentityAgent=none"), is_direct=True)
+
+TOKEN = bytes(range(32))
+
+
+class Conversation:
+    """A session's channels by one transport."""
+
+    def __init__(self, ssh: FakeSsh, choices: Choices) -> None:
+        self.transport = SshTransport(ssh.remote, choices)
+        self.said: list[str] = []
+        self._channels: list[Channel] = []
+
+    async def open(self, *, resumes: bool = False) -> Channel:
+        features = 0 if self._channels else FEATURE_CREATE
+        hello = make_hello(CLIENT, TOKEN, lane=len(self._channels), features=features)
+        channel = await self.transport.open(
+            hello,
+            on_line=self.said.append,
+            on_silence=self.said.append,
+            deadline_s=DEADLINE_S,
+            resumes=resumes,
+        )
+        self._channels.append(channel)
+        return channel
+
+    async def open_beside(self, path_rtt_s: float = 60.0) -> Channel:
+        ready = asyncio.Event()
+        ready.set()
+        channel = await self.transport.open_beside(
+            make_hello(CLIENT, TOKEN, lane=100 + len(self._channels)),
+            ready=ready,
+            on_line=self.said.append,
+            deadline_s=DEADLINE_S,
+            path_rtt_s=path_rtt_s,
+        )
+        self._channels.append(channel)
+        return channel
+
+    async def end(self) -> None:
+        for channel in self._channels:
+            os.close(channel.read_fd)
+            os.close(channel.write_fd)
+            await channel.close()
+
+
+def converse(
+    ssh: FakeSsh, choices: Choices, conversation: Callable[[Conversation], Awaitable[None]]
+) -> None:
+    async def whole() -> None:
+        made = Conversation(ssh, choices)
+        try:
+            await conversation(made)
+        finally:
+            await made.end()
+
+    asyncio.run(whole())
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
+    return "/run/agent"
+
+
+def test_a_further_login_asks_nobody_and_goes_past_every_shared_connection(
+    tmp_path: Path, agent: str
+) -> None:
+    ssh = FakeSsh(tmp_path)
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        await session.open_beside()
+
+    converse(ssh, WITH_AGENT, conversation)
+    (_, first), (asked, further) = ssh.runs()
+    assert "BatchMode" not in first
+    assert "-S none" not in first
+    assert "BatchMode=yes" in further
+    assert "-S none" in further
+    assert asked == agent  # the first login was quick, so it asked nobody either
+    assert "IdentityAgent" not in further
+
+
+def test_after_a_login_that_took_somebodys_time_further_ones_have_no_agent(
+    tmp_path: Path, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_unattended, "LOGIN_S", 0.0)
+    ssh = FakeSsh(tmp_path)
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        await session.open_beside(path_rtt_s=0.0)
+        await session.open_beside(path_rtt_s=60.0)  # what was found out once holds for good
+
+    converse(ssh, WITH_AGENT, conversation)
+    for asked, further in ssh.runs()[1:]:
+        assert asked == "none"
+        assert "IdentityAgent=none" in further
+
+
+def test_without_a_login_of_its_own_the_session_may_have_taken_somebodys_time(
+    tmp_path: Path, agent: str
+) -> None:
+    path = tmp_path / "shared"
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(path))
+    ssh = FakeSsh(tmp_path)
+
+    async def conversation(session: Conversation) -> None:
+        with socket.socket(socket.AF_UNIX) as master:
+            master.bind(str(path))
+            master.listen()
+            channel = await session.open()
+            assert channel.is_logged_in
+            await session.open_beside()
+
+    converse(ssh, theirs, conversation)
+    assert ssh.runs()[1][0] == "none"
+
+
+def test_where_a_second_login_is_refused_further_channels_share_the_users_own_connection(
+    tmp_path: Path,
+) -> None:
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(tmp_path / "shared"))
+    ssh = FakeSsh(tmp_path, refuses='case "$*" in *"-S none"*) true;; *) false;; esac')
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        assert not session.transport.shares_connection
+        with pytest.raises(UserError) as raised:
+            await session.open_beside()
+        assert raised.value.exit_code is ExitCode.AUTH
+        assert session.transport.shares_connection
+        await session.open_beside()
+
+    converse(ssh, theirs, conversation)
+    assert "-S none" not in ssh.runs()[-1][1]
+
+
+def test_where_there_is_no_connection_to_share_a_refused_login_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    ssh = FakeSsh(tmp_path, refuses='case "$*" in *BatchMode*) true;; *) false;; esac')
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()  # and binds no control socket
+        for _ in range(2):
+            with pytest.raises(UserError):
+                await session.open_beside()
+            assert not session.transport.shares_connection
+
+    converse(ssh, WITH_AGENT, conversation)
+    assert all("-S none" in options for _, options in ssh.runs()[1:])
+
+
+def test_a_new_connection_makes_a_second_login_worth_another_try(tmp_path: Path) -> None:
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(tmp_path / "shared"))
+    ssh = FakeSsh(tmp_path, refuses='case "$*" in *BatchMode*) true;; *) false;; esac')
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        with pytest.raises(UserError):
+            await session.open_beside()
+        assert session.transport.shares_connection
+        await session.open(resumes=True)
+        assert not session.transport.shares_connection
+
+    converse(ssh, theirs, conversation)
+
+
+def test_what_resumes_goes_through_the_shared_connection_and_past_it_in_turn(
+    tmp_path: Path,
+) -> None:
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(tmp_path / "shared"))
+    ssh = FakeSsh(tmp_path, refuses=f"test -e {tmp_path / 'closed'}")
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        session.transport.connection_lost(may_yet_answer=False)
+        (tmp_path / "closed").touch()
+        needs_a_person = []
+        for _ in range(2):
+            with pytest.raises(UserError) as raised:
+                await session.open(resumes=True)
+            needs_a_person.append(session.transport.attempt_failed(raised.value))
+        assert needs_a_person == [False, True]
+
+    converse(ssh, theirs, conversation)
+    through, past = (options for _, options in ssh.runs()[1:])
+    assert "ConnectTimeout" in through
+    assert "-S none" not in through
+    assert "-S none" in past
+
+
+def test_a_shared_connection_that_nobody_answers_through_is_given_up_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_module, "SHARED_DEADLINE_S", 0.3)
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(tmp_path / "shared"))
+    ssh = FakeSsh(tmp_path, refuses=f"test -e {tmp_path / 'dead'} && exec sleep 60")
+
+    async def conversation(session: Conversation) -> None:
+        await session.open()
+        session.transport.connection_lost(may_yet_answer=False)
+        (tmp_path / "dead").touch()
+        with pytest.raises(UserError, match=r"\(ControlPath\) does not answer"):
+            await session.open(resumes=True)
+
+    converse(ssh, theirs, conversation)
+
+
+def test_what_was_started_ahead_and_never_opened_leaves_no_ssh_behind(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
+
+    async def run() -> None:
+        transport = SshTransport(Remote("gate", ssh_command=(path,)), NOTHING)
+        await transport.start(on_line=print)
+        while not (pid_file.exists() and pid_file.read_text()):
+            await asyncio.sleep(0.01)
+        await transport.abandon_started()
+        await transport.abandon_started()
+
+    asyncio.run(run())
+    assert not is_alive(int(pid_file.read_text()))
