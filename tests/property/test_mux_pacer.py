@@ -52,6 +52,6 @@ def test_any_acknowledgement_leaves_the_pacer_within_its_bounds(
         assert PROBE_FRAME_BYTES <= pacer.frame_bytes <= DATA_BYTES
         assert pacer.queue_s >= 0
         assert pacer.next_at >= now - 0.1
-        beliefs = pacer.beliefs(now)
-        assert beliefs.pop("phase") in (STEADY, PROBING, CONTENDED)
-        assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in beliefs.values())
+        statistics = pacer.statistics(now)
+        assert statistics.pop("phase") in (STEADY, PROBING, CONTENDED)
+        assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in statistics.values())

@@ -221,7 +221,7 @@ class _Life(TunnelOwner):
             question = FlowQuestion(self._tunnel, event.flow, event.data)
             question.asked = self._direct.ask(question)
         elif network == frames.STATISTICS:
-            datagrams.send(event.flow, json.dumps(self._tunnel.beliefs()).encode(), now)
+            datagrams.send(event.flow, json.dumps(self._tunnel.statistics()).encode(), now)
         else:
             return False
         return True

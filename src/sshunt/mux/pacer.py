@@ -580,8 +580,8 @@ class Pacer:
             self._stalls.popleft()
         return len(self._stalls)
 
-    def beliefs(self, now: float) -> Dict[str, object]:
-        """What the controller believes, for metrics: bytes, seconds, bytes per second."""
+    def statistics(self, now: float) -> Dict[str, object]:
+        """What decides about speed and latency just now: bytes, seconds, bytes per second."""
         return {
             "phase": self._path.phase
             if self._probing or self._path.phase is not PROBING

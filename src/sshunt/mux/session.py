@@ -428,7 +428,7 @@ class Session:
         urgent = bool(self.control.waiting or self.datagrams.waiting)
         return self._steering.to_fill(now, urgent, scheduler.has_sparse, scheduler.has_bulk)
 
-    def beliefs(self, now: float) -> Dict[str, object]:
+    def statistics(self, now: float) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics: queues in bytes or frames,
         and each lane's pacer.
         """
@@ -436,7 +436,7 @@ class Session:
         lanes: Dict[str, object] = {}
         for lane in self.lanes.values():
             lanes[str(lane.id)] = dict(
-                lane.pacer.beliefs(now), in_flight_bytes=lane.in_flight_bytes
+                lane.pacer.statistics(now), in_flight_bytes=lane.in_flight_bytes
             )
         return {
             "lanes": lanes,

@@ -249,10 +249,10 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         """Received without coming through memory."""
         return self._past_spliced + sum(lane.spliced_bytes for lane in self.lanes.values())
 
-    def beliefs(self) -> Dict[str, object]:
+    def statistics(self) -> Dict[str, object]:
         """What decides about speed and latency just now, for metrics, and which way bulk took."""
         return dict(
-            self.session.beliefs(self.loop.time()),
+            self.session.statistics(self.loop.time()),
             teed_bytes=self.teed_bytes,
             spliced_bytes=self.spliced_bytes,
         )

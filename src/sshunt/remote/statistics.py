@@ -59,7 +59,7 @@ def parse_statistics_untrusted(data: bytes) -> Statistics:
 
 
 def statistics_untrusted(found: Any) -> Statistics:
-    """The same, decoded already: what ``Tunnel.beliefs`` returns."""
+    """The same, decoded already: what ``Tunnel.statistics`` returns."""
     if not isinstance(found, dict) or not isinstance(found.get("lanes"), dict):
         raise RemoteProtocolError("beliefs without lanes")
     lanes: dict[int, LaneStatistics] = {}

@@ -81,7 +81,7 @@ class Telemetry:
             before = after
             self._pool.close_idle()
             if moved >= ASK_FROM_BYTES:
-                self._on_statistics("up", statistics_untrusted(self._tunnel.beliefs()))
+                self._on_statistics("up", statistics_untrusted(self._tunnel.statistics()))
                 self._questions.ask()
 
     def _on_answer(self, answer: bytes) -> None:

@@ -380,7 +380,7 @@ def test_after_a_probe_of_our_own_queue_the_link_is_full_again() -> None:
         line.step(RIGHT_S)
         assert line.now < 2200.0 + PROBE_EVERY_S + 1.0
     assert line.now > 2200.0 + PROBE_EVERY_S
-    assert line.pacer.beliefs(line.now)["phase"] == PROBING
+    assert line.pacer.statistics(line.now)["phase"] == PROBING
     assert line.pacer.limit_bytes < before
     assert line.pacer.frame_bytes <= frame
     line.run(0.5)  # it has gone
@@ -424,8 +424,8 @@ def test_all_lanes_of_a_path_give_way_when_one_of_them_probes() -> None:
     before = other.pacer.limit_bytes
     path.probe(RTT_S, RIGHT_S, one.now)
     one.run(0.12)
-    assert one.pacer.beliefs(one.now)["phase"] == PROBING
-    assert other.pacer.beliefs(other.now)["phase"] == STEADY  # its round is not over
+    assert one.pacer.statistics(one.now)["phase"] == PROBING
+    assert other.pacer.statistics(other.now)["phase"] == STEADY  # its round is not over
     other.run(0.12)
     assert other.pacer.limit_bytes < before
 
@@ -505,8 +505,8 @@ def test_a_frame_sent_during_a_silence_does_not_show_a_stall() -> None:
 def test_statistics_are_the_figures_that_the_rules_use() -> None:
     line = grown_line()
     line.stall()
-    beliefs = line.pacer.beliefs(line.now)
-    assert beliefs == {
+    statistics = line.pacer.statistics(line.now)
+    assert statistics == {
         "phase": STEADY,
         "limit_bytes": line.pacer.limit_bytes,
         "rate_bytes_s": line.pacer.rate_bytes_s,

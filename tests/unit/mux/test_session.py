@@ -436,7 +436,7 @@ def test_at_most_one_window_frame_of_a_stream_waits_for_a_lane() -> None:
         feed(client, frames.encode_data_head(stream.id, at, 65536) + bytes(65536))
         client.take_events()
         client.consumed(stream, 65536, 0.0)
-    assert client.beliefs(0.0)["control_frames"] == 1
+    assert client.statistics(0.0)["control_frames"] == 1
 
 
 def test_the_queues_of_all_streams_are_bounded_and_each_may_queue_a_little() -> None:
@@ -1214,7 +1214,7 @@ def test_statistics_count_what_is_queued_and_what_is_in_flight() -> None:
     ends.client.write(key, Payload(b"key"), ends.now)
     ends.client.open(WEB)
     ends.datagram(ends.client, b"12345")
-    before = ends.client.beliefs(ends.now)
+    before = ends.client.statistics(ends.now)
     del before["lanes"]
     assert before == {
         "control_frames": 1,
@@ -1223,7 +1223,7 @@ def test_statistics_count_what_is_queued_and_what_is_in_flight() -> None:
         "bulk_bytes": 100_000,
     }
     ends.transmit(ends.client, lane=1)
-    lanes = ends.client.beliefs(ends.now)["lanes"]
+    lanes = ends.client.statistics(ends.now)["lanes"]
     assert isinstance(lanes, dict)
     assert {number: lane["in_flight_bytes"] for number, lane in lanes.items()} == {
         "1": ends.client.lanes[1].in_flight_bytes,

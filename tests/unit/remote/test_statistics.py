@@ -59,7 +59,7 @@ def busy_session() -> Ends:
 
 def test_statistics_arrive_as_they_were_sent() -> None:
     ends = busy_session()
-    said = ends.client.beliefs(ends.now)
+    said = ends.client.statistics(ends.now)
     heard = parse_statistics_untrusted(json.dumps(said).encode())
     assert heard == statistics_untrusted(said)
     assert list(heard.lanes) == [1, 2]
@@ -70,13 +70,13 @@ def test_statistics_arrive_as_they_were_sent() -> None:
 
 def test_a_session_that_has_measured_nothing_has_statistics_too() -> None:
     ends = Ends(lanes=1)
-    heard = parse_statistics_untrusted(json.dumps(ends.client.beliefs(ends.now)).encode())
+    heard = parse_statistics_untrusted(json.dumps(ends.client.statistics(ends.now)).encode())
     lane = heard.lanes[1]
     assert (lane.phase, lane.rate_bytes_s, lane.rtt_s, lane.min_rtt_s) == (STEADY, 0, 0, 0)
 
 
 def test_a_session_without_lanes_has_statistics_of_none() -> None:
-    assert statistics_untrusted(Ends(lanes=0).client.beliefs(0.0)).lanes == {}
+    assert statistics_untrusted(Ends(lanes=0).client.statistics(0.0)).lanes == {}
 
 
 def test_every_field_is_taken_as_it_was_said() -> None:
