@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from sshunt.mux.limits import (
+    DUPLICATE_BYTES,
     LANE_IN_FLIGHT_BYTES,
     TRANSMIT_BYTES,
-    TWIN_BYTES,
 )
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import Stream
@@ -43,15 +43,15 @@ class CountedPayload(Payload):
         self._ledger.live_bytes -= len(head)  # moved, not made
         return head
 
-    def twin(self) -> Payload:
-        return TwinPayload(self.view)
+    def duplicate(self) -> Payload:
+        return DuplicatePayload(self.view)
 
     def release(self) -> None:
         self._ledger.live_bytes -= len(self.view)
         super().release()
 
 
-class TwinPayload(Payload):
+class DuplicatePayload(Payload):
     """A second copy: nobody waits for it, nobody sends it again."""
 
     __slots__ = ()
@@ -108,14 +108,14 @@ class Observer:
         """What the session hands out for the lane; the same as bytes."""
         lane = self.lanes[lane_id]
         data = b""
-        twins = set()  # where they end
+        duplicates = set()  # where they end
         for piece in pieces:
             data += piece if isinstance(piece, bytes) else bytes(piece.view)
-            if isinstance(piece, TwinPayload):
-                twins.add(lane.sent + len(data))
+            if isinstance(piece, DuplicatePayload):
+                duplicates.add(lane.sent + len(data))
         for frame in wire.read_sent(data, lane.sent):
-            if frame.end in twins:
-                self._check_twin(lane_id, frame)
+            if frame.end in duplicates:
+                self._check_duplicate(lane_id, frame)
                 lane.outstanding.append(frame._replace(kind=wire.PING))
                 continue
             self._check_sent(lane_id, lane, frame)
@@ -126,10 +126,10 @@ class Observer:
         assert unacknowledged <= LANE_IN_FLIGHT_BYTES + TRANSMIT_BYTES, "the lane is overfull"
         return data
 
-    def _check_twin(self, lane_id: int, frame: WireFrame) -> None:
+    def _check_duplicate(self, lane_id: int, frame: WireFrame) -> None:
         """A second copy of DATA: small, of an open stream, and of nothing but what had left."""
         assert frame.kind == wire.DATA
-        assert len(frame.payload) <= TWIN_BYTES
+        assert len(frame.payload) <= DUPLICATE_BYTES
         book = self.streams[frame.stream]
         end = frame.offset + len(frame.payload)
         assert book.open_acked, "overtakes its OPEN"

@@ -28,8 +28,8 @@ from sshunt.mux.limits import (
     ACK_EVERY_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LANE_IN_FLIGHT_FRAMES,
+    MAX_DUPLICATES,
     SPARSE_RESERVE_BYTES,
-    TWINS,
 )
 from sshunt.mux.pacer import Pacer
 from sshunt.mux.path import Path
@@ -44,7 +44,7 @@ BURST_S = 0.0003
 RTT_WEIGHT = 1 / 8
 
 
-class Twin(NamedTuple):
+class Duplicate(NamedTuple):
     """A DATA frame that another lane carries, too."""
 
     stream: Stream
@@ -79,7 +79,7 @@ class Lane:
         "received",
         "rtt_s",
         "sent",
-        "twins",
+        "duplicates",
     )
 
     def __init__(self, lane_id: int, now: float, path: Optional[Path] = None) -> None:
@@ -96,7 +96,7 @@ class Lane:
         self._last_at = now  # when something that asked for an ack was sent or acknowledged
         self.pacer = Pacer(path or Path())
         self.ping_wanted = False
-        self.twins: Deque[Twin] = deque(maxlen=TWINS)  # to send; not to be sent again
+        self.duplicates: Deque[Duplicate] = deque(maxlen=MAX_DUPLICATES)  # to send, once
         self.is_spared = False  # the session says: no bulk for now
         self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
         self.rtt_s = 0.0  # smoothed; 0 until measured
@@ -153,7 +153,7 @@ class Lane:
 
     def has_own_work(self, now: float) -> bool:
         """True if something has to leave by this lane now, whatever the others do."""
-        if self.ping_wanted or self.twins:
+        if self.ping_wanted or self.duplicates:
             return True
         return self._ack_due is not None and self._ack_due <= now
 

@@ -101,10 +101,10 @@ SPARSE_RESERVE_BYTES = 32 * KIB
 
 #: A frame of a sparse stream up to this size, a keystroke or a request, is sent over two lanes
 #: where there are several: it fits into one segment of TCP.
-TWIN_BYTES = 1400
+DUPLICATE_BYTES = 1400
 
-#: Twins that may wait for a lane; the oldest are dropped. Those of a full pipe are late anyway.
-TWINS = 64
+#: Duplicates that may wait for a lane. The oldest are dropped: in a full pipe they are late anyway.
+MAX_DUPLICATES = 64
 
 #: Frames that may be on a lane without acknowledgement: each costs us some 300 bytes until then.
 #: 160,000 small messages a second at 100 ms, more than Python can cut.

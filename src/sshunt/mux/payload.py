@@ -28,7 +28,7 @@ class Payload:
     def rewind(self) -> None:
         """What was sent of it is lost: it will be sent again, from its first byte."""
 
-    def twin(self) -> "Payload":
+    def duplicate(self) -> "Payload":
         """The same bytes, to be released on their own."""
         return Payload(self.view)
 

@@ -40,11 +40,12 @@ from sshunt.mux.events import (
 )
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import CLIENT
-from sshunt.mux.lanes import Lane, Twin
+from sshunt.mux.lanes import Duplicate, Lane
 from sshunt.mux.limits import (
     ACK_DELAY_BUSY_S,
     ACK_DELAY_S,
     CONTROL_QUEUE_FRAMES,
+    DUPLICATE_BYTES,
     INITIAL_WINDOW_BYTES,
     LANE_IN_FLIGHT_BYTES,
     LEAST_WINDOW_BYTES,
@@ -56,7 +57,6 @@ from sshunt.mux.limits import (
     STUCK_S,
     TRANSMIT_BUFFERS,
     TRANSMIT_BYTES,
-    TWIN_BYTES,
 )
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
@@ -327,8 +327,8 @@ class Session:
             self._transmit_control(lane, pieces, now, stop)
         if swift and self.datagrams.waiting:
             self._transmit_datagrams(lane, pieces, now, stop)
-        if lane.twins:
-            self._transmit_twins(lane, pieces, now, stop)
+        if lane.duplicates:
+            self._transmit_duplicates(lane, pieces, now, stop)
         if len(self._scheduler):
             self._transmit_data(lane, pieces, now, stop, swift)
         if lane.ping_wanted:
@@ -358,9 +358,9 @@ class Session:
             if data:
                 pieces.append(data)
 
-    def _transmit_twins(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
-        while lane.twins and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            stream, head, payload = lane.twins.popleft()
+    def _transmit_duplicates(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        while lane.duplicates and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
+            stream, head, payload = lane.duplicates.popleft()
             if stream.sender.state is CLOSED:  # reset meanwhile
                 continue
             lane.note_sent(len(head) + len(payload), now, Sent())
@@ -405,19 +405,19 @@ class Session:
                 pacer.note_bulk(size, now)
             pieces.append(head)
             pieces.append(payload)
-            if several and size <= TWIN_BYTES and stream.home == ANY_LANE:
-                self._send_twin(lane, stream, head, payload, now)
+            if several and size <= DUPLICATE_BYTES and stream.home == ANY_LANE:
+                self._send_duplicate(lane, stream, head, payload, now)
             if stream.sender.blocked:
                 self._wake(stream)
 
-    def _send_twin(
+    def _send_duplicate(
         self, lane: Lane, stream: Stream, head: bytes, payload: Payload, now: float
     ) -> None:
         """Send what ``lane`` carries over the next best one as well, if its stream is sparse."""
         if stream.recent_bytes <= SPARSE_BYTES:
             second = self._steering.second(lane, now)
             if second is not None:
-                second.twins.append(Twin(stream, head, payload.twin()))
+                second.duplicates.append(Duplicate(stream, head, payload.duplicate()))
 
     def lanes_to_fill(self, now: float) -> List[int]:
         """The lanes that ``transmit`` has something for, in the order in which they should be

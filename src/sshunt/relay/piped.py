@@ -314,10 +314,10 @@ class PipedPayload(Payload):
             return None
         return head
 
-    def twin(self) -> Payload:
+    def duplicate(self) -> Payload:
         """The same bytes, to be released on their own."""
         self.keep()
-        return super().twin()
+        return super().duplicate()
 
     def keep(self) -> None:
         """Read the bytes into memory."""

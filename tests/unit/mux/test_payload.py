@@ -42,6 +42,6 @@ def test_a_released_payload_is_empty_and_holds_no_buffer() -> None:
 
 def test_a_duplicate_is_released_on_its_own() -> None:
     payload = Payload(b"hello")
-    duplicate = payload.twin()
+    duplicate = payload.duplicate()
     payload.release()
     assert bytes(duplicate.view) == b"hello"

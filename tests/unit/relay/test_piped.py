@@ -290,7 +290,7 @@ def test_any_sequence_of_operations_leaves_the_bytes_as_they_were(seed: int) -> 
         elif step < 0.85:
             part.keep()
         elif step < 0.9 and not getattr(part, "_sent_bytes", 0):
-            assert bytes(part.twin().view) == known[number]
+            assert bytes(part.duplicate().view) == known[number]
     for number in sorted(parts, key=lambda _: rng.random()):
         parts[number].rewind()
         assert sent(parts[number], sink) == known[number]
