@@ -18,8 +18,10 @@ ENDLESS = 1 << 40
 BACKLOG = memoryview(bytes(64 * 1024 * 1024))
 
 
-def stream_with(number: int, size: int, credit: int = ENDLESS, home: int = ANY_LANE) -> Stream:
-    stream = stream_of(number, credit, home)
+def stream_with(
+    number: int, size: int, credit: int = ENDLESS, pinned_lane: int = ANY_LANE
+) -> Stream:
+    stream = stream_of(number, credit, pinned_lane)
     if size:
         stream.sender.write(Payload(BACKLOG[:size]))
     return stream
@@ -40,9 +42,9 @@ def test_everything_that_may_leave_over_a_lane_leaves_and_nothing_else(
 ) -> None:
     scheduler = Scheduler()
     expected = {}
-    for number, (queued, credit, home) in enumerate(shapes):
-        scheduler.activate(stream_with(number, queued, credit, home), 0.0, 0.1)
-        if home in (ANY_LANE, 1) and min(queued, credit):
+    for number, (queued, credit, pinned_lane) in enumerate(shapes):
+        scheduler.activate(stream_with(number, queued, credit, pinned_lane), 0.0, 0.1)
+        if pinned_lane in (ANY_LANE, 1) and min(queued, credit):
             expected[number] = min(queued, credit)
     left: dict[int, int] = {}
     while item := scheduler.take(1, size):

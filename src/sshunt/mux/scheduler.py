@@ -107,13 +107,13 @@ class Scheduler:
         self,
         queue: Deque[Stream],
         lane: int,
-        home: int,
+        pinned_lane: int,
         size: int,
     ) -> Optional[Tuple[Stream, int, Optional[Payload]]]:
-        """From the first stream that must go by ``lane``, or whose home is ``home``."""
+        """From the first stream that is pinned to ``lane``, or to ``pinned_lane``."""
         for _ in range(len(queue)):
             stream = queue[0]
-            if stream.home != lane and stream.home != home:
+            if stream.pinned_lane != lane and stream.pinned_lane != pinned_lane:
                 queue.rotate(-1)
                 continue
             if not stream.sender.has_work:  # it was reset, or its credit was called back

@@ -103,16 +103,16 @@ class SentOpen(SentControl):
 
     def leave(self, lane_id: int) -> bytes:
         """No other lane may carry the stream now."""
-        self._stream.home = lane_id
+        self._stream.pinned_lane = lane_id
         return self.raw
 
     def on_acked(self) -> None:
         """Any lane may."""
-        self._stream.home = ANY_LANE
+        self._stream.pinned_lane = ANY_LANE
 
     def on_lost(self, recovery: "Recovery") -> None:
         """None may, before it has left again."""
-        self._stream.home = NO_LANE
+        self._stream.pinned_lane = NO_LANE
         recovery.control.append(self)
 
 

@@ -163,9 +163,9 @@ class Session:
         self.control.open(stream, raw)
         return stream
 
-    def _new_stream(self, credit: int, window: ReceiveWindow, home: int) -> Stream:
+    def _new_stream(self, credit: int, window: ReceiveWindow, pinned_lane: int) -> Stream:
         """One that may send ``credit`` bytes, and receive what ``window`` says."""
-        stream = Stream(Sender(credit, self._queued), Receiver(window, self.early), home)
+        stream = Stream(Sender(credit, self._queued), Receiver(window, self.early), pinned_lane)
         self.streams[stream.id] = stream
         if self.credit.is_short:
             self.make_places()
@@ -249,7 +249,7 @@ class Session:
             receiver, window = stream.receiver, stream.receiver.window
             if receiver.final is not None:
                 window.shrink_to(receiver.final, self._now)
-            elif stream.home != ANY_LANE:
+            elif stream.pinned_lane != ANY_LANE:
                 window.keep(self._now)  # a WINDOW by another lane would overtake the OPEN
             elif window.recall(receiver.arrived, self._now):
                 self.control.tell_window(stream)
@@ -405,7 +405,7 @@ class Session:
                 pacer.note_bulk(size, now)
             pieces.append(head)
             pieces.append(payload)
-            if several and size <= DUPLICATE_BYTES and stream.home == ANY_LANE:
+            if several and size <= DUPLICATE_BYTES and stream.pinned_lane == ANY_LANE:
                 self._send_duplicate(lane, stream, head, payload, now)
             if stream.sender.blocked:
                 self._wake(stream)

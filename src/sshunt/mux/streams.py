@@ -60,7 +60,7 @@ RECEIVER_TRANSITIONS: Dict[str, Dict[str, str]] = {
     CLOSED: {"RESET": CLOSED},
 }
 
-#: ``Stream.home``: any lane may carry the stream / the OPEN has not left yet.
+#: ``Stream.pinned_lane``: any lane may carry the stream / the OPEN has not left yet.
 ANY_LANE = -1
 NO_LANE = -2
 
@@ -370,12 +370,12 @@ class Receiver:
 class Stream:
     """Both halves of one connection, and where it may travel.
 
-    ``home`` is the lane that carried the OPEN until that is acknowledged (no other may carry the
-    stream, lest its data overtake it), then ANY_LANE. ``owner`` belongs to the relay.
+    ``pinned_lane`` is the lane that carried the OPEN until that is acknowledged (no other may carry
+    the stream, lest its data overtake it), then ANY_LANE. ``owner`` belongs to the relay.
     """
 
     __slots__ = (
-        "home",
+        "pinned_lane",
         "id",
         "opened",
         "owner",
@@ -389,11 +389,11 @@ class Stream:
         "window_waits",
     )
 
-    def __init__(self, sender: Sender, receiver: Receiver, home: int) -> None:
+    def __init__(self, sender: Sender, receiver: Receiver, pinned_lane: int) -> None:
         self.id = receiver.window.number
         self.sender = sender
         self.receiver = receiver
-        self.home = home
+        self.pinned_lane = pinned_lane
         self.opened = False  # the connection is up, and the opener told if it wants to hear of it
         self.owner: Any = None
         self.window_serial = 0  # of the last WINDOW that left

@@ -28,9 +28,9 @@ def receiver_of(limit: int, number: int = 1) -> Receiver:
     return Receiver(window)
 
 
-def stream_of(number: int, credit: int, home: int = ANY_LANE) -> Stream:
+def stream_of(number: int, credit: int, pinned_lane: int = ANY_LANE) -> Stream:
     """A stream that may send ``credit`` bytes."""
-    return Stream(Sender(credit), receiver_of(1000, number), home)
+    return Stream(Sender(credit), receiver_of(1000, number), pinned_lane)
 
 
 def join(pieces: list[Piece]) -> bytes:

@@ -16,8 +16,8 @@ LANE = 1
 RTT_S = 0.1
 
 
-def stream_with(number: int, size: int, home: int = ANY_LANE) -> Stream:
-    stream = stream_of(number, 1 << 40, home)
+def stream_with(number: int, size: int, pinned_lane: int = ANY_LANE) -> Stream:
+    stream = stream_of(number, 1 << 40, pinned_lane)
     if size:
         stream.sender.write(Payload(bytes(size)))
     return stream
@@ -181,7 +181,7 @@ def test_fin_leaves_when_all_bytes_have() -> None:
 
 def test_a_stream_whose_open_is_under_way_uses_no_other_lane() -> None:
     scheduler = Scheduler()
-    scheduler.activate(stream_with(1, 10, home=2), 0.0, RTT_S)
+    scheduler.activate(stream_with(1, 10, pinned_lane=2), 0.0, RTT_S)
     scheduler.activate(stream_with(3, 10), 0.0, RTT_S)
     assert served(scheduler, lane=1) == (3, 10)
     assert scheduler.take(1, 1000) is None
@@ -190,7 +190,7 @@ def test_a_stream_whose_open_is_under_way_uses_no_other_lane() -> None:
 
 def test_a_stream_whose_open_has_not_left_uses_no_lane() -> None:
     scheduler = Scheduler()
-    scheduler.activate(stream_with(1, 10, home=NO_LANE), 0.0, RTT_S)
+    scheduler.activate(stream_with(1, 10, pinned_lane=NO_LANE), 0.0, RTT_S)
     assert scheduler.take(1, 1000) is None
     assert len(scheduler) == 1
 
@@ -242,8 +242,8 @@ def test_a_slower_lane_carries_bulk_and_no_sparse_streams() -> None:
 
 def test_a_sparse_stream_bound_to_a_lane_takes_it_however_slow() -> None:
     scheduler = Scheduler()
-    scheduler.activate(stream_with(1, 10, home=LANE), 0.0, RTT_S)
-    scheduler.activate(stream_with(3, 10, home=LANE + 1), 0.0, RTT_S)
+    scheduler.activate(stream_with(1, 10, pinned_lane=LANE), 0.0, RTT_S)
+    scheduler.activate(stream_with(3, 10, pinned_lane=LANE + 1), 0.0, RTT_S)
     scheduler.activate(stream_with(5, 10), 0.0, RTT_S)
     item = scheduler.take(LANE, 1000, bulk=False, any_sparse=False)
     assert item is not None

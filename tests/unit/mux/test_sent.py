@@ -63,16 +63,16 @@ def test_a_lost_fin_leaves_again_and_an_acknowledged_one_does_not() -> None:
 
 
 def test_a_stream_is_pinned_to_the_lane_of_its_open_until_that_is_acknowledged() -> None:
-    loss, stream = Loss(), stream_of(1, 1000, home=NO_LANE)
+    loss, stream = Loss(), stream_of(1, 1000, pinned_lane=NO_LANE)
     loss.waiting.open(stream, b"an open")
     sent = loss.waiting.waiting.popleft()
     assert isinstance(sent, SentOpen)
-    assert (sent.leave(7), stream.home) == (b"an open", 7)
+    assert (sent.leave(7), stream.pinned_lane) == (b"an open", 7)
     assert loss.of(sent) == [sent]
-    assert stream.home == NO_LANE
+    assert stream.pinned_lane == NO_LANE
     assert sent.leave(8) == b"an open"
     sent.on_acked()
-    assert stream.home == ANY_LANE
+    assert stream.pinned_lane == ANY_LANE
 
 
 def test_a_lost_window_leaves_again_as_the_newest_limit_and_once() -> None:

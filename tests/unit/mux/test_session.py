@@ -1066,7 +1066,7 @@ def test_urgent_frames_avoid_a_lane_that_has_stalled() -> None:
     ends.client.open(WEB)
     assert not ends.transmit(ends.client, lane=2)
     assert kinds(ends.transmit(ends.client, lane=1)) == [frames.OPEN]
-    assert first.home == 2
+    assert first.pinned_lane == 2
 
 
 def test_urgent_frames_avoid_a_lane_whose_pipe_is_full() -> None:
