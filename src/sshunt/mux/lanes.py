@@ -69,7 +69,7 @@ class Lane:
         "acked",
         "id",
         "is_blocked",
-        "is_spared",
+        "is_reserved",
         "last_heard_at",
         "min_rtt_s",
         "outstanding",
@@ -97,7 +97,7 @@ class Lane:
         self.pacer = Pacer(path or Path())
         self.ping_wanted = False
         self.duplicates: Deque[Duplicate] = deque(maxlen=MAX_DUPLICATES)  # to send, once
-        self.is_spared = False  # the session says: no bulk for now
+        self.is_reserved = False  # for what is urgent: no bulk for now
         self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
         self.rtt_s = 0.0  # smoothed; 0 until measured
         self.min_rtt_s = 0.0
@@ -143,7 +143,7 @@ class Lane:
 
         An empty lane always takes one, or a limit below a frame would stop it for ever.
         """
-        if self.is_spared:
+        if self.is_reserved:
             return False
         pacer = self.pacer
         in_flight = self.in_flight_bytes

@@ -379,7 +379,7 @@ class Session:
             has_bulk = scheduler.has_bulk
             bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
-                if has_bulk and not lane.is_spared:
+                if has_bulk and not lane.is_reserved:
                     pacer.note_held_back(now)
                 if lane.sparse_room_bytes <= 0:
                     break
@@ -525,7 +525,7 @@ class Session:
         self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
         shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
         self._queued.each_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
-        self._steering.spare_newest(now)
+        self._steering.reserve_newest(now)
 
     def _on_window(self, _lane: Lane, number: int, _value: int, body: bytes, now: float) -> None:
         limit, serial = frames.decode_window_untrusted(body)

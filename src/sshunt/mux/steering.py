@@ -6,7 +6,7 @@
     a few bytes      the next best lane, too, where they are of a stream that sends little: the
                      receiver takes what comes first (``second``)
     bulk             any lane that lets it, but for the newest of several while the others lose
-                     segments: it is kept free for what is urgent (``spare_newest``)
+                     segments: it is kept free for what is urgent (``reserve_newest``)
 
 A lane that takes no more bytes (``is_blocked``) is nobody's choice. Invariant: of the lanes that
 take bytes, exactly one is the swiftest at any moment; so what is urgent never waits for a lane that
@@ -56,26 +56,26 @@ class Steering:
                 wanted, urgent = True, False
             if bulk and lane.takes_bulk(now):
                 wanted = True
-            elif bulk and not lane.is_spared:
+            elif bulk and not lane.is_reserved:
                 lane.pacer.note_held_back(now)
             if wanted:
                 to_fill.append(lane.id)
         return to_fill
 
-    def spare_newest(self, now: float) -> None:
+    def reserve_newest(self, now: float) -> None:
         """Keep the newest of several lanes free of bulk while those that carry bulk lose segments:
         what is urgent then never waits for a segment that is sent again.
         """
         if len(self._lanes) < 3:
             for lane in self._lanes.values():
-                lane.is_spared = False
+                lane.is_reserved = False
             return
         newest = self._lanes[max(self._lanes)]
         others = [each for each in self._lanes.values() if each is not newest]
         stalls = sum(lane.pacer.stalls(now) for lane in others)
         # Those that have just joined can't have lost much yet.
         tried = sum(not lane.pacer.is_starting for lane in others)
-        enough = LOSS_STALLS * (1 if newest.is_spared else max(tried, 1))
-        newest.is_spared = stalls >= enough
+        enough = LOSS_STALLS * (1 if newest.is_reserved else max(tried, 1))
+        newest.is_reserved = stalls >= enough
         for lane in others:
-            lane.is_spared = False
+            lane.is_reserved = False

@@ -218,7 +218,7 @@ def test_lanes_of_one_session_share_what_they_know_of_the_path() -> None:
 
 def test_a_lane_that_is_kept_free_takes_no_bulk_however_empty_it_is() -> None:
     lane = Lane(1, 0.0)
-    lane.is_spared = True
+    lane.is_reserved = True
     assert not lane.takes_bulk(100.0)
 
 

@@ -87,13 +87,13 @@ def test_a_lane_with_something_of_its_own_is_filled_with_that() -> None:
 def test_the_newest_of_three_lanes_is_kept_free_of_bulk_while_the_others_lose_segments() -> None:
     lanes = lanes_of(0.1, 0.1, 0.1)
     steering = Steering(lanes)
-    steering.spare_newest(NOW)
-    assert not lanes[3].is_spared
+    steering.reserve_newest(NOW)
+    assert not lanes[3].is_reserved
     for number in (1, 2):
         lanes[number].pacer._stalls.extend([NOW] * LOSS_STALLS)
-    steering.spare_newest(NOW)
-    assert [lane.is_spared for lane in lanes.values()] == [False, False, True]
+    steering.reserve_newest(NOW)
+    assert [lane.is_reserved for lane in lanes.values()] == [False, False, True]
     assert steering.to_fill(NOW, False, False, True) == [1, 2]
     del lanes[1]
-    steering.spare_newest(NOW)
-    assert [lane.is_spared for lane in lanes.values()] == [False, False]
+    steering.reserve_newest(NOW)
+    assert [lane.is_reserved for lane in lanes.values()] == [False, False]
