@@ -114,7 +114,7 @@ async def obey(helper: Helper, session: str, command: list[Any]) -> Any:
         case ["bypass", endpoints]:
             return await helper.bypass([(address, port) for address, port in endpoints])
         case ["keep", addresses]:
-            return await helper.keep(addresses)
+            return await helper.retain(addresses)
         case ["undo"]:
             return await helper.undo()
         case ["connect", address, port]:

@@ -517,7 +517,7 @@ def test_a_user_whom_sudo_refuses_gets_an_error(
 # --- what the helper does not do ------------------------------------------------------------------
 
 _HELLO = b'{"request":"hello","version":%d,"session":"feedfacefeed"}\n' % VERSION
-_KEEP = b'{"request":"keep","addresses":["192.0.2.9"]}\n'
+_RETAIN = b'{"request":"retain","addresses":["192.0.2.9"]}\n'
 _FOREIGN_LISTENER = {
     "session": "feedfacefeed",
     "method": "nft",
@@ -539,7 +539,7 @@ def test_the_helper_speaks_its_own_version_only(lab: Lab) -> None:
 
 
 def test_the_helper_keeps_addresses_only_while_something_is_captured(lab: Lab) -> None:
-    _, reply = converse(lab.client, _HELLO, _KEEP)
+    _, reply = converse(lab.client, _HELLO, _RETAIN)
     assert (reply["reply"], reply["kind"]) == ("refused", "wrong-order")
 
 
@@ -548,9 +548,9 @@ def test_where_there_is_no_tun_device_no_address_is_kept_and_all_else_goes_on(la
     plan = {**_FOREIGN_LISTENER, "redirects": [["connections", "127.0.0.1", 1]]}
     apply = json.dumps({"request": "apply", "plan": plan}).encode() + b"\n"
     bypass = b'{"request":"bypass","endpoints":[]}\n'
-    keep = _KEEP.replace(b"192.0.2.9", b"192.0.2.1")
+    keep = _RETAIN.replace(b"192.0.2.9", b"192.0.2.1")
     _, _, refused, done = converse(lab.client, _HELLO, apply, keep, bypass, under=without)
-    assert (refused["reply"], refused["kind"]) == ("refused", "not-kept")
+    assert (refused["reply"], refused["kind"]) == ("refused", "not-retained")
     assert "/dev/net/tun" in refused["message"]
     assert done["reply"] == "done"
 

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from sshunt.capture.nft import render
 from sshunt.capture.plan import Method, Plan, Redirect, What
 from sshunt.helper.protocol import (
-    MAX_KEPT,
     MAX_REQUEST_BYTES,
+    MAX_RETAINED,
     Apply,
     Bypass,
     Guard,
     Hello,
-    Keep,
     Request,
     RequestError,
     Resolvers,
+    Retain,
     Suspects,
     Undo,
-    can_be_kept,
+    can_be_retained,
     decode_request_untrusted,
     encode_request,
 )
@@ -57,7 +57,7 @@ _endpoints4: st.SearchStrategy[Endpoint] = st.tuples(st.ip_addresses(v=4).map(st
 _endpoints6: st.SearchStrategy[Endpoint] = st.tuples(st.ip_addresses(v=6).map(str), _ports)
 _bypasses = st.lists(_endpoints4 | _endpoints6, max_size=5).map(tuple)
 _kept = st.lists(
-    st.ip_addresses().map(str).filter(can_be_kept), max_size=MAX_KEPT, unique=True
+    st.ip_addresses().map(str).filter(can_be_retained), max_size=MAX_RETAINED, unique=True
 ).map(tuple)
 _resolvers = st.lists(st.ip_addresses().map(str), max_size=5).map(tuple)
 _plans = st.builds(
@@ -77,7 +77,7 @@ _requests = st.one_of(
     st.builds(Guard),
     st.builds(Apply, _plans),
     st.builds(Bypass, _bypasses),
-    st.builds(Keep, _kept),
+    st.builds(Retain, _kept),
     st.builds(Resolvers, _resolvers),
     st.builds(Suspects),
     st.builds(Undo),

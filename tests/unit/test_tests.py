@@ -42,7 +42,7 @@ NOT_YET: set[str] = {
     "helper.server",
     "helper.sweeper",
     "host.elevate",
-    "host.former_addresses",
+    "host.retained_addresses",
     "host.helper",
     "lab.accounts",
     "lab.hosts",

@@ -1,7 +1,7 @@
 """What the kernel should redirect, as text. Renders; never runs a program.
 
-plan   what to capture: listeners, routes, exceptions; flattens routes into regions
-nft    plan -> nftables rule text
-kept   a former address that is kept means this host to itself alone
-links  whose connections are captured besides this host's own
+plan      what to capture: listeners, routes, exceptions; flattens routes into regions
+nft       plan -> nftables rule text
+retained  a former address that is retained means this host to itself alone
+links     whose connections are captured besides this host's own
 """

@@ -24,8 +24,8 @@ from sshunt.front.listener import Listener
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.helper.protocol import MAX_BYPASS
-from sshunt.host.former_addresses import FormerAddresses
 from sshunt.host.network import NetworkEvents
+from sshunt.host.retained_addresses import RetainedAddresses
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, wanted
 from sshunt.model import Endpoint
@@ -130,7 +130,7 @@ class Up(TunnelOwner):
         self._telemetry = Telemetry(name, self.tunnel, self.pool, report)
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
-        self._former = FormerAddresses()
+        self._retained = RetainedAddresses()
         self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
 
     def let_in(self, socks: Iterable[socket.socket], dns_sockets: Iterable[DnsSockets]) -> None:
@@ -370,7 +370,7 @@ class Up(TunnelOwner):
         """Let the addresses that open connections bear stay this host's own."""
         relayed = [relay.sock for relay in self.tunnel.relays]
         ends = _other_ends([*relayed, *self.held.sockets])
-        self._learn(retained=self._former.needed(ends))
+        self._learn(retained=self._retained.needed(ends))
 
     def _follow_resolvers(self) -> None:
         """Another network has other resolvers."""

@@ -401,7 +401,7 @@ def _served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
     """From which links other hosts are served; says so."""
     if not (plan.forwards(4) or plan.forwards(6)):
         return {4: (), 6: ()}
-    from sshunt.host.former_addresses import (
+    from sshunt.host.retained_addresses import (
         link_of,  # takes its time to load, and most don't need it
     )
 

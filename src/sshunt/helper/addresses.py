@@ -16,7 +16,7 @@ addresses, on a TUN device of our own::
   is delivered by way of lo, and nobody reads it; it makes up no IPv6 address of its own, so it has
   nothing to ask of routers.
 * *No addresses.* A new connection's source is chosen among the addresses of interfaces, so it is
-  never a kept one; and no program that lists addresses sees it or takes it for a network.
+  never a retained one; and no program that lists addresses sees it or takes it for a network.
 * *Behind the real one.* The kernel's own local route has metric 0. While the address is on an
   interface, too, that one is used and ours makes no difference, whichever came first.
 * *For IPv6 a second time, in the table "main".* Sockets remember routes. IPv4's forget them with
@@ -27,18 +27,18 @@ addresses, on a TUN device of our own::
 
 Established connections then go on by themselves, at TCP's next retransmission: after a gap of t
 seconds that is up to t seconds later, since the timer doubles; or after 3 s, where IPv6 was looking
-for a neighbour of that address. Where the address is kept before it goes there is no gap. They
+for a neighbour of that address. Where it is retained before it goes there is no gap. They
 still need some route to where they were made to, because the kernel looks for one before it
 redirects.
 
-What it costs while an address is kept: it means this host to its own programs, even where the
+What it costs while an address is retained: it means this host to its own programs, even where the
 network that we are in now has given it to another one. IPv4 would also answer ARP for all that is
-local, on every link (arp_ignore, ip-sysctl.rst); capture.kept has rules against that.
+local, on every link (arp_ignore, ip-sysctl.rst); capture.retained has rules against that.
 
 Rejected: addresses on the device, which for IPv6 have no scope of host and are chosen as a source
 where there is no other; the same on lo, where they outlive us.
 
-Invariants: ``keep`` that raises has changed nothing; no address, no device.
+Invariants: ``retain`` that raises has changed nothing; no address, no device.
 
 Not here: which addresses may be asked for (protocol, apply), which are needed, and when (the
 client).
@@ -80,15 +80,15 @@ _TABLES = {socket.AF_INET: (_RT_TABLE_LOCAL,), socket.AF_INET6: (_RT_TABLE_LOCAL
 _METRIC = 1024
 
 
-class KeptAddresses:
-    """The addresses that are kept, and the device on which they are. None at first."""
+class RetainedAddresses:
+    """The addresses that are retained, and the device on which they are. None at first."""
 
     def __init__(self) -> None:
         self._device: _Device | None = None
         self._addresses: frozenset[str] = frozenset()
 
-    def keep(self, addresses: Iterable[str]) -> None:
-        """Keep these and no others; raises OSError, and then nothing has changed."""
+    def retain(self, addresses: Iterable[str]) -> None:
+        """Retain these and no others; raises OSError, and then nothing has changed."""
         wanted = frozenset(addresses)
         if not wanted:
             self.close()
@@ -111,7 +111,7 @@ class KeptAddresses:
             device.remove(address)
 
     def close(self) -> None:
-        """Keep none. May be called again."""
+        """Retain none. May be called again."""
         if self._device is not None:
             self._device.close()
         self._device, self._addresses = None, frozenset()
@@ -139,7 +139,7 @@ class _Device:
 
     def add(self, address: str) -> None:
         """Make the address local; raises OSError."""
-        # Appended, neither exclusive nor a replacement: another session may keep the same one.
+        # Appended, neither exclusive nor a replacement: another session may retain the same one.
         for route in self._local_routes(address):
             self._netlink.ask(_RTM_NEWROUTE, route, CREATE | APPEND)
 

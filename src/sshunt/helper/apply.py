@@ -1,4 +1,4 @@
-"""What root does to the kernel: nftables, the guard cgroup, kept addresses, our own privileges.
+"""What root does to the kernel: nftables, the guard cgroup, retained addresses, our own privileges.
 
 With the modules that serve it alone (see the package), the only one that touches the kernel.
 
@@ -19,14 +19,14 @@ don't know the flag, a plain table of the same name is made. It does nothing any
 not renewed it for some seconds (capture.nft); the next helper that starts removes it.
 
 **Whose traffic.** A request's word for what is this host's is not enough, since it may be anybody's
-who may start us: listeners are on addresses that interfaces have (not on kept ones), what is kept
-is what an interface had while we were there, resolvers are those that root reads in resolv.conf.
+who may start us: listeners are on addresses that interfaces have (not on retained ones), those are
+what an interface had while we were there, resolvers are those that root reads in resolv.conf.
 
-Undo runs backwards: kept addresses, table; at the end the cgroup, too. The guard outlives the
+Undo runs backwards: retained addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. With it goes a table that captures nothing
 and tells other sessions whose queries are ssh's (capture.nft). All steps are idempotent.
 
-Not here: rule text (capture.nft), how an address is kept (addresses), the order of requests
+Not here: rule text (capture.nft), how an address is retained (addresses), the order of requests
 (server).
 """
 
@@ -39,10 +39,10 @@ from ipaddress import ip_address
 from itertools import chain
 
 from sshunt.capture import links, nft
-from sshunt.capture.kept import KEPT_SET, kept_in_families, render_kept
 from sshunt.capture.plan import Method, Plan
+from sshunt.capture.retained import RETAINED_SET, render_retained, retained_in_families
 from sshunt.helper import cgroups
-from sshunt.helper.addresses import KeptAddresses
+from sshunt.helper.addresses import RetainedAddresses
 from sshunt.helper.chains import suspects
 from sshunt.helper.changes import (
     address_key,
@@ -94,8 +94,8 @@ class Kernel:
         self._owned = False
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
-        self._kept = KeptAddresses()
-        self._wanted: tuple[str, ...] = ()  # what is kept
+        self._retained = RetainedAddresses()
+        self._wanted: tuple[str, ...] = ()  # what is retained
         self._hushed: frozenset[str] = frozenset()  # those that no interface has
         remove_leftover_tables(self._nft, marks)
         marks.sweep()
@@ -141,7 +141,7 @@ class Kernel:
         """Make the rules of ``plan``, in the place of any before; True if the kernel removes them
         when we die.
 
-        Raises KernelError, and then has changed nothing. What is kept stays kept, and connections
+        Raises KernelError, and then has changed nothing. Addresses stay retained, connections
         that are translated already stay so. What the rules have noted of connections in these
         seconds is forgotten, and those may hang (capture.nft, ``bound``).
         """
@@ -222,7 +222,7 @@ class Kernel:
         replaced = [replace_elements("inet", table, name, keys) for name, keys in sets.items()]
         self._nft.change(list(chain.from_iterable(replaced)))
 
-    def keep(self, addresses: Iterable[str]) -> None:
+    def retain(self, addresses: Iterable[str]) -> None:
         """Let these addresses and no others stay local, to this host alone; raises KernelError, and
         then has changed nothing.
         """
@@ -233,10 +233,10 @@ class Kernel:
                 raise KernelError(Refusal.NOT_OURS, f"{address} has not been this host's")
         self._hush(wanted)
         try:
-            self._kept.keep(wanted)
+            self._retained.retain(wanted)
         except OSError as error:
             self._hush(before)
-            raise KernelError(Refusal.NOT_KEPT, str(error))
+            raise KernelError(Refusal.NOT_RETAINED, str(error))
         self._wanted = wanted
 
     @property
@@ -250,7 +250,7 @@ class Kernel:
             self._look()
             self._hush(self._wanted)
         except KernelError:
-            self._keep_none()  # better than keeping what others may have
+            self._retain_none()  # better than keeping what others may have
 
     def _look(self) -> None:
         try:
@@ -265,14 +265,14 @@ class Kernel:
             return
         name = nft.table_name(self._session)
         there = {family for family, table in our_tables() if table == name} - {"inet"}
-        wanted = kept_in_families(hushed)
+        wanted = retained_in_families(hushed)
         made: list[str] = []
         try:
             for family in sorted(wanted.keys() - there):
-                table = render_kept(self._session, family, wanted[family], owner=self._owned)
+                table = render_retained(self._session, family, wanted[family], owner=self._owned)
                 self._nft.fill(family, name, table, owner=self._owned)
                 made.append(family)
-            changes = [_kept_changes(family, name, wanted.get(family, ())) for family in there]
+            changes = [_retained_changes(family, name, wanted.get(family, ())) for family in there]
             self._nft.change(list(chain.from_iterable(changes)))
         except KernelError:
             for family in made:
@@ -281,8 +281,8 @@ class Kernel:
             raise
         self._hushed = hushed
 
-    def _keep_none(self) -> None:
-        self._kept.close()
+    def _retain_none(self) -> None:
+        self._retained.close()
         self._wanted = ()
 
     def _asked_here(self, resolvers: tuple[str, ...], *, some: bool = False) -> tuple[str, ...]:
@@ -298,7 +298,7 @@ class Kernel:
 
     def _check_local(self, listener: Endpoint) -> None:
         """Redirecting to another host would be a service that nobody asked us for. An address that
-        is only kept is another host's.
+        is only retained is another host's.
         """
         address = ip_address(listener[0])
         everywhere = address.is_loopback or address.is_unspecified
@@ -327,14 +327,14 @@ class Kernel:
             return ()  # it was only a hint
 
     def undo(self) -> None:
-        """Keep no address, remove the rules, leave the guard; raises KernelError."""
-        self._keep_none()
+        """Retain no address, remove the rules, leave the guard; raises KernelError."""
+        self._retain_none()
         if self._plan is not None:
             self._remove_tables()
             self._mark_queries()
 
     def _remove_tables(self) -> None:
-        self._keep_none()  # before those go that keep it from others
+        self._retain_none()  # before those go that keep it from others
         names = nft.table_names(self._session)
         # Those that are there: somebody's "flush ruleset" removes plain ones.
         there = [(family, name) for family, name in our_tables() if name in names]
@@ -374,9 +374,9 @@ def _alive(marks: Marks, table: str) -> Mark:
     return mark
 
 
-def _kept_changes(family: str, name: str, kept: Iterable[nft.Address]) -> list[Change]:
+def _retained_changes(family: str, name: str, addresses: Iterable[nft.Address]) -> list[Change]:
     """What makes a table that is there hold these; one that would hold none is removed."""
-    keys = [address_key(address) for address in kept]
+    keys = [address_key(address) for address in addresses]
     if not keys:
         return [delete_table(family, name)]
-    return replace_elements(family, name, KEPT_SET, keys)
+    return replace_elements(family, name, RETAINED_SET, keys)

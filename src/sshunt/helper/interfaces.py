@@ -1,8 +1,8 @@
 """Which addresses this host's interfaces have, and have had since we began to look. Linux.
 
 The kernel tells of every change, and then all of them are asked for again: what one has missed, or
-misread, of changes would be missing for ever. A kept address (addresses) is on no interface, so it
-is not among them: what is kept is not thereby the host's own.
+misread, of changes would be missing for ever. A retained address (addresses) is on no interface, so
+it is not among them: what is retained is not thereby the host's own.
 
 Not here: what may be done with such an address (apply).
 """

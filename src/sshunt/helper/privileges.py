@@ -8,7 +8,7 @@ that a disk may be pulled out, and its data would not be on it), there is nothin
 
     /                   a tmpfs
     /sys/fs/cgroup      cgroup2
-    /dev/net/tun        the host's, for kept addresses
+    /dev/net/tun        the host's, for retained addresses
 
 The root of before is detached by pivot_root(2). Where that can't be had (on an initramfs), the
 mounts of before stay, out of sight, as *slaves* of the host's: what is unmounted there goes here,
@@ -50,7 +50,7 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE = 1  # cgroups that were delegated to a user belong to him
-_CAP_NET_ADMIN = 12  # nftables, kept addresses
+_CAP_NET_ADMIN = 12  # nftables, retained addresses
 _KEPT = (_CAP_DAC_OVERRIDE, _CAP_NET_ADMIN)
 
 #: What mountinfo shows beside a file system's own options: proc(5), and SELinux'.

@@ -18,10 +18,10 @@ nothing is lost.)
                                                       between, and open connections go on
     BYPASS(endpoints)        ->  Done                 replaces the bypass endpoints of the plan
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
-    KEEP(addresses)          ->  Done                 these, which it has had, stay this host's own
+    RETAIN(addresses)        ->  Done                 these, which it has had, stay this host's own
     SUSPECTS                 ->  Suspected(chains)    whose rules may stop what is captured
-    UNDO                     ->  Done                 keeps none, removes the rules; not what GUARD
-                                                      has made
+    UNDO                     ->  Done                 retains none, removes the rules; not what
+                                                      GUARD has made
     any                      ->  Refused(kind, message)
 
 The end of the stream, from either side, means UNDO and the end of the cgroup. Descriptors may ride
@@ -61,10 +61,10 @@ MAX_BYPASS = 256
 MAX_RESOLVERS = 16
 
 #: One per network that the host has been in while the oldest connection lives, and family.
-MAX_KEPT = 16
+MAX_RETAINED = 16
 
 #: What no network gives a host, or what means nothing beyond the link.
-_NEVER_KEPT = (
+_NEVER_RETAINED = (
     ip_network("0.0.0.0/8"),  # "this network" (RFC 1122)
     ip_network("127.0.0.0/8"),  # loopback
     ip_network("169.254.0.0/16"),  # link-local; clouds have services there
@@ -113,8 +113,8 @@ class Refusal(str, Enum):
     TOO_COMPLEX = "too-complex"  # the routes overlap in too many pieces
     LISTENER = "listener"  # the listener's address is not one of this host
     RESOLVER = "resolver"  # this host's programs ask none of these
-    NOT_OURS = "not-ours"  # the addresses to be kept have not been this host's
-    NOT_KEPT = "not-kept"  # addresses can't be kept here: no TUN device, or the kernel refused
+    NOT_OURS = "not-ours"  # the addresses to be retained have not been this host's
+    NOT_RETAINED = "not-retained"  # there is no TUN device, or the kernel refused
     INTERNAL = "internal"  # a bug; the message is the traceback
 
 
@@ -162,21 +162,21 @@ class Resolvers:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class Retain:
     """Let these addresses, and no others, stay this host's own if no interface has them.
 
-    Raises ValueError for more than MAX_KEPT, for one twice, and unless ``can_be_kept``.
+    Raises ValueError for more than MAX_RETAINED, for one twice, and unless ``can_be_retained``.
     """
 
     addresses: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(self.addresses) > MAX_KEPT:
-            raise ValueError(f"more than {MAX_KEPT} addresses")
+        if len(self.addresses) > MAX_RETAINED:
+            raise ValueError(f"more than {MAX_RETAINED} addresses")
         if len(set(self.addresses)) != len(self.addresses):
             raise ValueError("an address twice")
-        if not all(can_be_kept(address) for address in self.addresses):
-            raise ValueError("not an address that can be kept")
+        if not all(can_be_retained(address) for address in self.addresses):
+            raise ValueError("not an address that can be retained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Answers Bypass, Resolvers, Keep and Undo."""
+    """Answers Bypass, Resolvers, Retain and Undo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +230,11 @@ class Refused:
     message: str
 
 
-Request: TypeAlias = Hello | Guard | Apply | Bypass | Resolvers | Keep | Suspects | Undo
+Request: TypeAlias = Hello | Guard | Apply | Bypass | Resolvers | Retain | Suspects | Undo
 Reply: TypeAlias = Welcome | Guarded | Applied | Done | Suspected | Refused
 
 
-def can_be_kept(address: str) -> bool:
+def can_be_retained(address: str) -> bool:
     """True for a unicast address, in its usual spelling, that means the same on every link."""
     try:
         parsed = ip_address(address)
@@ -242,7 +242,7 @@ def can_be_kept(address: str) -> bool:
         return False
     if str(parsed) != address or "%" in address:
         return False
-    return not any(parsed in network for network in _NEVER_KEPT)
+    return not any(parsed in network for network in _NEVER_RETAINED)
 
 
 def encode_request(request: Request) -> bytes:
@@ -259,8 +259,8 @@ def encode_request(request: Request) -> bytes:
             fields = {"request": "bypass", "endpoints": request.endpoints}
         case Resolvers():
             fields = {"request": "resolvers", "addresses": request.addresses}
-        case Keep():
-            fields = {"request": "keep", "addresses": request.addresses}
+        case Retain():
+            fields = {"request": "retain", "addresses": request.addresses}
         case Suspects():
             fields = {"request": "suspects"}
         case Undo():
@@ -344,9 +344,9 @@ def _request_from_json(fields: dict[str, Any]) -> Request:
         request = Bypass(_endpoints_from_json(fields.pop("endpoints")))
     elif name == "resolvers":
         request = Resolvers(_resolvers_from_json(fields.pop("addresses")))
-    elif name == "keep":
+    elif name == "retain":
         addresses = _typed(fields.pop("addresses"), list)
-        request = Keep(tuple(_typed(address, str) for address in addresses))
+        request = Retain(tuple(_typed(address, str) for address in addresses))
     elif name == "suspects":
         request = Suspects()
     elif name == "undo":

@@ -8,7 +8,7 @@ wakes now and then to say that we live.
 Which request is allowed when::
 
     state   HELLO    GUARD   APPLY      BYPASS, RESOLVERS,       UNDO     end of stream, SIGTERM
-                                        KEEP, SUSPECTS
+                                        RETAIN, SUSPECTS
     NEW     -> IDLE  -       -          -                        -        exit
     IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
     ACTIVE  -        ACTIVE  ACTIVE     ACTIVE                   -> IDLE  undo, exit
@@ -55,7 +55,6 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
-    Keep,
     KernelError,
     Refusal,
     Refused,
@@ -63,6 +62,7 @@ from sshunt.helper.protocol import (
     Request,
     RequestError,
     Resolvers,
+    Retain,
     Suspected,
     Suspects,
     Undo,
@@ -96,7 +96,7 @@ class State(Enum):
 _ALLOWED = {
     State.NEW: (Hello,),
     State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Apply, Bypass, Resolvers, Keep, Suspects, Undo),
+    State.ACTIVE: (Guard, Apply, Bypass, Resolvers, Retain, Suspects, Undo),
 }
 
 
@@ -218,8 +218,8 @@ class _Service:
                 self._kernel.bypass(request.endpoints)
             case Resolvers():
                 self._kernel.resolvers(request.addresses)
-            case Keep():
-                self._kernel.keep(request.addresses)
+            case Retain():
+                self._kernel.retain(request.addresses)
             case Suspects():
                 return Suspected(self._kernel.suspects())
             case Undo():

@@ -1,12 +1,12 @@
 """This host, asked and told, without privilege.
 
-rules             the rules of a session: what is wanted is made so
-wanted            which rules these are, and what to ask for next; pure
-helper            talks to the privileged process
-elevate           starts it, through sudo or doas
-network           news of this host's network
-parent            children of ours that end when we do
-own               what this host is itself: its addresses, whether it has IPv6
-former_addresses  addresses that it lost and connections still bear
-terminal          the terminal that questions are asked at, and its echo
+rules               the rules of a session: what is wanted is made so
+wanted              which rules these are, and what to ask for next; pure
+helper              talks to the privileged process
+elevate             starts it, through sudo or doas
+network             news of this host's network
+parent              children of ours that end when we do
+own                 what this host is itself: its addresses, whether it has IPv6
+retained_addresses  addresses that it lost and connections still bear
+terminal            the terminal that questions are asked at, and its echo
 """

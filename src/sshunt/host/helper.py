@@ -25,13 +25,13 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
-    Keep,
     Refusal,
     Refused,
     Reply,
     ReplyError,
     Request,
     Resolvers,
+    Retain,
     Suspected,
     Suspects,
     Undo,
@@ -72,7 +72,8 @@ _HINTS = {
     Refusal.LISTENER: "give --listen an address of this host",
     Refusal.RESOLVER: "--dns stands in for the resolvers in this host's /etc/resolv.conf only",
     Refusal.NOT_OURS: "what is kept is what this host has had since sshunt was started",
-    Refusal.NOT_KEPT: "a TUN device is needed: modprobe tun, or docker run --device /dev/net/tun",
+    Refusal.NOT_RETAINED: "a TUN device is needed: modprobe tun,"
+    " or docker run --device /dev/net/tun",
     Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
 }
 
@@ -125,7 +126,7 @@ class Helper:
 
     async def apply(self, plan: Plan) -> None:
         """Capture what the plan says, instead of what one before it said; raises UserError, and
-        then nothing has changed. Addresses that are kept stay kept.
+        then nothing has changed. Retained addresses stay so.
         """
         try:
             request = encode_request(Apply(plan))
@@ -143,13 +144,13 @@ class Helper:
         """Capture what is asked of these, instead of those named before."""
         await self._ask(Resolvers(tuple(addresses)))
 
-    async def keep(self, addresses: Iterable[str]) -> None:
+    async def retain(self, addresses: Iterable[str]) -> None:
         """Let these addresses, and no others, stay this host's own, until ``undo`` or our end.
 
-        Only while a plan is applied. Raises UserError, and then those that were kept are kept
-        still; ValueError for what Keep does not take: see ``can_be_kept`` and MAX_KEPT.
+        Only while a plan is applied. Raises UserError, and then those that were retained are so
+        still; ValueError for what Retain does not take: see ``can_be_retained``, MAX_RETAINED.
         """
-        await self._ask(Keep(tuple(addresses)))
+        await self._ask(Retain(tuple(addresses)))
 
     async def suspects(self) -> tuple[str, ...]:
         """Chains of others that may stop what is captured, for a person to read."""
@@ -275,7 +276,7 @@ def _refusal(reply: Refused) -> UserError:
             _HINTS[reply.kind],
             ExitCode.PRIVILEGE,
         )
-    if reply.kind in (Refusal.NOT_KEPT, Refusal.NOT_OURS):
+    if reply.kind in (Refusal.NOT_RETAINED, Refusal.NOT_OURS):
         return UserError(
             f"can't keep this host's former addresses: {reply.message}",
             _HINTS[reply.kind],

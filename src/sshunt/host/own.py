@@ -3,7 +3,7 @@
 The rules leave alone what goes to this host's own addresses, 127.0.0.0/8 and ::1 among them. A
 target that is nothing else would be captured never, and silently.
 
-Not here: addresses that this host had (former_addresses).
+Not here: addresses that this host had (retained_addresses).
 """
 
 import socket

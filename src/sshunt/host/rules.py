@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sshunt.errors import UserError
-from sshunt.helper.protocol import Apply, Bypass, Guard, Keep, Request, Resolvers, Undo
+from sshunt.helper.protocol import Apply, Bypass, Guard, Request, Resolvers, Retain, Undo
 from sshunt.host.helper import CLOSE_DEADLINE_S, Helper
 from sshunt.host.wanted import NOTHING, Wanted, after, next_optional, next_request
 from sshunt.tell.report import Report, RulesRefused
@@ -161,8 +161,8 @@ class Rules:
                 await helper.resolvers(request.addresses)
             case Bypass():
                 await helper.bypass(request.endpoints)
-            case Keep():
-                await helper.keep(request.addresses)
+            case Retain():
+                await helper.retain(request.addresses)
             case Undo():
                 await helper.undo()
         self._applied = after(self._applied, request)

@@ -10,7 +10,7 @@ applied, and names the one request to the helper that comes next::
     listeners or routes          APPLY          no
     resolvers                    RESOLVERS      no
     bypass endpoints             BYPASS         no
-    retained addresses           KEEP           yes: connections of the former address stand still
+    retained addresses           RETAIN         yes: connections of the former address stand still
 
 So whatever has changed meanwhile is made up for by as few requests as possible, and each of them
 is small where the routes stay as they are. APPLY brings resolvers and bypass endpoints with it.
@@ -29,9 +29,9 @@ from sshunt.helper.protocol import (
     Apply,
     Bypass,
     Guard,
-    Keep,
     Request,
     Resolvers,
+    Retain,
     Undo,
 )
 from sshunt.model import Endpoint
@@ -97,7 +97,7 @@ def next_optional(applied: Wanted, wanted: Wanted) -> Request | None:
     """What to ask for when ``next_request`` is None, and what may fail."""
     if wanted.plan is None or applied.retained == wanted.retained:
         return None
-    return Keep(wanted.retained)
+    return Retain(wanted.retained)
 
 
 def after(applied: Wanted, request: Request) -> Wanted:
@@ -109,7 +109,7 @@ def after(applied: Wanted, request: Request) -> Wanted:
             return replace(applied, plan=None, retained=())
         case Apply():
             return replace(applied, plan=request.plan)
-        case Keep():
+        case Retain():
             return replace(applied, retained=request.addresses)
         case Resolvers() if applied.plan is not None:
             return replace(applied, plan=replace(applied.plan, resolvers=request.addresses))

@@ -8,21 +8,21 @@ import pytest
 from sshunt.capture.plan import Plan
 from sshunt.helper.protocol import (
     MAX_BYPASS,
-    MAX_KEPT,
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
     MAX_RESOLVERS,
+    MAX_RETAINED,
     MAX_ROUTES,
     Applied,
     Apply,
     Done,
     Guarded,
-    Keep,
     Refusal,
     Refused,
     Reply,
     ReplyError,
     RequestError,
+    Retain,
     Welcome,
     decode_reply,
     decode_request_untrusted,
@@ -47,7 +47,7 @@ def _apply(**changes: object) -> bytes:
 
 
 def _keep(*addresses: object) -> bytes:
-    return json.dumps({"request": "keep", "addresses": addresses}).encode()
+    return json.dumps({"request": "retain", "addresses": addresses}).encode()
 
 
 def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
@@ -80,8 +80,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         b'{"request":"bypass","endpoints":[[2130706433,22]]}',
         b'{"request":"bypass","endpoints":[["fe80::1%eth0",22]]}',
         b'{"request":"resolvers","addresses":["localhost"]}',
-        b'{"request":"keep"}',
-        b'{"request":"keep","addresses":"192.0.2.1"}',
+        b'{"request":"retain"}',
+        b'{"request":"retain","addresses":"192.0.2.1"}',
         b"[" * 100_000,
         b'{"request":' + b'{"a":' * 50_000,
         b'{"request":"hello","session":"01234567","version":' + b"9" * 10_000 + b"}",
@@ -148,9 +148,9 @@ def test_only_an_address_a_host_can_have_may_be_kept(address: object) -> None:
 
 
 def test_as_many_addresses_as_allowed_are_kept_and_none_of_them_twice() -> None:
-    addresses = tuple(f"192.0.2.{number}" for number in range(MAX_KEPT))
-    assert decode_request_untrusted(_keep()) == Keep(())
-    assert decode_request_untrusted(_keep(*addresses)) == Keep(addresses)
+    addresses = tuple(f"192.0.2.{number}" for number in range(MAX_RETAINED))
+    assert decode_request_untrusted(_keep()) == Retain(())
+    assert decode_request_untrusted(_keep(*addresses)) == Retain(addresses)
     for one_more in (addresses[0], "2001:db8::1"):
         with pytest.raises(RequestError):
             decode_request_untrusted(_keep(*addresses, one_more))

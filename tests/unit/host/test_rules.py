@@ -221,7 +221,7 @@ def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained
         async with world.rules() as rules:
             retained = ("10.55.0.2",)  # it has it, and might be about to lose it
             rules.want(Wanted(plan=world.plan(), retained=retained))
-            await wait_until(lambda: world.answers == len(["guard", "apply", "keep"]))
+            await wait_until(lambda: world.answers == len(["guard", "apply", "retain"]))
             others = (Route(ip_network("172.16.0.0/12"), Action.REMOTE),)
             rules.want(Wanted(plan=world.plan(routes=others), retained=retained))
             await rules.settled()
@@ -229,7 +229,7 @@ def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained
             assert "10.0.0.0/8" not in world.table()
             local = world.host.run(["ip", "route", "show", "table", "local"]).stdout
             assert "local 10.55.0.2 dev sshunt" in local
-            assert world.asked == ["guard", "apply", "keep", "apply"]
+            assert world.asked == ["guard", "apply", "retain", "apply"]
 
     run(story)
 
@@ -262,12 +262,12 @@ def test_an_optional_part_that_is_refused_is_tried_again_after_longer_and_longer
                 await world.optional_failed(tries)
                 await put_forward(pause_s - 0.5)
                 await asyncio.sleep(0.02)
-                assert world.asked.count("keep") == tries
+                assert world.asked.count("retain") == tries
                 await put_forward(0.5)
             await world.optional_failed(len(RETRY_AFTER_S) + 1)
             await put_forward(3600.0)
             await asyncio.sleep(0.02)
-            assert world.asked.count("keep") == len(RETRY_AFTER_S) + 1
+            assert world.asked.count("retain") == len(RETRY_AFTER_S) + 1
             assert not rules.failed.done()
             assert "has not been this host's" in world.optional_failures[0]
 
@@ -282,11 +282,11 @@ def test_an_optional_part_is_had_at_last_and_not_asked_for_again(world: World) -
             await world.optional_failed(1)
             world.host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
             await put_forward(RETRY_AFTER_S[0])
-            await wait_until(lambda: world.answers == len(["guard", "apply", "keep", "keep"]))
+            await wait_until(lambda: world.answers == len(["guard", "apply", "retain", "retain"]))
             world.host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
             await put_forward(3600.0)
             await asyncio.sleep(0.02)
-            assert world.asked.count("keep") == 2
+            assert world.asked.count("retain") == 2
             assert len(world.optional_failures) == 1
             local = world.host.run(["ip", "route", "show", "table", "local"]).stdout
             assert f"local {address} dev sshunt" in local
@@ -304,7 +304,7 @@ def test_news_try_an_optional_part_again_at_once_and_are_not_held_up_by_it(world
             await rules.settled()
             assert "192.0.2.1 . 22" in world.table()
             await world.optional_failed(2)
-            assert world.asked == ["guard", "apply", "keep", "bypass", "keep"]
+            assert world.asked == ["guard", "apply", "retain", "bypass", "retain"]
 
     run(story)
 
@@ -353,7 +353,7 @@ def test_a_mistake_of_ours_ends_the_wait_and_is_heard_of(world: World) -> None:
         async with world.rules() as rules:
             rules.want(Wanted(plan=world.plan(), retained=("127.0.0.1",)))  # can't even be said
             await wait_until(lambda: heard)
-            with pytest.raises(ValueError, match="not an address that can be kept"):
+            with pytest.raises(ValueError, match="not an address that can be retained"):
                 await rules.settled()
 
     run(story)

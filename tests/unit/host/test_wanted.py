@@ -12,9 +12,9 @@ from sshunt.helper.protocol import (
     Bypass,
     Guard,
     Hello,
-    Keep,
     Request,
     Resolvers,
+    Retain,
     Undo,
 )
 from sshunt.host.wanted import NOTHING, Facts, Wanted, after, next_optional, next_request, wanted
@@ -92,7 +92,7 @@ def test_what_is_as_it_is_wanted_takes_nothing() -> None:
 def test_the_guard_comes_first_and_a_plan_brings_its_resolvers_and_exceptions() -> None:
     state = wanted(_UP)
     assert state.plan is not None
-    assert steps(NOTHING, state) == [Guard(), Apply(state.plan), Keep(("192.0.2.1",))]
+    assert steps(NOTHING, state) == [Guard(), Apply(state.plan), Retain(("192.0.2.1",))]
 
 
 def test_the_guard_that_is_made_stays() -> None:
@@ -110,7 +110,7 @@ def test_the_guard_that_is_made_stays() -> None:
             replace(_LOST, resolvers=("192.0.2.54",)),
             [Resolvers(("192.0.2.54",)), Bypass((_SSH, ("192.0.2.54", 53)))],
         ),
-        (_UP, replace(_UP, retained=()), [Keep(())]),
+        (_UP, replace(_UP, retained=()), [Retain(())]),
         (_UP, replace(_LOST, fail_open=True), [Undo()]),
         (replace(_LOST, fail_open=True), replace(_LOST, fail_open=True, peers=()), []),
     ],
@@ -140,7 +140,7 @@ def test_other_routes_and_listeners_take_one_request_and_addresses_stay_retained
 def test_rules_that_come_again_bring_retained_addresses_with_them() -> None:
     gone, back = wanted(replace(_LOST, fail_open=True)), wanted(_UP)
     assert back.plan is not None
-    assert steps(gone, back) == [Apply(back.plan), Keep(("192.0.2.1",))]
+    assert steps(gone, back) == [Apply(back.plan), Retain(("192.0.2.1",))]
 
 
 def test_a_request_that_is_not_for_rules_is_a_mistake() -> None:

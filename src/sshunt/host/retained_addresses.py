@@ -1,9 +1,9 @@
-"""Which addresses this host has lost though connections of its programs still bear them.
+"""Retained addresses: those that this host has lost though connections still bear them.
 
 A connection that we accepted has as its other end an address that the host had when the program
 connected. When the host moves to another network that address goes, and the connection would stand
-still; the helper can keep it (helper.addresses). The addresses of other hosts, whose connections we
-accept as a router, are not ours to keep: only what was once seen on an interface here is.
+still; the helper can retain it (helper.addresses). The addresses of other hosts, whose connections
+we accept as a router, are not ours to retain: only what was once seen on an interface here is.
 """
 
 import socket
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 import psutil
 
-from sshunt.helper.protocol import MAX_KEPT, can_be_kept
+from sshunt.helper.protocol import MAX_RETAINED, can_be_retained
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
-class FormerAddresses:
+class RetainedAddresses:
     """Remembers the addresses of this host; begin it while they are all there."""
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class FormerAddresses:
 
     def needed(self, used: Iterable[str]) -> tuple[str, ...]:
         """Those of the ``used`` addresses that were this host's and are not any more, sorted; no
-        more than can be kept.
+        more than can be retained.
         """
         try:
             used, present = set(used), _present()
         except OSError:  # out of descriptors: nothing is known to be gone
             return ()
         self._own = present | (self._own & used)
-        return tuple(sorted(a for a in self._own - present if can_be_kept(a)))[:MAX_KEPT]
+        return tuple(sorted(a for a in self._own - present if can_be_retained(a)))[:MAX_RETAINED]
 
 
 def link_of(address: str) -> str:

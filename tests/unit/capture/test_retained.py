@@ -1,4 +1,4 @@
-"""The rules around kept addresses, and that the real nft takes them."""
+"""The rules around retained addresses, and that the real nft takes them."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from sshunt.capture.kept import kept_in_families, render_kept
+from sshunt.capture.retained import render_retained, retained_in_families
 
 _SESSION = "0123456789abcdef"
 
@@ -26,19 +26,21 @@ def nft(*addresses: str, owner: bool) -> str:
 
 
 def rendered(*addresses: str, owner: bool) -> str:
-    families = kept_in_families(addresses).items()
-    return "".join(render_kept(_SESSION, family, kept, owner=owner) for family, kept in families)
+    families = retained_in_families(addresses).items()
+    return "".join(
+        render_retained(_SESSION, family, kept, owner=owner) for family, kept in families
+    )
 
 
 def test_each_family_has_its_own_tables_and_none_without_addresses() -> None:
     first, second, third = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))
-    assert kept_in_families(["192.0.2.2", "2001:db8::1", "192.0.2.1", "192.0.2.1"]) == {
+    assert retained_in_families(["192.0.2.2", "2001:db8::1", "192.0.2.1", "192.0.2.1"]) == {
         "ip": [first, second],
         "arp": [first, second],
         "ip6": [third],
     }
-    assert kept_in_families(["2001:db8::1"]) == {"ip6": [third]}
-    assert kept_in_families([]) == {}
+    assert retained_in_families(["2001:db8::1"]) == {"ip6": [third]}
+    assert retained_in_families([]) == {}
 
 
 def test_what_is_kept_is_named_in_each_table_of_its_family() -> None:

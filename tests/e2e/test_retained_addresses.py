@@ -197,7 +197,7 @@ def test_an_address_that_is_kept_before_it_goes_is_not_missed(
 
 
 @pytest.mark.usefixtures("connection")
-def test_no_new_connection_has_a_kept_address_and_no_interface_shows_it(
+def test_no_new_connection_has_a_retained_address_and_no_interface_shows_it(
     lab: Lab, capture: Capture, family: Family, move: Move
 ) -> None:
     move(family.before, family.after)
@@ -301,7 +301,7 @@ def test_an_address_that_came_and_went_while_the_helper_ran_is_kept(
 
 
 @pytest.mark.parametrize("options", [[], ["--plain"]])
-def test_nobody_who_asks_for_a_kept_address_is_answered_by_this_host(
+def test_nobody_who_asks_for_a_retained_address_is_answered_by_this_host(
     lab: Lab, start: Start, options: list[str]
 ) -> None:
     capture = start(*options)
@@ -379,13 +379,15 @@ def kept_from_others(lab: Lab, capture: Capture) -> dict[str, list[str]]:
     """What the tables of each family hold; those that are not there hold nothing."""
     found = {}
     for family in ("ip", "ip6", "arp"):
-        words = ["nft", "list", "set", family, f"sshunt-{capture.session}", "kept"]
+        words = ["nft", "list", "set", family, f"sshunt-{capture.session}", "retained"]
         listing = lab.client.run(words, check=False).stdout
         found[family] = sorted(re.findall(r"[0-9a-f:.]+[:.]20\d\b", listing))
     return found
 
 
-def test_nothing_leaves_this_host_in_the_name_of_a_kept_address(lab: Lab, capture: Capture) -> None:
+def test_nothing_leaves_this_host_in_the_name_of_a_retained_address(
+    lab: Lab, capture: Capture
+) -> None:
     capture.apply([FAMILIES[4].route])
     capture.ask("keep", ["192.0.2.200"])
     with (
@@ -402,7 +404,7 @@ def test_nothing_leaves_this_host_in_the_name_of_a_kept_address(lab: Lab, captur
 
 
 @pytest.mark.parametrize("address", ["192.0.2.200", "2001:db8:1::200"])
-def test_hosts_behind_this_one_do_not_reach_it_by_a_kept_address(
+def test_hosts_behind_this_one_do_not_reach_it_by_a_retained_address(
     lab: Lab, capture: Capture, address: str
 ) -> None:
     capture.apply([FAMILIES[4].route])
@@ -425,7 +427,7 @@ def test_hosts_behind_this_one_do_not_reach_it_by_a_kept_address(
             hearing.recv(100)
 
 
-def test_a_listener_on_a_kept_address_is_refused(lab: Lab, start: Start) -> None:
+def test_a_listener_on_a_retained_address_is_refused(lab: Lab, start: Start) -> None:
     keeping, capturing = start(), start()
     keeping.apply([FAMILIES[4].route])
     keeping.ask("keep", ["192.0.2.200"])
