@@ -37,6 +37,7 @@ from sshunt.mux.limits import (
     FLOW_QUEUE_BYTES,
     MAX_FLOWS,
 )
+from sshunt.mux.sent import Sent, SentOpening
 
 MAX_NUMBER = (1 << 32) - 1
 
@@ -175,9 +176,9 @@ class Datagrams:
         self.queued_bytes -= waiting.size_bytes
         return waiting
 
-    def take(self, now: float) -> Optional[Tuple[DatagramFlow, bytes, bytes]]:
-        """The next that leaves: (whose, what stands before the data, the data); None if none
-        does.
+    def take(self, now: float) -> Optional[Tuple[Sent, bytes, bytes]]:
+        """The next that leaves: (what to remember, what stands before the data, the data); None if
+        none does.
         """
         while self._fresh or self._busy:
             flows = self._fresh or self._busy
@@ -195,7 +196,12 @@ class Datagrams:
                 flow.credit_bytes -= waiting.size_bytes
                 if not flow.queue:
                     self._leave(flows)
-                return flow, flow.encode_head(waiting), waiting.data
+                opens = not flow.is_known and not waiting.raw
+                return (
+                    SentOpening(flow) if opens else Sent(),
+                    flow.encode_head(waiting),
+                    waiting.data,
+                )
         return None
 
     def _leave(self, flows: Deque[DatagramFlow]) -> None:

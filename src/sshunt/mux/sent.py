@@ -1,6 +1,7 @@
 """Frames that ask for an acknowledgement: what each does when that has come, or when its lane died.
 
     Sent             PING, DATAGRAM, second copies   lost is lost
+    SentOpening      DATAGRAM that opens its flow    the flow is known / lost is lost
     SentData         DATA                            released / goes back to its sender
     SentFin          FIN                             - / leaves again
     SentControl      OPENED RESET GOODBYE ...        - / leaves again, in its old place
@@ -18,6 +19,7 @@ from collections import deque
 from typing import Deque, List
 
 from sshunt.mux import frames
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import Scheduler
 from sshunt.mux.streams import ANY_LANE, CLOSED, NO_LANE, Stream
@@ -39,6 +41,19 @@ class Sent:
 
     def on_lost(self, recovery: "Recovery") -> None:
         """Its lane died, and nobody knows whether it arrived."""
+
+
+class SentOpening(Sent):
+    """A datagram that says what its flow is."""
+
+    __slots__ = ("_flow",)
+
+    def __init__(self, flow: DatagramFlow) -> None:
+        self._flow = flow
+
+    def on_acked(self) -> None:
+        """The next ones need not say it."""
+        self._flow.is_known = True
 
 
 class SentData(Sent):

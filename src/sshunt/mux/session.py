@@ -352,8 +352,8 @@ class Session:
             item = self.datagrams.take(now)
             if item is None:
                 break
-            _, head, data = item
-            lane.note_sent(len(head) + len(data), now, Sent())
+            sent, head, data = item
+            lane.note_sent(len(head) + len(data), now, sent)
             pieces.append(head)
             if data:
                 pieces.append(data)
