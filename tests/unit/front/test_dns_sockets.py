@@ -62,7 +62,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield blocker
 
 
-def test_ports_that_are_taken_for_udp_are_not_tried_for_ever(taken: socket.socket) -> None:
+def test_attempts_at_ports_taken_for_udp_are_limited(taken: socket.socket) -> None:
     with pytest.raises(CannotListen, match=r"listen for DNS on 127\.0\.0\.1: Address") as caught:
         open_dns_sockets(4)
     assert caught.value.error_number == errno.EADDRINUSE

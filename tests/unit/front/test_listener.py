@@ -113,7 +113,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 0.05)
 
 
-def test_before_it_is_started_connections_wait_and_then_they_are_taken() -> None:
+def test_connections_made_before_the_start_are_taken_after_it() -> None:
     async def story(front: Front) -> None:
         front.call()
         await asyncio.sleep(0.02)
@@ -142,7 +142,7 @@ def test_each_failed_resumption_is_reported_and_the_end_of_a_pause_once() -> Non
     run(story)
 
 
-def test_when_a_connection_ends_it_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_ends_a_pause_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 1000.0)
 
     async def story(front: Front) -> None:
@@ -157,7 +157,7 @@ def test_when_a_connection_ends_it_goes_on_at_once(monkeypatch: pytest.MonkeyPat
     run(story)
 
 
-def test_closed_it_takes_nobody_any_more() -> None:
+def test_a_closed_listener_refuses_connections() -> None:
     async def story(front: Front) -> None:
         front.listener.start()
         front.listener.close()

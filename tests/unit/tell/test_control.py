@@ -501,5 +501,5 @@ def test_a_session_names_no_more_endpoints_than_another_one_heeds() -> None:
     assert about(report, GATE)["ways"] == (("203.0.113.7", 22),) * MOST_ENDPOINTS
 
 
-def test_a_session_of_which_nothing_was_said_has_a_name_all_the_same() -> None:
+def test_a_session_that_has_reported_nothing_still_has_a_name() -> None:
     assert about(said(), GATE) == {"host": GATE, "says": f"{GATE}: connected", "ways": ()}

@@ -47,7 +47,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
     assert len(os.listdir("/proc/self/fd")) < 100
 
 
-def test_it_hears_that_we_are_up_and_that_we_stop_and_nothing_in_between(
+def test_the_service_manager_is_told_of_start_and_stop_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = str(tmp_path / "notify")

@@ -44,7 +44,7 @@ def ears() -> Ears:
     return Ears()
 
 
-def test_what_is_said_is_heard_by_all_in_the_order_of_saying(ears: Ears) -> None:
+def test_every_hearer_gets_every_event_in_order(ears: Ears) -> None:
     others: list[Event] = []
     ears.report.subscribe(ears.heard.append)
     ears.report.subscribe(others.append)
@@ -53,12 +53,12 @@ def test_what_is_said_is_heard_by_all_in_the_order_of_saying(ears: Ears) -> None
     assert ears.heard == others == [CONNECTED, LOST]
 
 
-def test_nobody_needs_to_hear(ears: Ears) -> None:
+def test_events_are_remembered_even_if_nobody_listens(ears: Ears) -> None:
     ears.report.say(CONNECTED)
     assert ears.report.latest(RemoteConnected, "gate") == CONNECTED
 
 
-def test_who_comes_later_hears_what_is_said_later(ears: Ears) -> None:
+def test_a_late_hearer_hears_only_what_is_said_from_then_on(ears: Ears) -> None:
     ears.report.say(CONNECTED)
     ears.report.subscribe(ears.heard.append)
     ears.report.say(LOST)
@@ -127,7 +127,7 @@ def test_the_last_of_each_kind_is_remembered_for_each_remote(ears: Ears) -> None
     assert ears.report.latest(LaneClosed, "lab") is None
 
 
-def test_what_belongs_to_no_remote_is_remembered_as_well(ears: Ears) -> None:
+def test_events_of_no_remote_are_remembered_too(ears: Ears) -> None:
     ears.report.say(RulesApplied(by_kernel=True))
     assert ears.report.latest(RulesApplied) == RulesApplied(by_kernel=True)
 

@@ -138,7 +138,7 @@ def test_every_event_is_in_the_golden_file_or_known_to_be_untold() -> None:
         report.PeersBypassed("gate", (("192.0.2.7", 22),)),
     ],
 )
-def test_what_nobody_needs_to_read_has_no_sentence(event: Event) -> None:
+def test_events_that_nobody_reads_have_no_sentence(event: Event) -> None:
     assert sentence(event) is None
 
 
@@ -166,5 +166,5 @@ def test_four_routes_are_named_and_the_rest_are_counted() -> None:
     assert targets_text((OFFICE,) * 6, has_dns=True).endswith(" and 2 more, and DNS")
 
 
-def test_resolvers_that_are_all_stood_in_for_need_no_word() -> None:
+def test_without_uncovered_resolvers_there_is_nothing_to_say() -> None:
     assert sentences.uncovered(()) == ""

@@ -53,7 +53,7 @@ def test_while_it_is_lost_it_shows_for_how_long_and_who_waits() -> None:
     ]
 
 
-def test_lost_for_no_time_at_all_is_lost() -> None:
+def test_an_outage_of_zero_seconds_is_shown_as_an_outage() -> None:
     assert shown(NOTHING._replace(connections=1, lost_for_s=0.0)) == [
         "no connection for 0 s, 1 connection waiting, connecting"
     ]
