@@ -289,7 +289,7 @@ class Side:
                     break
                 data = self.observer.saw_sent(lane_id, pieces)
                 out.write(data)
-            self.session.lanes[lane_id].is_blocked = not out.room_bytes
+            self.session.set_writable(lane_id, bool(out.room_bytes))
         self.dispatch()
         self.observer.check_memory()
         deadline = self.session.next_deadline(after=self.clock.now)

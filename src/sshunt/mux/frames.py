@@ -273,7 +273,7 @@ class FrameReader:
         self.data_left = 0
         self.stream = 0
         self.offset = 0
-        self.newest_bytes = 0  # the whole payload of the last DATA frame that began
+        self.newest_bytes = 0  # the whole payload of the last DATA frame that began in it; 0: none
 
     def skip(self, size: int) -> None:
         """``size`` of the payload bytes still to come were taken from the lane by somebody else."""
@@ -282,6 +282,7 @@ class FrameReader:
 
     def feed(self, data: memoryview) -> List[Frame]:
         """The frames in ``data``, in order; raises RemoteProtocolError."""
+        self.newest_bytes = 0
         frames: List[Frame] = []
         at, end = 0, len(data)
         while at < end:

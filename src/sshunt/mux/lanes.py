@@ -98,7 +98,7 @@ class Lane:
         self.ping_wanted = False
         self.duplicates: Deque[Duplicate] = deque(maxlen=MAX_DUPLICATES)  # to send, once
         self.is_reserved = False  # for what is urgent: no bulk for now
-        self.is_blocked = False  # the relay says: its pipe is full, nothing more can be written
+        self.is_blocked = False  # it takes nothing now: see Session.set_writable
         self.rtt_s = 0.0  # smoothed; 0 until measured
         self.min_rtt_s = 0.0
         # Receiving.

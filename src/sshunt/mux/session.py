@@ -275,6 +275,10 @@ class Session:
         self.lanes[lane_id] = Lane(lane_id, now, self.path)
         self.note_lanes(now)
 
+    def set_writable(self, lane_id: int, is_writable: bool) -> None:
+        """Whether the lane takes bytes just now. One that does not is nobody's choice."""
+        self.lanes[lane_id].is_blocked = not is_writable
+
     def lose_lane(self, lane_id: int, now: float) -> None:
         """A lane died: what it did not get acknowledged will leave over another one."""
         lane = self.lanes.pop(lane_id)
@@ -454,8 +458,11 @@ class Session:
         self._events = []
         return events
 
-    def receive(self, lane_id: int, data: memoryview, now: float) -> None:
-        """Bytes came in on a lane; raises RemoteProtocolError (the lane must then be closed)."""
+    def receive(self, lane_id: int, data: memoryview, now: float) -> int:
+        """Bytes came in on a lane; raises RemoteProtocolError (the lane must then be closed).
+
+        Returns how large the payload is of the last DATA frame that began in them, 0 if none did.
+        """
         lane = self.lanes[lane_id]
         self._now = now
         eliciting_bytes = 0
@@ -471,6 +478,7 @@ class Session:
                     urgent = urgent or kind in _URGENT
                 takers[kind](lane, number, value, body, now)
         lane.note_processed(len(data), eliciting_bytes, urgent, now, self._ack_delay_s)
+        return lane.reader.newest_bytes
 
     def passage(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
         """The stream whose next bytes are the lane's next bytes, and how many; None if it isn't so.

@@ -164,7 +164,7 @@ class LaneIO:
 
     def receive(self, data: bytes) -> None:
         """Bytes of this lane that came in together with the HELLO."""
-        if data and self._process(memoryview(data)):
+        if data and self._process(memoryview(data)) >= 0:
             self._reactor.wake_if_needed(self._session)
 
     def flush(self) -> None:
@@ -185,9 +185,10 @@ class LaneIO:
                     break  # that was all
             else:
                 self._reactor.wake(self._session)
-            lane.is_blocked = bool(self._backlog)
-            if self._backlog and self._writing == IDLE:
-                self._wait_for_room()
+            if self._backlog:
+                session.set_writable(self.lane_id, False)
+                if self._writing == IDLE:
+                    self._wait_for_room()
         except OSError as error:
             self._owner.lane_ended(self, os.strerror(error.errno or 0))
 
@@ -283,7 +284,7 @@ class LaneIO:
             return False
         if self._backlog:
             return True
-        self._lane.is_blocked = False
+        self._session.set_writable(self.lane_id, True)
         self._reactor.wake(self._session)  # it fills the pipe again
         return False
 
@@ -323,10 +324,9 @@ class LaneIO:
         """Read and use what is there; False if there is hardly more now."""
         # Behind a large payload mostly comes another: read no further than its header, so that the
         # payload itself can be spliced.
-        reader = self._lane.reader
         limit = self._read_bytes
         if self._bulk_reads:
-            limit = min(limit, reader.data_left + DATA_HEAD_BYTES)
+            limit = min(limit, self._lane.reader.data_left + DATA_HEAD_BYTES)
         buffer = memoryview(self._reactor.read_buffer)[:limit]
         try:
             size = os.readv(self._read_fd, [buffer])
@@ -338,11 +338,11 @@ class LaneIO:
         if not size:
             self._owner.lane_ended(self, "")
             return False
-        reader.newest_bytes = 0
         begin = self._reactor.loop.time()
-        if not self._process(buffer[:size]):
+        newest_bytes = self._process(buffer[:size])
+        if newest_bytes < 0:
             return False
-        if reader.newest_bytes >= self._reactor.splice_from_bytes:
+        if newest_bytes >= self._reactor.splice_from_bytes:
             self._bulk_reads = BULK_READS
         elif self._bulk_reads and size == limit:  # what was to be a header was not one
             self._bulk_reads -= 1
@@ -389,15 +389,18 @@ class LaneIO:
             self._owner.dispatch()
         return moved == size
 
-    def _process(self, data: memoryview) -> bool:
-        """Use everything in ``data``; False if the lane has ended over it."""
+    def _process(self, data: memoryview) -> int:
+        """Use everything in ``data``. How large the last payload is that began in it; -1 if the
+        lane has ended over it.
+        """
         problem = ""
+        newest_bytes = 0
         try:
-            self._session.receive(self.lane_id, data, self._reactor.loop.time())
+            newest_bytes = self._session.receive(self.lane_id, data, self._reactor.loop.time())
         except RemoteProtocolError as error:
             problem = "the other side broke the protocol: %s" % error
         # Also what came before the error: its payloads lie in the buffer.
         self._owner.dispatch()
         if problem:
             self._owner.lane_ended(self, problem, broke_protocol=True)
-        return self._is_open
+        return newest_bytes if self._is_open else -1

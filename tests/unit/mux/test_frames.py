@@ -328,3 +328,16 @@ def test_bytes_that_somebody_else_took_from_the_lane_are_not_awaited() -> None:
     (last, ping) = reader.feed(memoryview(b"x" + frames.encode_ping()))
     assert plain(last) == (frames.DATA, 1, 100 + len(payload) - 1, b"x")
     assert ping[0] == frames.PING
+
+
+def test_a_reader_says_how_large_the_last_payload_is_that_began() -> None:
+    reader = frames.FrameReader()
+    head = frames.encode_data_head(1, 0, 5000)
+    for piece, newest in (
+        (frames.encode_ping(), 0),
+        (head + bytes(100), 5000),
+        (bytes(4900), 0),
+        (frames.encode_data_head(1, 5000, 3) + b"abc" + head, 5000),
+    ):
+        reader.feed(memoryview(piece))
+        assert reader.newest_bytes == newest
