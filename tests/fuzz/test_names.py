@@ -75,7 +75,7 @@ def test_no_program_harms_the_door_or_the_next_program(
                 while ours:
                     ours.pop().close()
             await asyncio.sleep(0.005)
-            assert len(one.queries._queries) <= MOST_QUERIES
+            assert len(one.carrier.queries) <= MOST_QUERIES
             assert len(one.forwarder._connections._open) <= MOST_CONNECTIONS
             most = before + len(ours) + MOST_CONNECTIONS + 2 * len(one.resolver._asking)
             assert len(os.listdir("/proc/self/fd")) <= most

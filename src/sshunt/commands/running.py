@@ -1,10 +1,14 @@
-"""The running session: its tunnel, its lanes, and everything whose end ends it.
+"""The running session: what a process has once, and everything whose end ends it.
 
-Made by ``up`` while ssh logs in, for it takes most of what there is to load. It is the place
-where the parts meet that run side by side until the end: the upkeep, the helper, the listeners, the
-telemetry, the news of the network, other commands of this user.
+    programs --> fronts (redirect, dns) --> router --> remotes
+                                                         | down, up, peers
+              network, resolvers, addresses ------> facts --> rules
 
-Not here: in which order things start and stop (up).
+It is the place where the parts meet that run side by side until the end. Made by ``up`` while ssh
+logs in, for it takes most of what there is to load.
+
+Not here: in which order things start and stop (up), what belongs to one far side (remote), which
+rules the facts lead to (host.wanted).
 """
 
 import asyncio
@@ -23,59 +27,40 @@ from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
 from sshunt.front.listener import Listener
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
+from sshunt.front.splice import Splices
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, wanted
-from sshunt.model import Endpoint
-from sshunt.mux import frames
-from sshunt.mux.frames import TCP, Destination
-from sshunt.mux.streams import Stream
-from sshunt.relay.lane import LaneIO
+from sshunt.model import Endpoint, Route
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
-from sshunt.relay.tunnel import Tunnel, TunnelOwner
-from sshunt.remote.holding import HeldConnections
-from sshunt.remote.pool import Pool, new_session
-from sshunt.remote.queries import Queries
-from sshunt.remote.telemetry import Telemetry, traffic
-from sshunt.remote.upkeep import Upkeep
+from sshunt.remote.remote import Remote, RemoteOwner, Terms
+from sshunt.route.router import Claim, Router
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
 from sshunt.tell.report import (
     AddressesRetained,
-    FarSideNotTold,
     PeersBypassed,
     RemoteClosed,
     Report,
     ResolversChanged,
     ResolversSkipped,
     SshPeerSeen,
-    StreamOpened,
-    StreamReset,
 )
-from sshunt.tell.status import Snapshot, StatusLine
+from sshunt.tell.status import StatusLine
 from sshunt.transport.channel import Transport
 from sshunt.transport.endings import cancelled
 from sshunt.transport.peers import behind, is_made_by_a_child
 
-#: How long the far side may take to answer our goodbye before we just hang up.
-GOODBYE_DEADLINE_S = 1.0
-
-#: How long ssh may take to end by itself once its pipes are closed.
-SSH_END_DEADLINE_S = 0.5
-
-#: How long the first round trip through the lane is waited for, to show it.
-FIRST_RTT_DEADLINE_S = 2.0
-
-#: The status line is redrawn this often.
-STATUS_EVERY_S = 1.0
+#: The interval at which the status line is drawn, and this host's own state looked at.
+TICK_S = 1.0
 
 _WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
 
 
-class Up(TunnelOwner):
-    """The running session: its tunnel, its lanes, and everything whose end ends it."""
+class Up(RemoteOwner):
+    """What a process has once: reactor, router, fronts, rules; and the remote that it is up for."""
 
     def __init__(
         self,
@@ -86,145 +71,79 @@ class Up(TunnelOwner):
         transport: Transport,
         name: str,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self.name = name  # of the server, as lines for people call it
-        self._up_at = loop.time()
+        self._loop = asyncio.get_running_loop()
+        self._bug: asyncio.Future[BaseException] = self._loop.create_future()
+        self._loop.set_exception_handler(self._on_bug)
+        self._up_at = self._loop.time()
         self._options = options
         self._console = console
         self._report = report
         self._rules = rules
-        self._facts = Facts(fail_open=options.fail_open)
-        self._wanted = wanted(self._facts)
-        self.listeners: list[Listener] = []
-        self.arrivals = Arrivals()
-        self.names: DnsForwarder | None = None
-        self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
-        self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
-        self._emptied = asyncio.Event()  # the last lane has ended
-        self._bug: asyncio.Future[BaseException] = loop.create_future()
-        loop.set_exception_handler(self._on_bug)
-        # What the far side grants is known when it has answered; ours grants what is taken here.
-        self._reactor = Reactor(loop, way=_WAYS[options.zero_copy])
-        self.tunnel = Tunnel(self._reactor, new_session(), self, outlives_lanes=options.grace_s > 0)
-        self.held = HeldConnections(self.tunnel)
-        self.queries = Queries(self.tunnel, lambda: self.is_down)
-        self.pool = Pool(
-            self.tunnel,
-            transport,
-            report,
+        self._reactor = Reactor(self._loop, way=_WAYS[options.zero_copy])
+        terms = Terms(
             name,
-            most=options.lanes,
-            grace_s=options.grace_s,
-        )
-        self._upkeep = Upkeep(
-            name,
-            self.tunnel,
-            transport,
-            self.pool,
-            report,
-            self,
-            is_attended=console.is_terminal,
+            lanes=options.lanes,
             grace_s=options.grace_s,
             max_retries=options.max_retries,
+            is_attended=console.is_terminal,
         )
-        self._telemetry = Telemetry(name, self.tunnel, self.pool, report)
+        self.remote = Remote(self._reactor, transport, report, self, terms)
+        self._router = Router()
+        self._splices = Splices(self._reactor, self.on_freed)
+        self.arrivals = Arrivals()
+        self._listeners: list[Listener] = []
+        self._names: DnsForwarder | None = None
+        self._facts = Facts(fail_open=options.fail_open)
+        self._wanted = wanted(self._facts)
+        self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
+        self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
         self._retained = RetainedAddresses()
         self._uncovered = left_alone(ipv6=options.listen6 is not None)  # which has been said
 
-    def let_in(self, socks: Iterable[socket.socket], dns_sockets: Iterable[DnsSockets]) -> None:
-        """Accept what the kernel redirects to these, which are ours now: connections, queries."""
-        loop, report = self.tunnel.loop, self._report
+    # --- its life -----------------------------------------------------------------------------
+
+    def accept(
+        self,
+        socks: Iterable[socket.socket],
+        dns_sockets: Iterable[DnsSockets],
+        routes: tuple[Route, ...],
+    ) -> None:
+        """Take what the kernel redirects to these, which are ours now: connections, queries; and
+        have it carried by the remote.
+        """
+        self._router.replace([Claim(self.remote, routes)], names=self.remote)
         for sock in socks:
             original = OriginalDestinations(sock).of
-            redirected = Redirected(original, self._carry, report, self.arrivals, self._is_ours)
-            listener = Listener(sock, loop, report, redirected.take, self._why_not)
-            self.listeners.append(listener)
+            redirected = Redirected(
+                original,
+                self._router.connect,
+                self._splices,
+                self._report,
+                self.arrivals,
+                self._is_ours,
+            )
+            take, why_not = redirected.take, self.remote.why_not
+            listener = Listener(sock, self._loop, self._report, take, why_not)
+            self._listeners.append(listener)
             listener.start()
-        self.names = DnsForwarder(loop, report, dns_sockets, self.queries)
-        self.names.resolvers = system_resolvers()
-        self.names.start()
-
-    @property
-    def is_down(self) -> bool:
-        """True while the connection is lost."""
-        return self._upkeep.link.is_down
-
-    def _why_not(self) -> str:
-        """Why no more connections can be taken just now; "": they can."""
-        if self.is_down or self.tunnel.session.can_open:
-            return ""
-        return "as many connections are open as the far side allows"
-
-    def _carry(self, sock: socket.socket, endpoint: Endpoint) -> None:
-        """``sock``, a program's connection to ``endpoint``, is ours from now on. While the far side
-        is lost, it waits.
-        """
-        destination = Destination(TCP, *endpoint, wants_opened=False)
-        if self.is_down:
-            self.held.hold(sock, destination)
-        else:
-            self._open(sock, destination)
-
-    def _open(self, sock: socket.socket, destination: Destination) -> None:
-        stream = self.tunnel.open(destination)
-        if self._report.hears_streams:
-            self._report.say(StreamOpened(self.name, stream.id, destination.host, destination.port))
-        self.tunnel.relay(stream).start(sock)
-
-    def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
-        """True for a connection of our own ssh to another address of its server. Only where no
-        control group keeps those from being captured; the next one there will not be.
-        """
-        peers = self._facts.peers
-        if self._rules.guarded or self._facts.plan is None:
-            return False
-        known_ports = {port for _, port in peers}
-        if destination[1] not in known_ports and not self.is_down:
-            return False  # looking at processes takes its time, and further lanes go the same way
-        try:
-            source_port = program.getpeername()[1]
-        except OSError:
-            return False  # it has gone
-        if not is_made_by_a_child(source_port):
-            return False
-        if destination not in peers:
-            self._learn(peers=(*peers, destination)[-MAX_BYPASS:])
-            self._report.say(SshPeerSeen(self.name, destination[0]))
-        return True
+        self._names = DnsForwarder(
+            self._loop, self._report, dns_sockets, self._router, self._splices
+        )
+        self._names.resolvers = system_resolvers()
+        self._names.start()
 
     async def capture(self, plan: Plan) -> None:
         """From now on: what the plan says, as rules; raises UserError."""
         self._learn(plan=plan, peers=plan.bypass, resolvers=plan.resolvers)
         await self._rules.settled()
 
-    def _learn(self, **news: Any) -> None:
-        """Let the rules follow the facts, of which these are new."""
-        before = self._wanted
-        self._facts = replace(self._facts, is_down=self.is_down, **news)
-        self._wanted = wanted(self._facts)
-        if "peers" in news:
-            self._report.say(PeersBypassed(self.name, self._facts.peers))
-        retained = self._wanted.retained
-        if retained != before.retained and self._wanted.plan is not None:
-            self._report.say(AddressesRetained(retained))
-        self._rules.want(self._wanted)
-
-    def peers(self) -> tuple[Endpoint, ...]:
-        """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
-        the same of sessions that were there before.
-        """
-        peers = self._upkeep.note_peers()
-        beyond, self.unseen_ways = behind(peers)
-        return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
-
     def listen_to_others(self, place: socket.socket | None) -> None:
         """From now on: news of the network, and other commands of this user, at ``place``."""
-        loop = self.tunnel.loop
-        self._up_at = loop.time()
-        self._events = NetworkEvents(loop, self._on_network)
-        self._control = ControlServer(loop, place, self._answer)
+        self._up_at = self._loop.time()
+        self._events = NetworkEvents(self._loop, self._on_network)
+        self._control = ControlServer(self._loop, place, self._answer)
 
     def listen_no_more(self) -> None:
         """The opposite."""
@@ -233,59 +152,16 @@ class Up(TunnelOwner):
         if self._control is not None:
             self._control.close()
 
-    def _answer(self, verb: str) -> dict[str, object]:
-        """What another command of this user asks; raises KeyError."""
-        if verb == "about":
-            return about(self._report, self.name)
-        if verb != "reconnect":
-            raise KeyError(verb)
-        self._upkeep.on_news("asked to by sshunt reconnect", asked=True)
-        does = "connecting again" if self.is_down else "looking at the connection"
-        return {"says": says(self._report, self.name, does)}
-
-    def closed(self, signal: str) -> RemoteClosed:
-        """What there is to say at the end; ``signal``: that asked for it, if one did."""
-        moved = traffic(self.tunnel)
-        lasted_s = self.tunnel.loop.time() - self._up_at
-        return RemoteClosed(self.name, signal, lasted_s, moved.received, moved.sent)
-
-    async def first_rtt(self) -> float:
-        """The first measured round-trip time in seconds, 0 if it takes too long."""
-        deadline = self.tunnel.loop.time() + FIRST_RTT_DEADLINE_S
-        while (
-            not self.tunnel.session.rtt_s
-            and self.tunnel.lanes
-            and self.tunnel.loop.time() < deadline
-        ):
-            await asyncio.sleep(0.002)
-        return self.tunnel.session.rtt_s
-
-    async def check(self) -> None:
-        """Raise UserError if the session has been lost while we were still starting."""
-        last = self.pool.last
-        if self.tunnel.lanes or last is None:
-            return
-        await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
-        raise UserError(
-            f"the connection to {self.name} was lost while starting:"
-            f" {last.last_words() or 'the far side closed it'}",
-            "check the network and the ssh server, then start sshunt again",
-            ExitCode.LOST,
-        )
-
     async def watch(self, stop: "asyncio.Future[str]") -> None:
         """Return when asked to stop; raise UserError when something we need has ended."""
-        status = asyncio.ensure_future(self._show_status())
-        keeping = asyncio.ensure_future(self._upkeep.run())
+        looking = asyncio.ensure_future(self._look())
+        running = asyncio.ensure_future(self.remote.run())
         helper_gone = asyncio.ensure_future(self._rules.gone.wait())
-        works: list[asyncio.Future[Any]] = [status, keeping, helper_gone]
-        if self.pool.may_be_several or self._console.verbosity:  # else nobody would do anything
-            works.append(asyncio.ensure_future(self._telemetry.run()))
+        works: list[asyncio.Future[Any]] = [looking, running, helper_gone]
         ends: list[asyncio.Future[Any]] = [stop, self._bug, self._rules.failed, *works]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._upkeep.stop()
             for work in works:
                 work.cancel()
             for work in works:
@@ -313,64 +189,121 @@ class Up(TunnelOwner):
         Before the rules go: it is they that give the resets their addresses. Without them a reset
         comes from our listener, which the program has never heard of, and it would wait for ever.
         """
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.close()
-        if self.names is not None:
-            self.names.close()
-        self.queries.close()
-        self.held.reset_all()
-        self.tunnel.reset_all()
+        if self._names is not None:
+            self._names.close()
+        self.remote.end_connections()
+        self._splices.close()
 
-    async def say_goodbye(self) -> None:
-        """End the session in order: the agent then leaves at once, not after its grace time."""
-        answered = False
-        if self.tunnel.lanes:
-            self._emptied.clear()
-            self.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
-            self.tunnel.pump()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
-                answered = True
-        if not answered and self.tunnel.outlives_lanes and self.pool.is_resumable:
-            lost = self.is_down or not self.tunnel.lanes
-            self._report.say(FarSideNotTold(self.name, lost, self._options.grace_s))
-        self.tunnel.close()
+    async def end(self) -> None:
+        """End the remote's session, then what all would share."""
+        await self.remote.end()
         self._reactor.close()
 
-    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
-        """As the tunnel says."""
-        self.pool.on_lane_ended(lane, reason)
-        if not self.tunnel.lanes:
-            self._emptied.set()
-        self._upkeep.on_lane_ended(reason)
+    def closed(self, signal: str) -> RemoteClosed:
+        """What there is to say at the end; ``signal``: that asked for it, if one did."""
+        moved, lasted_s = self.remote.moved(), self._loop.time() - self._up_at
+        return RemoteClosed(self.remote.name, signal, lasted_s, moved.received, moved.sent)
 
-    def on_goodbye(self, code: int, sentence: str) -> None:
-        """As the tunnel says."""
-        if code != frames.GOODBYE_DONE:
-            self._upkeep.on_goodbye(sentence or "its agent ended")
+    # --- what happens -------------------------------------------------------------------------
 
-    def on_down(self) -> None:
-        """No lane works any more."""
-        self.queries.on_down()
-        if self.names is not None:
-            self.names.on_down()
+    def on_down(self, _remote: Remote) -> None:
+        """As the remote says."""
+        if self._names is not None:
+            self._names.on_down()
         self._learn()
 
-    def on_up(self) -> None:
-        """A lane works again."""
-        self.held.release(self._open)
+    def on_up(self, _remote: Remote) -> None:
+        """As the remote says."""
         self._learn(peers=self.peers())
         self._retain_addresses()
 
+    def on_freed(self) -> None:
+        """As the remote says."""
+        for listener in self._listeners:
+            listener.resume()
+
     def _on_network(self, why: str) -> None:
-        self._upkeep.on_news(why)
+        self.remote.on_news(why)
         self._retain_addresses()
+
+    def _answer(self, verb: str) -> dict[str, object]:
+        """What another command of this user asks; raises KeyError."""
+        name = self.remote.name
+        if verb == "about":
+            return about(self._report, name)
+        if verb != "reconnect":
+            raise KeyError(verb)
+        self.remote.on_news("asked to by sshunt reconnect", asked=True)
+        does = "looking at the connection" if self.remote.is_up else "connecting again"
+        return {"says": says(self._report, name, does)}
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if not self._bug.done():
+            text = str(context.get("message"))
+            self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
+
+    async def _look(self) -> None:
+        """Every second: this host's clock, addresses and resolvers; the status line."""
+        line = StatusLine(self._console, self.remote.snapshot(), TICK_S)
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._events is not None:
+                self._events.check_clock()
+            if self._facts.retained:
+                self._retain_addresses()
+            self._follow_resolvers()
+            if self._console.is_terminal:
+                line.show(self.remote.snapshot())
+
+    # --- facts, and the rules that follow from them -------------------------------------------
+
+    def _learn(self, **news: Any) -> None:
+        """Let the rules follow the facts, of which these are new."""
+        before = self._wanted
+        self._facts = replace(self._facts, is_down=not self.remote.is_up, **news)
+        self._wanted = wanted(self._facts)
+        if "peers" in news:
+            self._report.say(PeersBypassed(self.remote.name, self._facts.peers))
+        retained = self._wanted.retained
+        if retained != before.retained and self._wanted.plan is not None:
+            self._report.say(AddressesRetained(retained))
+        self._rules.want(self._wanted)
+
+    def peers(self) -> tuple[Endpoint, ...]:
+        """Whom ssh is connected to; if that is a program on this host, also whom that one is. And
+        the same of sessions that were there before.
+        """
+        peers = self.remote.peers()
+        beyond, self.unseen_ways = behind(peers)
+        return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
+
+    def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
+        """True for a connection of our own ssh to another address of its server. Only where no
+        control group keeps those from being captured; the next one there will not be.
+        """
+        peers = self._facts.peers
+        if self._rules.guarded or self._facts.plan is None:
+            return False
+        known_ports = {port for _, port in peers}
+        if destination[1] not in known_ports and self.remote.is_up:
+            return False  # looking at processes takes its time, and further lanes go the same way
+        try:
+            source_port = program.getpeername()[1]
+        except OSError:
+            return False  # it has gone
+        if not is_made_by_a_child(source_port):
+            return False
+        if destination not in peers:
+            self._learn(peers=(*peers, destination)[-MAX_BYPASS:])
+            self._report.say(SshPeerSeen(self.remote.name, destination[0]))
+        return True
 
     def _retain_addresses(self) -> None:
         """Let the addresses that open connections bear stay this host's own."""
-        relayed = [relay.sock for relay in self.tunnel.relays]
-        ends = _other_ends([*relayed, *self.held.sockets])
-        self._learn(retained=self._retained.needed(ends))
+        self._learn(retained=self._retained.needed(_other_ends(self.remote.sockets())))
 
     def _follow_resolvers(self) -> None:
         """Another network has other resolvers."""
@@ -382,55 +315,10 @@ class Up(TunnelOwner):
             if beyond:
                 self._report.say(ResolversSkipped(beyond))
         if found != self._facts.resolvers:
-            if self.names is not None:
-                self.names.resolvers = found
+            if self._names is not None:
+                self._names.resolvers = found
             self._report.say(ResolversChanged(found))
             self._learn(resolvers=found)
-
-    def on_reset(self, stream: Stream, code: int) -> None:
-        """As the tunnel says."""
-        if self._report.hears_streams:
-            why = frames.MEANING_OF_RESET.get(code, "reset")
-            self._report.say(StreamReset(self.name, stream.id, why))
-
-    def on_forgotten(self) -> None:
-        """As the tunnel says."""
-        for listener in self.listeners:
-            listener.resume()
-
-    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        if not self._bug.done():
-            text = str(context.get("message"))
-            self._bug.set_result(error if isinstance(error, BaseException) else RuntimeError(text))
-
-    async def _show_status(self) -> None:
-        line = StatusLine(self._console, self._snapshot(), STATUS_EVERY_S)
-        while True:
-            await asyncio.sleep(STATUS_EVERY_S)
-            if self._events is not None:
-                self._events.check_clock()
-            if self._facts.retained:
-                self._retain_addresses()
-            self._follow_resolvers()
-            if self._console.is_terminal:
-                line.show(self._snapshot())
-
-    def _snapshot(self) -> Snapshot:
-        moved, now = traffic(self.tunnel), self.tunnel.loop.time()
-        rtt_s = self.tunnel.session.rtt_s
-        lost_at, next_at = self._upkeep.link.down_since, self._upkeep.link.next_attempt_at
-        if lost_at is None:
-            connections = len(self.tunnel.session.streams)
-            return Snapshot(connections, moved.received, moved.sent, rtt_s)
-        return Snapshot(
-            len(self.tunnel.relays) + len(self.held),
-            moved.received,
-            moved.sent,
-            rtt_s,
-            lost_for_s=now - lost_at,
-            next_attempt_s=None if next_at is None else max(next_at - now, 0.0),
-        )
 
 
 def _other_ends(socks: Iterable[socket.socket]) -> set[str]:

@@ -224,15 +224,15 @@ async def _start(
     others = sessions()
     name += f" [{session_id}]" if others else ""
     up = Up(options, console, report, rules, transport, name)
-    undo.push_async_callback(up.pool.close)
-    undo.push_async_callback(up.say_goodbye)
+    undo.push_async_callback(up.remote.close)
+    undo.push_async_callback(up.end)
     undo.callback(up.end_local)
-    await up.pool.connect()
+    await up.remote.start()
     size = len(agent_bundle().data)  # connect has made it
     report.say(AgentStarted(name, size, tuple(choices.cipher)))
-    up.let_in(listeners, dns_sockets)
+    up.accept(listeners, dns_sockets, routes)
 
-    await up.check()
+    await up.remote.check()
     if others:
         with suppress(RuntimeError):  # no thread can be had
             up.ways_of_others = await asyncio.to_thread(ways_of_others)
@@ -247,8 +247,8 @@ async def _start(
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     gc.enable()
-    rtt_s = await up.first_rtt()
-    await up.check()
+    rtt_s = await up.remote.first_rtt()
+    await up.remote.check()
     up.listen_to_others(place)
     undo.callback(up.listen_no_more)
     served = tuple(_remote(routes))

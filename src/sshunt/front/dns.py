@@ -1,30 +1,31 @@
-"""The local end of DNS: queries that the kernel redirected here, answered by way of the far side.
+"""The local end of DNS: queries that the kernel redirected here, answered by whoever carries them.
 
-    UDP   program --query--> system resolver's address --rules--> this --DATAGRAM--> agent
-          program <-answer------------------------------------- this <-DATAGRAM--- agent
-    TCP   the connection is a stream, like any other but for where it leads: to a resolver that the
-          agent chooses. So messages of any size and number pass, zone transfers and updates too
+    UDP   program --query--> system resolver's address --rules--> this --Question--> carrier
+          program <-answer------------------------------------- this <-answer------- carrier
+    TCP   the connection is one like any other but for where it leads: to a resolver that the far
+          side chooses. So messages of any size and number pass, zone transfers and updates too
 
 Only what this host's programs ask is captured, at the addresses in resolv.conf. What a local
 resolver (systemd-resolved, dnsmasq) asks by itself is left alone: our own ssh finds its server
 through it while the connection is lost.
 
-Every query is answered: by who is asked for it (FarResolver), by SERVFAIL at once while he can't be
-asked; programs then fail or ask again, but don't hang. Connections that are open when the far side
-is lost are reset: their programs connect again, and are told.
+Every query is answered, if need be by SERVFAIL, and at once while the carrier is down; programs
+then fail or ask again, but don't hang. Connections that are open when it goes down are reset
+(``on_down``): their programs connect again, and are told.
 
-What is under way has limits, shared by users (connections).
+Who asks is known, so that whoever takes most of what there is room for loses the oldest: queries at
+the carrier, connections here.
 
-Not here: which queries (capture), what becomes of one (remote.queries), asking (direct.resolve),
-the message itself (relay.dns).
+Not here: which queries (capture), what becomes of them (remote.queries), the message itself
+(relay.dns).
 """
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sshunt.front.dns_askers import Askers
 from sshunt.front.dns_connections import Connection, Connections
@@ -32,42 +33,41 @@ from sshunt.front.dns_sockets import DnsSockets
 from sshunt.front.listener import Listener
 from sshunt.model import Endpoint
 from sshunt.relay import dns
-from sshunt.relay.sockets import close_with_reset
+from sshunt.relay.flow import ABORTED, DNS, Carrier, Flow, Question, Relays, SocketConnection
 from sshunt.tell.report import Report
 
-#: How long a program may take with its query while the connection is lost.
+#: The time a program has for its query while the carrier is down.
 LAST_QUERY_S = 5.0
 
 #: Queries read in one round of the event loop.
 READS_PER_ROUND = 32
 
-
-class Relayed(Protocol):
-    """A connection that goes on to a resolver of the far side."""
-
-    def is_over(self) -> bool:
-        """True if nothing more comes of it."""
-
-    def end(self) -> None:
-        """End it at once, with a reset."""
+#: To a resolver of the carrier's choice; the address says nothing.
+_ANY_RESOLVER = Flow(DNS, (".", dns.PORT))
 
 
-class FarResolver(Protocol):
-    """Who knows the answers."""
+class _DatagramQuestion(Question):
+    """A program's, that came to ``sock``."""
 
-    @property
-    def is_down(self) -> bool:
-        """True while nobody can be asked."""
+    __slots__ = ("_program", "_sock")
 
-    def ask(self, message: bytes, asker: int, answer: Callable[[bytes], None]) -> None:
-        """``answer`` gets the answer to a query of user ``asker``'s, or SERVFAIL, if anything."""
+    def __init__(self, message: bytes, asker: int, sock: socket.socket, program: Any) -> None:
+        super().__init__(message, asker)
+        self._sock = sock
+        self._program = program
 
-    def connect(self, sock: socket.socket) -> Relayed | None:
-        """Takes over a connection; None if that is not possible: then it is still the caller's."""
+    def answer(self, message: bytes) -> None:
+        """As in Question."""
+        with suppress(OSError):  # it is gone, or its buffer is full: it asks again
+            self._sock.sendto(message, self._program)
+
+    def refused(self, _code: int) -> None:
+        """As in Question."""
+        self.answer(dns.servfail(self.message))
 
 
 class DnsForwarder:
-    """Answers what comes in by ``sockets``, which it owns, once it is started.
+    """Gives what comes in by ``sockets``, which it owns, to ``carrier``, once it is started.
 
     ``resolvers`` are the addresses that programs believe to ask; what they are is the owner's to
     say.
@@ -78,11 +78,13 @@ class DnsForwarder:
         loop: asyncio.AbstractEventLoop,
         report: Report,
         sockets: Iterable[DnsSockets],
-        far: FarResolver,
+        carrier: Carrier,
+        relays: Relays,
     ) -> None:
         self._loop = loop
+        self._relays = relays
         self._sockets = tuple(sockets)
-        self._far = far
+        self._carrier = carrier
         self._askers = Askers(sock for pair in self._sockets for sock in pair)
         self._listeners = [
             Listener(pair.tcp, loop, report, partial(self._take, pair)) for pair in self._sockets
@@ -97,7 +99,7 @@ class DnsForwarder:
             listener.start()
 
     def on_down(self) -> None:
-        """The far side is lost: nothing that was asked will be answered."""
+        """The carrier is down: nobody will answer on the connections that are open."""
         self._connections.end_all()
 
     def close(self) -> None:
@@ -114,8 +116,6 @@ class DnsForwarder:
         asked: list[Endpoint] = [(address, dns.PORT) for address in self.resolvers]
         return self._askers.of(sock, program, [*asked, pair.endpoint])
 
-    # --- by UDP -------------------------------------------------------------------------------
-
     def _on_readable(self, pair: DnsSockets) -> None:
         for _ in range(READS_PER_ROUND):
             try:
@@ -124,9 +124,7 @@ class DnsForwarder:
                 return
             if dns.is_query(message):
                 asker = self._asker(pair, pair.udp, program)
-                self._far.ask(message, asker, partial(_send, pair.udp, program))
-
-    # --- by TCP -------------------------------------------------------------------------------
+                self._carrier.ask(_DatagramQuestion(message, asker, pair.udp, program))
 
     def _take(self, pair: DnsSockets, sock: socket.socket) -> None:
         try:
@@ -134,14 +132,13 @@ class DnsForwarder:
         except OSError:  # it has hung up
             sock.close()
             return
-        if self._far.is_down:
+        if not self._carrier.is_up:
             self._tell(sock, asker)
             return
-        relayed = self._far.connect(sock)
-        if relayed is None:
-            close_with_reset(sock)
-            return
-        self._connections.enter(Connection(sock, asker, relayed.is_over, relayed.end))
+        relay = self._carrier.connect(SocketConnection(self._relays, _ANY_RESOLVER, sock))
+        if relay is not None:
+            end = partial(relay.abort, ABORTED)
+            self._connections.enter(Connection(sock, asker, lambda: relay.is_over, end))
 
     def _tell(self, sock: socket.socket, asker: int) -> None:
         """Answer one query with SERVFAIL."""
@@ -175,8 +172,3 @@ async def _fail_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 def _cancel(telling: "asyncio.Future[None]") -> None:
     telling.cancel()
-
-
-def _send(sock: socket.socket, program: Any, answer: bytes) -> None:
-    with suppress(OSError):  # it is gone, or its buffer is full: it asks again
-        sock.sendto(answer, program)

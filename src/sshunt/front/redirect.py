@@ -9,13 +9,14 @@ from collections.abc import Callable
 from sshunt.front.arrival import Arrivals
 from sshunt.front.original import NotRedirected
 from sshunt.model import Endpoint
+from sshunt.relay.flow import TCP, Connection, Flow, Relays, SocketConnection
 from sshunt.relay.sockets import close_with_reset
 from sshunt.tell.report import CallerRefused, Report
 
 
 class Redirected:
-    """Takes what was accepted, and hands it to ``carry``, whose it is from then on, with the
-    destination that its program meant.
+    """Takes what was accepted, and hands it to ``carry`` as a connection that leads where its
+    program meant.
 
     ``original`` finds that out (it raises NotRedirected, or OSError where the program is gone
     again); ``is_ours`` tells connections of our own ssh, which nobody must carry.
@@ -24,13 +25,15 @@ class Redirected:
     def __init__(
         self,
         original: Callable[[socket.socket], Endpoint],
-        carry: Callable[[socket.socket, Endpoint], None],
+        carry: Callable[[Connection], object],
+        relays: Relays,
         report: Report,
         arrivals: Arrivals,
         is_ours: Callable[[socket.socket, Endpoint], bool],
     ) -> None:
         self._original = original
         self._carry = carry
+        self._relays = relays
         self._report = report
         self._arrivals = arrivals
         self._is_ours = is_ours
@@ -51,4 +54,4 @@ class Redirected:
         elif self._is_ours(sock, destination):
             close_with_reset(sock)
         else:
-            self._carry(sock, destination)
+            self._carry(SocketConnection(self._relays, Flow(TCP, destination), sock))

@@ -31,6 +31,7 @@ TCP, UDP, ECHO, DNS = frames.TCP, frames.UDP, frames.ECHO, frames.DNS
 
 #: Codes for refusals of our own.
 NO_RESOURCES, NOT_PERMITTED = frames.RESET_NO_RESOURCES, frames.RESET_NOT_PERMITTED
+ABORTED = frames.RESET_ABORTED
 
 #: A numeric address or a name, and a port.
 Endpoint = Tuple[str, int]
@@ -208,8 +209,10 @@ class Carrier:
         """True if it can do so now."""
         raise NotImplementedError
 
-    def connect(self, connection: Connection) -> None:
-        """Bring the far end of ``connection``, or refuse it."""
+    def connect(self, connection: Connection) -> Optional[Relay]:
+        """Bring the far end of ``connection``, or refuse it. Returns its relay if it has got one at
+        once.
+        """
         raise NotImplementedError
 
     def associate(self, association: Association) -> Outlet:

@@ -1,5 +1,6 @@
 """One far side: its session, its lanes, and what keeps them up.
 
+remote      one far side, from the first login to the goodbye
 pool        the session's lanes: opened, closed
 demand      how many lanes would help; pure
 identity    the session's token and its lanes' numbers

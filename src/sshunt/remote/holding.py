@@ -24,8 +24,8 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from sshunt.mux.frames import Destination
-from sshunt.relay.sockets import close_with_reset, error_of
+from sshunt.relay.flow import NO_RESOURCES, SocketConnection
+from sshunt.relay.sockets import error_of
 from sshunt.relay.tunnel import Tunnel
 
 #: Limit of held connections. Each costs a descriptor and up to a receive buffer of the kernel; the
@@ -39,7 +39,7 @@ LONGEST_WAIT_S = 30.0
 
 
 class _Held(NamedTuple):
-    destination: Destination
+    connection: SocketConnection
     deadline: float
 
 
@@ -59,33 +59,34 @@ class HeldConnections:
         """Those that are held now."""
         return self._held.keys()
 
-    def hold(self, sock: socket.socket, destination: Destination) -> None:
-        """``sock`` is ours until it can go to ``destination``; without room it is reset."""
+    def hold(self, connection: SocketConnection) -> None:
+        """It is ours until it can go on its way; without room it is reset."""
+        sock = connection.take()
         if len(self._held) >= MOST_HELD and not self._make_room():
-            close_with_reset(sock)
+            connection.refused(NO_RESOURCES)
             return
         try:
             self._tunnel.reactor.readiness.add(
                 sock.fileno(), lambda _events: self._on_event(sock), 0
             )
         except OSError:
-            close_with_reset(sock)
+            connection.refused(NO_RESOURCES)
             return
         deadline = self._tunnel.loop.time() + LONGEST_WAIT_S
-        self._held[sock] = _Held(destination, deadline)
+        self._held[sock] = _Held(connection, deadline)
         if self._timer is None:
             self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
 
-    def release(self, open_one: Callable[[socket.socket, Destination], None]) -> None:
+    def release(self, open_one: Callable[[SocketConnection], object]) -> None:
         """The connection is back: ``open_one`` for each, as many as the session may have."""
         held, self._held = self._held, {}
         self._stop_timer()
-        for sock, (destination, _) in held.items():
+        for sock, (connection, _) in held.items():
             self._tunnel.reactor.readiness.remove(sock.fileno())
             if self._tunnel.session.can_open:
-                open_one(sock, destination)
+                open_one(connection)
             else:
-                close_with_reset(sock)
+                connection.refused(NO_RESOURCES)
 
     def reset_all(self) -> None:
         """Reset all of them. May be called twice."""
@@ -98,9 +99,9 @@ class HeldConnections:
             self._reset(sock)
 
     def _reset(self, sock: socket.socket) -> None:
-        del self._held[sock]
+        held = self._held.pop(sock)
         self._tunnel.reactor.readiness.forget(sock.fileno())
-        close_with_reset(sock)
+        held.connection.refused(NO_RESOURCES)
 
     def _make_room(self) -> bool:
         """Reset the oldest of those that send no more; False if there is none."""

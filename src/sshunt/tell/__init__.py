@@ -3,6 +3,7 @@
 report        what has happened, as values, and who hears of it
 sentences     what a person reads about each event
 printer       hears events, and shows their sentences
+snapshot      how a remote is just now, as a value
 status        the status line, from figures that change all the time
 console       lines on stderr, and on a terminal a status line
 figures       rates, sizes and times as people read them

@@ -6,21 +6,9 @@ how long it has been, who waits, what comes next.
 Not here: where the figures come from; how a status line stays below the others (console).
 """
 
-from typing import NamedTuple
-
 from sshunt.tell.console import Console
 from sshunt.tell.figures import bit_rate, counted
-
-
-class Snapshot(NamedTuple):
-    """How a remote is just now. Bytes since the session began, lanes that are over included."""
-
-    connections: int  # those that wait for it to come back, too
-    received_bytes: int
-    sent_bytes: int
-    rtt_s: float
-    lost_for_s: float | None = None  # None: it is not lost
-    next_attempt_s: float | None = None  # None: one is under way
+from sshunt.tell.snapshot import Snapshot
 
 
 class StatusLine:

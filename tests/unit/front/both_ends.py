@@ -24,7 +24,18 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.dns import Settings
+from sshunt.relay.flow import (
+    NO_RESOURCES,
+    Asked,
+    Carrier,
+    Connection,
+    Question,
+    Relay,
+    Relays,
+    SocketConnection,
+)
 from sshunt.relay.incoming import FlowQuestion
+from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.queries import Queries
 from sshunt.tell.report import Report
 from tests.unit.front.office import Answer, resolver
@@ -33,20 +44,48 @@ from tests.unit.relay.ends import Ends, run, threaded
 DEADLINE_S = 20.0
 
 
+class Carried(Carrier):
+    """What a remote does for DNS, over the client's tunnel and nothing else."""
+
+    is_up = True
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        self.queries = Queries(tunnel)
+
+    def connect(self, connection: Connection) -> Relay:
+        assert isinstance(connection, SocketConnection)
+        destination = Destination(connection.flow.network, *connection.flow.destination)
+        relay = self.tunnel.relay(self.tunnel.open(destination))
+        relay.start(connection.take())
+        return relay
+
+    def ask(self, question: Question) -> Asked:
+        if self.is_up:
+            return self.queries.ask(question)
+        question.refused(NO_RESOURCES)
+        return Asked()
+
+
 class Names:
     """Both ends, up. ``asked[n]``: how resolver number n was asked, as it happens."""
 
-    def __init__(self, ends: Ends, *, is_down: bool = False) -> None:
+    def __init__(self, ends: Ends) -> None:
         self.ends = ends
-        self.is_down = is_down
+        self.carrier = Carried(ends.client)
         ends.agent_hears.datagram = self.at_agent
         ends.agent_hears.request = self._asked_by_tcp
         sockets = open_dns_sockets(4)
         self.address, self.port = sockets.endpoint
         report = Report(lambda error: pytest.fail(str(error)))
-        self.queries = Queries(ends.client, lambda: self.is_down)
-        self.forwarder = DnsForwarder(ends.client.loop, report, [sockets], self.queries)
+        self.forwarder = DnsForwarder(ends.client.loop, report, [sockets], self.carrier, Relays())
         self.forwarder.start()
+
+    def lose_connection(self) -> None:
+        """The carrier is down."""
+        self.carrier.is_up = False
+        self.carrier.queries.fail_all()
+        self.forwarder.on_down()
 
     @property
     def resolver(self) -> Resolver:
@@ -109,7 +148,7 @@ def talk(
                 await conversation(one, asked)
             finally:
                 one.forwarder.close()
-                one.queries.close()
+                one.carrier.queries.close()
                 ends.direct.close()
                 await asyncio.sleep(0.05)
 

@@ -11,6 +11,7 @@ import dns.query
 import dns.rcode
 import pytest
 
+from sshunt.front import dns as front
 from sshunt.front import dns_connections
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FlowTarget
@@ -81,9 +82,7 @@ def test_while_the_connection_is_lost_the_answer_comes_at_once(
         waiting = asyncio.ensure_future(one.ask())
         while not asked[0]:
             await asyncio.sleep(0.01)
-        one.is_down = True
-        one.queries.on_down()
-        one.forwarder.on_down()
+        one.lose_connection()
         assert await waiting == "SERVFAIL"
         assert await one.ask() == await one.ask(tcp=True) == "SERVFAIL"
         assert asked == [["udp"]]
@@ -166,7 +165,7 @@ def test_datagrams_that_are_no_queries_are_dropped(monkeypatch: pytest.MonkeyPat
         for data in (b"", b"\xff" * 20):
             flow = one.ends.client.session.datagrams.open(FlowTarget(frames.DNS, ".", 53), 0.0)
             one.at_agent(DatagramReceived(flow, data))
-            one.queries.on_datagram(DatagramReceived(flow, data))
+            one.carrier.queries.on_datagram(DatagramReceived(flow, data))
         assert await one.ask() == "10.9.8.7"
         assert asked == [["udp"]]
 
@@ -227,3 +226,16 @@ def test_a_connection_that_is_silent_for_long_is_closed(monkeypatch: pytest.Monk
                 await threaded(lambda: sock.recv(1))
 
     talk(monkeypatch, [silent], conversation)
+
+
+def test_while_it_is_lost_a_connection_that_asks_nothing_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(front, "LAST_QUERY_S", 0.1)
+
+    async def conversation(one: Names, _asked: list[list[str]]) -> None:
+        one.lose_connection()
+        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
+            assert await threaded(lambda: sock.recv(100)) == b""
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)

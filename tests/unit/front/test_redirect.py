@@ -13,6 +13,7 @@ from sshunt.front.arrival import Arrivals
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.model import Endpoint
+from sshunt.relay.flow import TCP, Connection, Flow, Relays, SocketConnection
 from sshunt.tell.report import CallerRefused, Event, Report
 
 SOMEWHERE = ("10.0.0.1", 443)
@@ -27,7 +28,7 @@ class Front:
         self.program.settimeout(5)
         self.accepted, _ = self.listener.accept()
         undo.callback(self.accepted.close)
-        self.carried: list[tuple[socket.socket, Endpoint]] = []
+        self.carried: list[Connection] = []
         self.said: list[Event] = []
         self.report = Report(lambda error: pytest.fail(str(error)))
         self.report.subscribe(self.said.append)
@@ -37,7 +38,8 @@ class Front:
     def take(self, original: OriginalDestinations | None = None) -> None:
         Redirected(
             original.of if original is not None else lambda _: SOMEWHERE,
-            lambda sock, destination: self.carried.append((sock, destination)),
+            self.carried.append,
+            Relays(),
             self.report,
             self.arrivals,
             lambda _sock, _destination: self.are_ours,
@@ -60,7 +62,10 @@ def front() -> Iterator[Front]:
 
 def test_a_connection_is_carried_to_where_its_program_wanted_to_go(front: Front) -> None:
     front.take()
-    assert front.carried == [(front.accepted, SOMEWHERE)]
+    (connection,) = front.carried
+    assert connection.flow == Flow(TCP, SOMEWHERE)
+    assert isinstance(connection, SocketConnection)
+    assert connection.take() is front.accepted
     assert front.accepted.fileno() >= 0
     assert front.said == []
 

@@ -10,15 +10,16 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from sshunt.mux.frames import TCP, Destination
+from sshunt.mux.frames import Destination
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.session import Session
+from sshunt.relay.flow import TCP, Flow, Relays, SocketConnection
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import holding
 from sshunt.remote.holding import HeldConnections
 
-SOMEWHERE = Destination(TCP, "192.0.2.1", 80)
+SOMEWHERE = Flow(TCP, ("192.0.2.1", 80))
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +50,16 @@ class Hall:
             program.sendall(says)
         ours, _ = self._listener.accept()
         ours.setblocking(False)
-        self.held.hold(ours, SOMEWHERE)
+        self.held.hold(SocketConnection(Relays(), SOMEWHERE, ours))
         return program
 
     def release(self) -> list[bytes]:
         """What each of those that were released has said, in that order."""
 
-        def open_one(sock: socket.socket, destination: Destination) -> None:
-            assert destination == SOMEWHERE
-            self.tunnel.session.open(destination)
-            self.released.append(sock)
+        def open_one(connection: SocketConnection) -> None:
+            assert connection.flow == SOMEWHERE
+            self.tunnel.session.open(Destination(TCP, *SOMEWHERE.destination))
+            self.released.append(connection.take())
 
         self.held.release(open_one)
         return [sock.recv(100) for sock in self.released]

@@ -1,10 +1,9 @@
-"""Queries by UDP get an answer, if only SERVFAIL; those by TCP go on as streams.
+"""Every query gets an answer, if only a refusal.
 
 With a resolver at the other end, and programs that ask: see tests/unit/front/test_dns.py.
 """
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 
 import dns.message
@@ -12,8 +11,8 @@ import dns.rcode
 import pytest
 
 from sshunt.mux.events import DatagramReceived
-from sshunt.mux.frames import TCP, Destination
 from sshunt.relay import dns as relay_dns
+from sshunt.relay.flow import Asked, Question
 from sshunt.remote import queries as module
 from sshunt.remote.queries import Queries
 from tests.unit.relay.ends import Ends, run
@@ -21,7 +20,20 @@ from tests.unit.relay.ends import Ends, run
 QUERY = dns.message.make_query("git.corp.example", "A")
 MESSAGE = QUERY.to_wire()
 ALICE, BOB = 1, 2
-ANYWHERE = Destination(TCP, "192.0.2.1", 80)
+
+
+class Asking(Question):
+    """One that writes down what it hears."""
+
+    def __init__(self, message: bytes, asker: int, heard: list[bytes]) -> None:
+        super().__init__(message, asker)
+        self.heard = heard
+
+    def answer(self, message: bytes) -> None:
+        self.heard.append(message)
+
+    def refused(self, _code: int) -> None:
+        self.heard.append(relay_dns.servfail(self.message))
 
 
 class Far:
@@ -29,14 +41,13 @@ class Far:
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
-        self.is_lost = False
-        self.queries = Queries(ends.client, lambda: self.is_lost)
+        self.queries = Queries(ends.client)
         self.answers: list[bytes] = []
         self.asked: list[DatagramReceived] = []
         ends.agent_hears.datagram = self.asked.append
 
-    def ask(self, message: bytes = MESSAGE, asker: int = ALICE) -> None:
-        self.queries.ask(message, asker, self.answers.append)
+    def ask(self, message: bytes = MESSAGE, asker: int = ALICE) -> Asked:
+        return self.queries.ask(Asking(message, asker, self.answers))
 
     async def answer(self, *answers: bytes) -> None:
         """The agent says so to the first question; it has been heard on return."""
@@ -94,22 +105,12 @@ def test_an_answer_to_another_question_is_passed_over() -> None:
     talk(story)
 
 
-def test_while_the_connection_is_lost_the_answer_is_servfail_at_once() -> None:
-    async def story(far: Far) -> None:
-        far.is_lost = True
-        assert far.queries.is_down
-        far.ask()
-        assert far.codes == ["SERVFAIL"]
-
-    talk(story)
-
-
 def test_what_is_under_way_when_it_is_lost_is_answered_with_servfail() -> None:
     async def story(far: Far) -> None:
         far.ask()
         far.ask()
-        far.queries.on_down()
-        far.queries.on_down()
+        far.queries.fail_all()
+        far.queries.fail_all()
         assert far.codes == ["SERVFAIL"] * 2
 
     talk(story)
@@ -134,7 +135,7 @@ def test_whoever_asks_most_loses_his_oldest_question(monkeypatch: pytest.MonkeyP
 
     async def story(far: Far) -> None:
         bobs: list[bytes] = []
-        far.queries.ask(MESSAGE, BOB, bobs.append)
+        far.queries.ask(Asking(MESSAGE, BOB, bobs))
         for _ in range(5):
             far.ask(asker=ALICE)
         assert far.codes == ["SERVFAIL"] * 3
@@ -143,28 +144,15 @@ def test_whoever_asks_most_loses_his_oldest_question(monkeypatch: pytest.MonkeyP
     talk(story)
 
 
-def test_a_connection_goes_on_as_a_stream_and_can_be_ended() -> None:
+def test_a_question_that_is_given_up_is_not_answered_and_leaves_its_room() -> None:
     async def story(far: Far) -> None:
-        program, ours = socket.socketpair()
-        with program:
-            ours.setblocking(False)
-            relayed = far.queries.connect(ours)
-            assert relayed is not None
-            assert not relayed.is_over()
-            relayed.end()
-            assert relayed.is_over()
-
-    talk(story)
-
-
-def test_without_a_stream_to_spare_a_connection_stays_its_owner_s() -> None:
-    async def story(far: Far) -> None:
-        while far.ends.client.session.can_open:
-            far.ends.client.open(ANYWHERE)
-        program, ours = socket.socketpair()
-        with program, ours:
-            assert far.queries.connect(ours) is None
-            assert ours.fileno() >= 0
+        asked = far.ask()
+        assert len(far.queries) == 1
+        asked.give_up()
+        asked.give_up()
+        assert len(far.queries) == 0
+        await asyncio.sleep(0.05)
+        assert far.answers == []
 
     talk(story)
 

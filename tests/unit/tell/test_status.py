@@ -6,7 +6,8 @@ import pty
 import pytest
 
 from sshunt.tell.console import Console
-from sshunt.tell.status import Snapshot, StatusLine
+from sshunt.tell.snapshot import Snapshot
+from sshunt.tell.status import StatusLine
 
 NOTHING = Snapshot(0, 0, 0, 0.0)
 

@@ -1,0 +1,120 @@
+"""Which carrier a flow goes to: of all routes that hold its destination, the most specific one's.
+
+A carrier claims routes. All claims together are one table (``routes.RouteTable``), the same that
+the kernel's rules are made of: so what is captured and what is carried agree. Where two carriers
+claim the same network and ports, the one that was named first has them; an exclusion, whoever it
+came with, beats them all.
+
+A router is itself a carrier, made of others: a front has one, and does not see what is behind it.
+
+Invariants: a flow is asked about once, when it begins; ``replace`` concerns none that has begun.
+
+Open question: with a single carrier nobody looks: whatever arrives here was captured for it. A
+flow that was captured by a route which has just been replaced is carried, not refused.
+
+Not here: what becomes of a flow (the carriers), DNS look-ups of routes' names (routes).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sshunt.model import Action, Route
+from sshunt.relay.flow import (
+    DNS,
+    NO_RESOURCES,
+    NOT_PERMITTED,
+    Asked,
+    Association,
+    Carrier,
+    Connection,
+    Flow,
+    Outlet,
+    Question,
+    Refused,
+    Relay,
+)
+from sshunt.route.routes import RouteTable
+
+
+class Claim(NamedTuple):
+    """What ``carrier`` serves: REMOTE routes; and what stays direct although it lies in those."""
+
+    carrier: Carrier
+    routes: tuple[Route, ...]
+
+
+class Decision(NamedTuple):
+    """Where a flow goes, and by which route; None: no route holds its destination."""
+
+    carrier: Carrier | Refused
+    route: Route | None
+
+
+class Router(Carrier):
+    """See the module's head. ``names``: the carrier of DNS, if any is."""
+
+    def __init__(self, claims: Iterable[Claim] = (), names: Carrier | None = None) -> None:
+        self.replace(claims, names)
+
+    def replace(self, claims: Iterable[Claim], names: Carrier | None = None) -> None:
+        """From now on these decide."""
+        self._claims = tuple(claims)
+        self._names = names
+        self._carriers: dict[Route, Carrier] = {}
+        for claim in self._claims:
+            for route in claim.routes:
+                self._carriers.setdefault(route, claim.carrier)
+        self._table = RouteTable(self._carriers)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """All of them, for the kernel to capture."""
+        return self._table.routes
+
+    def carrier_of(self, flow: Flow) -> Carrier | Refused:
+        """Whoever carries it."""
+        if len(self._claims) == 1:
+            return self._claims[0].carrier
+        return self.explain(flow).carrier
+
+    def explain(self, flow: Flow) -> Decision:
+        """The same, and why."""
+        try:
+            route = self._table.lookup(*flow.destination)
+        except ValueError:  # a name
+            route = None
+        if route is None or route.action is not Action.REMOTE:
+            return Decision(Refused(NOT_PERMITTED), route)
+        return Decision(self._carriers[route], route)
+
+    # --- as a carrier -------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """As in Carrier; that of names, for those are asked by it."""
+        return self._names is not None and self._names.is_up
+
+    def connect(self, connection: Connection) -> Relay | None:
+        """As in Carrier. A connection of DNS goes to the carrier of names."""
+        carrier: Carrier | Refused | None = self._names
+        if connection.flow.network != DNS:
+            carrier = self.carrier_of(connection.flow)
+        if isinstance(carrier, Carrier):
+            return carrier.connect(connection)
+        connection.refused(carrier.code if carrier is not None else NO_RESOURCES)
+        return None
+
+    def associate(self, association: Association) -> Outlet:
+        """As in Carrier."""
+        carrier = self.carrier_of(association.flow)
+        if isinstance(carrier, Carrier):
+            return carrier.associate(association)
+        association.ended(carrier.code)
+        return Outlet()
+
+    def ask(self, question: Question) -> Asked:
+        """As in Carrier."""
+        if self._names is not None:
+            return self._names.ask(question)
+        question.refused(NO_RESOURCES)
+        return Asked()
