@@ -54,8 +54,8 @@ class Sweeper:
         """Start it; raises OSError. It will remove ``directory``, if there is one. ``proc`` is a
         descriptor of /proc, where ours is not mounted any more.
         """
-        self._tie, theirs = socket.socketpair()
         itself = Process(proc, os.getpid())
+        self._tie, theirs = socket.socketpair()
         helper: int | None = None
         try:
             arguments = itself.place_of_arguments()
@@ -72,6 +72,9 @@ class Sweeper:
                         cgroups.until_done(partial(cgroups.remove, directory, proc), _SWEEP_S)
                 finally:
                     os._exit(0)
+        except OSError:
+            self._tie.close()
+            raise
         finally:
             itself.close()
             theirs.close()
