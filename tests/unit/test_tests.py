@@ -34,9 +34,6 @@ NOT_YET: set[str] = {
     "direct.exchange",
     "direct.race",
     "direct.resolve",
-    "helper.__main__",
-    "helper.apply",
-    "helper.server",
     "host.elevate",
     "host.retained_addresses",
     "host.helper",
@@ -69,6 +66,8 @@ OF_NO_MODULE = {
 
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
+    "helper.test_apply": "in a helper, which does what it is asked",
+    "helper.test_main": "as a program",
     "host.test_parent": "in programs of its own, which end before their children",
     "host.test_terminal": "in a program of its own, which has a terminal",
     "relay.test_lane": "lanes are made by their tunnel",

@@ -1,0 +1,87 @@
+"""A conversation with the real helper, which runs on a host of the lab: ask, hear."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import sshunt
+from sshunt.helper.protocol import (
+    VERSION,
+    Hello,
+    Reply,
+    Request,
+    Welcome,
+    decode_reply,
+    encode_request,
+)
+from sshunt.lab.hosts import Host
+
+DEADLINE_S = 20.0
+
+SESSION = "0123456789abcdef"
+
+#: Serves as the real one does; the words behind the source say how it differs from that.
+_PROGRAM = """
+import socket, sys
+sys.path.append(sys.argv[1])
+from sshunt.capture import nft
+from sshunt.helper import server
+if "hasty" in sys.argv:
+    server.REQUEST_DEADLINE_S = 0.5
+server.serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
+"""
+
+
+class Conversation:
+    """``hasty``: a client's request must come whole within half a second. ``plain``: tables that
+    the kernel does not own.
+    """
+
+    def __init__(self, host: Host, *differences: str) -> None:
+        self.host = host
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(DEADLINE_S)
+        self._lines = self.socket.makefile("rb")
+        source = Path(sshunt.__path__[0]).parent
+        program = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(source), *differences]
+        with theirs:
+            self.process = host.popen(program, stdin=theirs.fileno(), stderr=subprocess.DEVNULL)
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.hang_up()
+        self.process.wait(DEADLINE_S)
+
+    def hang_up(self) -> None:
+        self._lines.close()
+        self.socket.close()
+
+    def ask(self, request: Request) -> Reply:
+        return self.say(encode_request(request))
+
+    def say(self, line: bytes) -> Reply:
+        self.socket.sendall(line)
+        return decode_reply(self._lines.readline())
+
+    def greet(self, session: str = SESSION) -> None:
+        assert self.ask(Hello(VERSION, session)) == Welcome(VERSION)
+
+    def has_hung_up(self) -> bool:
+        return self._lines.readline() == b""
+
+    def tables(self) -> list[str]:
+        """The host's tables, as nft lists them: "inet NAME"."""
+        listing = self.host.run(["nft", "list", "tables"]).stdout
+        return [line.removeprefix("table ") for line in listing.splitlines()]
+
+    def rules(self) -> str:
+        return self.host.run(["nft", "list", "ruleset"]).stdout

@@ -1,0 +1,186 @@
+"""What requests do to a real kernel: tables, sets, and what is left when one is refused."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from sshunt.capture.plan import Plan
+from sshunt.helper.protocol import (
+    Applied,
+    Apply,
+    Bypass,
+    Done,
+    Guard,
+    Guarded,
+    Keep,
+    Refusal,
+    Refused,
+    Reply,
+    Resolvers,
+    Suspected,
+    Suspects,
+    Undo,
+)
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
+from sshunt.model import Action, Route
+from tests.unit.helper.conversation import SESSION, Conversation
+
+PLAN = Plan(
+    SESSION,
+    ("127.0.0.1", 12300),
+    None,
+    (Route(ip_network("10.0.0.0/8"), Action.REMOTE),),
+    bypass=(("192.0.2.7", 22),),
+)
+
+
+@pytest.fixture(scope="module")
+def host(lab: Lab) -> Host:
+    return lab.target
+
+
+@pytest.fixture(params=["owned", "plain"])
+def helper(host: Host, request: pytest.FixtureRequest) -> Iterator[Conversation]:
+    """One that was greeted; ``plain``: the kernel does not own what it makes."""
+    with Conversation(host, request.param) as helper:
+        helper.greet()
+        yield helper
+    assert helper.tables() == []
+
+
+def refusal(reply: Reply) -> Refusal:
+    assert isinstance(reply, Refused), reply
+    return reply.kind
+
+
+def test_a_plan_becomes_a_table_of_the_session(
+    helper: Conversation, request: pytest.FixtureRequest
+) -> None:
+    reply = helper.ask(Apply(PLAN))
+    assert isinstance(reply, Applied)
+    assert helper.tables() == [f"inet sshunt-{SESSION}"]
+    rules = helper.rules()
+    assert ("flags owner" in rules) == reply.owner
+    assert not (reply.owner and "plain" in request.node.name)
+    assert "10.0.0.0/8" in rules
+    assert "192.0.2.7 . 22" in rules
+
+
+def test_another_plan_takes_the_place_of_the_first(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    other = replace(PLAN, routes=(Route(ip_network("172.16.0.0/12"), Action.REMOTE),))
+    assert isinstance(helper.ask(Apply(other)), Applied)
+    rules = helper.rules()
+    assert "172.16.0.0/12" in rules
+    assert "10.0.0.0/8" not in rules
+    assert len(helper.tables()) == 1
+
+
+def test_bypassed_endpoints_are_replaced_without_the_plan(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    assert helper.ask(Bypass((("192.0.2.8", 2222), ("2001:db8::8", 22)))) == Done()
+    rules = helper.rules()
+    assert "192.0.2.8 . 2222" in rules
+    assert "192.0.2.7" not in rules
+    assert helper.ask(Bypass(())) == Done()
+    assert "192.0.2.8" not in helper.rules()
+
+
+def test_what_was_bypassed_last_stays_so_in_the_next_plan_s_stead(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    helper.ask(Bypass((("192.0.2.8", 2222),)))
+    helper.ask(Apply(PLAN))
+    assert "192.0.2.7 . 22" in helper.rules()
+    assert "192.0.2.8" not in helper.rules()
+
+
+def test_a_listener_on_another_host_s_address_is_refused_and_nothing_is_made(
+    helper: Conversation,
+) -> None:
+    there = replace(PLAN, listen4=("192.0.2.99", 80))
+    assert refusal(helper.ask(Apply(there))) is Refusal.LISTENER
+    assert helper.tables() == []
+    helper.ask(Apply(PLAN))
+    assert refusal(helper.ask(Apply(there))) is Refusal.LISTENER
+    assert "10.0.0.0/8" in helper.rules()
+
+
+def test_a_listener_on_an_interface_s_address_is_taken(helper: Conversation) -> None:
+    here = replace(PLAN, listen4=(helper.host.v4, 12300))
+    assert isinstance(helper.ask(Apply(here)), Applied)
+
+
+def test_resolvers_that_this_host_does_not_ask_are_refused(helper: Conversation) -> None:
+    asks = replace(PLAN, resolvers=("203.0.113.53",), dns4=("127.0.0.1", 12353))
+    assert refusal(helper.ask(Apply(asks))) is Refusal.RESOLVER
+    assert helper.tables() == []
+    helper.ask(Apply(PLAN))
+    assert helper.ask(Resolvers(("203.0.113.53",))) == Done()
+    assert "203.0.113.53" not in helper.rules()
+
+
+def test_an_address_that_was_never_this_host_s_is_not_kept(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    assert refusal(helper.ask(Keep(("192.0.2.99",)))) is Refusal.NOT_OURS
+    assert helper.tables() == [f"inet sshunt-{SESSION}"]
+
+
+def test_an_address_that_goes_while_it_is_kept_stays_for_this_host_alone(
+    helper: Conversation,
+) -> None:
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("needs /dev/net/tun")
+    host, address = helper.host, "192.0.2.9"
+    host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+    try:
+        helper.ask(Apply(PLAN))
+        assert helper.ask(Keep((address,))) == Done()
+        assert len(helper.tables()) == 1  # an interface has it: nothing to hide
+    finally:
+        host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+    assert helper.ask(Keep((address,))) == Done()
+    assert host.run(["ip", "route", "get", address]).stdout.startswith("local ")
+    assert [name for name in helper.tables() if not name.startswith("inet ")] != []
+    assert helper.ask(Keep(())) == Done()
+    assert helper.tables() == [f"inet sshunt-{SESSION}"]
+
+
+def test_undo_removes_what_is_kept_and_what_captures(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    assert helper.ask(Undo()) == Done()
+    assert helper.tables() == []
+
+
+def test_a_table_that_somebody_flushed_is_made_again_by_the_next_plan(
+    helper: Conversation,
+) -> None:
+    reply = helper.ask(Apply(PLAN))
+    assert isinstance(reply, Applied)
+    if reply.owner:
+        pytest.skip("nobody else can remove it")
+    helper.host.run(["nft", "flush", "ruleset"])
+    assert isinstance(helper.ask(Apply(PLAN)), Applied)
+    assert "10.0.0.0/8" in helper.rules()
+    helper.host.run(["nft", "flush", "ruleset"])
+    assert helper.ask(Undo()) == Done()
+
+
+def test_chains_of_others_are_told_when_asked_for(helper: Conversation) -> None:
+    helper.ask(Apply(PLAN))
+    assert helper.ask(Suspects()) == Suspected(())
+
+
+def test_a_guard_comes_with_a_table_that_only_marks(helper: Conversation) -> None:
+    reply = helper.ask(Guard())
+    assert isinstance(reply, Guarded)
+    assert helper.ask(Guard()) == reply
+    assert (helper.tables() != []) == reply.guarded
+    assert "redirect" not in helper.rules()
+    helper.ask(Apply(PLAN))
+    assert "redirect" in helper.rules() or "dnat" in helper.rules()
+    helper.ask(Undo())
+    assert (helper.tables() != []) == reply.guarded  # ssh is what may bring the rules back

@@ -1,0 +1,198 @@
+"""The order of a conversation with the helper: what is allowed when, and how it ends."""
+
+import signal
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from sshunt.capture.plan import Plan
+from sshunt.helper.protocol import (
+    MAX_REQUEST_BYTES,
+    VERSION,
+    Applied,
+    Apply,
+    Bypass,
+    Done,
+    Guard,
+    Guarded,
+    Hello,
+    Keep,
+    Refusal,
+    Refused,
+    Reply,
+    Request,
+    Resolvers,
+    Suspected,
+    Suspects,
+    Undo,
+    encode_request,
+)
+from sshunt.helper.server import taken_line
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
+from sshunt.model import Action, Route
+from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation
+
+PLAN = Plan(SESSION, ("127.0.0.1", 12300), None, (Route(ip_network("10.0.0.0/8"), Action.REMOTE),))
+
+#: A request of each kind, and what answers it where it is allowed.
+REQUESTS: dict[str, tuple[Request, type[Reply]]] = {
+    "guard": (Guard(), Guarded),
+    "apply": (Apply(PLAN), Applied),
+    "bypass": (Bypass(()), Done),
+    "resolvers": (Resolvers(()), Done),
+    "keep": (Keep(()), Done),
+    "suspects": (Suspects(), Suspected),
+    "undo": (Undo(), Done),
+}
+ALLOWED = {
+    "new": set(),
+    "idle": {"guard", "apply", "undo"},
+    "active": {"guard", "apply", "bypass", "resolvers", "keep", "suspects", "undo"},
+}
+
+
+@pytest.fixture(scope="module")
+def host(lab: Lab) -> Host:
+    return lab.target
+
+
+@pytest.fixture
+def helper(host: Host) -> Iterator[Conversation]:
+    with Conversation(host) as helper:
+        yield helper
+    assert helper.tables() == []
+
+
+def reach(helper: Conversation, state: str) -> None:
+    if state != "new":
+        helper.greet()
+    if state == "active":
+        assert isinstance(helper.ask(Apply(PLAN)), Applied)
+
+
+@pytest.mark.parametrize("state", ALLOWED)
+def test_what_a_state_does_not_list_is_refused_and_changes_nothing(
+    helper: Conversation, state: str
+) -> None:
+    reach(helper, state)
+    before = helper.tables()
+    for name, (request, _) in REQUESTS.items():
+        if name not in ALLOWED[state]:
+            reply = helper.ask(request)
+            assert isinstance(reply, Refused), name
+            assert reply.kind is Refusal.WRONG_ORDER
+    assert helper.tables() == before
+    if state == "new":
+        helper.greet()
+    else:
+        reply = helper.ask(Hello(VERSION, SESSION))
+        assert isinstance(reply, Refused)
+        assert reply.kind is Refusal.WRONG_ORDER
+
+
+@pytest.mark.parametrize(
+    ("state", "name"), [(state, name) for state, names in ALLOWED.items() for name in sorted(names)]
+)
+def test_what_a_state_lists_is_answered(helper: Conversation, state: str, name: str) -> None:
+    reach(helper, state)
+    request, answer = REQUESTS[name]
+    assert isinstance(helper.ask(request), answer)
+
+
+def test_a_session_can_be_undone_and_applied_again(helper: Conversation) -> None:
+    helper.greet()
+    for _ in range(2):
+        assert isinstance(helper.ask(Apply(PLAN)), Applied)
+        assert helper.tables() == [f"inet sshunt-{SESSION}"]
+        assert helper.ask(Undo()) == Done()
+        assert helper.tables() == []
+        assert helper.ask(Undo()) == Done()
+
+
+def test_another_version_is_told_which_one_is_spoken(helper: Conversation) -> None:
+    reply = helper.ask(Hello(VERSION + 1, SESSION))
+    assert isinstance(reply, Refused)
+    assert reply.kind is Refusal.VERSION
+    assert str(VERSION) in reply.message
+
+
+def test_a_plan_of_another_session_is_refused(helper: Conversation) -> None:
+    helper.greet("fedcba9876543210")
+    reply = helper.ask(Apply(PLAN))
+    assert isinstance(reply, Refused)
+    assert reply.kind is Refusal.BAD_REQUEST
+
+
+@pytest.mark.parametrize("line", [b"\n", b"null\n", b'{"request":"HELLO"}\n', b"\xff\n"])
+def test_what_is_no_request_is_refused_and_ends_the_conversation(
+    helper: Conversation, line: bytes
+) -> None:
+    reply = helper.say(line)
+    assert isinstance(reply, Refused)
+    assert reply.kind is Refusal.BAD_REQUEST
+    assert helper.has_hung_up()
+
+
+def test_a_session_has_one_helper(host: Host, helper: Conversation) -> None:
+    helper.greet()
+    with Conversation(host) as second:
+        reply = second.ask(Hello(VERSION, SESSION))
+        assert isinstance(reply, Refused)
+        assert reply.kind is Refusal.WRONG_ORDER
+        assert second.has_hung_up()
+    assert isinstance(helper.ask(Apply(PLAN)), Applied)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["the client hangs up", "SIGTERM", "no request"])
+def test_whatever_ends_the_conversation_everything_is_undone(host: Host, how: str) -> None:
+    with Conversation(host) as helper:
+        reach(helper, "active")
+        assert helper.tables() != []
+        if how == "SIGTERM":
+            helper.process.send_signal(signal.SIGTERM)
+        elif how == "no request":
+            assert isinstance(helper.say(b"?\n"), Refused)
+        else:
+            helper.hang_up()
+        assert helper.process.wait(DEADLINE_S) == 0
+        assert helper.tables() == []
+
+
+def test_a_request_that_does_not_come_whole_in_time_ends_it_in_order(host: Host) -> None:
+    with Conversation(host, "hasty") as helper:
+        reach(helper, "active")
+        helper.socket.sendall(encode_request(Undo())[:-1])
+        assert helper.has_hung_up()
+        assert helper.process.wait(DEADLINE_S) == 0
+        assert helper.tables() == []
+
+
+def test_several_requests_may_be_sent_at_once(helper: Conversation) -> None:
+    helper.greet()
+    helper.socket.sendall(encode_request(Bypass(())) + encode_request(Undo()))
+    first = helper.say(b"")
+    assert isinstance(first, Refused)  # BYPASS, before anything is applied
+    assert helper.ask(Apply(PLAN)) == Done()  # UNDO's
+    assert isinstance(helper.say(b""), Applied)
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def test_lines_are_taken_from_the_buffer_one_by_one() -> None:
+    buffer = bytearray(b"one\ntwo\nthr")
+    assert [taken_line(buffer) for _ in range(3)] == [b"one\n", b"two\n", b""]
+    assert buffer == b"thr"
+
+
+def test_a_line_without_end_is_taken_as_it_is_once_it_is_too_long() -> None:
+    buffer = bytearray(MAX_REQUEST_BYTES)
+    assert taken_line(buffer) == b""
+    buffer += b"x"
+    assert len(taken_line(buffer)) == MAX_REQUEST_BYTES + 1
+    assert not buffer
