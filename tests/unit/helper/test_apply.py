@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, Redirect, What
 from sshunt.helper.protocol import (
     Applied,
     Apply,
@@ -31,8 +31,7 @@ from tests.unit.helper.conversation import SESSION, Conversation
 
 PLAN = Plan(
     SESSION,
-    ("127.0.0.1", 12300),
-    None,
+    (Redirect(What.CONNECTIONS, ("127.0.0.1", 12300)),),
     (Route(ip_network("10.0.0.0/8"), Action.REMOTE),),
     bypass=(("192.0.2.7", 22),),
 )
@@ -101,7 +100,7 @@ def test_what_was_bypassed_last_stays_so_in_the_next_plan_s_stead(helper: Conver
 def test_a_listener_on_another_host_s_address_is_refused_and_nothing_is_made(
     helper: Conversation,
 ) -> None:
-    there = replace(PLAN, listen4=("192.0.2.99", 80))
+    there = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, ("192.0.2.99", 80)),))
     assert refusal(helper.ask(Apply(there))) is Refusal.LISTENER
     assert helper.tables() == []
     helper.ask(Apply(PLAN))
@@ -110,12 +109,13 @@ def test_a_listener_on_another_host_s_address_is_refused_and_nothing_is_made(
 
 
 def test_a_listener_on_an_interface_s_address_is_taken(helper: Conversation) -> None:
-    here = replace(PLAN, listen4=(helper.host.v4, 12300))
+    here = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (helper.host.v4, 12300)),))
     assert isinstance(helper.ask(Apply(here)), Applied)
 
 
 def test_resolvers_that_this_host_does_not_ask_are_refused(helper: Conversation) -> None:
-    asks = replace(PLAN, resolvers=("203.0.113.53",), dns4=("127.0.0.1", 12353))
+    answered = Redirect(What.QUERIES, ("127.0.0.1", 12353))
+    asks = replace(PLAN, resolvers=("203.0.113.53",), redirects=(*PLAN.redirects, answered))
     assert refusal(helper.ask(Apply(asks))) is Refusal.RESOLVER
     assert helper.tables() == []
     helper.ask(Apply(PLAN))

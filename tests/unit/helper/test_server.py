@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, Redirect, What
 from sshunt.helper.protocol import (
     MAX_REQUEST_BYTES,
     VERSION,
@@ -34,7 +34,11 @@ from sshunt.lab.world import Lab
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation
 
-PLAN = Plan(SESSION, ("127.0.0.1", 12300), None, (Route(ip_network("10.0.0.0/8"), Action.REMOTE),))
+PLAN = Plan(
+    SESSION,
+    (Redirect(What.CONNECTIONS, ("127.0.0.1", 12300)),),
+    (Route(ip_network("10.0.0.0/8"), Action.REMOTE),),
+)
 
 #: A request of each kind, and what answers it where it is allowed.
 REQUESTS: dict[str, tuple[Request, type[Reply]]] = {

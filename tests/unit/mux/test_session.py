@@ -3,6 +3,7 @@
 import pytest
 
 from sshunt.mux import frames
+from sshunt.mux import session as session_module
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.events import (
     DatagramReceived,
@@ -43,7 +44,8 @@ from sshunt.mux.pacer import LOSS_STALLS, STALLS_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.sent import Sent
 from sshunt.mux.session import Session
-from sshunt.mux.windows import IDLE_S
+from sshunt.mux.streams import Stream
+from sshunt.mux.windows import IDLE_S, PLACES, step_for
 from tests.unit.mux.ends import VOICE, WEB, Ends, join, kinds, read_frames, text
 
 
@@ -1401,3 +1403,86 @@ def test_direct_delivery_is_not_offered_for_a_closed_stream() -> None:
     ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, 10000)), 0.0)
     ours.reset(stream, frames.RESET_ABORTED)
     assert ours.passage(0) is None
+
+
+# --- places for windows ---------------------------------------------------------------------------
+
+#: How many windows of streams that have not proved themselves may have the initial size.
+INITIAL_PLACES = PLACES[step_for(INITIAL_WINDOW_BYTES)] // 2
+
+
+def fill_places(ends: Ends) -> list[Stream]:
+    """Open and accept as many streams as may have the initial window; the agent's ends."""
+    for _ in range(INITIAL_PLACES):
+        ends.client.open(WEB)
+    requests = [event for event in ends.settle()[1] if isinstance(event, StreamRequested)]
+    for request in requests:
+        ends.agent.accept(request.stream)
+    ends.settle()
+    return [request.stream for request in requests]
+
+
+def pass_idle_time(ends: Ends) -> None:
+    ends.now += IDLE_S
+    ends.transmit(ends.client)
+
+
+def test_a_stream_whose_end_has_come_leaves_its_place_to_the_next() -> None:
+    ends = Ends()
+    for far in fill_places(ends):
+        ends.agent.write(far, Payload(b"bye"), ends.now)
+        ends.agent.finish(far, ends.now)
+    ends.settle()
+    pass_idle_time(ends)
+    assert ends.client.open(WEB).receiver.window.window_bytes < INITIAL_WINDOW_BYTES  # it asked
+    assert ends.client.open(WEB).receiver.window.window_bytes == INITIAL_WINDOW_BYTES
+
+
+def test_an_idle_stream_gives_its_place_to_one_that_reads_fast() -> None:
+    ends = Ends()
+    fill_places(ends)
+    reader = ends.client.open(WEB)
+    (request,) = [event for event in ends.settle()[1] if isinstance(event, StreamRequested)]
+    ends.agent.accept(request.stream)
+    assert reader.receiver.window.window_bytes < INITIAL_WINDOW_BYTES
+    pass_idle_time(ends)
+    for _ in range(4):
+        size = reader.receiver.window.window_bytes // 2
+        ends.agent.write(request.stream, Payload(bytes(size)), ends.now)
+        ends.settle()
+        ends.client.rtt_s = 1.0  # the reader is quick, compared with that
+        ends.client.consumed(reader, size, ends.now)
+        ends.settle()
+    assert reader.receiver.window.window_bytes >= INITIAL_WINDOW_BYTES
+
+
+def test_what_a_session_was_granted_by_its_peer_is_bounded_by_its_own_limits() -> None:
+    assert Session(CLIENT, 1000, 5).peer_terms == (1000, 5)
+    most = (MAX_WINDOW_BYTES, MAX_STREAMS)
+    assert Session(CLIENT, 1 << 31, 1 << 31).peer_terms == most
+
+
+def test_a_peer_that_has_as_many_streams_as_it_may_is_refused_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_STREAMS", 2)
+    agent = agent_with_lane()
+    for number in (1, 3, 5):
+        feed(agent, frames.encode_open(number, WEB))
+    assert len(agent.take_events()) == 2
+    reset = [
+        frame for frame in read_frames(join(agent.transmit(1, 0.0))) if frame[0] == frames.RESET
+    ]
+    assert [frame[1:3] for frame in reset] == [(5, frames.RESET_NO_RESOURCES)]
+
+
+def test_a_peer_that_reads_no_answers_breaks_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "CONTROL_QUEUE_FRAMES", 3)
+    agent = agent_with_lane()
+    for number in (1, 3, 5, 7):
+        feed(agent, frames.encode_open(number, WEB))
+        (event,) = agent.take_events()
+        assert isinstance(event, StreamRequested)
+        agent.accept(event.stream)
+    with pytest.raises(RemoteProtocolError, match="does not read"):
+        feed(agent, frames.encode_open(9, WEB))

@@ -8,9 +8,12 @@ from sshunt.mux.limits import (
     EARLY_PIECES,
     ENTRY_BYTES,
     INITIAL_WINDOW_BYTES,
+    LEAST_QUEUE_BYTES,
     MAX_WINDOW_BYTES,
+    READ_AHEAD_BYTES,
     SEND_QUEUE_BYTES,
     SEND_QUEUE_PAYLOADS,
+    SESSION_QUEUE_BYTES,
 )
 from sshunt.mux.payload import Payload
 from sshunt.mux.streams import (
@@ -23,6 +26,7 @@ from sshunt.mux.streams import (
     RECEIVER_TRANSITIONS,
     SENDER_TRANSITIONS,
     WAKE_ROOM_BYTES,
+    QueueTotal,
     Receiver,
     Sender,
     Stream,
@@ -410,3 +414,67 @@ def test_a_reset_ends_both_halves() -> None:
     stream = Stream(Sender(100), receiver_of(100), ANY_LANE)
     stream.reset()
     assert stream.is_over
+
+
+# --- what all senders have queued -----------------------------------------------------------------
+
+
+def sender_beside(queued_bytes: int) -> tuple[QueueTotal, Sender]:
+    """A sender with more credit than there is room, and that much queued by others."""
+    total = QueueTotal()
+    total.size_bytes = queued_bytes
+    return total, Sender(MAX_WINDOW_BYTES, total)
+
+
+def test_while_there_is_room_a_sender_may_queue_what_each_may() -> None:
+    total, sender = sender_beside(0)
+    assert total.room_bytes(sender) == SEND_QUEUE_BYTES
+    total.each_bytes = 2 * SEND_QUEUE_BYTES
+    assert total.room_bytes(sender) == 2 * SEND_QUEUE_BYTES
+
+
+def test_when_much_is_queued_a_sender_gets_an_eighth_of_what_is_left_and_always_a_little() -> None:
+    total, sender = sender_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
+    assert total.room_bytes(sender) == SEND_QUEUE_BYTES // 8
+    total.size_bytes = SESSION_QUEUE_BYTES
+    assert total.room_bytes(sender) == LEAST_QUEUE_BYTES
+
+
+def test_while_nothing_leaves_a_sender_gets_half_of_what_is_left() -> None:
+    total, sender = sender_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
+    total.each_bytes = MAX_WINDOW_BYTES
+    assert total.room_bytes(sender) == SEND_QUEUE_BYTES // 2
+
+
+def test_a_sender_whose_reader_has_stopped_may_write_a_little_beyond_its_credit() -> None:
+    total = QueueTotal()
+    sender = Sender(0, total)
+    assert total.room_bytes(sender) == 0
+    sender.is_stuck = True
+    assert total.room_bytes(sender) == READ_AHEAD_BYTES
+    total.size_bytes = SESSION_QUEUE_BYTES
+    assert total.room_bytes(sender) == LEAST_QUEUE_BYTES
+
+
+# --- past the session -----------------------------------------------------------------------------
+
+
+def test_only_the_next_bytes_may_pass_by_and_only_as_far_as_the_credit_goes() -> None:
+    receiver = receiver_of(100)
+    assert receiver.waits_for(0, 100)
+    assert not receiver.waits_for(0, 101)
+    assert not receiver.waits_for(1, 10)
+    receiver.advance(60)
+    assert receiver.waits_for(60, 40)
+    assert received(receiver, 60, b"x") == [b"x"]
+
+
+def test_behind_a_gap_or_an_end_nothing_may_pass_by() -> None:
+    early, ended, reset = receiver_of(100), receiver_of(100), receiver_of(100)
+    received(early, 10, b"x")
+    assert not early.waits_for(0, 10)
+    ended.finish(50)
+    assert ended.waits_for(0, 50)
+    assert not ended.waits_for(0, 51)
+    reset.reset()
+    assert not reset.waits_for(0, 1)
