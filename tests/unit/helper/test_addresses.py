@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.helper.addresses import KeptAddresses
+from sshunt.helper.addresses import RetainedAddresses
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 
@@ -22,13 +22,13 @@ def host(lab: Lab) -> Host:
 
 
 @pytest.fixture
-def kept(host: Host) -> Iterator[KeptAddresses]:
+def retained(host: Host) -> Iterator[RetainedAddresses]:
     """Of that host, in which this thread is for as long."""
     descriptors = len(os.listdir("/proc/self/fd"))
     with host.entered():
-        kept = KeptAddresses()
-        yield kept
-        kept.close()
+        retained = RetainedAddresses()
+        yield retained
+        retained.close()
     assert devices(host) == []
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
@@ -45,11 +45,11 @@ def is_own(address: str) -> bool:
     return done.stdout.startswith("local ")
 
 
-def test_a_kept_address_is_this_host_s_own_and_on_no_interface(
-    host: Host, kept: KeptAddresses
+def test_a_retained_address_is_this_host_s_own_and_on_no_interface(
+    host: Host, retained: RetainedAddresses
 ) -> None:
     assert not is_own(V4)
-    kept.keep([V4, V6])
+    retained.retain([V4, V6])
     assert is_own(V4)
     assert is_own(V6)
     shown = host.run(["ip", "address"]).stdout
@@ -57,63 +57,63 @@ def test_a_kept_address_is_this_host_s_own_and_on_no_interface(
     assert V6 not in shown
 
 
-def test_what_is_kept_next_takes_the_place_of_what_was_kept(
-    host: Host, kept: KeptAddresses
+def test_what_is_retained_next_takes_the_place_of_what_was_retained(
+    host: Host, retained: RetainedAddresses
 ) -> None:
-    kept.keep([V4, V6])
-    kept.keep([OTHER_V4, V6])
+    retained.retain([V4, V6])
+    retained.retain([OTHER_V4, V6])
     assert [is_own(address) for address in (V4, OTHER_V4, V6)] == [False, True, True]
     assert len(devices(host)) == 1
 
 
-def test_nothing_to_keep_leaves_no_device(host: Host, kept: KeptAddresses) -> None:
-    kept.keep([V4])
+def test_nothing_to_retain_leaves_no_device(host: Host, retained: RetainedAddresses) -> None:
+    retained.retain([V4])
     assert len(devices(host)) == 1
-    kept.keep([])
+    retained.retain([])
     assert devices(host) == []
     assert not is_own(V4)
 
 
-def test_what_can_not_be_kept_changes_nothing(host: Host, kept: KeptAddresses) -> None:
+def test_what_can_not_be_retained_changes_nothing(host: Host, retained: RetainedAddresses) -> None:
     host.write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
     try:
-        kept.keep([V4])
+        retained.retain([V4])
         with pytest.raises(OSError, match=r"."):
-            kept.keep([OTHER_V4, V6])
+            retained.retain([OTHER_V4, V6])
         assert [is_own(address) for address in (V4, OTHER_V4, V6)] == [True, False, False]
-        kept.keep([])
+        retained.retain([])
         with pytest.raises(OSError, match=r"."):
-            kept.keep([V6])
+            retained.retain([V6])
         assert devices(host) == []
     finally:
         host.write_sysctl("net/ipv6/conf/default/disable_ipv6", "0")
 
 
-def test_two_sessions_may_keep_the_same_address_and_end_one_by_one(
-    host: Host, kept: KeptAddresses
+def test_two_sessions_may_retain_the_same_address_and_end_one_by_one(
+    host: Host, retained: RetainedAddresses
 ) -> None:
-    kept.keep([V4])
-    other = KeptAddresses()
-    other.keep([V4])
+    retained.retain([V4])
+    other = RetainedAddresses()
+    other.retain([V4])
     assert len(devices(host)) == 2
     other.close()
     assert is_own(V4)
 
 
-def test_a_kept_address_that_comes_back_stays_when_it_is_kept_no_more(
-    host: Host, kept: KeptAddresses
+def test_a_retained_address_that_comes_back_stays_when_it_is_retained_no_more(
+    host: Host, retained: RetainedAddresses
 ) -> None:
-    kept.keep([V4])
+    retained.retain([V4])
     host.run(["ip", "address", "add", f"{V4}/32", "dev", "lo"])
     try:
-        kept.keep([])
+        retained.retain([])
         assert is_own(V4)
     finally:
         host.run(["ip", "address", "delete", f"{V4}/32", "dev", "lo"])
 
 
-def test_kept_addresses_may_be_closed_twice(kept: KeptAddresses) -> None:
-    kept.keep([V4])
-    kept.close()
-    kept.close()
+def test_retained_addresses_may_be_closed_twice(retained: RetainedAddresses) -> None:
+    retained.retain([V4])
+    retained.close()
+    retained.close()
     assert not is_own(V4)

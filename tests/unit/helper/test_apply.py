@@ -15,11 +15,11 @@ from sshunt.helper.protocol import (
     Done,
     Guard,
     Guarded,
-    Keep,
     Refusal,
     Refused,
     Reply,
     Resolvers,
+    Retain,
     Suspected,
     Suspects,
     Undo,
@@ -123,13 +123,13 @@ def test_resolvers_that_this_host_does_not_ask_are_refused(helper: Conversation)
     assert "203.0.113.53" not in helper.rules()
 
 
-def test_an_address_that_was_never_this_host_s_is_not_kept(helper: Conversation) -> None:
+def test_an_address_that_was_never_this_host_s_is_not_retained(helper: Conversation) -> None:
     helper.ask(Apply(PLAN))
-    assert refusal(helper.ask(Keep(("192.0.2.99",)))) is Refusal.NOT_OURS
+    assert refusal(helper.ask(Retain(("192.0.2.99",)))) is Refusal.NOT_OURS
     assert helper.tables() == [f"inet sshunt-{SESSION}"]
 
 
-def test_an_address_that_goes_while_it_is_kept_stays_for_this_host_alone(
+def test_an_address_that_goes_while_it_is_retained_stays_for_this_host_alone(
     helper: Conversation,
 ) -> None:
     if not Path("/dev/net/tun").exists():
@@ -138,18 +138,18 @@ def test_an_address_that_goes_while_it_is_kept_stays_for_this_host_alone(
     host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
     try:
         helper.ask(Apply(PLAN))
-        assert helper.ask(Keep((address,))) == Done()
+        assert helper.ask(Retain((address,))) == Done()
         assert len(helper.tables()) == 1  # an interface has it: nothing to hide
     finally:
         host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
-    assert helper.ask(Keep((address,))) == Done()
+    assert helper.ask(Retain((address,))) == Done()
     assert host.run(["ip", "route", "get", address]).stdout.startswith("local ")
     assert [name for name in helper.tables() if not name.startswith("inet ")] != []
-    assert helper.ask(Keep(())) == Done()
+    assert helper.ask(Retain(())) == Done()
     assert helper.tables() == [f"inet sshunt-{SESSION}"]
 
 
-def test_undo_removes_what_is_kept_and_what_captures(helper: Conversation) -> None:
+def test_undo_removes_what_is_retained_and_what_captures(helper: Conversation) -> None:
     helper.ask(Apply(PLAN))
     assert helper.ask(Undo()) == Done()
     assert helper.tables() == []

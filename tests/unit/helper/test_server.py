@@ -17,12 +17,12 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
-    Keep,
     Refusal,
     Refused,
     Reply,
     Request,
     Resolvers,
+    Retain,
     Suspected,
     Suspects,
     Undo,
@@ -46,14 +46,14 @@ REQUESTS: dict[str, tuple[Request, type[Reply]]] = {
     "apply": (Apply(PLAN), Applied),
     "bypass": (Bypass(()), Done),
     "resolvers": (Resolvers(()), Done),
-    "keep": (Keep(()), Done),
+    "retain": (Retain(()), Done),
     "suspects": (Suspects(), Suspected),
     "undo": (Undo(), Done),
 }
 ALLOWED = {
     "new": set(),
     "idle": {"guard", "apply", "undo"},
-    "active": {"guard", "apply", "bypass", "resolvers", "keep", "suspects", "undo"},
+    "active": {"guard", "apply", "bypass", "resolvers", "retain", "suspects", "undo"},
 }
 
 
