@@ -5,6 +5,7 @@ pool        the session's lanes: opened, closed
 demand      how many lanes would help; pure
 identity    the session's token and its lanes' numbers
 keeper      when the link counts as lost, and what is done about it; pure
+decisions   what it is told, and what it decides, as values
 upkeep      does that: attempts, probes, pauses
 attempts    when and how another login is tried; pure
 holding     holds programs' connections that come while it is lost

@@ -1,7 +1,7 @@
 """When a remote's link counts as lost, and what is done about it: a machine of states. Pure.
 
 Its driver (``upkeep``) tells what has happened, what can be seen (``Facts``) and what time it is;
-``Link`` answers with decisions, to be carried out in that order. Liveness:
+``Link`` answers with ``decisions``, to be carried out in that order. Liveness:
 
     a lane's pipe ended                       at once: its program says so
     no acknowledgement although one is due    after SUSPECT_RTTS round trips, at least SUSPECT_S;
@@ -31,9 +31,6 @@ connections are over and a new one begins. The same when the grace time is over,
 never could keep it, or if it breaks the protocol on lane after lane (what it chokes on would be
 sent over each of them).
 
-Decisions are tuples, as events of ``mux.session`` are and for the same reason (to make a class of
-each would take longer than to load all else of this folder): compare kinds before values.
-
 Invariants: nothing happens that the table does not have; at most one thing is under way at a time,
 an attempt, a probe or the wait of JUDGING; while the link is down, that or a deadline leads on.
 
@@ -44,10 +41,30 @@ import math
 import random
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import NamedTuple, TypeAlias
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.remote.attempts import Attempts, Probes, Rumours
+from sshunt.remote.decisions import (
+    AbandonUnlessReached,
+    AwaitEnding,
+    Checked,
+    Connect,
+    Decision,
+    Drop,
+    ElsewhereAnswered,
+    Facts,
+    Failed,
+    GiveUp,
+    LaneFacts,
+    LoseSession,
+    Lost,
+    PersonNeeded,
+    Ping,
+    Probe,
+    Restored,
+    SayGoodbye,
+    Stop,
+)
 
 #: Time between two looks at the lanes; the shorter one for HURRY_S after news.
 TICK_S = 1.0
@@ -157,141 +174,6 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
 
 _PAUSING = (State.WAITING, State.NEEDS_PERSON, State.RESTING)
 _BUSY = (State.JUDGING, State.CONNECTING, State.PROBING)
-
-
-# --- what is told, and what is decided ------------------------------------------------------------
-
-
-class LaneFacts(NamedTuple):
-    """A lane, as its numbers are now."""
-
-    number: int
-    unanswered_s: float  # since an acknowledgement is due; 0: none is
-    is_owing: bool  # an acknowledgement is outstanding
-    quiet_s: float  # since anything was heard on it
-    rtt_s: float
-
-
-class Facts(NamedTuple):
-    """What can be seen at the time of an input."""
-
-    lanes: tuple[LaneFacts, ...] = ()
-    is_held: bool = True  # the far side may still hold the session
-    outlives_lanes: bool = True  # it can do so without a lane
-    agent_host: bytes = b""  # which machine the session's agent is on, if it said so
-    breaks_protocol: bool = False  # lane after lane has ended because of what the far side sent
-    can_probe: bool = True  # an address is known
-
-
-class Ping(NamedTuple):
-    """Ask for an acknowledgement."""
-
-    lane: int
-
-
-class Drop(NamedTuple):
-    """End a lane."""
-
-    lane: int
-    why: str
-
-
-class AwaitEnding(NamedTuple):
-    """Say with ``on_ending`` how the last lane's program ended, as soon as it has."""
-
-
-class Connect(NamedTuple):
-    """Begin an attempt. ``on_connected`` or ``on_failed`` follows, or ``on_abandoned``."""
-
-
-class AbandonUnlessReached(NamedTuple):
-    """End the attempt if it has reached nobody by now, and say so with ``on_abandoned``."""
-
-
-class Probe(NamedTuple):
-    """See whether the server's address answers: ``on_probed``."""
-
-
-class Stop(NamedTuple):
-    """End what is under way. Nothing is to be heard of it any more."""
-
-
-class SayGoodbye(NamedTuple):
-    """Tell the far side, if there is a lane, that it breaks the protocol. That is forgiven now."""
-
-
-class LoseSession(NamedTuple):
-    """The session is over: reset its connections, begin a new one. Its end is news, unless ``why``
-    is "": then nobody thought that it would outlive its lanes.
-    """
-
-    why: str
-
-
-class GiveUp(NamedTuple):
-    """The end: so many failures in a row, and this was the last."""
-
-    failures: int
-    error: UserError
-
-
-class Lost(NamedTuple):
-    """To be told: no lane works any more. The last sign of life was ``silent_s`` ago."""
-
-    why: str
-    silent_s: float
-
-
-class Restored(NamedTuple):
-    """To be told: a lane works again. ``is_same_session``: as when it was lost."""
-
-    after_s: float
-    is_same_session: bool
-
-
-class Failed(NamedTuple):
-    """To be told: an attempt failed. If there is no other way to try, and only a person can help:
-    ``on_person_needed``.
-    """
-
-    failures: int
-    error: UserError
-
-
-class PersonNeeded(NamedTuple):
-    """To be told, once: somebody has to do something about ``error``."""
-
-    error: UserError
-
-
-class Checked(NamedTuple):
-    """To be told: the lanes are asked, because of some news."""
-
-    why: str
-
-
-class ElsewhereAnswered(NamedTuple):
-    """To be told, once: another machine than the agent's answers under the server's name."""
-
-
-Decision: TypeAlias = (
-    Ping
-    | Drop
-    | AwaitEnding
-    | Connect
-    | AbandonUnlessReached
-    | Probe
-    | Stop
-    | SayGoodbye
-    | LoseSession
-    | GiveUp
-    | Lost
-    | Restored
-    | Failed
-    | PersonNeeded
-    | Checked
-    | ElsewhereAnswered
-)
 
 
 class Link:

@@ -24,9 +24,10 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.relay.tunnel import Tunnel
-from sshunt.remote import keeper
+from sshunt.remote import decisions as decided
 from sshunt.remote.attempts import PROBE_EVERY_S
-from sshunt.remote.keeper import Decision, Facts, LaneFacts, Link
+from sshunt.remote.decisions import Decision, Facts, LaneFacts
+from sshunt.remote.keeper import Link
 from sshunt.remote.pool import Pool
 from sshunt.tell.report import (
     AnotherMachineAnswered,
@@ -174,31 +175,31 @@ class Upkeep:
 
     def _do_one(self, decision: Decision) -> None:
         match decision:
-            case keeper.Ping(number):
+            case decided.Ping(number):
                 if number in self._tunnel.lanes:
                     self._tunnel.session.ping(number)
                     self._tunnel.wake()
-            case keeper.Drop(number, why):
+            case decided.Drop(number, why):
                 lane = self._tunnel.lanes.get(number)
                 if lane is not None:
                     self._tunnel.lane_ended(lane, why)
-            case keeper.AwaitEnding():
+            case decided.AwaitEnding():
                 self._begin(self._await_ending)
-            case keeper.Connect():
+            case decided.Connect():
                 self._begin(self._attempt)
-            case keeper.AbandonUnlessReached():
+            case decided.AbandonUnlessReached():
                 self._abandon_unless_reached()
-            case keeper.Probe():
+            case decided.Probe():
                 self._begin(self._probe)
-            case keeper.Stop():
+            case decided.Stop():
                 self._stop_work()
-            case keeper.SayGoodbye():
+            case decided.SayGoodbye():
                 self._say_goodbye()
-            case keeper.LoseSession(why):
+            case decided.LoseSession(why):
                 count = self._pool.abandon_session()
                 if why:
                     self._report.say(SessionLost(self._name, why, count))
-            case keeper.GiveUp(failures, error):
+            case decided.GiveUp(failures, error):
                 self._end(_gave_up(self._name, failures, error))
             case _:
                 self._pass_on(decision)
@@ -206,21 +207,21 @@ class Upkeep:
     def _pass_on(self, decision: Decision) -> None:
         """What is only to be told."""
         match decision:
-            case keeper.Lost(why, silent_s):
+            case decided.Lost(why, silent_s):
                 self._on_lost(why, silent_s)
-            case keeper.Restored(after_s, is_same_session):
+            case decided.Restored(after_s, is_same_session):
                 kept = len(self._tunnel.relays) if is_same_session else 0
                 self._report.say(RemoteReconnected(self._name, after_s, kept))
                 self._owner.on_up()
-            case keeper.Failed(failures, error):
+            case decided.Failed(failures, error):
                 self._report.say(AttemptFailed(self._name, failures, error.message))
                 if self._transport.attempt_failed(error):
                     self._do(self.link.on_person_needed(self._loop.time()))
-            case keeper.PersonNeeded(error):
+            case decided.PersonNeeded(error):
                 self._report.say(PersonNeeded(self._name, error.message, error.hint))
-            case keeper.Checked(why):
+            case decided.Checked(why):
                 self._report.say(RemoteChecked(self._name, why))
-            case keeper.ElsewhereAnswered():
+            case decided.ElsewhereAnswered():
                 self._report.say(AnotherMachineAnswered(self._name))
 
     def _on_lost(self, why: str, silent_s: float) -> None:

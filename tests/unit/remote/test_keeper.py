@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.errors import ExitCode, UserError
+from sshunt.remote import decisions as decided
 from sshunt.remote import keeper
 from sshunt.remote.attempts import (
     DENSE_S,
@@ -28,6 +29,7 @@ from sshunt.remote.attempts import (
     PROBE_EVERY_S,
     SILENT_S,
 )
+from sshunt.remote.decisions import Decision, Facts, LaneFacts
 from sshunt.remote.keeper import (
     CHECK_EVERY_S,
     HURRY_S,
@@ -41,10 +43,7 @@ from sshunt.remote.keeper import (
     SUSPECT_S,
     TICK_S,
     TRANSITIONS,
-    Decision,
-    Facts,
     Input,
-    LaneFacts,
     Link,
     State,
 )
@@ -209,33 +208,33 @@ class Story:
 
     def _do_one(self, decision: Decision) -> None:
         match decision:
-            case keeper.Connect() | keeper.Probe() | keeper.AwaitEnding():
+            case decided.Connect() | decided.Probe() | decided.AwaitEnding():
                 assert self.busy is None, "at most one thing at a time"
                 self.busy = type(decision).__name__
-            case keeper.Stop():
+            case decided.Stop():
                 assert self.busy is not None
                 self.busy = None
-            case keeper.AbandonUnlessReached():
+            case decided.AbandonUnlessReached():
                 assert self.busy == "Connect"
                 if not self.has_reached:
                     self.busy = None
                     self._do(self.link.on_abandoned(self._seen(), self.now))
-            case keeper.Ping(number):
+            case decided.Ping(number):
                 lane = self.lanes[number]
                 if not lane.is_dead:
                     lane.heard_at = self.now
                 elif lane.owes_since is None:
                     lane.owes_since = self.now
-            case keeper.Drop(number, why):
+            case decided.Drop(number, why):
                 if number in self.lanes:
                     self.lane_ends(number, why)
-            case keeper.SayGoodbye():
+            case decided.SayGoodbye():
                 self.facts = self.facts._replace(breaks_protocol=False)
-            case keeper.LoseSession():
+            case decided.LoseSession():
                 self.facts = self.facts._replace(is_held=False)
                 for number in list(self.lanes):
                     self.lane_ends(number, "the session is over")
-            case keeper.Failed():
+            case decided.Failed():
                 if self.needs_person:
                     self._do(self.link.on_person_needed(self.now))
 
@@ -286,8 +285,8 @@ def test_the_outage_begins_with_the_last_sign_of_life() -> None:
     story.falls_silent(0)
     story.wait(SUSPECT_S + TICK_S)
     assert story.link.down_since == LIVED_S
-    lost = story.last(keeper.Lost)
-    assert isinstance(lost, keeper.Lost)
+    lost = story.last(decided.Lost)
+    assert isinstance(lost, decided.Lost)
     assert SUSPECT_S < lost.silent_s <= SUSPECT_S + TICK_S
     assert lost.why == f"no answer for {lost.silent_s:.1f} s"
 
@@ -389,7 +388,7 @@ def test_what_is_restored_says_how_long_it_took_and_that_the_session_is_the_same
     story.is_lost()
     story.wait(7.0)
     story.connects()
-    assert story.last(keeper.Restored) == keeper.Restored(7.0, is_same_session=True)
+    assert story.last(decided.Restored) == decided.Restored(7.0, is_same_session=True)
 
 
 def test_the_old_lane_may_answer_again_in_a_pause() -> None:
@@ -504,8 +503,8 @@ def test_a_lane_that_ends_of_what_came_with_its_hello_is_a_failure() -> None:
     story = Story()
     story.is_lost()
     story.connects(ends_at_once=True)
-    failed = story.last(keeper.Failed)
-    assert isinstance(failed, keeper.Failed)
+    failed = story.last(decided.Failed)
+    assert isinstance(failed, decided.Failed)
     assert failed.error.message == "it ended soon after it was made"
     assert story.state() is State.WAITING
 
@@ -515,7 +514,7 @@ def test_attempts_end_when_there_were_more_failures_than_wanted() -> None:
     story.is_lost()
     story.fails_often(2)
     story.fails()
-    assert story.last(keeper.GiveUp) == keeper.GiveUp(3, REFUSED)
+    assert story.last(decided.GiveUp) == decided.GiveUp(3, REFUSED)
     assert story.state() is State.OVER
     assert story.link.is_down
     assert story.link.next_deadline() == math.inf
@@ -528,8 +527,8 @@ def test_lanes_that_end_soon_count_as_failures_for_that_too() -> None:
     story.wait(1.0)
     story.lane_ends(min(story.lanes), "sshd is stopped")
     story.program_ends()
-    gave_up = story.last(keeper.GiveUp)
-    assert isinstance(gave_up, keeper.GiveUp)
+    gave_up = story.last(decided.GiveUp)
+    assert isinstance(gave_up, decided.GiveUp)
     assert gave_up.error.message == "it ended soon after it was made (sshd is stopped)"
 
 
@@ -777,14 +776,14 @@ def test_an_agent_that_died_has_lost_the_session() -> None:
     story.program_ends(agent_died=True)
     assert story.decided() == ["LoseSession", "Connect"]
     story.connects()
-    assert story.last(keeper.Restored) == keeper.Restored(0.0, is_same_session=False)
+    assert story.last(decided.Restored) == decided.Restored(0.0, is_same_session=False)
 
 
 def test_a_session_that_could_not_outlive_its_lanes_is_not_missed() -> None:
     story = Story()
     story.facts = story.facts._replace(outlives_lanes=False)
     story.is_lost()
-    assert story.last(keeper.LoseSession) == keeper.LoseSession("")
+    assert story.last(decided.LoseSession) == decided.LoseSession("")
 
 
 def test_a_session_that_is_over_anyway_can_not_be_lost_again() -> None:
@@ -802,7 +801,7 @@ def test_after_the_grace_time_the_session_is_over() -> None:
     story.wait(61.0)
     story.fails()
     story.attempt_comes()
-    assert story.last(keeper.LoseSession) == keeper.LoseSession("the grace time of 60 s is over")
+    assert story.last(decided.LoseSession) == decided.LoseSession("the grace time of 60 s is over")
     assert story.decided().count("LoseSession") == 1
 
 
@@ -825,7 +824,7 @@ def test_what_breaks_the_protocol_on_lane_after_lane_is_given_up() -> None:
     assert story.decided() == ["SayGoodbye", "LoseSession", "Lost", "AwaitEnding"]
     story.program_ends()
     story.connects()
-    assert story.last(keeper.Restored) == keeper.Restored(0.0, is_same_session=False)
+    assert story.last(decided.Restored) == decided.Restored(0.0, is_same_session=False)
 
 
 def test_a_far_side_that_says_the_session_is_gone_is_believed_and_a_new_one_begins_at_once() -> (
@@ -845,7 +844,7 @@ def test_it_is_not_believed_while_a_silent_lane_may_yet_answer() -> None:
     story.wait(SILENT_S)
     story.attempt_comes()
     story.fails(GONE, gone_at=b"")
-    assert story.last(keeper.LoseSession) == keeper.LoseSession("no such session")
+    assert story.last(decided.LoseSession) == decided.LoseSession("no such session")
 
 
 def test_another_machine_is_not_believed_at_once_and_mentioned_once() -> None:
