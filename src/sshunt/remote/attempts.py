@@ -12,9 +12,9 @@ So a login that succeeds is not enough to begin anew: a server on which every la
 (its agent is killed, it breaks the protocol) would see hundreds of logins in ten seconds.
 
 ``Rumours`` judges what is heard of the session's end,
-``Probes`` says when to look next whether the server answers at all.
+``Probes`` says when to probe next whether the server answers at all.
 
-Not here: waiting, looking, logging in, what is said about it (keeper), by which way a transport
+Not here: waiting, probing, logging in, what is said about it (keeper), by which way a transport
 logs in next (transport).
 """
 
@@ -22,30 +22,32 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 
-#: A lane that ends earlier counts as a failed attempt.
+#: Age below which a lane's end counts as a failed attempt.
 LIVED_S = 30.0
 
-#: Between attempts; each is shortened by up to JITTER of itself, so that a hundred clients of one
-#: server do not come back in step.
+#: Pauses between attempts: the first, and the longest. Each is shortened by up to JITTER of itself,
+#: so that a hundred clients of one server do not come back in step.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 JITTER = 0.25
 
-#: While an outage is this young, the server's address is probed this often. Most are over by then.
+#: Age of an outage up to which the server's address is probed densely, and the interval of those
+#: probes. Most outages are over by then.
 DENSE_S = 10.0
 PROBE_EVERY_S = 1.5
 
-#: Firewalls ban who connects too often, for a minute mostly, and each further packet in it begins
-#: the minute anew (netfilter's "recent" with --update). Now and then we are silent for longer.
+#: Pause that outlasts a ban. Firewalls ban who connects too often, for a minute mostly, and each
+#: further packet in it begins the minute anew (netfilter's "recent" with --update).
 BAN_S = 65.0
 
-#: TCP sends again at least every 120 s (Linux' TCP_RTO_MAX). A lane that has been silent for longer
-#: although a new connection got through will never answer.
+#: Silence after which a lane will never answer, if a new connection got through meanwhile: TCP
+#: sends again at least every 120 s (Linux' TCP_RTO_MAX).
 SILENT_S = 130.0
 
-#: Answers from other machines under the server's name: a round robin of as many is passed once.
+#: Answers from other machines under the server's name until they are believed: a round robin of as
+#: many is passed once.
 MOST_ELSEWHERE = 5
 
-#: News of the network make probes dense again, but on a link that flaps no more often than this.
+#: Least time between two reasons to probe densely: on a flapping link there are news all the time.
 FRESH_EVERY_S = 60.0
 
 
@@ -109,13 +111,13 @@ class Probes:
         self._sparse = self._pauses()
 
     def begin(self, now: float) -> None:
-        """The connection is lost, or a person asks: look often."""
+        """The connection is lost, or a person asks: probe often."""
         self._dense_until = now + DENSE_S
         self._fresh_at = now
         self._sparse = self._pauses()
 
     def refresh(self, now: float) -> None:
-        """The network has changed: look often, if that was not so just now."""
+        """The network has changed: probe often, if that was not so just now."""
         if now - self._fresh_at >= FRESH_EVERY_S:
             self.begin(now)
 

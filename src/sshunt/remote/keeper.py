@@ -66,10 +66,10 @@ from sshunt.remote.decisions import (
     Stop,
 )
 
-#: Time between two looks at the lanes; the shorter one for HURRY_S after news.
-TICK_S = 1.0
-HURRY_TICK_S = 0.1
-HURRY_S = 5.0
+#: Interval between two polls of the lanes; the shorter one for FAST_POLLING_S after news.
+POLL_EVERY_S = 1.0
+FAST_POLL_EVERY_S = 0.1
+FAST_POLLING_S = 5.0
 
 #: Least time between two rounds of PINGs because of news: a network may never come to rest.
 CHECK_EVERY_S = 1.0
@@ -84,7 +84,7 @@ QUIET_S = 1.5
 PING_EVERY_S = 15.0
 
 #: Pause after a failure that a person has to mend.
-NEED_S = 300.0
+PERSON_PAUSE_S = 300.0
 
 #: Age of an attempt below which its failure is a refusal, by somebody who is there: no need to
 #: probe for him.
@@ -198,8 +198,8 @@ class Link:
         self._decisions: list[Decision] = []  # of the present input
         self._last_error = UserError("", "", ExitCode.LOST)  # why the last lane or attempt failed
         # The lanes.
-        self._look_at = now
-        self._hurry_until = -math.inf
+        self._poll_at = now
+        self._polls_fast_until = -math.inf
         self._checked_at = -math.inf
         # While it is down.
         self._deadline = math.inf  # of the present state
@@ -220,21 +220,23 @@ class Link:
 
     def next_deadline(self) -> float:
         """When ``on_time`` wants to be called."""
-        return math.inf if self.state is State.OVER else min(self._look_at, self._deadline)
+        return math.inf if self.state is State.OVER else min(self._poll_at, self._deadline)
 
     # --- what has happened ------------------------------------------------------------------------
 
     def on_time(self, facts: Facts, now: float) -> list[Decision]:
         """Time has passed."""
-        if now >= self._look_at and self.state is not State.OVER:
-            self._look_at = now + (HURRY_TICK_S if now < self._hurry_until else TICK_S)
-            self._look(facts, now)
+        if now >= self._poll_at and self.state is not State.OVER:
+            self._poll_at = now + (
+                FAST_POLL_EVERY_S if now < self._polls_fast_until else POLL_EVERY_S
+            )
+            self._poll(facts, now)
         if now >= self._deadline:
             self._on_deadline(facts, now)
         return self._decided()
 
     def on_news(self, why: str, facts: Facts, now: float, *, asked: bool = False) -> list[Decision]:
-        """There is reason to doubt the lanes, or to hope: look at them, try again at once. Where a
+        """There is reason to doubt the lanes, or to hope: poll them, try again at once. Where a
         person was needed, only if it is a person who ``asked``.
         """
         if self.state is State.OVER:
@@ -242,8 +244,8 @@ class Link:
         if now > self._checked_at + CHECK_EVERY_S:
             self._checked_at = now
             self._decide(Checked(why), *(Ping(lane.number) for lane in facts.lanes))
-        self._hurry_until = now + HURRY_S
-        self._look_at = now
+        self._polls_fast_until = now + FAST_POLLING_S
+        self._poll_at = now
         if asked:
             self._probes.begin(now)
         else:
@@ -261,7 +263,7 @@ class Link:
         if facts.breaks_protocol:
             self._decide(SayGoodbye())
             self._lose_session("it broke the protocol on one ssh connection after the other")
-        self._look_at = now
+        self._poll_at = now
         return self._decided()
 
     def on_session_ended(self, why: str, now: float) -> list[Decision]:
@@ -269,7 +271,7 @@ class Link:
         if self.state is State.OVER:
             return []
         self._lose_session(why)
-        self._look_at = now
+        self._poll_at = now
         return self._decided()
 
     def on_ending(self, agent_died: bool, facts: Facts, now: float) -> list[Decision]:
@@ -311,7 +313,7 @@ class Link:
         if not self._needed_person:
             self._decide(PersonNeeded(self._last_error))
         self._needs_person = True
-        self._pause(NEED_S, now)
+        self._pause(PERSON_PAUSE_S, now)
         return self._decided()
 
     def on_abandoned(self, facts: Facts, now: float) -> list[Decision]:
@@ -332,7 +334,7 @@ class Link:
 
     # --- the lanes --------------------------------------------------------------------------------
 
-    def _look(self, facts: Facts, now: float) -> None:
+    def _poll(self, facts: Facts, now: float) -> None:
         suspects = [lane for lane in facts.lanes if self._is_suspect(lane, now)]
         quiet = [lane for lane in facts.lanes if not lane.is_owing and lane.quiet_s > PING_EVERY_S]
         if not facts.lanes:
@@ -347,7 +349,7 @@ class Link:
         self._decide(*(Ping(lane.number) for lane in quiet))
 
     def _is_suspect(self, lane: LaneFacts, now: float) -> bool:
-        least_s = QUIET_S if now < self._hurry_until else SUSPECT_S
+        least_s = QUIET_S if now < self._polls_fast_until else SUSPECT_S
         return lane.unanswered_s > max(SUSPECT_RTTS * lane.rtt_s, least_s)
 
     def _lose(self, why: str, silent_s: float, facts: Facts, now: float) -> None:

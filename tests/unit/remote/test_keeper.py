@@ -32,16 +32,16 @@ from sshunt.remote.attempts import (
 from sshunt.remote.decisions import Decision, Facts, LaneFacts
 from sshunt.remote.keeper import (
     CHECK_EVERY_S,
-    HURRY_S,
+    FAST_POLLING_S,
     LAST_WORDS_S,
     LEAST_ATTEMPT_S,
-    NEED_S,
+    PERSON_PAUSE_S,
     PING_EVERY_S,
+    POLL_EVERY_S,
     QUICK_S,
     QUIET_S,
     SUSPECT_RTTS,
     SUSPECT_S,
-    TICK_S,
     TRANSITIONS,
     Input,
     Link,
@@ -254,7 +254,7 @@ def test_an_idle_lane_is_asked_now_and_then() -> None:
     times = [0.0, *(when for when, _ in story.heard)]
     assert story.decided() == ["Ping"] * (len(times) - 1)
     assert all(
-        PING_EVERY_S <= later - sooner <= PING_EVERY_S + 2 * TICK_S
+        PING_EVERY_S <= later - sooner <= PING_EVERY_S + 2 * POLL_EVERY_S
         for sooner, later in itertools.pairwise(times)
     )
 
@@ -273,7 +273,7 @@ def test_the_only_lane_that_falls_silent_is_kept_and_another_one_is_tried() -> N
     story.falls_silent(0)
     story.wait(SUSPECT_S)
     assert story.state() is State.UP
-    story.wait(2 * TICK_S)
+    story.wait(2 * POLL_EVERY_S)
     assert story.decided()[-2:] == ["Lost", "Connect"]
     assert story.state() is State.CONNECTING
     assert 0 in story.lanes
@@ -283,11 +283,11 @@ def test_the_outage_begins_with_the_last_sign_of_life() -> None:
     story = Story()
     story.wait(LIVED_S)
     story.falls_silent(0)
-    story.wait(SUSPECT_S + TICK_S)
+    story.wait(SUSPECT_S + POLL_EVERY_S)
     assert story.link.down_since == LIVED_S
     lost = story.last(decided.Lost)
     assert isinstance(lost, decided.Lost)
-    assert SUSPECT_S < lost.silent_s <= SUSPECT_S + TICK_S
+    assert SUSPECT_S < lost.silent_s <= SUSPECT_S + POLL_EVERY_S
     assert lost.why == f"no answer for {lost.silent_s:.1f} s"
 
 
@@ -297,7 +297,7 @@ def test_a_slow_path_may_take_its_round_trips() -> None:
     story.falls_silent(0)
     story.wait(SUSPECT_RTTS * 5.0)
     assert story.state() is State.UP
-    story.wait(TICK_S)
+    story.wait(POLL_EVERY_S)
     assert story.state() is State.CONNECTING
 
 
@@ -313,13 +313,13 @@ def test_after_news_a_silent_lane_is_suspect_sooner() -> None:
     assert story.state() is State.CONNECTING
 
 
-def test_the_hurry_after_news_passes() -> None:
+def test_the_fast_polling_after_news_passes() -> None:
     story = Story()
     story.wait(LIVED_S)
     story.news()
-    story.wait(HURRY_S + TICK_S)
+    story.wait(FAST_POLLING_S + POLL_EVERY_S)
     story.falls_silent(0)
-    story.wait(QUIET_S + TICK_S)
+    story.wait(QUIET_S + POLL_EVERY_S)
     assert story.state() is State.UP
 
 
@@ -338,7 +338,7 @@ def test_while_another_lane_works_a_silent_one_is_dropped() -> None:
     story.wait(LIVED_S)
     story.lanes[1] = Lane(story.now)
     story.falls_silent(0)
-    story.wait(SUSPECT_S + TICK_S)
+    story.wait(SUSPECT_S + POLL_EVERY_S)
     assert "Drop" in story.decided()
     assert list(story.lanes) == [1]
     assert story.state() is State.UP
@@ -368,7 +368,7 @@ def lost_by_silence() -> Story:
     story = Story()
     story.wait(LIVED_S)
     story.falls_silent(0)
-    story.wait(SUSPECT_S + 2 * TICK_S)
+    story.wait(SUSPECT_S + 2 * POLL_EVERY_S)
     story.decided()
     return story
 
@@ -376,7 +376,7 @@ def lost_by_silence() -> Story:
 def test_when_the_old_lane_answers_again_the_attempt_is_stopped() -> None:
     story = lost_by_silence()
     story.answers_again(0)
-    story.wait(TICK_S)
+    story.wait(POLL_EVERY_S)
     assert story.decided() == ["Stop", "Restored"]
     assert story.state() is State.UP
     assert story.link.down_since is None
@@ -396,7 +396,7 @@ def test_the_old_lane_may_answer_again_in_a_pause() -> None:
     story.fails()
     story.decided()
     story.answers_again(0)
-    story.wait(TICK_S)
+    story.wait(POLL_EVERY_S)
     assert story.decided()[-1] == "Restored"
 
 
@@ -411,7 +411,7 @@ def test_the_old_lane_may_answer_again_whatever_is_done(state: State) -> None:
             story.probe_ends(is_answered=False)
     assert story.state() is state
     story.answers_again(0)
-    story.wait(TICK_S)
+    story.wait(POLL_EVERY_S)
     assert story.state() is State.UP
     assert story.busy is None
 
@@ -539,7 +539,7 @@ def test_when_it_is_over_nothing_is_decided_any_more() -> None:
     story.wait(LIVED_S)
     story.falls_silent(0)
     story.falls_silent(3)
-    story.wait(SUSPECT_S + 2 * TICK_S)
+    story.wait(SUSPECT_S + 2 * POLL_EVERY_S)
     story.fails()
     assert story.decided()[-2:] == ["Failed", "GiveUp"]
     story.news(asked=True)
@@ -712,7 +712,7 @@ def test_what_only_a_person_can_mend_is_said_and_tried_again_much_later() -> Non
     story = needs_person()
     assert story.decided()[-2:] == ["Failed", "PersonNeeded"]
     assert story.state() is State.NEEDS_PERSON
-    assert story.attempt_comes() == NEED_S
+    assert story.attempt_comes() == PERSON_PAUSE_S
 
 
 def test_it_is_said_once() -> None:
@@ -982,7 +982,7 @@ def test_whatever_happens_something_leads_on_and_nothing_is_done_twice(seed: int
         assert story.now < story.link.next_deadline() + 1e-9 < math.inf
         if state in (State.WAITING, State.NEEDS_PERSON, State.RESTING):
             assert story.link.next_attempt_at is not None
-            assert story.now <= story.link.next_attempt_at <= story.now + NEED_S
+            assert story.now <= story.link.next_attempt_at <= story.now + PERSON_PAUSE_S
 
 
 # --- last: all that the tests above have gone through ---------------------------------------------
