@@ -31,7 +31,10 @@ TESTS = ROOT / "tests/unit"
 
 #: Folders of which every module is pure, and the pure ones of other folders.
 FOLDERS = ("mux", "route", "config", "capture")
-SINGLE = ("model", "remote/keeper", "remote/attempts", "remote/demand")
+SINGLE = (
+    *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
+    "helper/protocol",
+)
 
 #: The share of its branches that a pure module's own tests must take. What is left are branches
 #: that only a mistake in the module itself could take.

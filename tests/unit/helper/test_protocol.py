@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Plan, redirects
 from sshunt.helper.protocol import (
     MAX_BYPASS,
     MAX_REPLY_BYTES,
@@ -13,16 +13,26 @@ from sshunt.helper.protocol import (
     MAX_RESOLVERS,
     MAX_RETAINED,
     MAX_ROUTES,
+    VERSION,
     Applied,
     Apply,
+    Bypass,
     Done,
+    Guard,
     Guarded,
+    Hello,
+    KernelError,
     Refusal,
     Refused,
     Reply,
     ReplyError,
+    Request,
     RequestError,
+    Resolvers,
     Retain,
+    Suspected,
+    Suspects,
+    Undo,
     Welcome,
     decode_reply,
     decode_request_untrusted,
@@ -158,6 +168,45 @@ def test_as_many_addresses_as_allowed_are_kept_and_none_of_them_twice() -> None:
         decode_request_untrusted(_keep("192.0.2.1", "192.0.2.1"))
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Hello(VERSION, "01234567"),
+        Guard(),
+        Apply(Plan("01234567", (), ())),
+        Apply(
+            Plan(
+                "01234567",
+                redirects([("127.0.0.1", 1), ("::1", 2)], [("127.0.0.1", 3)]),
+                (Route(ip_network("10.0.0.0/8"), Action.REMOTE, 80, 90),),
+                (("192.0.2.1", 22),),
+                ("192.0.2.53",),
+            )
+        ),
+        Bypass((("192.0.2.1", 22), ("2001:db8::1", 22))),
+        Resolvers(("192.0.2.53", "2001:db8::53")),
+        Retain(("192.0.2.1", "2001:db8::1")),
+        Suspects(),
+        Undo(),
+    ],
+)
+def test_a_request_survives_the_way(request_: Request) -> None:
+    line = encode_request(request_)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert decode_request_untrusted(line) == decode_request_untrusted(line[:-1]) == request_
+
+
+def test_addresses_are_decoded_to_their_usual_spelling() -> None:
+    line = b'{"request":"bypass","endpoints":[["2001:DB8:0::1",22]]}'
+    assert decode_request_untrusted(line) == Bypass((("2001:db8::1", 22),))
+
+
+def test_what_the_kernel_did_not_do_is_a_kind_and_a_sentence() -> None:
+    error = KernelError(Refusal.NO_NFT, "libnftables is not installed")
+    assert (error.kind, error.message, str(error)) == (Refusal.NO_NFT, error.message, error.message)
+
+
 def test_the_longest_plan_that_is_allowed_fits_into_a_request() -> None:
     network = ip_network("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128")
     route = Route(network, Action.REMOTE, 10000, 65535)
@@ -180,6 +229,8 @@ def test_a_longer_plan_is_refused_before_it_is_sent() -> None:
         Guarded(False),
         Applied(True),
         Done(),
+        Suspected(()),
+        Suspected(("table ip filter, chain input (input: drops by default)",)),
         Refused(Refusal.KERNEL, 'a "quoted"\nsentence ☂'),
     ],
 )
@@ -206,6 +257,8 @@ def test_a_long_message_keeps_its_end_and_fits_into_a_reply() -> None:
         b'{"reply":"refused","kind":"other","message":""}',
         b'{"reply":"done","more":0}',
         b'{"reply":"granted"}',
+        b'{"reply":"suspected","chains":"table ip filter"}',
+        b'{"reply":"suspected","chains":[1]}',
     ],
 )
 def test_what_is_not_exactly_a_reply_is_an_error(line: bytes) -> None:
