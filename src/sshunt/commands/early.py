@@ -2,7 +2,7 @@
 loaded, which takes as long.
 
     SshConfigQuery   ``ssh -G`` says what is configured
-    Starter          the privileged helper, where starting it asks nobody. If a password must be
+    HelperProcess    the privileged helper, where starting it asks nobody. If a password must be
                      typed for it, mistakes in the targets are told first
 
 So little is imported here, and ``up`` when both are under way. Whoever is started here is ended
@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack
 
 from sshunt.config.options import Options
-from sshunt.host.elevate import Starter, is_free
+from sshunt.host.elevate import HelperProcess, is_free
 from sshunt.tell.console import Console
 from sshunt.transport.ssh_choices import SshConfigQuery
 
@@ -23,14 +23,14 @@ def run(options: Options, console: Console) -> int:
     """Bring the tunnel up, see ``up.run``; the exit status. Raises UserError."""
     _prepare_process()
     with ExitStack() as started:
-        starter = Starter() if is_free() else None
-        if starter is not None:
-            started.callback(starter.close)
+        helper_process = HelperProcess() if is_free() else None
+        if helper_process is not None:
+            started.callback(helper_process.close)
         query = SshConfigQuery(options.remote)
         started.callback(query.close)
         from sshunt.commands import up
 
-        return up.run(options, console, query, starter)
+        return up.run(options, console, query, helper_process)
 
 
 def dry_run(options: Options, console: Console) -> str:

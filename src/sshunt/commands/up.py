@@ -35,7 +35,7 @@ from sshunt.front.arrival import Arrivals, Prober, lost
 from sshunt.front.dns_sockets import DnsSockets, left_alone, open_dns_sockets, system_resolvers
 from sshunt.front.listener import CannotListen, bind
 from sshunt.helper.protocol import MAX_ROUTES
-from sshunt.host.elevate import Starter, helper_command
+from sshunt.host.elevate import HelperProcess, helper_command
 from sshunt.host.helper import start_helper
 from sshunt.host.own import has_ipv6, own_routes
 from sshunt.host.rules import Rules
@@ -90,16 +90,19 @@ _DRY_RUN_HEAD = """\
 
 
 def run(
-    options: Options, console: Console, query: SshConfigQuery, starter: Starter | None = None
+    options: Options,
+    console: Console,
+    query: SshConfigQuery,
+    helper_process: HelperProcess | None = None,
 ) -> int:
     """Bring the tunnel up and keep it up until it is asked to stop; the exit status. Raises
     UserError.
 
-    ``query`` and ``starter``, a helper, were started already; whoever did closes them.
+    ``query`` and ``helper_process``, a helper, were started already; whoever did closes them.
     """
     prober = Prober()
     try:
-        return asyncio.run(_run(options, console, query, starter, prober))
+        return asyncio.run(_run(options, console, query, helper_process, prober))
     finally:
         prober.close()
 
@@ -124,7 +127,7 @@ async def _run(
     options: Options,
     console: Console,
     query: SshConfigQuery,
-    starter: Starter | None,
+    helper_process: HelperProcess | None,
     prober: Prober,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -137,7 +140,7 @@ async def _run(
             loop.add_signal_handler(number, settle, stop, number.name)
     async with AsyncExitStack() as undo:
         starting = asyncio.ensure_future(
-            _start(options, console, report, undo, query, starter, prober)
+            _start(options, console, report, undo, query, helper_process, prober)
         )
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +178,7 @@ async def _start(
     report: Report,
     undo: AsyncExitStack,
     query: SshConfigQuery,
-    starter: Starter | None,
+    helper_process: HelperProcess | None,
     prober: Prober,
 ) -> "Up":
     session_id, place = session_name.draw()
@@ -191,7 +194,7 @@ async def _start(
         undo.callback(sock.close)
     _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
 
-    helper = await start_helper(session=session_id, starter=starter)
+    helper = await start_helper(session=session_id, process=helper_process)
     rules = Rules(helper, report)
     undo.push_async_callback(rules.close)
     rules.want(Wanted())

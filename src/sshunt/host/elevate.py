@@ -1,8 +1,8 @@
 """Starting the privileged helper: directly when we are root, otherwise through sudo or doas.
 
 They ask for the password on the terminal themselves; we never see it. A socketpair is made here,
-one end becomes the helper's standard input (sudo and doas close everything above stderr). The
-starter exits as soon as the helper stands on its own feet, so sudo is only there for a moment.
+one end becomes the helper's standard input (sudo and doas close everything above stderr). What
+was started exits as soon as the helper stands on its own feet, so sudo is only there for a moment.
 
 A started helper has done nothing yet: it waits for a greeting (``helper``), and ends when the
 socket closes. So it may be started early, while the rest of the client is still being loaded.
@@ -24,7 +24,7 @@ _HELPER = Path(sshunt.helper.__path__[0]) / "__main__.py"
 _PROMPT = "[sshunt] sudo password for %p: "
 
 
-class Starter:
+class HelperProcess:
     """A helper that is being started; raises UserError if that is impossible.
 
     ``tool`` is what stands in front of it: "sudo", "doas", or None when we are root.
@@ -55,7 +55,7 @@ class Starter:
         return taken
 
     def poll(self) -> int | None:
-        """The starter's exit status, None while it runs."""
+        """The exit status of what was started, None while it runs: the helper lives longer."""
         return self._process.poll()
 
     def close(self) -> None:

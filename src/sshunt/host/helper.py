@@ -38,7 +38,7 @@ from sshunt.helper.protocol import (
     decode_reply,
     encode_request,
 )
-from sshunt.host.elevate import Starter
+from sshunt.host.elevate import HelperProcess
 from sshunt.model import Endpoint
 
 #: How long somebody may look for a password: sudo's own passwd_timeout is 5 minutes for each of
@@ -78,20 +78,20 @@ _HINTS = {
 }
 
 
-async def start_helper(*, session: str, starter: Starter | None = None) -> "Helper":
+async def start_helper(*, session: str, process: HelperProcess | None = None) -> "Helper":
     """A running helper for this session; raises UserError. May ask for a password.
 
-    ``starter`` is one that was started earlier; it belongs to this call from now on.
+    ``process`` is one that was started earlier; it belongs to this call from now on.
     """
-    starter = Starter() if starter is None else starter
+    process = HelperProcess() if process is None else process
     try:
-        reader, writer = await asyncio.open_connection(sock=starter.take(), limit=MAX_REPLY_BYTES)
+        reader, writer = await asyncio.open_connection(sock=process.take(), limit=MAX_REPLY_BYTES)
     except BaseException:
-        starter.close()
+        process.close()
         raise
     helper = Helper(reader, writer)
     try:
-        await _greet(helper, starter, session)
+        await _greet(helper, process, session)
     except BaseException:
         helper.abandon()
         raise
@@ -225,28 +225,28 @@ class Helper:
 # --- the greeting -------------------------------------------------------------------------------
 
 
-async def _greet(helper: Helper, starter: Starter, session: str) -> None:
-    """Say HELLO and see the starter off; raises UserError."""
+async def _greet(helper: Helper, process: HelperProcess, session: str) -> None:
+    """Say HELLO and wait for the end of what was started; raises UserError."""
     refused: UserError | None = None
     try:
-        await helper.greet(session, PASSWORD_DEADLINE_S if starter.tool else START_DEADLINE_S)
+        await helper.greet(session, PASSWORD_DEADLINE_S if process.tool else START_DEADLINE_S)
     except UserError as error:
         refused = error
     try:
-        status = await asyncio.wait_for(_end_of(starter), START_DEADLINE_S)
+        status = await asyncio.wait_for(_end_of(process), START_DEADLINE_S)
     except asyncio.TimeoutError:
-        raise _not_started("did not answer in time", starter.tool)
+        raise _not_started("did not answer in time", process.tool)
     if status == EXIT_NO_SOCKET:
-        raise _not_started("replaced the helper's input (log_input in sudoers?)", starter.tool)
+        raise _not_started("replaced the helper's input (log_input in sudoers?)", process.tool)
     if status != 0:
-        raise _not_started(f"ended with status {status}", starter.tool)
+        raise _not_started(f"ended with status {status}", process.tool)
     if refused is not None:
         raise refused
 
 
-async def _end_of(starter: Starter) -> int:
-    """The starter's exit status. It ends as soon as the helper has answered or has failed."""
-    while (status := starter.poll()) is None:
+async def _end_of(process: HelperProcess) -> int:
+    """Its exit status, which is there as soon as the helper has answered or has failed."""
+    while (status := process.poll()) is None:
         await asyncio.sleep(STARTER_POLL_S)
     return status
 
