@@ -68,7 +68,7 @@ class Conversation:
         elif self._asking is None:
             self.abort(frames.RESET_ABORTED)  # it has asked nothing
 
-    def on_reset(self) -> None:
+    def on_reset(self, _code: int) -> None:
         """The program is gone."""
         self._over()
 

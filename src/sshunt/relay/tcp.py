@@ -73,7 +73,7 @@ class RelayOwner:
         """A socket has more than its stream has room for."""
         raise NotImplementedError
 
-    def relay_ended(self, relay: "TcpRelay") -> None:
+    def relay_ended(self, relay: Relay) -> None:
         """``relay`` is over; its stream has no owner any more."""
         raise NotImplementedError
 
@@ -384,7 +384,10 @@ class TcpRelay(Relay):
         if self.connected and self._pending is None:
             self._shut_down()
 
-    def on_reset(self) -> None:
+    def on_opened(self) -> None:
+        """The far side's connection is up; nothing has waited for it: data goes with the OPEN."""
+
+    def on_reset(self, _code: int) -> None:
         """The far side ended the stream: so does our socket, the same way."""
         self._drop()
 

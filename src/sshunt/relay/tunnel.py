@@ -42,6 +42,7 @@ from sshunt.mux.frames import Destination
 from sshunt.mux.limits import STALL_S
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
+from sshunt.relay.flow import Relay
 from sshunt.relay.lane import LaneIO, LaneOwner
 from sshunt.relay.reactor import Pumped, Reactor
 from sshunt.relay.tcp import RelayOwner, TcpRelay
@@ -106,7 +107,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self._past_teed = self._past_spliced = 0
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
-        self.relays: Set[TcpRelay] = set()
+        self.relays: Set[Any] = set()  # TcpRelay, or what waits to become one
         self._owner = owner
         self._takers: Dict[type, Callable[[Any], None]] = {
             DataReceived: self._on_data,
@@ -216,7 +217,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.relays.add(relay)
         return relay
 
-    def relay_ended(self, relay: TcpRelay) -> None:
+    def relay_ended(self, relay: Relay) -> None:
         """As its relays say."""
         self.relays.discard(relay)
         self._owner.on_forgotten()
@@ -305,7 +306,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
 
     def _on_reset(self, event: StreamReset) -> None:
         if event.stream.owner is not None:
-            event.stream.owner.on_reset()
+            event.stream.owner.on_reset(event.code)
         self._owner.on_reset(event.stream, event.code)
 
     def _on_requested(self, event: StreamRequested) -> None:
@@ -314,7 +315,8 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             self.wake()
 
     def _on_opened(self, event: StreamOpened) -> None:
-        """Nothing waits for it: data goes with the OPEN."""
+        if event.stream.owner is not None:
+            event.stream.owner.on_opened()
 
     def _on_datagram(self, event: DatagramReceived) -> None:
         flow = event.flow

@@ -8,6 +8,7 @@ keeper      when the link counts as lost, and what is done about it; pure
 decisions   what it is told, and what it decides, as values
 upkeep      does that: attempts, probes, pauses
 attempts    when and how another login is tried; pure
+opening     programs that are told when their far end is up
 holding     holds programs' connections that come while it is lost
 queries     those for names that the far side has yet to answer
 telemetry   the pacers of both ends are asked

@@ -45,6 +45,7 @@ from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote.holding import HeldConnections
+from sshunt.remote.opening import Opening
 from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.queries import Queries
 from sshunt.remote.telemetry import Telemetry, Traffic, traffic
@@ -236,6 +237,8 @@ class Remote(TunnelOwner, Carrier):
         stream = self._tunnel.open(Destination(network, host, port, wants_opened=wants_opened))
         if self._report.hears_streams:
             self._report.say(StreamOpened(self.name, stream.id, host, port))
+        if wants_opened:
+            return Opening(self._tunnel, stream, connection)
         relay = self._tunnel.relay(stream)
         relay.start(connection.take())
         return relay
