@@ -66,11 +66,19 @@ async def bring(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 async def connect(transport: SshTransport, hello: Hello, deadline_s: float) -> Channel:
-    return await transport.open(hello, on_line=tell, on_silence=tell, deadline_s=deadline_s)
+    return await transport.open(hello, Telling(), deadline_s=deadline_s)
 
 
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+class Telling:
+    """Says on stderr what becomes of it."""
+
+    def on_started(self, _channel: Channel) -> None:
+        pass
+
+    def on_line(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    on_silence = on_known_address = on_line
 
 
 async def master_behind(channel_options: Sequence[str]) -> int:

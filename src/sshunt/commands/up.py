@@ -43,6 +43,7 @@ from sshunt.host.wanted import Wanted
 from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
+from sshunt.remote.logins import Login
 from sshunt.route.routes import resolve
 from sshunt.tell import notify, session_name
 from sshunt.tell.console import Console
@@ -64,7 +65,6 @@ from sshunt.tell.report import (
     RulesApplied,
     SessionNamed,
     ShutdownStarted,
-    SshSaid,
     StartStopped,
     UnseenWayFound,
 )
@@ -211,12 +211,8 @@ async def _start(
     undo.callback(query.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(query)
     name = options.remote.host
-
-    def ssh_says(line: str) -> None:
-        report.say(SshSaid(name, FIRST_LOGIN, line))
-
     transport = SshTransport(options.remote, choices)
-    await transport.start(on_line=ssh_says)
+    await transport.start(Login(report, name, FIRST_LOGIN))
     undo.push_async_callback(transport.abandon_started)
     # The rest of the program is loaded while ssh logs in.
     from sshunt.commands.running import Up

@@ -10,6 +10,7 @@ upkeep      does that: attempts, probes, pauses
 attempts    when and how another login is tried; pure
 opening     programs that are told when their far end is up
 holding     holds programs' connections that come while it is lost
+logins      what becomes of a login is said
 queries     those for names that the far side has yet to answer
 telemetry   the pacers of both ends are asked
 statistics  what they say, as values

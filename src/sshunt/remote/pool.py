@@ -28,7 +28,6 @@ the last one (keeper).
 import asyncio
 import enum
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 from sshunt.errors import ExitCode, UserError
@@ -40,6 +39,7 @@ from sshunt.relay.reactor import COPY, SPLICE
 from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.demand import lanes_wanted, may_want_more
 from sshunt.remote.identity import Identity, is_detached
+from sshunt.remote.logins import Login
 from sshunt.remote.statistics import Statistics
 from sshunt.tell.report import (
     FIRST_LOGIN,
@@ -48,7 +48,6 @@ from sshunt.tell.report import (
     AgentNotDetached,
     ChannelsChosen,
     EarlyLanesClosed,
-    FarSideSilent,
     LaneClosed,
     LaneFailed,
     LaneOpened,
@@ -56,7 +55,6 @@ from sshunt.tell.report import (
     LoginEnded,
     LoginStarted,
     Report,
-    SshSaid,
 )
 from sshunt.transport.channel import Channel, Transport
 from sshunt.transport.greeting import HELLO_DEADLINE_S
@@ -129,6 +127,7 @@ class Pool:
         self._most = most
         self._identity = Identity(grace_s=grace_s, wishes=_WISHES.get(tunnel.reactor.way, 0))
         self._members: dict[int, Member] = {}
+        self._login: Login | None = None  # of the ``connect`` under way
         self._ending: set[asyncio.Task[None]] = set()
         # Of further lanes:
         self._opening: set[asyncio.Task[None]] = set()
@@ -151,13 +150,7 @@ class Pool:
         """Which machine the session's agent is on; b"" if it did not say so."""
         return self._identity.agent_host
 
-    async def connect(
-        self,
-        *,
-        resumes: bool = False,
-        on_started: Callable[[Channel], None] | None = None,
-        deadline_s: float = HELLO_DEADLINE_S,
-    ) -> None:
+    async def connect(self, *, resumes: bool = False, deadline_s: float = HELLO_DEADLINE_S) -> None:
         """Bring up a lane: the first of a new session, or one more of the present one. May prompt.
 
         See ``Transport.open``. Raises UserError; LaneRefusedError if the far side does not hold the
@@ -166,7 +159,7 @@ class Pool:
         number = self._identity.take_number(self._members)
         ours = self._identity.hello(number)
         try:
-            channel = await self._open(ours, resumes, on_started, deadline_s)
+            channel = await self._open(ours, deadline_s, resumes=resumes)
         except BaseException:
             self._identity.note_dead(number)  # it may be up over there, and its answer be lost
             raise
@@ -174,7 +167,7 @@ class Pool:
             self._discard(channel)
             raise UserError("the session ended meanwhile", "try again", ExitCode.LOST)
         if ours.features & FEATURE_CREATE:
-            self._begin(ours, channel.hello)
+            self._start_session(ours, channel.hello)
         self.last = channel
         self._is_sharing_told = False
         try:
@@ -186,28 +179,22 @@ class Pool:
                 ExitCode.LOST,
             )
 
-    async def _open(
-        self,
-        ours: Hello,
-        resumes: bool,
-        on_started: Callable[[Channel], None] | None,
-        deadline_s: float,
-    ) -> Channel:
-        login = LATER_LOGIN if resumes else FIRST_LOGIN
+    def has_reached(self) -> bool:
+        """False while ``connect`` is under way and its program has not reached anybody yet."""
+        channel = self._login.channel if self._login is not None else None
+        return channel is None or channel.has_reached()
+
+    async def _open(self, ours: Hello, deadline_s: float, *, resumes: bool) -> Channel:
+        kind = LATER_LOGIN if resumes else FIRST_LOGIN
+        login = self._login = Login(self._report, self._remote, kind)
         self._report.say(LoginStarted(self._remote))
         try:
-            return await self._transport.open(
-                ours,
-                on_line=lambda line: self._report.say(SshSaid(self._remote, login, line)),
-                on_silence=lambda why: self._report.say(FarSideSilent(self._remote, login, why)),
-                deadline_s=deadline_s,
-                resumes=resumes,
-                on_started=on_started,
-            )
+            return await self._transport.open(ours, login, deadline_s=deadline_s, resumes=resumes)
         finally:
+            self._login = None
             self._report.say(LoginEnded(self._remote))
 
-    def _begin(self, ours: Hello, theirs: Hello) -> None:
+    def _start_session(self, ours: Hello, theirs: Hello) -> None:
         """The far side has made a session: this is how it will be."""
         self._identity.accepted(ours, theirs)
         session, detached = self._tunnel.session, is_detached(theirs)
@@ -293,8 +280,8 @@ class Pool:
         try:
             channel = await self._transport.open_beside(
                 ours,
+                Login(self._report, self._remote, FURTHER_LOGIN),
                 ready=wanted,
-                on_line=lambda line: self._report.say(SshSaid(self._remote, FURTHER_LOGIN, line)),
                 deadline_s=CONNECT_DEADLINE_S,
                 path_rtt_s=self._least_rtt_s,
             )

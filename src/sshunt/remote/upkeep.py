@@ -39,7 +39,7 @@ from sshunt.tell.report import (
     Report,
     SessionLost,
 )
-from sshunt.transport.channel import Channel, LaneRefusedError, Transport
+from sshunt.transport.channel import LaneRefusedError, Transport
 from sshunt.transport.endings import cancelled, to_its_end
 from sshunt.transport.greeting import HELLO_DEADLINE_S
 
@@ -98,7 +98,6 @@ class Upkeep:
         self._error: BaseException | None = None  # why ``run`` has to end
         self._work: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
-        self._started: Channel | None = None  # of the attempt under way
 
     async def run(self) -> None:
         """Keep the link up until stopped. Raises UserError when --max-retries is reached."""
@@ -241,11 +240,7 @@ class Upkeep:
 
     async def _attempt(self) -> Outcome:
         try:
-            await self._pool.connect(
-                resumes=True,
-                on_started=self._on_started,
-                deadline_s=self._attempt_deadline_s,
-            )
+            await self._pool.connect(resumes=True, deadline_s=self._attempt_deadline_s)
         except LaneRefusedError as error:
             gone_at = error.host if error.is_session_gone else None
             return partial(self.link.on_failed, error, gone_at=gone_at)
@@ -254,11 +249,8 @@ class Upkeep:
         self.note_peers()
         return self.link.on_connected
 
-    def _on_started(self, channel: Channel) -> None:
-        self._started = channel
-
     def _abandon_unless_reached(self) -> None:
-        if self._started is not None and not self._started.has_reached():
+        if not self._pool.has_reached():
             self._stop_work()
             self._do(self.link.on_abandoned(self._facts(), self._loop.time()))
 
@@ -281,12 +273,11 @@ class Upkeep:
         await self._all_stopped()
         tell = await work()
         if self._work is asyncio.current_task():  # else it was stopped, and has ended all the same
-            self._work = self._started = None
+            self._work = None
             self._tell(tell(self._facts(), self._loop.time()))
 
     def _stop_work(self) -> None:
         work, self._work = self._work, None
-        self._started = None
         if work is not None:
             stopping = asyncio.ensure_future(cancelled(work))
             self._stopping.add(stopping)

@@ -209,6 +209,13 @@ class PersonNeeded(NamedTuple):
     hint: str
 
 
+class KnownAddressTried(NamedTuple):
+    """The server's name can't be resolved, so it is looked for at the address it had last."""
+
+    remote: str
+    address: str
+
+
 # --- a remote: its lanes and streams --------------------------------------------------------------
 
 
@@ -445,6 +452,7 @@ Event: TypeAlias = (
     | AnotherMachineAnswered
     | AttemptFailed
     | PersonNeeded
+    | KnownAddressTried
     | LaneOpened
     | LaneClosed
     | LaneFailed

@@ -205,6 +205,10 @@ def _person_needed(event: report.PersonNeeded) -> str:
     return f"{event.why}; {event.hint}; then: sshunt reconnect"
 
 
+def _known_address_tried(event: report.KnownAddressTried) -> str:
+    return f"trying the address that the server had last, {event.address}"
+
+
 # --- a remote: its lanes and streams --------------------------------------------------------------
 
 
@@ -368,6 +372,7 @@ _TOLD: dict[type, _Told] = {
     report.AnotherMachineAnswered: (ALWAYS, _another_machine_answered),
     report.AttemptFailed: (DETAIL, _attempt_failed),
     report.PersonNeeded: (ALWAYS, _person_needed),
+    report.KnownAddressTried: (DETAIL, _known_address_tried),
     report.LaneOpened: (DETAIL, _lane_opened),
     report.LaneClosed: (DETAIL, _lane_closed),
     report.LaneFailed: (DETAIL, _lane_failed),

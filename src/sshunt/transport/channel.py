@@ -22,7 +22,6 @@ Not here: what is said first (greeting), the process (process), lanes (remote).
 
 import asyncio
 import os
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sshunt.errors import ExitCode, UserError
@@ -34,9 +33,6 @@ from sshunt.transport.process import Pipes, kill
 
 #: From ``close`` until the program is killed.
 CLOSE_DEADLINE_S = 2.0
-
-#: Hears a line for people.
-Say = Callable[[str], None]
 
 
 class LaneRefusedError(UserError):
@@ -140,10 +136,26 @@ class Channel:
         self.stderr.close()
 
 
+class Hearer(Protocol):
+    """Whoever wants to know what becomes of an opening."""
+
+    def on_started(self, channel: Channel) -> None:
+        """Its program runs: to look at, not to keep."""
+
+    def on_line(self, line: str) -> None:
+        """The program prints this. What a failure's message says is left out."""
+
+    def on_silence(self, why: str) -> None:
+        """The login has succeeded, and nothing follows. Once."""
+
+    def on_known_address(self, address: str) -> None:
+        """The far side is looked for at the address it had last, for its name can't be resolved."""
+
+
 class Transport(Protocol):
     """Opens channels to one far side. Several at once, if need be."""
 
-    async def start(self, *, on_line: Say) -> None:
+    async def start(self, hearer: Hearer) -> None:
         """Start the program ahead of the first ``open``, which goes on from there; meanwhile it
         logs in by itself. It is the transport's until then (``abandon_started``). Raises UserError.
         """
@@ -154,29 +166,24 @@ class Transport(Protocol):
     async def open(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
-        on_line: Say,
-        on_silence: Say,
         deadline_s: float,
         resumes: bool = False,
-        on_started: Callable[[Channel], None] | None = None,
     ) -> Channel:
         """The session's channel: bring the agent there, wait until it has answered ``hello``.
 
-        May ask a person. ``on_line`` gets each line that the program prints, and what else is to be
-        said of the attempt, but not what a failure's message will say; ``on_silence`` gets one when
-        the login has succeeded and nothing follows. ``resumes``: a connection was lost, and this is
-        an attempt to have another one, by the way that is to be tried next. ``on_started`` gets the
-        channel as soon as its program runs, to look at, not to keep. Raises UserError
-        (LaneRefusedError if it was the agent that said no).
+        May ask a person. ``resumes``: a connection was lost, and this is an attempt to have another
+        one, by the way that is to be tried next. Raises UserError (LaneRefusedError if it was the
+        agent that said no).
         """
 
     async def open_beside(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
         ready: asyncio.Event,
-        on_line: Say,
         deadline_s: float,
         path_rtt_s: float,
     ) -> Channel:

@@ -22,7 +22,7 @@ from sshunt.mux.hello import ACCEPTED, AGENT, Hello, HelloSearch, common_version
 from sshunt.transport import ssh_diagnosis
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle
-from sshunt.transport.channel import CLOSE_DEADLINE_S, Channel, LaneRefusedError, Say
+from sshunt.transport.channel import CLOSE_DEADLINE_S, Channel, Hearer, LaneRefusedError
 from sshunt.transport.endings import cancelled
 
 #: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
@@ -50,10 +50,10 @@ Diagnose = Callable[[int, Sequence[str], bytes], UserError]
 async def greet(
     channel: Channel,
     hello: Hello,
+    hearer: Hearer,
     *,
     ready: asyncio.Event | None = None,
     deadline_s: float = HELLO_DEADLINE_S,
-    on_silence: Say,
     diagnose: Diagnose = ssh_diagnosis.diagnose,
 ) -> None:
     """Bring the agent there, and wait until it has accepted ``hello``; the channel then has its
@@ -63,7 +63,7 @@ async def greet(
     is_up = False
     try:
         await _upload(channel, hello, ready)
-        await _find_hello(channel, hello, deadline_s, on_silence, diagnose)
+        await _find_hello(channel, hello, hearer, deadline_s, diagnose)
         is_up = True
     finally:
         if not is_up:
@@ -90,11 +90,11 @@ async def _until(ready: asyncio.Event, channel: Channel) -> None:
 
 
 async def _find_hello(
-    channel: Channel, ours: Hello, deadline_s: float, on_silence: Say, diagnose: Diagnose
+    channel: Channel, ours: Hello, hearer: Hearer, deadline_s: float, diagnose: Diagnose
 ) -> None:
     """Find the far side's HELLO; ``channel`` then has it, and the bytes behind it. UserError."""
     search = HelloSearch()
-    listening = asyncio.ensure_future(_listen(channel, search, deadline_s, on_silence))
+    listening = asyncio.ensure_future(_listen(channel, search, hearer, deadline_s))
     either: list[asyncio.Future[Any]] = [listening, channel.ended]
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -118,14 +118,12 @@ async def _find_hello(
         raise LaneRefusedError(theirs)
 
 
-async def _listen(
-    channel: Channel, search: HelloSearch, deadline_s: float, on_silence: Say
-) -> bool:
+async def _listen(channel: Channel, search: HelloSearch, hearer: Hearer, deadline_s: float) -> bool:
     """True when the HELLO has come, False at the end of the stream. Raises UserError."""
     loop = asyncio.get_running_loop()
     waited_s = deadline_s
     deadline = loop.time() + deadline_s
-    login = _LoginWatch(channel, on_silence)
+    login = _LoginWatch(channel, hearer)
     while True:
         left_s = deadline - loop.time()
         look_s = min(left_s, LOGIN_LOOK_S) if login.is_of_use else left_s
@@ -157,11 +155,12 @@ async def _listen(
 class _LoginWatch:
     """Notices that the login has succeeded, and says so when nothing follows."""
 
-    def __init__(self, channel: Channel, on_silence: Say) -> None:
+    def __init__(self, channel: Channel, hearer: Hearer) -> None:
         self.at: float | None = None  # when the login was noticed
         self.is_of_use = True  # False once the far side has said something
         self._channel = channel
-        self._say: Say | None = on_silence
+        self._hearer = hearer
+        self._is_said = False
 
     def look(self, now: float) -> bool:
         """True if this is the first look that finds us logged in."""
@@ -170,9 +169,9 @@ class _LoginWatch:
         if self.at is None:
             self.at = now if self._channel.is_logged_in else None
             return self.at is not None
-        if self._say is not None and now - self.at >= SILENCE_S:
-            self._say(ssh_diagnosis.NO_WORD_AFTER_LOGIN)
-            self._say = None
+        if not self._is_said and now - self.at >= SILENCE_S:
+            self._is_said = True
+            self._hearer.on_silence(ssh_diagnosis.NO_WORD_AFTER_LOGIN)
         return False
 
 

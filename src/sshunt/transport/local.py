@@ -14,12 +14,12 @@ they will look much like this.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.hello import Hello
 from sshunt.transport.bootstrap import argv
-from sshunt.transport.channel import Channel, Say
+from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.greeting import greet
 from sshunt.transport.process import Signals, spawn
 
@@ -44,9 +44,9 @@ class LocalTransport:
         self._env = env
         self._started: Channel | None = None
 
-    async def start(self, *, on_line: Say) -> None:
+    async def start(self, hearer: Hearer) -> None:
         """See ``channel.Transport``."""
-        self._started = await self._start(on_line)
+        self._started = await self._start(hearer)
 
     async def abandon_started(self) -> None:
         """See ``channel.Transport``."""
@@ -57,34 +57,32 @@ class LocalTransport:
     async def open(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
-        on_line: Say,
-        on_silence: Say,
         deadline_s: float,
         resumes: bool = False,
-        on_started: Callable[[Channel], None] | None = None,
     ) -> Channel:
         """See ``channel.Transport``. ``resumes`` makes no difference: there is one way only."""
         channel, self._started = self._started, None
         if channel is None:
-            channel = await self._start(on_line)
-        if on_started is not None:
-            on_started(channel)
-        await greet(channel, hello, deadline_s=deadline_s, on_silence=on_silence)
+            channel = await self._start(hearer)
+        hearer.on_started(channel)
+        await greet(channel, hello, hearer, deadline_s=deadline_s)
         return channel
 
     async def open_beside(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
         ready: asyncio.Event,
-        on_line: Say,
         deadline_s: float,
         path_rtt_s: float,
     ) -> Channel:
         """See ``channel.Transport``. ``path_rtt_s`` makes no difference: nobody logs in."""
-        channel = await self._start(on_line)
-        await greet(channel, hello, ready=ready, deadline_s=deadline_s, on_silence=on_line)
+        channel = await self._start(hearer)
+        hearer.on_started(channel)
+        await greet(channel, hello, hearer, ready=ready, deadline_s=deadline_s)
         return channel
 
     def connection_lost(self, *, may_yet_answer: bool) -> None:
@@ -94,9 +92,11 @@ class LocalTransport:
         """See ``channel.Transport``: no person could help."""
         return False
 
-    async def _start(self, on_line: Say) -> Channel:
+    async def _start(self, hearer: Hearer) -> Channel:
         try:
-            process, pipes = await spawn(self._argv, on_line, self._env, signals=Signals.UNCHANGED)
+            process, pipes = await spawn(
+                self._argv, hearer.on_line, self._env, signals=Signals.UNCHANGED
+            )
         except OSError as error:
             raise UserError(
                 f"{self._argv[0]} can't be started: {error.strerror or error}",

@@ -23,7 +23,7 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +34,7 @@ from sshunt.model import Endpoint
 from sshunt.mux.hello import Hello
 from sshunt.transport import ssh_known_address, ssh_unattended
 from sshunt.transport.bootstrap import remote_command
-from sshunt.transport.channel import Channel, Say
+from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.endings import cancelled
 from sshunt.transport.greeting import greet
 from sshunt.transport.process import Pipes, Signals, spawn
@@ -158,28 +158,25 @@ class SshTransport:
 
     # --- the session's channel ----------------------------------------------------------------
 
-    async def start(self, *, on_line: Say) -> None:
+    async def start(self, hearer: Hearer) -> None:
         """See ``channel.Transport``."""
-        self._started = await self._start((), on_line)
+        self._started = await self._start((), hearer)
 
     async def open(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
-        on_line: Say,
-        on_silence: Say,
         deadline_s: float,
         resumes: bool = False,
-        on_started: Callable[[Channel], None] | None = None,
     ) -> Channel:
         """See ``channel.Transport``."""
         way = self._ways.next if resumes else None
         channel, self._started = self._started, None
         if channel is None:
-            channel = await self._start(self._options(way, on_line), on_line)
-        if on_started is not None:
-            on_started(channel)
-        greeting = self._greet(channel, hello, deadline_s, on_silence)
+            channel = await self._start(self._options(way, hearer), hearer)
+        hearer.on_started(channel)
+        greeting = self._greet(channel, hello, hearer, deadline_s)
         if way is not None and way.shares:
             greeting = _while_it_answers(channel, greeting)
         await greeting
@@ -209,20 +206,20 @@ class SshTransport:
         if channel is not None:
             await channel.abandon()
 
-    def _options(self, way: Way | None, on_line: Say) -> tuple[str, ...]:
+    def _options(self, way: Way | None, hearer: Hearer) -> tuple[str, ...]:
         """What ssh is given for the session's channel."""
         if way is None:
             return ()
         options = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
         if way.by_address and self._address is not None:
             address, port = self._address
-            on_line(f"trying the address that the server had last, {address}")
+            hearer.on_known_address(address)
             return *options, *ssh_known_address.options(address, port, deadline_s=CONNECT_TIMEOUT_S)
         if self._choices.sharing is Sharing.THEIRS and not way.shares:
             return *options, *OWN_CONNECTION
         return options
 
-    async def _start(self, options: Sequence[str], on_line: Say) -> SshChannel:
+    async def _start(self, options: Sequence[str], hearer: Hearer) -> SshChannel:
         choices = self._choices
         through_theirs = "-S" not in options and _is_master(
             choices.control_path
@@ -230,17 +227,17 @@ class SshTransport:
         return await _start_ssh(
             self._remote,
             [*choices.cipher, *choices.session, *options],
-            on_line,
+            hearer,
             control=_control_socket() if choices.sharing is Sharing.OURS else None,
             asks_nobody=through_theirs,
             is_through_theirs=through_theirs,
         )
 
     async def _greet(
-        self, channel: SshChannel, hello: Hello, deadline_s: float, on_silence: Say
+        self, channel: SshChannel, hello: Hello, hearer: Hearer, deadline_s: float
     ) -> None:
         try:
-            await greet(channel, hello, deadline_s=deadline_s, on_silence=on_silence)
+            await greet(channel, hello, hearer, deadline_s=deadline_s)
         except UserError as error:
             if error.exit_code is ExitCode.AUTH and ":" in (self._remote.user or ""):
                 error.hint = (
@@ -258,9 +255,9 @@ class SshTransport:
     async def open_beside(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
         ready: asyncio.Event,
-        on_line: Say,
         deadline_s: float,
         path_rtt_s: float,
     ) -> Channel:
@@ -271,11 +268,12 @@ class SshTransport:
             channel = await _start_ssh(
                 self._remote,
                 [*_QUIET, *self._choices.session, *self._options_beside(asks_agents=asks_agents)],
-                on_line,
+                hearer,
                 env=None if asks_agents else ssh_unattended.environment(),
                 asks_nobody=True,
             )
-            await greet(channel, hello, ready=ready, deadline_s=deadline_s, on_silence=on_line)
+            hearer.on_started(channel)
+            await greet(channel, hello, hearer, ready=ready, deadline_s=deadline_s)
         except UserError as error:
             self._may_ask_agents = False  # somebody may have been asked, and not have answered
             if (
@@ -312,7 +310,7 @@ class SshTransport:
 async def _start_ssh(
     remote: Remote,
     options: Sequence[str],
-    on_line: Say,
+    hearer: Hearer,
     *,
     control: ControlSocket | None = None,
     env: Mapping[str, str] | None = None,
@@ -328,7 +326,7 @@ async def _start_ssh(
         modes = None if asks_nobody else TerminalModes()
         signals = Signals.BLOCKED if asks_nobody else Signals.IGNORED
         try:
-            process, pipes = await spawn(argv, on_line, env, signals=signals)
+            process, pipes = await spawn(argv, hearer.on_line, env, signals=signals)
         except OSError as error:
             raise no_ssh(argv[0], error.strerror or str(error))
     except BaseException:

@@ -13,7 +13,7 @@ from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel
 from sshunt.remote.pool import Pool, new_session
 from sshunt.tell.report import Event, Report
-from sshunt.transport.channel import Channel, Say
+from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import marked
 from tests.unit.relay.ends import Hears
@@ -37,9 +37,9 @@ class Far(LocalTransport):
     async def open_beside(
         self,
         hello: Hello,
+        hearer: Hearer,
         *,
         ready: asyncio.Event,
-        on_line: Say,
         deadline_s: float,
         path_rtt_s: float,
     ) -> Channel:
@@ -51,7 +51,7 @@ class Far(LocalTransport):
             self.shares_connection = self.shares
             raise UserError("refused", "", ExitCode.AUTH)
         return await super().open_beside(
-            hello, ready=ready, on_line=on_line, deadline_s=deadline_s, path_rtt_s=path_rtt_s
+            hello, hearer, ready=ready, deadline_s=deadline_s, path_rtt_s=path_rtt_s
         )
 
 

@@ -31,7 +31,7 @@ from sshunt.tell.report import (
     Report,
     SessionLost,
 )
-from sshunt.transport.channel import Channel, Say
+from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import marked
 
@@ -72,11 +72,11 @@ class Far(LocalTransport):
     def attempt_failed(self, error: UserError) -> bool:
         return self.needs_person
 
-    async def _start(self, on_line: Say) -> Channel:
+    async def _start(self, hearer: Hearer) -> Channel:
         self.attempts.append(time.monotonic())
         if self.is_broken:
             raise ZeroDivisionError
-        channel = await super()._start(on_line)
+        channel = await super()._start(hearer)
         if self._address is not None:
             channel.peers = lambda: (self._address,)  # type: ignore[method-assign,assignment,return-value]
         if self.reaches_nobody:

@@ -68,6 +68,7 @@ EVENTS: list[Event] = [
     report.AnotherMachineAnswered("gate"),
     report.AttemptFailed("gate", 3, "no route to host"),
     report.PersonNeeded("gate", "gate refused the login", "log in once by hand"),
+    report.KnownAddressTried("gate", "192.0.2.7"),
     report.LaneOpened("gate", 2),
     report.LaneClosed("gate", 2, "the far side closed it"),
     report.LaneFailed("gate", "no route to host"),

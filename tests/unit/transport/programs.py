@@ -25,6 +25,28 @@ while os.read(0, 65536):
 """
 
 
+class Heard:
+    """Keeps what becomes of an opening."""
+
+    def __init__(self) -> None:
+        self.channels: list[Channel] = []
+        self.lines: list[str] = []
+        self.silences: list[str] = []
+        self.addresses: list[str] = []
+
+    def on_started(self, channel: Channel) -> None:
+        self.channels.append(channel)
+
+    def on_line(self, line: str) -> None:
+        self.lines.append(line)
+
+    def on_silence(self, why: str) -> None:
+        self.silences.append(why)
+
+    def on_known_address(self, address: str) -> None:
+        self.addresses.append(address)
+
+
 async def channel_to(*argv: str) -> Channel:
     process, pipes = await spawn(argv, print, None, signals=Signals.UNCHANGED)
     return Channel("far", process, pipes)

@@ -16,16 +16,16 @@ from sshunt.transport.channel import Channel, LaneRefusedError
 from sshunt.transport.endings import cancelled
 from sshunt.transport.greeting import greet
 from sshunt.transport.ssh_diagnosis import NO_WORD_AFTER_LOGIN
-from tests.unit.transport.programs import OURS, THEIRS, TOKEN, run, saying, shell
+from tests.unit.transport.programs import OURS, THEIRS, TOKEN, Heard, run, saying, shell
 
 DEADLINE_S = 20.0
 
 
 async def greeted(channel: Channel, deadline_s: float = DEADLINE_S) -> list[str]:
     """What was said of the silence."""
-    said: list[str] = []
-    await greet(channel, OURS, deadline_s=deadline_s, on_silence=said.append)
-    return said
+    heard = Heard()
+    await greet(channel, OURS, heard, deadline_s=deadline_s)
+    return heard.silences
 
 
 async def refused(channel: Channel, deadline_s: float = DEADLINE_S) -> UserError:
@@ -58,7 +58,7 @@ def test_the_hello_is_not_sent_before_it_may_be(tmp_path: Path) -> None:
         ready = asyncio.Event()
         channel = await shell(f"exec cat > {file}")
         working = asyncio.ensure_future(
-            greet(channel, OURS, ready=ready, deadline_s=DEADLINE_S, on_silence=print)
+            greet(channel, OURS, Heard(), ready=ready, deadline_s=DEADLINE_S)
         )
         without = upload(agent_bundle(), None)
         while not (file.exists() and file.stat().st_size == len(without)):
@@ -79,9 +79,7 @@ def test_somebody_who_waits_to_be_ready_hears_that_the_program_has_ended() -> No
     async def conversation() -> None:
         channel = await shell("sleep 0.2; exit 3")
         with pytest.raises(UserError, match="status 3"):
-            await greet(
-                channel, OURS, ready=asyncio.Event(), deadline_s=DEADLINE_S, on_silence=print
-            )
+            await greet(channel, OURS, Heard(), ready=asyncio.Event(), deadline_s=DEADLINE_S)
 
     run(conversation)
 
@@ -145,11 +143,11 @@ def test_silence_after_the_login_is_said_once_and_has_a_deadline_of_its_own(
     monkeypatch.setattr(greeting, "LOGGED_IN_DEADLINE_S", 0.5)
 
     async def conversation() -> None:
-        said: list[str] = []
+        heard = Heard()
         channel = await shell("exec sleep 60")  # nobody logs in here, so it counts from the start
         with pytest.raises(UserError, match="did not start sshunt's program"):
-            await greet(channel, OURS, deadline_s=DEADLINE_S, on_silence=said.append)
-        assert said == [NO_WORD_AFTER_LOGIN]
+            await greet(channel, OURS, heard, deadline_s=DEADLINE_S)
+        assert heard.silences == [NO_WORD_AFTER_LOGIN]
 
     run(conversation)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -14,6 +14,7 @@ from sshunt.mux.session import Session
 from sshunt.transport.channel import Channel, LaneRefusedError
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import eventually, marked
+from tests.unit.transport.programs import Heard, run
 
 TOKEN = os.urandom(TOKEN_BYTES)
 MARK = os.urandom(8).hex()
@@ -31,7 +32,7 @@ def hello(lane: int = 1, *, create: bool = True) -> Hello:
 
 
 def open_one(far: LocalTransport, ours: Hello) -> Awaitable[Channel]:
-    return far.open(ours, on_line=print, on_silence=print, deadline_s=DEADLINE_S)
+    return far.open(ours, Heard(), deadline_s=DEADLINE_S)
 
 
 async def say_goodbye(channel: Channel) -> None:
@@ -47,13 +48,6 @@ async def let_go(channel: Channel) -> None:
     os.close(channel.read_fd)
     os.close(channel.write_fd)
     await channel.close()
-
-
-def run(conversation: Callable[[], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        await conversation()
-
-    asyncio.run(whole())
 
 
 def test_a_channel_has_the_agents_answer_and_ends_in_order_after_a_goodbye(
@@ -74,16 +68,10 @@ def test_a_channel_has_the_agents_answer_and_ends_in_order_after_a_goodbye(
 
 def test_a_channel_started_ahead_is_the_one_that_is_opened(far: LocalTransport) -> None:
     async def conversation() -> None:
-        await far.start(on_line=print)
-        started: list[Channel] = []
-        channel = await far.open(
-            hello(),
-            on_line=print,
-            on_silence=print,
-            deadline_s=DEADLINE_S,
-            on_started=started.append,
-        )
-        assert started == [channel]
+        heard = Heard()
+        await far.start(heard)
+        channel = await far.open(hello(), heard, deadline_s=DEADLINE_S)
+        assert heard.channels == [channel]
         await far.abandon_started()
         assert not channel.ended.done()
         await say_goodbye(channel)
@@ -94,7 +82,7 @@ def test_a_channel_started_ahead_is_the_one_that_is_opened(far: LocalTransport) 
 
 def test_a_channel_started_ahead_and_not_wanted_ends(far: LocalTransport) -> None:
     async def conversation() -> None:
-        await far.start(on_line=print)
+        await far.start(Heard())
         assert marked(MARK)
         await far.abandon_started()
         await far.abandon_started()
@@ -109,8 +97,8 @@ def test_a_further_channel_is_not_the_sessions_before_it_is_ready(far: LocalTran
         opening = asyncio.ensure_future(
             far.open_beside(
                 hello(2, create=False),
+                Heard(),
                 ready=ready,
-                on_line=print,
                 deadline_s=DEADLINE_S,
                 path_rtt_s=0.0,
             )
@@ -151,22 +139,14 @@ def test_a_dead_agent_is_told_from_a_channel_that_only_ended(far: LocalTransport
 
 def test_a_cancelled_opening_leaves_no_process_behind(far: LocalTransport) -> None:
     async def conversation() -> None:
-        started: list[Channel] = []
-        opening = asyncio.ensure_future(
-            far.open(
-                hello(),
-                on_line=print,
-                on_silence=print,
-                deadline_s=DEADLINE_S,
-                on_started=started.append,
-            )
-        )
-        while not started:
+        heard = Heard()
+        opening = asyncio.ensure_future(far.open(hello(), heard, deadline_s=DEADLINE_S))
+        while not heard.channels:
             await asyncio.sleep(0)
         opening.cancel()
         with suppress(asyncio.CancelledError):
             await opening
-        assert not is_alive(started[0].pid)
+        assert not is_alive(heard.channels[0].pid)
 
     run(conversation)
 

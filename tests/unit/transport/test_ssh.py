@@ -19,6 +19,7 @@ from sshunt.transport.ssh import SshTransport, ssh_argv
 from sshunt.transport.ssh_choices import NOTHING, Choices, Sharing
 from sshunt.transport.stderr import SPEAKER, STDERR_LINE_CHARACTERS
 from tests.agent.far_side import eventually
+from tests.unit.transport.programs import Heard
 
 DEADLINE_S = 20.0
 
@@ -62,24 +63,23 @@ def test_an_ssh_that_is_not_there_is_said_so() -> None:
 
 
 async def connect(
-    remote: Remote, on_line: Callable[[str], None] = print, deadline_s: float = 20.0
+    remote: Remote, heard: Heard | None = None, deadline_s: float = DEADLINE_S
 ) -> None:
     hello = make_hello(CLIENT, bytes(32))
-    transport = SshTransport(remote, NOTHING)
-    await transport.open(hello, on_line=on_line, on_silence=print, deadline_s=deadline_s)
+    await SshTransport(remote, NOTHING).open(hello, heard or Heard(), deadline_s=deadline_s)
 
 
 def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
     """How ``connect`` fails, and what it showed on the way."""
-    shown: list[str] = []
+    heard = Heard()
 
     async def run() -> UserError:
         remote = Remote("gate", ssh_command=(path,))
         with pytest.raises(UserError) as raised:
-            await connect(remote, on_line=shown.append, deadline_s=deadline_s)
+            await connect(remote, heard, deadline_s)
         return raised.value
 
-    return asyncio.run(run()), shown
+    return asyncio.run(run()), heard.lines
 
 
 def test_lines_that_the_diagnosis_will_say_are_not_shown_twice(tmp_path: Path) -> None:
@@ -221,18 +221,14 @@ class Conversation:
 
     def __init__(self, ssh: FakeSsh, choices: Choices) -> None:
         self.transport = SshTransport(ssh.remote, choices)
-        self.said: list[str] = []
+        self.heard = Heard()
         self._channels: list[Channel] = []
 
     async def open(self, *, resumes: bool = False) -> Channel:
         features = 0 if self._channels else FEATURE_CREATE
         hello = make_hello(CLIENT, TOKEN, lane=len(self._channels), features=features)
         channel = await self.transport.open(
-            hello,
-            on_line=self.said.append,
-            on_silence=self.said.append,
-            deadline_s=DEADLINE_S,
-            resumes=resumes,
+            hello, self.heard, deadline_s=DEADLINE_S, resumes=resumes
         )
         self._channels.append(channel)
         return channel
@@ -242,8 +238,8 @@ class Conversation:
         ready.set()
         channel = await self.transport.open_beside(
             make_hello(CLIENT, TOKEN, lane=100 + len(self._channels)),
+            self.heard,
             ready=ready,
-            on_line=self.said.append,
             deadline_s=DEADLINE_S,
             path_rtt_s=path_rtt_s,
         )
@@ -428,7 +424,7 @@ def test_what_was_started_ahead_and_never_opened_leaves_no_ssh_behind(tmp_path: 
 
     async def run() -> None:
         transport = SshTransport(Remote("gate", ssh_command=(path,)), NOTHING)
-        await transport.start(on_line=print)
+        await transport.start(Heard())
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
         await transport.abandon_started()
