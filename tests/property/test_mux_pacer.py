@@ -41,13 +41,13 @@ def test_any_acknowledgement_leaves_the_pacer_within_its_bounds(
         pacer = pacers[lane]
         now += after_s
         if after_s > 2:
-            pacer.note_idle(after_s)
+            pacer.on_idle(after_s)
         sent[lane] += more_sent
         acked[lane] = min(acked[lane] + more_acked, sent[lane])
         if held_back:
-            pacer.note_held_back(now)
+            pacer.on_limited(now)
         pacer.on_ack(acked[lane], sent[lane], now - rtt_s, held_s, clock_us, now)
-        pacer.note_bulk(size, now)
+        pacer.on_sent(size, now)
         assert MIN_LIMIT_BYTES <= pacer.limit_bytes <= LANE_IN_FLIGHT_BYTES
         assert PROBE_FRAME_BYTES <= pacer.frame_bytes <= DATA_BYTES
         assert pacer.queue_s >= 0

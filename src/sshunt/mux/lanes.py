@@ -164,7 +164,7 @@ class Lane:
     def note_sent(self, size: int, now: float, sent: Sent) -> None:
         """A frame of ``size`` bytes that asks for an acknowledgement goes out."""
         if not self.outstanding:
-            self.pacer.note_idle(now - self._last_at)
+            self.pacer.on_idle(now - self._last_at)
         self._last_at = now
         if now - self._burst_at > BURST_S:
             self._burst_bytes = 0

@@ -292,18 +292,18 @@ class Pacer:
 
     # --- what the lane tells ------------------------------------------------------------------
 
-    def note_held_back(self, now: float) -> None:
+    def on_limited(self, now: float) -> None:
         """There is more to send than may leave now."""
         self._held_back = True
         self._is_full = now >= self.next_at
 
-    def note_bulk(self, size: int, now: float) -> None:
+    def on_sent(self, size: int, now: float) -> None:
         """A frame of bulk leaves."""
         at = now if self._is_full else now - BURST_S
         self._is_full = False
         self.next_at = max(self.next_at, at) + size * self._interval_s
 
-    def note_idle(self, idle_s: float) -> None:
+    def on_idle(self, idle_s: float) -> None:
         """Something is sent again after ``idle_s`` with nothing in flight."""
         halvings = int(idle_s / (FORGET_S + self.rtt_s))
         if halvings:
@@ -321,7 +321,7 @@ class Pacer:
         self._probing = self._has_given_way = False
         self._interval_s = 0.0
         self.next_at = now
-        self.note_idle(still_s)
+        self.on_idle(still_s)
 
     def leave(self) -> None:
         """The lane is over."""

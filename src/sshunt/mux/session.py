@@ -384,7 +384,7 @@ class Session:
             bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
                 if has_bulk and not lane.is_reserved:
-                    pacer.note_held_back(now)
+                    pacer.on_limited(now)
                 if lane.sparse_room_bytes <= 0:
                     break
             # Not less for the sake of ``stop``: every cut costs another frame.
@@ -406,7 +406,7 @@ class Session:
             sent = SentData(stream, offset, payload)
             lane.note_sent(frames.DATA_HEAD_BYTES + size, now, sent)
             if bulk:
-                pacer.note_bulk(size, now)
+                pacer.on_sent(size, now)
             pieces.append(head)
             pieces.append(payload)
             if several and size <= DUPLICATE_BYTES and stream.pinned_lane == ANY_LANE:

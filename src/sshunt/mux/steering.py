@@ -57,7 +57,7 @@ class Steering:
             if bulk and lane.takes_bulk(now):
                 wanted = True
             elif bulk and not lane.is_reserved:
-                lane.pacer.note_held_back(now)
+                lane.pacer.on_limited(now)
             if wanted:
                 to_fill.append(lane.id)
         return to_fill

@@ -66,7 +66,7 @@ class Line:
         self._acked += self.rate_bytes_s * STEP_S
         rtt_s = RTT_S + queue_s + (after_s - STEP_S)
         if held_back:
-            self.pacer.note_held_back(self.now)
+            self.pacer.on_limited(self.now)
         self.pacer.on_ack(
             acked=int(self._acked),
             sent=int(self._acked + self.rate_bytes_s * rtt_s),
@@ -225,7 +225,7 @@ def test_idleness_halves_the_limit_again_and_again(idle_s: float, left: float) -
     line.run(1.0)
     assert line.pacer.rtt_s == pytest.approx(0.3 - FORGET_S)
     line.pacer.limit_bytes = 1 << 20
-    line.pacer.note_idle(idle_s)
+    line.pacer.on_idle(idle_s)
     assert line.pacer.limit_bytes == left * (1 << 20)
 
 
@@ -242,7 +242,7 @@ def test_a_long_silence_lowers_the_limit_to_that_of_a_new_lane_at_most(
 ) -> None:
     pacer = Pacer(Path())
     pacer.limit_bytes = limit_bytes
-    pacer.note_idle(1e6)
+    pacer.on_idle(1e6)
     assert pacer.limit_bytes == left_bytes
 
 
@@ -252,7 +252,7 @@ def test_a_long_silence_lowers_the_limit_to_that_of_a_new_lane_at_most(
 def test_before_anything_was_measured_frames_leave_at_once() -> None:
     pacer = Pacer(Path())
     for _ in range(10):
-        pacer.note_bulk(16_384, 5.0)
+        pacer.on_sent(16_384, 5.0)
     assert pacer.next_at <= 5.0
 
 
@@ -261,7 +261,7 @@ def spread_s(line: Line) -> float:
     pacer, begin, size = line.pacer, line.now, 1000
     pacer.next_at = begin
     for _ in range(pacer.limit_bytes // size):
-        pacer.note_bulk(size, max(pacer.next_at, begin))
+        pacer.on_sent(size, max(pacer.next_at, begin))
     return pacer.next_at - begin
 
 
@@ -274,7 +274,7 @@ def burst_bytes(pacer: Pacer, now: float, size: int = 100) -> int:
     """Return how much may leave at once."""
     sent = 0
     while pacer.next_at <= now:
-        pacer.note_bulk(size, now)
+        pacer.on_sent(size, now)
         sent += size
     return sent
 
@@ -283,7 +283,7 @@ def test_a_late_sender_may_make_up_in_a_bounded_burst() -> None:
     line = grown_line()
     pacer, now = line.pacer, line.now + 60.0
     pacer.next_at = line.now + 1.0
-    pacer.note_held_back(line.now)  # by time alone
+    pacer.on_limited(line.now)  # by time alone
     rate_bytes_s = SPREAD * pacer.limit_bytes / pacer.rtt_s
     assert burst_bytes(pacer, now) == pytest.approx(BURST_S * rate_bytes_s, abs=200)
 
@@ -291,9 +291,9 @@ def test_a_late_sender_may_make_up_in_a_bounded_burst() -> None:
 def test_a_sender_held_back_by_the_limit_may_not_burst() -> None:
     line = grown_line()
     pacer, now = line.pacer, line.now + 60.0
-    pacer.note_held_back(now)
+    pacer.on_limited(now)
     assert burst_bytes(pacer, now) == 100
-    pacer.note_held_back(now)  # by time alone
+    pacer.on_limited(now)  # by time alone
     assert burst_bytes(pacer, now + 60.0) > 1000
 
 
@@ -315,7 +315,7 @@ def test_the_start_ends_with_the_first_queue_and_begins_anew_after_a_silence() -
     assert limit < 1.1 * RATE_BYTES_S * RTT_S
     line.run(0.12)
     assert line.pacer.limit_bytes <= MOST_UP**2 * limit
-    line.pacer.note_idle(60.0)
+    line.pacer.on_idle(60.0)
     line.run(0.2)
     limit = line.pacer.limit_bytes
     line.run(0.12)
