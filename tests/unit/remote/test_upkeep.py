@@ -44,6 +44,8 @@ far = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PI
 def from_far():
     while data := os.read(far.stdout.fileno(), 65536):
         os.write(1, data)
+        if "JUNK" in os.environ:
+            os.write(1, bytes([255]) * 100)
     os.close(1)
 threading.Thread(target=from_far, daemon=True).start()
 while data := os.read(0, 65536):
@@ -57,8 +59,8 @@ class Far(LocalTransport):
     """This host, a program that can be replaced, and an address that can be probed."""
 
     def __init__(self, mark: str, address: Endpoint | None = None) -> None:
-        prefix = (sys.executable, "-S", "-c", SSH)
-        super().__init__(prefix=prefix, env={**os.environ, "MARK": mark})
+        self.env = {**os.environ, "MARK": mark}
+        super().__init__(prefix=(sys.executable, "-S", "-c", SSH), env=self.env)
         self.needs_person = False
         self.reaches_nobody = False
         self.is_broken = False
@@ -276,6 +278,20 @@ def test_an_attempt_that_reaches_nobody_is_made_again_when_there_are_news(mark: 
         await remote.hears(RemoteReconnected)
         assert len(far.attempts) == 3
         assert remote.told(AttemptFailed) == []
+
+    run(story, Far(mark))
+
+
+def test_a_session_that_breaks_the_protocol_on_lane_after_lane_is_given_up(mark: str) -> None:
+    async def story(remote: Remote, far: Far) -> None:
+        far.env["JUNK"] = "yes"
+        os.kill(remote.ssh, signal.SIGKILL)
+        lost = await remote.hears(SessionLost)
+        assert isinstance(lost, SessionLost)
+        assert lost.why == "it broke the protocol on one ssh connection after the other"
+        del far.env["JUNK"]
+        await until(lambda: not remote.upkeep.link.is_down)
+        assert len(remote.told(SessionLost)) == 1
 
     run(story, Far(mark))
 
