@@ -30,13 +30,9 @@ NOT_YET: set[str] = {
     "commands.running",
     "commands.up",
     "direct.carrier",
-    "direct.conversation",
-    "direct.exchange",
-    "direct.race",
-    "direct.resolve",
     "host.elevate",
-    "host.retained_addresses",
     "host.helper",
+    "host.retained_addresses",
     "lab.accounts",
     "lab.hosts",
     "lab.link",
@@ -45,14 +41,11 @@ NOT_YET: set[str] = {
     "lab.world",
     "relay.flow",
     "relay.incoming",
-    "relay.linux",
-    "relay.sockets",
     "transport.loader",
 }
 
 #: What a test module that bears no module's name is about.
 OF_NO_MODULE = {
-    "front.test_dns_large": "front.dns, too: messages of any size, both ways",
     "mux.test_protocol_document": "docs/protocol.md, beside the code",
     "relay.test_whole_data_path": "all of relay at once, under everything that can go wrong",
     "test_documents": "the pages of docs",
@@ -66,6 +59,7 @@ OF_NO_MODULE = {
 
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
+    "direct.test_conversation": "between both ends (both_ends)",
     "front.test_dns": "between both ends (both_ends)",
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",

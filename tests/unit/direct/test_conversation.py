@@ -1,4 +1,4 @@
-"""Messages of any size, in any number, both ways: updates, keys, zone transfers, pipelining."""
+"""DNS over TCP: messages of any size, in any number, both ways; and what begins with none."""
 
 import asyncio
 import socket
@@ -122,3 +122,46 @@ def test_where_nobody_answers_a_connection_ends_with_servfail(
             await asyncio.sleep(0.01)
 
     talk(monkeypatch, [None], conversation)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"\0", b"\0\x05short", b"\0\x0c" + bytes(2) + b"\x80" + bytes(9)],
+    ids=["nothing", "half a length", "less than a head", "an answer"],
+)
+def test_a_program_that_asks_nothing_is_reset_and_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    def converse(one: Names) -> None:
+        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
+            sock.sendall(said)
+            sock.shutdown(socket.SHUT_WR)
+            try:
+                assert sock.recv(1) == b""
+            except ConnectionResetError:
+                pass
+
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        await threaded(lambda: converse(one))
+        while one.ends.client.session.streams or one.ends.agent.session.streams:
+            await asyncio.sleep(0.01)
+        assert asked == [[]]
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
+
+
+def test_a_first_query_may_come_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    def converse(one: Names) -> str:
+        query = dns.message.make_query("a.example", "A").to_wire()
+        with socket.create_connection((one.address, one.port), timeout=DEADLINE_S) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in len(query).to_bytes(2, "big") + query:
+                sock.sendall(bytes((byte,)))
+            answer, _ = dns.query.receive_tcp(sock)
+        return str(next(iter(answer.answer[0])))
+
+    async def conversation(one: Names, asked: list[list[str]]) -> None:
+        assert await threaded(lambda: converse(one)) == "10.9.8.7"
+        assert asked == [["tcp"]]
+
+    talk(monkeypatch, [knows("10.9.8.7")], conversation)
