@@ -179,7 +179,7 @@ def test_a_wanted_plan_is_in_the_kernel_once_it_is_settled_and_gone_once_undone(
     run(story)
 
 
-def test_what_was_wanted_and_is_not_any_more_is_never_asked_for(world: World) -> None:
+def test_a_wish_that_was_withdrawn_is_never_asked_for(world: World) -> None:
     async def story() -> None:
         async with world.rules() as rules:
             world.may_pass.clear()
@@ -197,7 +197,7 @@ def test_what_was_wanted_and_is_not_any_more_is_never_asked_for(world: World) ->
     run(story)
 
 
-def test_what_is_wanted_while_a_request_is_under_way_follows_it(world: World) -> None:
+def test_a_wish_during_a_request_is_carried_out_after_it(world: World) -> None:
     async def story() -> None:
         async with world.rules() as rules:
             world.may_pass.clear()

@@ -55,14 +55,14 @@ def test_while_the_connection_is_up_all_is_captured_but_what_ssh_connects_to() -
     assert plan.resolvers == _UP.resolvers
 
 
-def test_while_it_is_lost_all_is_captured_still_and_other_sessions_may_ask_the_resolvers() -> None:
+def test_disconnected_everything_stays_captured_and_other_sessions_may_ask_the_resolvers() -> None:
     plan = wanted(_LOST).plan
     assert plan is not None
     assert plan.bypass == (_SSH, ("192.0.2.53", 53), ("2001:db8::53", 53))
     assert wanted(_LOST) == replace(wanted(_UP), plan=plan)
 
 
-def test_while_it_is_lost_and_open_nothing_is_wanted_but_the_guard() -> None:
+def test_disconnected_with_fail_open_only_the_guard_is_wanted() -> None:
     assert wanted(replace(_LOST, fail_open=True)) == Wanted()
     assert wanted(replace(_UP, fail_open=True)) == wanted(_UP)
 
@@ -84,7 +84,7 @@ def test_no_more_is_left_alone_than_the_helper_takes_and_the_latest_come_first()
 # --- how one gets there ---------------------------------------------------------------------------
 
 
-def test_what_is_as_it_is_wanted_takes_nothing() -> None:
+def test_a_wanted_state_that_is_applied_needs_no_request() -> None:
     for state in (NOTHING, Wanted(), wanted(_UP), wanted(_LOST)):
         assert steps(state, state) == []
 
@@ -115,7 +115,7 @@ def test_the_guard_that_is_made_stays() -> None:
         (replace(_LOST, fail_open=True), replace(_LOST, fail_open=True, peers=()), []),
     ],
 )
-def test_what_changes_with_the_connection_takes_the_smallest_requests(
+def test_changes_with_the_connection_take_the_smallest_requests(
     before: Facts, facts: Facts, expected: list[Request]
 ) -> None:
     assert steps(wanted(before), wanted(facts)) == expected

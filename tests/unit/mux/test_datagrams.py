@@ -144,7 +144,7 @@ def test_a_flow_too_many_of_a_peer_is_ended() -> None:
     assert client.receive(1, raw, NOW) == [FlowEnded(flow, FLOW_NO_RESOURCES)]
 
 
-def test_a_flow_to_a_host_that_cannot_be_sent_is_none() -> None:
+def test_a_flow_to_an_impossible_host_is_refused() -> None:
     client = Datagrams(CLIENT)
     with pytest.raises(LocalProtocolError):
         client.open(FlowTarget(frames.UDP, "no such name", 1), NOW)
@@ -225,7 +225,7 @@ def test_the_end_of_a_flow_is_told_behind_its_last_datagram(code: int) -> None:
     assert both.client.flows == both.agent.flows == {}
 
 
-def test_what_a_flow_of_another_session_does_harms_none_of_this_one() -> None:
+def test_a_flow_of_another_session_has_no_effect_on_this_one() -> None:
     both = Both()
     before = Datagrams(CLIENT).open(VOICE, NOW)
     near = both.open()
@@ -258,7 +258,7 @@ def test_a_flow_that_its_opener_has_forgotten_is_ended() -> None:
     assert both.up() == [FlowEnded(far, FLOW_DONE)]
 
 
-def test_nothing_is_said_to_errors_and_ends_of_unknown_flows_or_to_unknown_kinds() -> None:
+def test_errors_ends_and_unknown_kinds_of_unknown_flows_are_not_answered() -> None:
     client = Datagrams(CLIENT)
     flow = client.open(VOICE, NOW)
     for number in (flow.number, 7, 8):
@@ -280,7 +280,7 @@ def test_a_number_that_is_used_anew_ends_the_flow_before() -> None:
     assert list(both.agent.flows.values()) == [fresh.flow]
 
 
-def test_of_the_copies_of_a_datagram_one_is_handed_out() -> None:
+def test_one_of_the_copies_of_a_datagram_is_delivered() -> None:
     agent = Datagrams(AGENT)
     opening = body(encode_opening_head(1, VOICE, 1, serial=1)) + b"a"
     second = body(encode_datagram_head(1, 1, serial=2)) + b"b"
@@ -298,7 +298,7 @@ def test_an_opening_of_no_flow_or_of_our_own_is_an_error_of_the_peer(number: int
 # --- questions ------------------------------------------------------------------------------------
 
 
-def test_a_question_is_over_with_its_answer_and_nobody_says_so() -> None:
+def test_an_answered_question_ends_its_flow_without_a_message() -> None:
     both = Both()
     near = both.open(b"who?", DNS)
     (event,) = both.up()
@@ -310,7 +310,7 @@ def test_a_question_is_over_with_its_answer_and_nobody_says_so() -> None:
     assert leave(both.client) == leave(both.agent) == []
 
 
-def test_who_waits_no_longer_for_an_answer_says_so() -> None:
+def test_a_flow_whose_answer_is_no_longer_awaited_is_ended() -> None:
     both = Both()
     near = both.open(b"who?", DNS)
     (event,) = both.up()
@@ -333,7 +333,7 @@ def test_a_datagram_that_waited_too_long_is_dropped() -> None:
     assert client.dropped == 1
 
 
-def test_how_long_that_is_is_the_flow_s_affair() -> None:
+def test_the_idle_time_of_a_flow_is_its_own() -> None:
     client = Datagrams(CLIENT)
     flow = client.open(VOICE, NOW)
     flow.age_s = 0.1
@@ -357,7 +357,7 @@ def test_when_too_much_of_a_flow_waits_its_oldest_are_dropped() -> None:
     assert client.dropped == 3
 
 
-def test_when_too_much_waits_in_all_the_flows_lose_their_oldest() -> None:
+def test_when_all_flows_together_queue_too_much_the_oldest_datagrams_are_dropped() -> None:
     client = Datagrams(CLIENT)
     kept = DATAGRAM_QUEUE_BYTES // (DATAGRAM_BYTES + ENTRY_BYTES)
     flows = [client.open(VOICE, NOW) for _ in range(kept + 3)]
@@ -385,7 +385,7 @@ def test_answers_to_a_peer_that_speaks_of_unknown_flows_are_bounded() -> None:
     assert {kind for _, kind, _ in leave(client)} == {END, ERROR}
 
 
-def test_who_has_just_something_to_send_goes_before_a_flood() -> None:
+def test_a_flow_that_sends_little_goes_before_a_flood() -> None:
     client = Datagrams(CLIENT)
     flood = client.open(VOICE, NOW)
     for _ in range(50):
@@ -411,7 +411,7 @@ def test_floods_share_by_bytes_and_not_by_datagrams() -> None:
     )
 
 
-def test_one_that_comes_again_and_again_does_not_starve_the_others() -> None:
+def test_a_busy_flow_does_not_starve_the_others() -> None:
     client = Datagrams(CLIENT)
     flood, chatty = (client.open(VOICE, NOW) for _ in range(2))
     for _ in range(60):

@@ -21,7 +21,7 @@ def kind_of(flow: DatagramFlow, waiting: Waiting) -> int:
     return decode_datagram_untrusted(flow.encode_head(waiting)[8:] + waiting.data).kind
 
 
-def test_who_opened_a_flow_says_what_it_is_until_the_other_side_knows() -> None:
+def test_the_opener_names_a_flow_until_the_other_side_knows_it() -> None:
     flow = DatagramFlow(1, TARGET, True, 0.0)
     assert kind_of(flow, Waiting(0.0, b"hi")) == OPENING
     assert kind_of(flow, Waiting(0.0, b"hihi", 2)) == OPENING
@@ -34,12 +34,12 @@ def test_the_other_side_need_not_say_what_the_flow_is() -> None:
     assert kind_of(DatagramFlow(1, TARGET, False, 0.0), Waiting(0.0, b"hi")) == PLAIN
 
 
-def test_what_is_no_datagram_leaves_as_it_is() -> None:
+def test_errors_and_ends_leave_unnumbered() -> None:
     raw = encode_flow_end(1)
     assert DatagramFlow(1, TARGET, True, 0.0).encode_head(Waiting(0.0, b"", raw=raw)) == raw
 
 
-def test_what_waits_is_taken_in_its_order_and_counted() -> None:
+def test_queued_datagrams_leave_in_order_and_are_counted() -> None:
     flow = DatagramFlow(1, TARGET, True, 0.0)
     for data in (b"a", b"bcd"):
         flow.add(Waiting(0.0, data))
@@ -61,7 +61,7 @@ def test_what_waits_is_taken_in_its_order_and_counted() -> None:
         ([2**32 - 1, 1], [True, False]),
     ],
 )
-def test_of_copies_the_first_is_new_and_what_is_too_old_is_not(
+def test_only_the_first_copy_of_a_recent_datagram_is_new(
     serials: list[int], new: list[bool]
 ) -> None:
     flow = DatagramFlow(1, TARGET, False, 0.0)

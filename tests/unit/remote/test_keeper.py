@@ -344,7 +344,7 @@ def test_while_another_lane_works_a_silent_one_is_dropped() -> None:
     assert story.state() is State.UP
 
 
-def test_of_several_lanes_the_last_one_s_end_is_the_link_s() -> None:
+def test_the_link_is_lost_with_the_last_of_several_lanes() -> None:
     story = Story()
     story.lanes[1] = Lane(0.0)
     story.lane_ends(1)
@@ -480,7 +480,7 @@ def test_pauses_are_shortened_by_chance_so_that_clients_do_not_come_in_step() ->
     assert story.attempt_comes() == pytest.approx(FIRST_PAUSE_S * (1 - JITTER))
 
 
-def test_a_pause_s_end_is_known() -> None:
+def test_the_end_of_a_pause_is_known_for_the_status_line() -> None:
     story = Story()
     story.is_lost()
     story.fails()
@@ -520,7 +520,7 @@ def test_attempts_end_when_there_were_more_failures_than_wanted() -> None:
     assert story.link.next_deadline() == math.inf
 
 
-def test_lanes_that_end_soon_count_as_failures_for_that_too() -> None:
+def test_lanes_that_end_soon_count_towards_max_retries() -> None:
     story = Story(max_retries=0)
     story.is_lost(after_s=1.0)
     story.connects()
@@ -532,7 +532,7 @@ def test_lanes_that_end_soon_count_as_failures_for_that_too() -> None:
     assert gave_up.error.message == "it ended soon after it was made (sshd is stopped)"
 
 
-def test_when_it_is_over_nothing_is_decided_any_more() -> None:
+def test_a_link_that_is_over_decides_nothing_any_more() -> None:
     story = Story(max_retries=0)
     story.needs_person = True  # so says the transport, but that is of no interest any more
     story.lanes[3] = Lane(0.0)
@@ -578,7 +578,7 @@ def test_an_attempt_is_made_as_soon_as_the_server_s_address_answers() -> None:
     assert story.decided() == ["Connect"]
 
 
-def test_while_it_does_not_it_is_probed_again_and_again() -> None:
+def test_a_silent_server_is_probed_again_and_again() -> None:
     story = probing()
     begin = story.now
     for _ in range(5):
@@ -715,7 +715,7 @@ def test_what_only_a_person_can_mend_is_said_and_tried_again_much_later() -> Non
     assert story.attempt_comes() == PERSON_PAUSE_S
 
 
-def test_it_is_said_once() -> None:
+def test_the_need_for_a_person_is_said_once() -> None:
     story = needs_person()
     for _ in range(3):
         story.attempt_comes()
@@ -723,7 +723,7 @@ def test_it_is_said_once() -> None:
     assert story.decided().count("PersonNeeded") == 1
 
 
-def test_it_is_said_again_if_something_else_was_wrong_meanwhile() -> None:
+def test_the_need_for_a_person_is_said_again_after_another_kind_of_failure() -> None:
     story = needs_person()
     story.attempt_comes()
     story.needs_person = False
@@ -734,7 +734,7 @@ def test_it_is_said_again_if_something_else_was_wrong_meanwhile() -> None:
     assert story.decided().count("PersonNeeded") == 2
 
 
-def test_news_of_the_network_do_not_help_but_a_person_who_asks_does() -> None:
+def test_only_a_person_who_asks_ends_a_wait_for_a_person() -> None:
     story = needs_person()
     story.news()
     assert story.state() is State.NEEDS_PERSON
@@ -754,7 +754,7 @@ def test_a_person_who_asks_twice_does_not_wait_longer() -> None:
     assert story.state() is State.CONNECTING
 
 
-def test_after_a_link_that_was_up_news_help_again() -> None:
+def test_after_the_link_was_up_news_end_a_pause_again() -> None:
     story = needs_person()
     story.news(asked=True)
     story.connects()
@@ -779,7 +779,7 @@ def test_an_agent_that_died_has_lost_the_session() -> None:
     assert story.last(decided.Restored) == decided.Restored(0.0, is_same_session=False)
 
 
-def test_a_session_that_could_not_outlive_its_lanes_is_not_missed() -> None:
+def test_a_session_that_could_not_outlive_its_lanes_is_given_up_silently() -> None:
     story = Story()
     story.facts = story.facts._replace(outlives_lanes=False)
     story.is_lost()
@@ -837,7 +837,7 @@ def test_a_far_side_that_says_the_session_is_gone_is_believed_and_a_new_one_begi
     assert story.decided() == ["LoseSession", "Connect"]
 
 
-def test_it_is_not_believed_while_a_silent_lane_may_yet_answer() -> None:
+def test_gone_is_not_believed_while_a_silent_lane_may_yet_answer() -> None:
     story = lost_by_silence()
     story.fails(GONE, gone_at=b"")
     assert story.decided() == ["Failed"]
@@ -888,7 +888,7 @@ def test_the_table_has_every_state_and_every_input() -> None:
     assert {what for row in TRANSITIONS.values() for what in row} == set(Input)
 
 
-def test_the_page_has_the_very_same_table() -> None:
+def test_the_table_of_the_page_is_that_of_the_code() -> None:
     page = PAGE.read_text()
     drawn = re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \| ([A-Z_]+) \|", page, re.MULTILINE)
     rows = [
@@ -962,7 +962,7 @@ def happens(story: Story, thing: str, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_happens_something_leads_on_and_nothing_is_done_twice(seed: int) -> None:
+def test_any_sequence_of_inputs_leaves_one_thing_under_way_or_a_deadline(seed: int) -> None:
     """No illegal transition, and at most one thing under way: ``Link`` and ``Story`` see to it."""
     chance = random.Random(seed)
     story = Story(grace_s=600, max_retries=chance.choice([None, 5]), chance=chance.random())

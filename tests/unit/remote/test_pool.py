@@ -47,7 +47,7 @@ def test_a_connection_through_the_pools_lane_reaches_its_host(far: Far) -> None:
     run(far, conversation)
 
 
-def test_that_a_login_may_ask_is_said_while_it_may(far: Far) -> None:
+def test_the_pool_says_while_a_login_may_ask_a_person(far: Far) -> None:
     async def conversation(session: Session) -> None:
         await session.connect()
         assert session.said == [LoginStarted("gate"), LoginEnded("gate")]
@@ -86,7 +86,7 @@ def test_a_session_whose_agent_has_died_is_refused_and_a_new_one_can_be_had(far:
     run(far, conversation)
 
 
-def test_what_was_said_of_a_session_does_not_hold_for_the_next(far: Far) -> None:
+def test_a_new_session_forgets_what_was_learnt_of_the_last(far: Far) -> None:
     """Nobody has logged in ahead of need, so nobody is sent away."""
 
     async def conversation(session: Session) -> None:
@@ -178,7 +178,7 @@ def test_after_a_failed_login_none_is_tried_for_a_while(far: Far) -> None:
     run(far, conversation)
 
 
-def test_where_a_second_login_takes_a_person_channels_of_the_one_connection_are_opened(
+def test_where_a_second_login_needs_a_person_channels_are_opened_over_the_first(
     far: Far,
 ) -> None:
     async def conversation(session: Session) -> None:
@@ -198,7 +198,7 @@ def test_where_a_second_login_takes_a_person_channels_of_the_one_connection_are_
     run(far, conversation)
 
 
-def test_where_there_are_no_channels_either_it_stays_with_one_lane_and_says_so_once(
+def test_without_login_or_channel_one_lane_stays_and_that_is_said_once(
     far: Far,
 ) -> None:
     async def conversation(session: Session) -> None:

@@ -378,7 +378,7 @@ def test_the_servers_address_is_probed_and_a_refusal_is_an_answer(
         run(story, Far(mark, (address, port)))
 
 
-def test_while_nothing_answers_no_attempt_is_made_until_there_is_hope(mark: str) -> None:
+def test_no_attempt_is_made_until_the_server_s_address_answers(mark: str) -> None:
     async def story(remote: Remote, far: Far) -> None:
         words = list(far._argv)
         far.becomes("false")
@@ -407,7 +407,7 @@ def test_stopped_in_an_attempt_it_leaves_no_process(mark: str) -> None:
     run(story, Far(mark))
 
 
-def test_what_happens_after_the_stop_is_of_no_interest(mark: str) -> None:
+def test_events_after_the_stop_are_ignored(mark: str) -> None:
     async def story(remote: Remote, far: Far) -> None:
         remote.upkeep.stop()
         os.kill(remote.ssh, signal.SIGKILL)

@@ -40,7 +40,7 @@ def shown(verbosity: int, *events: Event) -> str:
         return re.sub(r"\d\d:\d\d:\d\d\.\d{3}", "TIME", stream.read())
 
 
-def test_what_everybody_should_see_is_a_line() -> None:
+def test_an_event_for_everybody_is_one_line() -> None:
     assert shown(0, RemoteReconnected("gate", 1.0, 0)) == (
         "sshunt: connected to gate again after 1.0 s\n"
     )
