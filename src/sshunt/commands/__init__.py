@@ -1,6 +1,7 @@
 """What can be typed: one file a verb. Each builds the parts that it needs and owns their lifetime.
 
 early      the first step of up: what takes time is started before the rest is loaded
+captured   what up captures: routes, sockets, the plan made of them
 up         the tunnel: names are resolved, listeners bound, the helper asked, ssh started, in order
 running    what goes on from there until the end
 reconnect  running sessions are asked to try again now

@@ -196,6 +196,11 @@ class Up(RemoteOwner):
         self.remote.end_connections()
         self._splices.close()
 
+    @property
+    def remote_host(self) -> str:
+        """The server, as it was given to us."""
+        return self._options.remote.host
+
     async def end(self) -> None:
         """End the remote's session, then what all would share."""
         await self.remote.end()

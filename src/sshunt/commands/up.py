@@ -17,34 +17,25 @@ open says otherwise): nothing leaks out another way; the client itself needs no 
 """
 
 import asyncio
-import errno
 import gc
-import os
 import secrets
 import signal
-import socket
-from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sshunt.capture import links, nft
-from sshunt.capture.plan import Plan, redirects, remote_regions
-from sshunt.config.options import DEFAULT_LISTEN6, Options
+from sshunt.capture import nft
+from sshunt.capture.plan import Plan
+from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
+from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals, Prober, lost
-from sshunt.front.dns_sockets import DnsSockets, left_alone, open_dns_sockets, system_resolvers
-from sshunt.front.listener import CannotListen, bind
-from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.host.elevate import HelperProcess, helper_command
 from sshunt.host.helper import start_helper
-from sshunt.host.own import has_ipv6, own_routes
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Wanted
-from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.readiness import settle
 from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
 from sshunt.remote.logins import Login
-from sshunt.route.routes import resolve
 from sshunt.tell import notify, session_name
 from sshunt.tell.console import Console
 from sshunt.tell.printer import Printer
@@ -53,22 +44,15 @@ from sshunt.tell.report import (
     AgentStarted,
     CapturedLost,
     ForwardedBarred,
-    ForwardedCaptured,
-    ForwardedSkipped,
     HelperStarted,
-    Ipv6ResolversSkipped,
-    Ipv6Skipped,
-    OwnAddressSkipped,
     RemoteConnected,
     Report,
-    ResolversSkipped,
     RulesApplied,
     SessionNamed,
     ShutdownStarted,
     StartStopped,
     UnseenWayFound,
 )
-from sshunt.tell.sentences import ROUTES_SHOWN, route_text, uncovered
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.ssh import SshTransport
 from sshunt.transport.ssh_choices import NOTHING, Choices, SshConfigQuery
@@ -111,15 +95,12 @@ def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
     report = Report(_raise)
     Printer(console, report)
-    routes = asyncio.run(_routes(options, report))
-    listeners, routes = _bind(options, routes, report)
-    dns_sockets = _dns_sockets(options, report)
+    captured = open_sockets(options, asyncio.run(resolve_routes(options, report)), report)
     try:
-        plan = _plan(secrets.token_hex(4), listeners, routes, (), dns_sockets)
-        rules = nft.render(plan, owner=True, cgroup=None, served=_served(plan, report))
+        plan = captured.plan(secrets.token_hex(4))
+        rules = nft.render(plan, owner=True, cgroup=None, served=served(plan, report))
     finally:
-        for sock in (*listeners, *(sock for pair in dns_sockets for sock in pair)):
-            sock.close()
+        captured.close()
     return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + rules
 
 
@@ -185,22 +166,51 @@ async def _start(
     if place is not None:
         undo.callback(place.close)
     report.say(SessionNamed(session_id))
-    routes = await _routes(options, report)
+    captured = await _open_sockets(options, report, undo)
+    captured.plan(session_id)  # too many routes are told before a password is asked
+    rules = await _ask_helper(session_id, helper_process, report, undo)
+    _check_dns(captured, rules)
+    up = await _log_in(options, console, report, rules, query, session_id, undo)
+    up.accept(captured.listeners, captured.dns_sockets, captured.routes)
+    await up.remote.check()
+    plan = await _capture(up, captured, session_id, rules, report, undo)
+    _freeze_memory()
+    rtt_s = await up.remote.first_rtt()
+    await up.remote.check()
+    up.listen_to_others(place)
+    undo.callback(up.listen_no_more)
+    name, host = up.remote.name, options.remote.host
+    report.say(RemoteConnected(name, host, rtt_s, captured.remote_routes, options.dns))
+    undo.callback(report.say, ShutdownStarted())
+    looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, plan, rules, report))
+    undo.callback(looking.cancel)
+    return up
+
+
+async def _open_sockets(options: Options, report: Report, undo: AsyncExitStack) -> Captured:
+    routes = await resolve_routes(options, report)
     raise_descriptor_limit()
     keep_heap()
-    listeners, routes = _bind(options, routes, report)
-    dns_sockets = _dns_sockets(options, report)
-    for sock in (*listeners, *(sock for pair in dns_sockets for sock in pair)):
-        undo.callback(sock.close)
-    _plan(session_id, listeners, routes, ())  # too many routes are told before a password is asked
+    captured = open_sockets(options, routes, report)
+    undo.callback(captured.close)
+    return captured
 
+
+async def _ask_helper(
+    session_id: str, helper_process: HelperProcess | None, report: Report, undo: AsyncExitStack
+) -> Rules:
+    """The helper, which guards us from here on."""
     helper = await start_helper(session=session_id, process=helper_process)
     rules = Rules(helper, report)
     undo.push_async_callback(rules.close)
     rules.want(Wanted())
     await rules.settled()
     report.say(HelperStarted(rules.guarded))
-    if dns_sockets and not rules.guarded:
+    return rules
+
+
+def _check_dns(captured: Captured, rules: Rules) -> None:
+    if captured.dns_sockets and not rules.guarded:
         raise UserError(
             "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
             " can't be told from others, and it could not find its server again",
@@ -208,13 +218,23 @@ async def _start(
             ExitCode.CAPTURE,
         )
 
+
+async def _log_in(
+    options: Options,
+    console: Console,
+    report: Report,
+    rules: Rules,
+    query: SshConfigQuery,
+    session_id: str,
+    undo: AsyncExitStack,
+) -> "Up":
+    """The remote, up. ssh is started first; while it logs in the rest of the program is loaded."""
     undo.callback(query.close)  # what ends us while we wait for it ends it, too
     choices = await _chosen(query)
-    name = options.remote.host
     transport = SshTransport(options.remote, choices)
+    name = options.remote.host
     await transport.start(Login(report, name, FIRST_LOGIN))
     undo.push_async_callback(transport.abandon_started)
-    # The rest of the program is loaded while ssh logs in.
     from sshunt.commands.running import Up
     from sshunt.tell.control import sessions
     from sshunt.tell.neighbours import ways_of_others
@@ -227,35 +247,39 @@ async def _start(
     undo.push_async_callback(up.end)
     undo.callback(up.end_local)
     await up.remote.start()
-    size = len(agent_bundle().data)  # connect has made it
+    size = len(agent_bundle().data)  # start has made it
     report.say(AgentStarted(name, size, tuple(choices.cipher)))
-    up.accept(listeners, dns_sockets, routes)
-
-    await up.remote.check()
     if others:
         with suppress(RuntimeError):  # no thread can be had
             up.ways_of_others = await asyncio.to_thread(ways_of_others)
-    plan = _plan(session_id, listeners, routes, up.peers(), dns_sockets)
-    if up.unseen_ways and any(not route.network.is_private for route in _remote(routes)):
-        report.say(UnseenWayFound(name, options.remote.host, up.unseen_ways[0]))
+    return up
+
+
+async def _capture(
+    up: "Up",
+    captured: Captured,
+    session_id: str,
+    rules: Rules,
+    report: Report,
+    undo: AsyncExitStack,
+) -> Plan:
+    """The rules, applied."""
+    plan = captured.plan(session_id, up.peers())
+    is_wide = any(not route.network.is_private for route in captured.remote_routes)
+    if up.unseen_ways and is_wide:
+        report.say(UnseenWayFound(up.remote.name, up.remote_host, up.unseen_ways[0]))
     await up.capture(plan)
-    _served(plan, report)
+    served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))
     undo.push_async_callback(rules.undo)
-    undo.callback(up.end_local)
+    undo.callback(up.end_local)  # once more: the resets need the rules, see there
+    return plan
+
+
+def _freeze_memory() -> None:
     gc.freeze()  # what start-up made stays: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     gc.enable()
-    rtt_s = await up.remote.first_rtt()
-    await up.remote.check()
-    up.listen_to_others(place)
-    undo.callback(up.listen_no_more)
-    served = tuple(_remote(routes))
-    report.say(RemoteConnected(name, options.remote.host, rtt_s, served, options.dns))
-    undo.callback(report.say, ShutdownStarted())
-    looking = asyncio.ensure_future(_look_at_arrivals(prober, up.arrivals, plan, rules, report))
-    undo.callback(looking.cancel)
-    return up
 
 
 async def _look_at_arrivals(
@@ -276,145 +300,6 @@ async def _look_at_arrivals(
         if forwards and gates:
             _, port = plan.listener(forwards[0]) or ("", 0)
             report.say(ForwardedBarred(port, gates))
-
-
-async def _routes(options: Options, report: Report) -> tuple[Route, ...]:
-    loop = asyncio.get_running_loop()
-    routes = await resolve(
-        options.targets,
-        options.excludes,
-        ipv6=options.listen6 is not None,
-        getaddrinfo=loop.getaddrinfo,
-    )
-    own = own_routes(routes)
-    if own and len(own) == len(_remote(routes)):
-        raise UserError(
-            f"{route_text(own[0])} is this host itself, and what goes there is never captured",
-            "for what listens on the server's own localhost: ssh -L 8080:localhost:80 HOST",
-            ExitCode.USAGE,
-        )
-    for route in own[:ROUTES_SHOWN]:
-        report.say(OwnAddressSkipped(route))
-    return routes
-
-
-def _bind(
-    options: Options, routes: tuple[Route, ...], report: Report
-) -> tuple[list[socket.socket], tuple[Route, ...]]:
-    """The listeners, one for each family that has something to capture, and the routes that have
-    one; raises UserError.
-
-    A host without IPv6 has no ::1. What it can't have and nobody asked for by --listen is left
-    alone, with a line that says so: a name's IPv6 address must not keep its IPv4 one from working.
-    But only where nothing of this host gets anywhere over IPv6: it would go past the tunnel.
-    """
-    listeners: list[socket.socket] = []
-    try:
-        for family, endpoint in ((4, options.listen4), (6, options.listen6)):
-            wanted = [r for r in routes if r.network.version == family]
-            if endpoint is None or not any(r.action is Action.REMOTE for r in wanted):
-                continue
-            try:
-                listeners.append(bind(endpoint))
-            except CannotListen as error:
-                rest = tuple(r for r in routes if r not in wanted)
-                no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                optional = no_family and endpoint == DEFAULT_LISTEN6
-                if optional and has_ipv6():
-                    raise _no_loopback6("IPv6 targets")
-                if not optional or not _remote(rest):
-                    raise
-                report.say(Ipv6Skipped())
-                routes = rest
-    except BaseException:
-        for sock in listeners:
-            sock.close()
-        raise
-    return listeners, routes
-
-
-def _dns_sockets(options: Options, report: Report) -> list[DnsSockets]:
-    """Where DNS queries arrive, for each family; raises UserError."""
-    if not options.dns:
-        return []
-    beyond = left_alone(ipv6=options.listen6 is not None)
-    if beyond and set(system_resolvers()) <= set(beyond):
-        raise UserError(
-            uncovered(beyond),
-            "name another resolver in /etc/resolv.conf (a local one will do), or leave --dns out",
-            ExitCode.CAPTURE,
-        )
-    if beyond:
-        report.say(ResolversSkipped(beyond))
-    dns_sockets = [open_dns_sockets(4)]
-    if options.listen6 is not None:
-        try:
-            dns_sockets.append(open_dns_sockets(6))
-        except CannotListen as error:  # a host without IPv6
-            if has_ipv6() and any(":" in address for address in system_resolvers()):
-                dns_sockets[0].close()
-                raise _no_loopback6("queries to IPv6 resolvers")
-            report.say(Ipv6ResolversSkipped(error.message))
-    return dns_sockets
-
-
-def _no_loopback6(what: str) -> UserError:
-    return UserError(
-        f"this host has IPv6, but no ::1 to accept anything at: {what} would go past the tunnel",
-        "give it one: ip address add ::1/128 dev lo; or leave IPv6 alone: --disable-ipv6",
-        ExitCode.LISTEN,
-    )
-
-
-def _plan(
-    session_id: str,
-    listeners: list[socket.socket],
-    routes: tuple[Route, ...],
-    bypass: tuple[Endpoint, ...],
-    dns_sockets: Iterable[DnsSockets] = (),
-) -> Plan:
-    """What the helper is asked for; raises UserError if that is more than it takes."""
-    queries = [pair.endpoint for pair in dns_sockets]
-    plan = Plan(
-        session=session_id,
-        redirects=redirects([sock.getsockname()[:2] for sock in listeners], queries),
-        routes=routes,
-        bypass=bypass,
-        resolvers=system_resolvers() if queries else (),
-    )
-    try:
-        if len(routes) > MAX_ROUTES:
-            raise ValueError(f"{len(routes)} routes, and {MAX_ROUTES} are the limit")
-        for family in (4, 6):
-            remote_regions(routes, family)
-    except ValueError as error:
-        raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
-    return plan
-
-
-def _remote(routes: tuple[Route, ...]) -> list[Route]:
-    return [route for route in routes if route.action is Action.REMOTE]
-
-
-def _served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
-    """From which links other hosts are served; says so."""
-    if not (plan.forwards(4) or plan.forwards(6)):
-        return {4: (), 6: ()}
-    from sshunt.host.retained_addresses import (
-        link_of,  # takes its time to load, and most don't need it
-    )
-
-    proc = links.open_proc()
-    try:
-        served = links.served(plan, proc, link_of)
-    finally:
-        os.close(proc)
-    for family in (4, 6):
-        if refusal := links.refusal(plan, family, served[family]):
-            report.say(ForwardedSkipped(family, refusal))
-        elif plan.forwards(family):
-            report.say(ForwardedCaptured(family, tuple(served[family] or ())))
-    return served
 
 
 async def _chosen(query: SshConfigQuery) -> Choices:
