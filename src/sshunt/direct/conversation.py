@@ -81,7 +81,7 @@ class Conversation:
         """The session is over."""
         self._over()
 
-    def passage(self) -> int:
+    def direct_fd(self) -> int:
         """Bytes must come by here."""
         return -1
 

@@ -480,11 +480,11 @@ class Session:
         lane.note_processed(len(data), eliciting_bytes, urgent, now, self._ack_delay_s)
         return lane.reader.newest_bytes
 
-    def passage(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
+    def direct_delivery(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
         """The stream whose next bytes are the lane's next bytes, and how many; None if it isn't so.
 
         These may be moved from the lane to the stream's destination without coming by here, where
-        the system can do that better than we. What was moved is reported with ``passed``.
+        the system can do that better than we. What was moved is reported with ``delivered``.
         """
         reader = self.lanes[lane_id].reader
         if not reader.data_left:
@@ -494,8 +494,8 @@ class Session:
             return None
         return stream, reader.data_left
 
-    def passed(self, lane_id: int, size: int, now: float) -> None:
-        """``size`` bytes of the ``passage`` were moved: received, handed out, consumed at once."""
+    def delivered(self, lane_id: int, size: int, now: float) -> None:
+        """``size`` bytes of it were moved: received, handed out, consumed at once."""
         lane = self.lanes[lane_id]
         stream = self.streams[lane.reader.stream]
         lane.reader.skip(size)

@@ -313,8 +313,8 @@ class LaneIO:
         lane = self._lane
         before = lane.received
         for _ in range(READS_PER_ROUND):
-            passage = self._passage()
-            more = self._splice(*passage) if passage is not None else self._read()
+            delivery = self._direct_delivery()
+            more = self._splice(*delivery) if delivery is not None else self._read()
             if not more:
                 break
         self._reactor.wake_if_needed(self._session)
@@ -354,23 +354,23 @@ class LaneIO:
             self._read_bytes = min(2 * size, READ_BYTES)
         return size == limit
 
-    def _passage(self) -> Optional[Tuple[Stream, int]]:
+    def _direct_delivery(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""
         if not self._can_splice or self._lane.received < self._crumbs_end:
             return None
-        passage = self._session.passage(self.lane_id)
-        if passage is None or passage[1] < self._reactor.splice_from_bytes or not can_splice():
+        delivery = self._session.direct_delivery(self.lane_id)
+        if delivery is None or delivery[1] < self._reactor.splice_from_bytes or not can_splice():
             return None
-        if passage[0].owner is None:
+        if delivery[0].owner is None:
             return None
-        return passage if passage[0].owner.passage() >= 0 else None
+        return delivery if delivery[0].owner.direct_fd() >= 0 else None
 
     def _splice(self, stream: Stream, size: int) -> bool:
         """Move payload from the pipe to the stream's socket inside the kernel; False if there is
         hardly more now.
         """
         try:
-            moved = splice(self._read_fd, stream.owner.passage(), size)
+            moved = splice(self._read_fd, stream.owner.direct_fd(), size)
         except (BlockingIOError, InterruptedError):
             return self._read()  # the pipe is empty or the socket is full: reading tells
         except OSError as error:
@@ -382,7 +382,7 @@ class LaneIO:
         if not moved:
             return self._read()  # the end of the pipe
         self.spliced_bytes += moved
-        self._session.passed(self.lane_id, moved, self._reactor.loop.time())
+        self._session.delivered(self.lane_id, moved, self._reactor.loop.time())
         if moved < LEAST_SPLICE_BYTES and moved < size:
             self._crumbs_end = self._lane.received + size - moved
         if stream.receiver.final is not None:

@@ -356,7 +356,7 @@ class TcpRelay(Relay):
         if sent:
             self._session.consumed(self.stream, sent, self._reactor.loop.time())
 
-    def passage(self) -> int:
+    def direct_fd(self) -> int:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
         if not self.connected or self._pending is not None:
             return -1

@@ -90,7 +90,7 @@ class Opening(Relay):
     def on_writable(self) -> None:
         """There is room; nothing has been read yet."""
 
-    def passage(self) -> int:
+    def direct_fd(self) -> int:
         """Bytes must come by here."""
         return -1
 

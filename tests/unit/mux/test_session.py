@@ -1353,22 +1353,22 @@ def test_direct_delivery_is_offered_only_for_the_bytes_a_stream_waits_for() -> N
     def head(offset: int, size: int) -> memoryview:
         return memoryview(frames.encode_data_head(stream.id, offset, size))
 
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
     ours.receive(0, head(0, 10000), 0.0)
-    assert ours.passage(0) == (stream, 10000)
-    ours.passed(0, 4000, 0.0)
-    assert ours.passage(0) == (stream, 6000)
+    assert ours.direct_delivery(0) == (stream, 10000)
+    ours.delivered(0, 4000, 0.0)
+    assert ours.direct_delivery(0) == (stream, 6000)
     ours.receive(0, memoryview(bytes(6000)), 0.0)
     assert [len(e.payload) for e in ours.take_events() if isinstance(e, DataReceived)] == [6000]
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
     ours.receive(0, head(5000, 5000), 0.0)  # came before
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
     ours.receive(0, memoryview(bytes(5000)), 0.0)
     ours.receive(0, head(20000, 5000), 0.0)  # too early
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
     ours.receive(0, memoryview(bytes(5000)), 0.0)
     ours.receive(0, head(10000, 10000), 0.0)  # in order, but a later piece waits behind it
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
 
 
 def test_spliced_bytes_count_as_received_acknowledged_and_consumed() -> None:
@@ -1380,7 +1380,7 @@ def test_spliced_bytes_count_as_received_acknowledged_and_consumed() -> None:
     ours.receive(0, memoryview(frames.encode_fin(stream.id, size)), 0.0)
     ours.transmit(0, 1.0)
     ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, size)), 1.0)
-    ours.passed(0, size, 1.0)
+    ours.delivered(0, size, 1.0)
     assert FinReceived(stream) in ours.take_events()
     assert ours.next_deadline() is not None
 
@@ -1392,7 +1392,7 @@ def test_spliced_bytes_grant_a_new_window() -> None:
     ours.transmit(0, 0.0)
     size = INITIAL_WINDOW_BYTES
     ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, size)), 1.0)
-    ours.passed(0, size, 1.0)
+    ours.delivered(0, size, 1.0)
     assert frames.encode_window(stream.id, 2 * size, 1) in ours.transmit(0, 1.0)
 
 
@@ -1402,7 +1402,7 @@ def test_direct_delivery_is_not_offered_for_a_closed_stream() -> None:
     stream = ours.open(Destination(frames.TCP, "192.0.2.1", 80))
     ours.receive(0, memoryview(frames.encode_data_head(stream.id, 0, 10000)), 0.0)
     ours.reset(stream, frames.RESET_ABORTED)
-    assert ours.passage(0) is None
+    assert ours.direct_delivery(0) is None
 
 
 # --- places for windows ---------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_bytes_that_overtake_the_word_of_it_say_the_same() -> None:
         one.on_data(Payload(b"answer"))
         assert said == ["opened"]
         assert await threaded(lambda: program.recv(100)) == b"granted, answer"
-        assert one.passage() == -1
+        assert one.direct_fd() == -1
         one.abort(frames.RESET_ABORTED)
         assert one.is_over
         program.close()
