@@ -8,7 +8,7 @@
     tcp        one TCP connection of this host, tied to one stream
     piped      payload that stays in the kernel, in a pipe of its own
     readiness  which of the connections' sockets can be read, can be written, or have died
-    beat       what moves very much is served at a steady beat instead of whenever it is ready
+    ticks      what moves very much is served at the next tick instead of whenever it is ready
     shares     room that several share: who has most loses his oldest first
     alarm      one deadline of the event loop, kept to a fraction of a millisecond
     dns        what both ends must know of DNS: a message's head, and whom a host asks

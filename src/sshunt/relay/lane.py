@@ -9,7 +9,7 @@ one writev, but for payloads that are in pipes of their own (piped), which are t
 pipe did not take is kept (a backlog of less than one transmit) and nothing more is asked of the
 session until it is gone.
 
-Both wait for readiness, or for the next beat while very much moves (beat).
+Both wait for readiness, or for the next tick while very much moves (ticks).
 
 Not here: when a lane is given up (remote.keeper), what the bytes mean (mux).
 """
@@ -24,11 +24,11 @@ from sshunt.mux.limits import TRANSMIT_BUFFERS, TRANSMIT_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
-from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.linux import can_splice, splice
 from sshunt.relay.piped import REFUSALS, PipedPayload, widen_pipe
 from sshunt.relay.reactor import READ_BYTES, Reactor
 from sshunt.relay.sockets import OUT_OF_RESOURCES
+from sshunt.relay.ticks import BUSY_BYTES
 
 #: Reads in one round of the event loop: while ssh goes on filling the pipe, the round's own cost is
 #: saved; the other descriptors wait no longer than a few megabytes take.
@@ -58,8 +58,8 @@ CHANNEL_WINDOW_BYTES = 2 * 1024 * 1024
 #: Size asked for ssh's pipes; the default is 64 KiB. 1 MiB is what an ordinary user may have.
 PIPE_BYTES = 1024 * 1024
 
-#: What a direction waits for: nothing, that its descriptor is ready, the next beat.
-IDLE, READINESS, BEAT = 0, 1, 2
+#: What a direction waits for: nothing, that its descriptor is ready, the next tick.
+IDLE, READINESS, TICK = 0, 1, 2
 
 #: What the session hands out, and what is left of it after a partial write.
 _Piece = Union[bytes, memoryview, Payload]
@@ -84,7 +84,7 @@ class LaneIO:
 
     __slots__ = (
         "_backlog",
-        "_beats",
+        "_can_wait",
         "_bulk_reads",
         "_can_splice",
         "_crumbs_end",
@@ -139,7 +139,7 @@ class LaneIO:
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         sizes = [widen_pipe(fd, PIPE_BYTES) for fd in (read_fd, write_fd)]
-        self._beats = min(sizes) >= PIPE_BYTES  # a smaller one would run dry between two beats
+        self._can_wait = min(sizes) >= PIPE_BYTES  # for a tick: a smaller pipe would run dry
         self.is_pipe = stat.S_ISFIFO(os.fstat(write_fd).st_mode)
         reactor.loop.add_reader(read_fd, reactor.batch, self._on_readable)
 
@@ -245,22 +245,22 @@ class LaneIO:
 
     def _wait_for_room(self) -> None:
         """The pipe is full."""
-        if not self._write_at_next_beat():
+        if not self._write_at_next_tick():
             self._writing = READINESS
             self._reactor.loop.add_writer(self._write_fd, self._reactor.batch, self._on_writable)
 
-    def _write_at_next_beat(self) -> bool:
-        """The pipe is full: wait for the beat if so much has just left that it is worth it."""
+    def _write_at_next_tick(self) -> bool:
+        """The pipe is full: wait for the tick if so much has just left that it is worth it."""
         moved, self._moved_bytes = self._moved_bytes, 0
-        if moved < BUSY_BYTES or not self._beats:
+        if moved < BUSY_BYTES or not self._can_wait:
             return False
-        if not self._reactor.beat.next(self._write_at_beat, moved):
+        if not self._reactor.ticks.next(self._write_at_tick, moved):
             return False
-        self._writing = BEAT
+        self._writing = TICK
         return True
 
-    def _write_at_beat(self) -> None:
-        if self._writing == BEAT:
+    def _write_at_tick(self) -> None:
+        if self._writing == TICK:
             self._writing = IDLE
             if self._write_backlog():
                 self._wait_for_room()
@@ -271,7 +271,7 @@ class LaneIO:
             return  # the lane has ended
         if not is_full:
             self._writing = IDLE
-        elif not self._write_at_next_beat():
+        elif not self._write_at_next_tick():
             return
         self._reactor.loop.remove_writer(self._write_fd)
 
@@ -288,24 +288,24 @@ class LaneIO:
         self._reactor.wake(self._session)  # it fills the pipe again
         return False
 
-    def _read_at_beat(self) -> None:
-        if self._reading == BEAT:
+    def _read_at_tick(self) -> None:
+        if self._reading == TICK:
             self._reading = IDLE
             moved = self._read_on()
-            if self._is_open and not self._read_at_next_beat(moved):
+            if self._is_open and not self._read_at_next_tick(moved):
                 self._reading = READINESS
                 self._reactor.loop.add_reader(self._read_fd, self._reactor.batch, self._on_readable)
 
     def _on_readable(self) -> None:
         moved = self._read_on()
-        if self._reading == READINESS and self._beats and self._read_at_next_beat(moved):
+        if self._reading == READINESS and self._can_wait and self._read_at_next_tick(moved):
             self._reactor.loop.remove_reader(self._read_fd)
 
-    def _read_at_next_beat(self, moved: int) -> bool:
-        """Wait for the beat if so much has just come that it is worth it."""
-        if moved < BUSY_BYTES or not self._reactor.beat.next(self._read_at_beat, moved):
+    def _read_at_next_tick(self, moved: int) -> bool:
+        """Wait for the tick if so much has just come that it is worth it."""
+        if moved < BUSY_BYTES or not self._reactor.ticks.next(self._read_at_tick, moved):
             return False
-        self._reading = BEAT
+        self._reading = TICK
         return True
 
     def _read_on(self) -> int:

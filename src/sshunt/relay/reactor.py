@@ -1,9 +1,9 @@
 """What a process has once, however many sessions: the event loop and all that does I/O around it.
 
-    readiness    the set of the relays' sockets
-    beat, alarm  its two timers
-    pipes        the pool of pipes in which payload stays in the kernel
-    read_buffer  into which every lane is read
+    readiness     the set of the relays' sockets
+    ticks, alarm  its two timers
+    pipes         the pool of pipes in which payload stays in the kernel
+    read_buffer   into which every lane is read
 
 Whatever happens in one round of the event loop, or in one ``batch``, is flushed once at its end: a
 hundred small events share one writev per lane. Whoever gives a session something to do says so
@@ -21,9 +21,9 @@ from typing import Callable, Dict, Optional
 from sshunt.mux.limits import DATA_BYTES
 from sshunt.mux.session import Session
 from sshunt.relay.alarm import Alarm
-from sshunt.relay.beat import Beat
 from sshunt.relay.piped import MOST_PIPES, PIPED_BYTES, Pipes
 from sshunt.relay.readiness import note_failure, readiness
+from sshunt.relay.ticks import Ticks
 
 #: Ways of payload through this process: what fits, always through memory, always by the kernel.
 AUTO, COPY, SPLICE = 0, 1, 2
@@ -53,7 +53,7 @@ class Reactor:
         least_bytes = 1 if way == SPLICE else PIPED_BYTES
         self.splice_from_bytes = DATA_BYTES + 1 if way == COPY else least_bytes
         self.pipes = Pipes(0 if way == COPY else MOST_PIPES, least_bytes, loop)
-        self.beat = Beat(loop, self.batch)
+        self.ticks = Ticks(loop, self.batch)
         self.readiness = readiness(loop)
         self.read_buffer = bytearray(READ_BYTES)
         self._members: Dict[Session, Pumped] = {}
@@ -120,7 +120,7 @@ class Reactor:
         self._deadlines.clear()
         self._touched.clear()
         self.readiness.close()
-        self.beat.close()
+        self.ticks.close()
         self._alarm.close()
         self.pipes.close()
 

@@ -13,7 +13,7 @@ How reading goes on (the socket stays in the readiness set meanwhile and may tel
 just now: that is taken note of, and asked for again when it is):
 
     EVENT   the socket was empty: when the set tells that it is not any more
-    TURN    there is more: at the next beat, or turn of the event loop
+    SOON    there is more: at the next tick, or in the next round of the event loop
     ROOM    the stream has no room: when it has
     NEVER   not yet, or not any more
 
@@ -29,12 +29,12 @@ from typing import Deque, Optional, Tuple
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
-from sshunt.relay.beat import BUSY_BYTES
 from sshunt.relay.flow import Relay
 from sshunt.relay.piped import PipedPayload
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
 from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_priority
+from sshunt.relay.ticks import BUSY_BYTES
 
 #: A connection's first reads are small, so that thousands of small ones cost little memory ...
 FIRST_READ_BYTES = 16 * 1024
@@ -42,11 +42,11 @@ FIRST_READ_BYTES = 16 * 1024
 #: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
 READ_BYTES = 256 * 1024
 
-#: Full reads in one turn of the event loop; the stream's room ends it earlier in most cases.
-READS_PER_TURN = 2
+#: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
+READS_PER_ROUND = 2
 
 #: How reading goes on.
-EVENT, TURN, ROOM, NEVER = 0, 1, 2, 3
+EVENT, SOON, ROOM, NEVER = 0, 1, 2, 3
 
 #: Asked of the set for reading.
 _READING = READ | URGENT | ENDED
@@ -201,7 +201,7 @@ class TcpRelay(Relay):
             if self._pending is None:
                 if self._reactor.readiness.is_level:
                     self._watch(self._watched & ~WRITE)
-            elif not (events & _DEAD and self._reading == TURN):  # it would fail too soon
+            elif not (events & _DEAD and self._reading == SOON):  # it would fail too soon
                 self._write_pending()
 
     def _on_connected(self, events: int) -> None:
@@ -240,15 +240,15 @@ class TcpRelay(Relay):
 
     def _read_on(self) -> None:
         """Read until there is nothing more, or enough for now."""
-        for _ in range(READS_PER_TURN):
+        for _ in range(READS_PER_ROUND):
             if not self._read():
                 return
-        self._reading = TURN
-        if not self._reactor.beat.next(self._on_turn):
-            self._reactor.loop.call_soon(self._on_turn)
+        self._reading = SOON
+        if not self._reactor.ticks.next(self._on_soon):
+            self._reactor.loop.call_soon(self._on_soon)
 
-    def _on_turn(self) -> None:
-        if self._reading == TURN:
+    def _on_soon(self) -> None:
+        if self._reading == SOON:
             self._read_on()
 
     def on_writable(self) -> None:
@@ -287,16 +287,16 @@ class TcpRelay(Relay):
             self._reactor.wake(self._session)
             if self._told & _DEAD:
                 # What the peer said before it reset the connection leaves before we find that out.
-                self._reading = TURN
-                self._reactor.loop.call_soon(self._on_turn)
+                self._reading = SOON
+                self._reactor.loop.call_soon(self._on_soon)
                 return False
             if count == size:
                 self._read_bytes = READ_BYTES
                 return True
             if self._told:
                 return True
-            if count >= BUSY_BYTES and self._reactor.beat.next(self._on_turn):
-                self._reading = TURN
+            if count >= BUSY_BYTES and self._reactor.ticks.next(self._on_soon):
+                self._reading = SOON
                 return False
             if isinstance(payload, PipedPayload):
                 return True  # a pipe holds so many pieces, however small: there may be more
@@ -375,8 +375,8 @@ class TcpRelay(Relay):
         self._pending = None
         self._told |= _DEAD
         if not waits:
-            self._reading = TURN
-            self._reactor.loop.call_soon(self._on_turn)
+            self._reading = SOON
+            self._reactor.loop.call_soon(self._on_soon)
 
     def on_fin(self) -> None:
         """The far side sends nothing more."""

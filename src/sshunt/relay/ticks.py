@@ -1,15 +1,16 @@
-"""A beat for what moves very fast: served 1,000 times a second instead of whenever it is ready.
+"""Ticks for what moves very fast: it is served 1,000 times a second, not whenever it is ready.
 
 A full pipe is writable as soon as one page of it was read, and an empty one is readable as soon as
 one was written. On a fast LAN that means that we and ssh take turns every few dozen KiB, and the
 switch costs more than what was moved. So whatever has just moved BUSY_BYTES at once does not wait
-for readiness but for the next beat: by then a pipe of 1 MiB is half full or half empty, and all of
-that is one turn. When a turn moves less, readiness is waited for again.
+for readiness but for the next tick: by then a pipe of 1 MiB is half full or half empty, and all of
+that is one batch. When a batch moves less, readiness is waited for again.
 
-How long that takes depends on the link and on the processors, so the beat follows what its turns
-move. asyncio's own timers come in whole milliseconds, in which such a pipe may run dry.
+How far apart ticks should be depends on the link and on the processors, so their interval follows
+what the batches move. asyncio's own timers come in whole milliseconds, in which such a pipe may run
+dry.
 
-Where there is no such timer (not Linux), there is no beat and ``next`` says so.
+Where there is no such timer (not Linux), there is no tick and ``next`` says so.
 """
 
 import asyncio
@@ -19,36 +20,36 @@ from typing import Callable, List, Optional
 from sshunt.relay.linux import Timer, can_tee
 from sshunt.relay.readiness import note_failure
 
-#: Half of what a pipe of 1 MiB holds passes in the shortest at 10 Gbit/s. The longest is what may
-#: come on top of every latency while very much moves.
-LEAST_BEAT_S, MOST_BEAT_S = 0.0004, 0.001
+#: The shortest and the longest interval. At 10 Gbit/s half a pipe of 1 MiB passes in the shortest;
+#: the longest is added to every latency while very much moves.
+LEAST_TICK_S, MOST_TICK_S = 0.0004, 0.001
 
-#: What a turn should move. Every beat goes a STEP of its length towards that, so that as many turns
-#: move more as move less, however much it is that some of them find.
+#: What a batch should move. At every tick the interval goes a STEP of its length towards that: in
+#: the end as many batches move more as move less.
 GOAL_BYTES = 640 * 1024
 STEP = 1 / 16
 
-#: A turn that moved less was not worth waiting for: this is 0.5 Gbit/s.
+#: The least that is worth waiting for a tick; at the longest interval this is 0.5 Gbit/s.
 BUSY_BYTES = 64 * 1024
 
 #: Runs what it is given, and then what that gave rise to.
-Turn = Callable[[Callable[[], None]], None]
+Batch = Callable[[Callable[[], None]], None]
 
 
-class Beat:
-    """Calls back at the next beat, inside a ``turn``. Owns the timer."""
+class Ticks:
+    """Calls back at the next tick, inside a ``batch``. Owns the timer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, turn: Turn) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, batch: Batch) -> None:
         self._loop = loop
-        self._turn = turn
+        self._batch = batch
         self._due: List[Callable[[], None]] = []
         self._timer: Optional[Timer] = None
         self._moved_bytes = 0  # the most of those who wait
         self._is_over = False
-        self.seconds = LEAST_BEAT_S
+        self.seconds = LEAST_TICK_S
 
     def next(self, callback: Callable[[], None], moved_bytes: int = 0) -> bool:
-        """Call ``callback`` once, at the next beat; False: there is no beat. A pipe says how much
+        """Call ``callback`` once, at the next tick; False: there is no tick. A pipe says how much
         it has just moved (sockets hold more than pipes do, and can wait).
         """
         if not self._due and not self._start():
@@ -76,11 +77,11 @@ class Beat:
             except OSError:
                 self._is_over = True
                 return False
-            self._loop.add_reader(self._timer.fd, self._turn, self._on_beat)
+            self._loop.add_reader(self._timer.fd, self._batch, self._on_tick)
         self._timer.start(self.seconds)
         return True
 
-    def _on_beat(self) -> None:
+    def _on_tick(self) -> None:
         self._follow()
         due, self._due = self._due, []
         for callback in due:
@@ -94,5 +95,5 @@ class Beat:
 
     def _follow(self) -> None:
         step = STEP if self._moved_bytes < GOAL_BYTES else -STEP
-        self.seconds = min(max(self.seconds * (1 + step), LEAST_BEAT_S), MOST_BEAT_S)
+        self.seconds = min(max(self.seconds * (1 + step), LEAST_TICK_S), MOST_TICK_S)
         self._moved_bytes = 0
