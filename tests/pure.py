@@ -34,6 +34,7 @@ FOLDERS = ("mux", "route", "config", "capture")
 SINGLE = (
     *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
     "helper/protocol",
+    *("tell/report", "tell/sentences", "tell/figures"),
 )
 
 #: The share of its branches that a pure module's own tests must take. What is left are branches

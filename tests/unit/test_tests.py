@@ -60,7 +60,6 @@ OF_NO_MODULE = {
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
     "direct.test_conversation": "between both ends (both_ends)",
-    "front.test_dns": "between both ends (both_ends)",
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",
     "helper.test_main": "as a program",
