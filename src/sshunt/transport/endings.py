@@ -1,4 +1,4 @@
-"""Waiting for the end of what was begun, whatever is cancelled meanwhile.
+"""Waiting for the end of what was started, whatever is cancelled meanwhile.
 
 cancelled     cancel a task, and again, until it is done
 to_its_end    finish a short piece of work although we are being cancelled

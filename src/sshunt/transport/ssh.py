@@ -190,14 +190,14 @@ class SshTransport:
 
     def connection_lost(self, *, may_yet_answer: bool) -> None:
         """See ``channel.Transport``."""
-        self._ways.begin(is_silent=may_yet_answer)
+        self._ways.start(is_silent=may_yet_answer)
 
     def attempt_failed(self, error: UserError) -> bool:
         """See ``channel.Transport``."""
         self._ways.on_failure(error.exit_code, has_address=self._address is not None)
         if error.exit_code not in NEEDS_A_PERSON or self._ways.is_another_untried:
             return False
-        self._ways.begin_anew()
+        self._ways.start_anew()
         return True
 
     async def abandon_started(self) -> None:

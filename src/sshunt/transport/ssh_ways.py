@@ -48,12 +48,12 @@ class Ways:
         """True if logging in past (or through) the shared connection has yet to be tried."""
         return self._is_shared and len(self._tried) < 2
 
-    def begin(self, *, is_silent: bool) -> None:
+    def start(self, *, is_silent: bool) -> None:
         """The connection is lost; ``is_silent``: there is a lane that may yet answer."""
         self._way = Way(self._is_shared and not is_silent, by_address=False)
         self._tried.clear()
 
-    def begin_anew(self) -> None:
+    def start_anew(self) -> None:
         """All have been tried, and it is to be tried again after a long time."""
         self._tried.clear()
 

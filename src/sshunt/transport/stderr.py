@@ -29,7 +29,7 @@ WITHHELD_LINES = STDERR_LINES
 #: Longer lines are cut: a server may send what it likes.
 STDERR_LINE_CHARACTERS = 1000
 
-#: Lines shown in each period of so many seconds; ``ssh -vvv`` prints some hundred at a login.
+#: Lines shown in each period, and its length; ``ssh -vvv`` prints some hundred lines at a login.
 SHOWN_LINES = 500
 PERIOD_S = 5.0
 
