@@ -27,8 +27,8 @@ class Far(LocalTransport):
     channels of the one connection can be had. ``fails``: no further login succeeds for now.
     """
 
-    def __init__(self, mark: str) -> None:
-        super().__init__(env={**os.environ, "MARK": mark})
+    def __init__(self, mark: str, python: str | None = None) -> None:
+        super().__init__(python=python, env={**os.environ, "MARK": mark})
         self.mark = mark
         self.asks = self.shares = self.fails = False
         self.logins = 0  # further ones
@@ -114,11 +114,16 @@ def run(far: Far, conversation: Callable[[Session], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-def kill_agent(session: Session) -> None:
+def agent_of(session: Session) -> int:
+    """The agent's process, while the session's channel is up."""
     assert session.pool.last is not None
     stub = os.getsid(session.pool.last.pid)
     (agent,) = [pid for pid in marked(session.far.mark) if os.getsid(pid) != stub]
-    os.kill(agent, 9)
+    return agent
+
+
+def kill_agent(session: Session) -> None:
+    os.kill(agent_of(session), 9)
 
 
 async def few_moments() -> None:

@@ -1,9 +1,11 @@
 """Lanes opened and closed, with a real agent on this host behind them."""
 
 import asyncio
+import os
 
 import pytest
 
+from sshunt.errors import UserError
 from sshunt.remote import pool as pool_module
 from sshunt.remote.pool import IDLE
 from sshunt.tell.report import (
@@ -21,6 +23,7 @@ from tests.unit.remote.far_sessions import (
     MOST,
     Far,
     Session,
+    agent_of,
     connection,
     few_moments,
     kill_agent,
@@ -94,6 +97,36 @@ def test_a_new_session_forgets_what_was_learnt_of_the_last(far: Far) -> None:
         kill_agent(session)
         session.pool.abandon_session()
         assert not session.heard(EarlyLanesClosed)
+
+    run(far, conversation)
+
+
+def test_a_lane_of_a_session_that_was_given_up_meanwhile_is_let_go(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        agent = agent_of(session)
+        session.tunnel.lane_ended(session.tunnel.lanes[0], "cut")
+        resuming = asyncio.ensure_future(session.connect(resumes=True))
+        await session.until(lambda: len(session.heard(LoginStarted)) == 2, "another login")
+        session.pool.abandon_session()
+        with pytest.raises(UserError, match="the session ended meanwhile"):
+            await resuming
+        assert session.lanes == []
+        os.kill(agent, 9)
+
+    run(far, conversation)
+
+
+def test_a_further_lane_of_a_session_that_was_given_up_meanwhile_is_let_go(far: Far) -> None:
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        agent = agent_of(session)
+        session.pool.look(WANTED)
+        await session.until(lambda: far.logins == 2, "further logins")
+        os.kill(agent, 9)
+        session.pool.abandon_session()
+        await few_moments()
+        assert session.lanes == []
 
     run(far, conversation)
 
