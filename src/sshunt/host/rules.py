@@ -90,7 +90,7 @@ class Rules:
         """Wait until all that is required is as it is wanted by then; raises UserError if that
         can't be had.
         """
-        await self._is_settled.wait()
+        await self._settle()
         if self._worker.done():
             self._worker.result()
         if self._error is not None:
@@ -99,14 +99,18 @@ class Rules:
     async def undo(self) -> None:
         """Remove the rules, leave the guard."""
         self.want(Wanted(guard=self._wanted.guard))
-        with suppress(UserError, asyncio.TimeoutError):
-            await asyncio.wait_for(self.settled(), CLOSE_DEADLINE_S)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._settle(), CLOSE_DEADLINE_S)
 
     async def close(self) -> None:
         """Undo everything, and wait until the helper has ended."""
         self._worker.cancel()
         with suppress(UserError):
             await self._helper.close()
+
+    async def _settle(self) -> None:
+        if not self._worker.done():  # by a mistake of ours
+            await self._is_settled.wait()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

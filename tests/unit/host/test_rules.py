@@ -9,7 +9,7 @@ import json
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_network
@@ -28,6 +28,7 @@ from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 from sshunt.model import Action, Route
 from sshunt.tell.report import Event, Report, RulesRefused
+from tests.unit.host.clock import put_forward, run
 
 _SERVE = """
 import socket, sys
@@ -37,15 +38,6 @@ serve(socket.socket(fileno=0))
 """
 
 _OFFICE = ip_network("10.0.0.0/8")
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """The loop, whose time can be put forward."""
-
-    ahead_s = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.ahead_s
 
 
 class World:
@@ -133,31 +125,12 @@ def world(lab: Lab) -> World:
     return World(lab.target)
 
 
-def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def whole() -> None:
-        await story()
-        await asyncio.sleep(0.01)  # what was closed says so to the loop
-
-    loop = Clock()
-    try:
-        loop.run_until_complete(whole())
-    finally:
-        loop.close()
-
-
 async def wait_until(condition: Callable[[], object]) -> None:
     for _ in range(1000):
         if condition():
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it did not come about")
-
-
-async def put_forward(seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, Clock)
-    loop.ahead_s += seconds
-    await asyncio.sleep(0)
 
 
 def test_a_wanted_plan_is_in_the_kernel_once_it_is_settled_and_gone_once_undone(
@@ -176,7 +149,7 @@ def test_a_wanted_plan_is_in_the_kernel_once_it_is_settled_and_gone_once_undone(
             await rules.undo()
             assert world.asked == ["guard", "apply", "undo"]
 
-    run(story)
+    run(story())
 
 
 def test_a_wish_that_was_withdrawn_is_never_asked_for(world: World) -> None:
@@ -194,7 +167,7 @@ def test_a_wish_that_was_withdrawn_is_never_asked_for(world: World) -> None:
             assert world.asked == ["guard", "apply"]
             assert "192.0.2.1 . 199" in world.table()
 
-    run(story)
+    run(story())
 
 
 def test_a_wish_during_a_request_is_carried_out_after_it(world: World) -> None:
@@ -211,7 +184,7 @@ def test_a_wish_during_a_request_is_carried_out_after_it(world: World) -> None:
             await settled
             assert "192.0.2.1 . 22" in world.table()
 
-    run(story)
+    run(story())
 
 
 def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained(
@@ -231,7 +204,7 @@ def test_other_routes_take_the_place_of_those_before_and_addresses_stay_retained
             assert "local 10.55.0.2 dev sshunt" in local
             assert world.asked == ["guard", "apply", "retain", "apply"]
 
-    run(story)
+    run(story())
 
 
 def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(world: World) -> None:
@@ -248,7 +221,7 @@ def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(worl
             await rules.settled()
             assert "10.0.0.0/8" in world.table()
 
-    run(story)
+    run(story())
 
 
 def test_an_optional_part_that_is_refused_is_tried_again_after_longer_and_longer_pauses(
@@ -271,7 +244,7 @@ def test_an_optional_part_that_is_refused_is_tried_again_after_longer_and_longer
             assert not rules.failed.done()
             assert "has not been this host's" in world.optional_failures[0]
 
-    run(story)
+    run(story())
 
 
 def test_an_optional_part_is_had_at_last_and_not_asked_for_again(world: World) -> None:
@@ -291,7 +264,7 @@ def test_an_optional_part_is_had_at_last_and_not_asked_for_again(world: World) -
             local = world.host.run(["ip", "route", "show", "table", "local"]).stdout
             assert f"local {address} dev sshunt" in local
 
-    run(story)
+    run(story())
 
 
 def test_news_try_an_optional_part_again_at_once_and_are_not_held_up_by_it(world: World) -> None:
@@ -306,7 +279,7 @@ def test_news_try_an_optional_part_again_at_once_and_are_not_held_up_by_it(world
             await world.optional_failed(2)
             assert world.asked == ["guard", "apply", "retain", "bypass", "retain"]
 
-    run(story)
+    run(story())
 
 
 def test_a_helper_that_has_gone_is_no_failure_of_the_rules_but_nobody_waits_for_them(
@@ -328,7 +301,7 @@ def test_a_helper_that_has_gone_is_no_failure_of_the_rules_but_nobody_waits_for_
             assert not rules.failed.done()
             await rules.undo()
 
-    run(story)
+    run(story())
 
 
 def test_the_end_waits_for_no_helper_that_is_stuck(world: World) -> None:
@@ -342,7 +315,7 @@ def test_the_end_waits_for_no_helper_that_is_stuck(world: World) -> None:
             await put_forward(60.0)
             await asyncio.wait_for(undoing, 5.0)
 
-    run(story)
+    run(story())
 
 
 def test_a_mistake_of_ours_ends_the_wait_and_is_heard_of(world: World) -> None:
@@ -355,8 +328,9 @@ def test_a_mistake_of_ours_ends_the_wait_and_is_heard_of(world: World) -> None:
             await wait_until(lambda: heard)
             with pytest.raises(ValueError, match="not an address that can be retained"):
                 await rules.settled()
+            await asyncio.wait_for(rules.undo(), 1.0)
 
-    run(story)
+    run(story())
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,121 @@
+"""A helper is started: directly by root, by sudo or doas for others."""
+
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sshunt.errors import ExitCode, UserError
+from sshunt.host.elevate import HelperProcess, helper_command, is_free
+
+#: A sudo or doas that says what it was started with, on the socket that it was given.
+_TOOL = """#!/bin/sh
+for word in "$(basename "$0")" "$@"; do printf '%s\\n' "$word"; done
+exit 7
+"""
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+Tools = Callable[..., None]
+
+
+@pytest.fixture
+def with_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
+    """Lets an ordinary user have these tools, and no others."""
+
+    def install(*names: str) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        for name in names:
+            (tmp_path / name).write_text(_TOOL.replace("basename", "/usr/bin/basename"))
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    return install
+
+
+def said(process: HelperProcess) -> list[str]:
+    """What the tool says, until it ends."""
+    with process.take() as ours:
+        ours.setblocking(True)
+        ours.settimeout(10)
+        lines = ours.makefile().read().splitlines()
+    process.close()
+    return lines
+
+
+def ended(process: HelperProcess) -> int:
+    while (status := process.poll()) is None:
+        pass
+    return status
+
+
+def test_what_runs_as_root_is_this_python_and_nothing_of_the_user_s() -> None:
+    python, *options, program = helper_command()
+    assert python == sys.executable
+    assert options == ["-I", "-S", "-B"]
+    assert program.endswith("/sshunt/helper/__main__.py")
+    assert Path(program).is_file()
+
+
+@pytest.mark.usefixtures("as_root")
+def test_root_needs_no_tool_and_is_asked_for_nothing() -> None:
+    assert is_free()
+    process = HelperProcess()
+    assert process.tool is None
+    process.close()
+    assert process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        (["sudo"], ["sudo", "-p", "[sshunt] sudo password for %p: ", "--"]),
+        (["doas"], ["doas", "--"]),
+        (["sudo", "doas"], ["sudo", "-p", "[sshunt] sudo password for %p: ", "--"]),
+    ],
+)
+def test_sudo_is_asked_before_doas_and_both_for_exactly_this_command(
+    with_tools: Tools, tools: list[str], expected: list[str]
+) -> None:
+    with_tools(*tools)
+    assert not is_free()
+    process = HelperProcess()
+    assert process.tool == expected[0]
+    assert said(process) == [*expected, *helper_command()]
+    assert ended(process) == 7
+
+
+def test_without_sudo_and_doas_it_is_an_error_of_privilege(with_tools: Tools) -> None:
+    with_tools()
+    with pytest.raises(UserError, match="neither sudo nor doas") as caught:
+        HelperProcess()
+    assert caught.value.exit_code == ExitCode.PRIVILEGE
+
+
+def test_a_tool_that_can_not_be_run_is_told_by_its_name(with_tools: Tools, tmp_path: Path) -> None:
+    with_tools("sudo")
+    (tmp_path / "sudo").write_text("#!/no/such/program\n")
+    with pytest.raises(UserError, match=r"can't start .*/sudo: No such file") as caught:
+        HelperProcess()
+    assert caught.value.exit_code == ExitCode.PRIVILEGE
+
+
+@pytest.mark.usefixtures("as_root")
+def test_its_socket_is_taken_once_and_is_one_of_a_pair_that_does_not_block() -> None:
+    process = HelperProcess()
+    with process.take() as ours:
+        assert ours.family == socket.AF_UNIX
+        assert not ours.getblocking()
+        assert stat.S_ISSOCK(os.fstat(ours.fileno()).st_mode)
+        with pytest.raises(ValueError, match="taken before"):
+            process.take()
+    ended(process)
+    process.close()
