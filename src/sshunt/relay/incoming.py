@@ -7,7 +7,6 @@ The agent gives them to the host it runs on (direct.carrier). At the client they
 ports that it exposes on the far side.
 """
 
-from sshunt.mux.datagram_frames import FLOW_NO_RESOURCES
 from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
 from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
@@ -52,10 +51,10 @@ class FlowQuestion(Question):
     def answer(self, message: bytes) -> None:
         """As in Question."""
         self._tunnel.session.datagrams.send(self._flow, message, self._tunnel.loop.time())
-        self.refused(FLOW_NO_RESOURCES)  # nothing happens if the answer has left: see datagrams
+        self._tunnel.wake()
 
     def refused(self, code: int) -> None:
-        """As in Question."""
+        """As in Question; nothing happens if it was answered: with that the flow is over."""
         self._tunnel.session.datagrams.end(self._flow, self._tunnel.loop.time(), code)
         self._tunnel.wake()
 

@@ -1,0 +1,141 @@
+"""What the other side of a session asks for, as near ends: streams, and queries."""
+
+import asyncio
+import errno
+
+from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FlowTarget
+from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
+from sshunt.mux.frames import Destination
+from sshunt.mux.streams import Stream
+from sshunt.relay.flow import NO_RESOURCES, TCP, Asked, Flow
+from sshunt.relay.incoming import FlowQuestion, StreamConnection
+from sshunt.relay.sockets import reset_code
+from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+
+DNS_FLOW = FlowTarget(frames.DNS, ".", 53, 7)
+
+
+class Asker:
+    """Who has asked, at the other end: what it is told."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[object] = asyncio.Queue()
+
+    def on_datagram(self, event: DatagramReceived) -> None:
+        self.told.put_nowait(event.data)
+
+    def on_flow_failed(self, event: FlowFailed) -> None:
+        raise AssertionError("nothing fails here")
+
+    def on_flow_ended(self, event: FlowEnded) -> None:
+        self.told.put_nowait(event.code)
+
+    async def hear(self) -> object:
+        return await asyncio.wait_for(self.told.get(), 10)
+
+
+async def asked(ends: Ends) -> tuple[Asker, FlowQuestion]:
+    """A question that has come to the agent, and who waits for its answer."""
+    questions: asyncio.Queue[FlowQuestion] = asyncio.Queue()
+
+    def on_datagram(event: DatagramReceived) -> None:
+        questions.put_nowait(FlowQuestion(ends.agent, event.flow, event.data))
+
+    ends.agent_hears.datagram = on_datagram
+    asker, now = Asker(), ends.client.loop.time()
+    flow = ends.client.session.datagrams.open(DNS_FLOW, now)
+    flow.owner = asker
+    ends.client.session.datagrams.send(flow, b"a query", now)
+    ends.client.wake()
+    return asker, await asyncio.wait_for(questions.get(), 10)
+
+
+def test_a_stream_says_where_it_leads_and_whether_it_wants_to_be_told() -> None:
+    async def conversation(ends: Ends) -> None:
+        seen: asyncio.Queue[StreamConnection] = asyncio.Queue()
+
+        def request(stream: Stream, destination: Destination) -> None:
+            seen.put_nowait(StreamConnection(ends.agent, stream, destination))
+
+        ends.agent_hears.request = request
+        ends.client.open(Destination(TCP, "git.corp.example", 22, wants_opened=False))
+        connection = await asyncio.wait_for(seen.get(), 10)
+        assert connection.flow == Flow(TCP, ("git.corp.example", 22))
+        assert not connection.wants_opened
+
+    run(conversation)
+
+
+def test_a_refused_stream_is_reset_with_the_code_at_the_other_end() -> None:
+    async def conversation(ends: Ends) -> None:
+        codes: asyncio.Queue[int] = asyncio.Queue()
+        ends.client_hears.reset = lambda _, code: codes.put_nowait(code)
+        code = reset_code(errno.EHOSTUNREACH)
+        ends.agent_hears.request = lambda stream, to: StreamConnection(
+            ends.agent, stream, to
+        ).refused(code)
+        ends.client.open(Destination(TCP, "192.0.2.1", 80))
+        assert await asyncio.wait_for(codes.get(), 10) == code
+
+    run(conversation)
+
+
+def test_a_stream_that_is_handed_over_is_relayed_to_a_socket_of_this_host() -> None:
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            program = ends.connect(*listener.getsockname())
+            host = await threaded(lambda: accept(listener))
+        program.sendall(b"hello")
+        assert await threaded(lambda: host.recv(100)) == b"hello"
+        [relay] = ends.agent.relays
+        assert not relay.is_over
+        program.close()
+        host.close()
+        while not relay.is_over:
+            await asyncio.sleep(0.002)
+
+    run(conversation)
+
+
+def test_an_answer_goes_back_to_who_has_asked_and_the_flow_is_over() -> None:
+    async def conversation(ends: Ends) -> None:
+        asker, question = await asked(ends)
+        assert (question.message, question.asker) == (b"a query", 7)
+        question.answer(b"an answer")
+        assert await asker.hear() == b"an answer"
+        question.refused(NO_RESOURCES)  # too late to matter
+        await asyncio.sleep(0.05)
+        assert asker.told.empty()
+        assert not ends.agent.session.datagrams.flows
+
+    run(conversation)
+
+
+def test_a_question_that_is_refused_ends_its_flow_with_the_code() -> None:
+    async def conversation(ends: Ends) -> None:
+        asker, question = await asked(ends)
+        question.refused(FLOW_NOT_PERMITTED)
+        assert await asker.hear() == FLOW_NOT_PERMITTED
+
+    run(conversation)
+
+
+def test_who_waits_no_longer_is_given_up_by_the_carrier() -> None:
+    class Noted(Asked):
+        given_up = 0
+
+        def give_up(self) -> None:
+            self.given_up += 1
+
+    async def conversation(ends: Ends) -> None:
+        _, question = await asked(ends)
+        noted = question.asked = Noted()
+        [flow] = ends.client.session.datagrams.flows.values()
+        ends.client.give_up(flow)
+        ends.client.wake()
+        while not noted.given_up:
+            await asyncio.sleep(0.002)
+        question.answer(b"too late")
+
+    run(conversation)
