@@ -18,7 +18,7 @@ a second, and mostly nobody wants it; it is said only where ``hears_streams``.
 Invariants: all hear the same events in the same order, also if one of them says something itself; a
 hearer that raises keeps nobody else from hearing, and what it raised is handed to the owner.
 
-Not here: errors that end us (errors), figures that change all the time (tell.status).
+Not here: errors that end us (errors), figures that change all the time (tell.snapshot).
 """
 
 from collections import deque
