@@ -221,6 +221,7 @@ class Up(RemoteOwner):
 
     def on_up(self, _remote: Remote) -> None:
         """As the remote says."""
+        self._follow_resolvers()  # the helper refuses a plan with none but those of before
         self._learn(peers=self.peers())
         self._retain_addresses()
 
