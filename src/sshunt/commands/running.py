@@ -20,6 +20,7 @@ from typing import Any
 
 from sshunt.capture.plan import Plan
 from sshunt.config.options import Options
+from sshunt.direct.carrier import Direct
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
 from sshunt.front.dns import DnsForwarder
@@ -88,7 +89,8 @@ class Up(RemoteOwner):
             is_attended=console.is_terminal,
         )
         self.remote = Remote(self._reactor, transport, report, self, terms)
-        self._router = Router()
+        self._direct = Direct(self._reactor)
+        self._router = Router(rest=self._direct)
         self._splices = Splices(self._reactor, self.on_freed)
         self.arrivals = Arrivals()
         self._listeners: list[Listener] = []
@@ -195,6 +197,7 @@ class Up(RemoteOwner):
             self._names.close()
         self.remote.end_connections()
         self._splices.close()
+        self._direct.close()
 
     @property
     def remote_host(self) -> str:

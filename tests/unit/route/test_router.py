@@ -22,7 +22,7 @@ from sshunt.relay.flow import (
     Question,
     Refused,
 )
-from sshunt.route.router import Claim, Router
+from sshunt.route.router import MOST_REMEMBERED, Claim, Router
 from sshunt.route.routes import RouteTable
 
 
@@ -117,9 +117,22 @@ def test_a_decision_names_the_route() -> None:
     assert BOTH.explain(tcp("192.0.2.1")) == (Refused(NOT_PERMITTED), None)
 
 
-def test_with_a_single_carrier_whatever_was_captured_is_its() -> None:
+def test_what_no_route_holds_any_more_goes_to_the_rest() -> None:
+    here = Far("this host")
+    claims = [Claim(OFFICE, (to("10.0.0.0/8"), to("10.5.0.0/16", direct=True)))]
+    router = Router(claims, rest=here)
+    assert router.carrier_of(tcp("10.0.0.1")) is OFFICE
+    assert router.carrier_of(tcp("10.5.0.1")) is here
+    assert router.carrier_of(tcp("192.0.2.1")) is here
+    assert router.carrier_of(tcp("git.corp.example")) is here
+
+
+def test_what_is_remembered_is_what_the_table_says_and_has_a_limit() -> None:
     router = Router([Claim(OFFICE, (to("10.0.0.0/8"),))])
-    assert router.carrier_of(tcp("192.0.2.1")) is OFFICE
+    for number in range(MOST_REMEMBERED + 10):
+        for _ in range(2):
+            assert router.carrier_of(tcp(f"10.0.{number // 256}.{number % 256}")) is OFFICE
+    assert len(router._remembered) <= MOST_REMEMBERED
 
 
 def test_without_carriers_everything_is_refused() -> None:
