@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from sshunt.agent.server import MOST_GONE
 from sshunt.mux import frames
 from sshunt.mux.events import GoodbyeReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
-from sshunt.mux.limits import INITIAL_WINDOW_BYTES
+from sshunt.mux.limits import DEAD_LANES, INITIAL_WINDOW_BYTES
 from sshunt.mux.payload import Payload
 from sshunt.relay.tunnel import PROTOCOL_ERRORS
 from sshunt.transport.bootstrap import upload
@@ -164,7 +163,7 @@ def test_a_lane_given_up_before_it_arrived_is_refused(
     assert other.greet().status == ACCEPTED
     assert other.end()[0] == 0
 
-    give_up(range(100, 100 + MOST_GONE))
+    give_up(range(100, 100 + DEAD_LANES))
     again = Lane(lane_hello(token, lane=5, create=False))
     assert again.greet().status == ACCEPTED
     assert again.end()[0] == 0

@@ -10,10 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.limits import DATAGRAM_BYTES
+from sshunt.mux.limits import DATAGRAM_BYTES, MAX_LANES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
 from sshunt.remote.statistics import (
-    MAX_LANES,
     LaneStatistics,
     Statistics,
     parse_statistics_untrusted,

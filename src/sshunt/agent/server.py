@@ -18,7 +18,7 @@ import json
 import os
 import socket
 from collections import deque
-from typing import Deque, List, Optional
+from typing import Deque, Dict, List, Optional
 
 from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.rendezvous import Doorstep, host_id
@@ -38,6 +38,7 @@ from sshunt.mux.hello import (
     common_version,
     make_hello,
 )
+from sshunt.mux.limits import DEAD_LANES, MAX_LANES
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.incoming import FlowQuestion, StreamConnection
@@ -56,14 +57,6 @@ DRAIN_POLL_S = 0.01
 #: How long a client may take to say something behind its HELLO for the first time. It does so
 #: within a round trip; but where a network was cut just then, the lane may stay open for hours.
 CONFIRM_DEADLINE_S = 60.0
-
-#: Lanes a session may have at once. Clients open four.
-MAX_LANES = 64
-
-#: Lanes remembered that the client has given up and that are not here: they may be on their way,
-#: and one that arrives would be a lane that nobody listens to. The client has one or a few on their
-#: way at a time and uses a number again only after 65,535 others, by when it is forgotten.
-MOST_GONE = 256
 
 #: Where a cleaner removes the directory that stubs come by, it is made anew within this time.
 REFRESH_EVERY_S = 60.0
@@ -125,7 +118,8 @@ class _Life(TunnelOwner):
         self._reactor = Reactor(loop, way=way)
         self._tunnel = Tunnel(self._reactor, session, self, outlives_lanes=self._grace_s > 0)
         self._direct = Direct(self._reactor)
-        self._gone: Deque[int] = deque(maxlen=MOST_GONE)
+        self._dead: Deque[int] = deque(maxlen=DEAD_LANES)  # not here, but perhaps on their way
+        self._controls: Dict[int, socket.socket] = {}  # the stubs', by lane
         self._attach: Optional[AttachListener] = None
         if doorstep is not None:
             self._attach = AttachListener(loop, doorstep.sockets, token, self.take_lane)
@@ -152,7 +146,7 @@ class _Life(TunnelOwner):
         if lane.hello.lane in self._tunnel.lanes or len(self._tunnel.lanes) >= MAX_LANES:
             self._refuse(lane, REFUSED_OTHER, "lane %d is taken" % lane.hello.lane)
             return
-        if lane.hello.lane in self._gone:
+        if lane.hello.lane in self._dead:
             self._refuse(lane, REFUSED_OTHER, "lane %d is over" % lane.hello.lane)
             return
         try:
@@ -162,7 +156,8 @@ class _Life(TunnelOwner):
         except OSError:
             self._drop(lane)  # its ssh has died on the way here: nothing to the other lanes
             return
-        added.tag = lane.control
+        if lane.control is not None:
+            self._controls[added.lane_id] = lane.control
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
@@ -228,12 +223,13 @@ class _Life(TunnelOwner):
 
     def on_lane_gone(self, lane_id: int) -> None:
         """A lane that may still be on its way here."""
-        self._gone.append(lane_id)
+        self._dead.append(lane_id)
 
     def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         """A lane takes its stub along; the last one, in time, the session."""
-        if isinstance(lane.tag, socket.socket):
-            lane.tag.close()
+        control = self._controls.pop(lane.lane_id, None)
+        if control is not None:
+            control.close()
         if self._tunnel.breaks_the_protocol:
             self._tunnel.forgive()
             self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, reason)
@@ -275,9 +271,7 @@ class _Life(TunnelOwner):
         if self._attach is not None:
             self._attach.close()
         self._direct.close()
-        tags = [lane.tag for lane in self._tunnel.lanes.values()]
         self._tunnel.close()
         self._reactor.close()
-        for tag in tags:
-            if isinstance(tag, socket.socket):
-                tag.close()
+        for control in self._controls.values():
+            control.close()

@@ -132,6 +132,16 @@ TRANSMIT_BYTES = 1 * MIB
 #: Buffers in one writev. Linux' IOV_MAX is 1024.
 TRANSMIT_BUFFERS = 512
 
+# --- lanes ------------------------------------------------------------------------------------
+
+#: Lanes of a session at once. Clients open four.
+MAX_LANES = 64
+
+#: Numbers of dead lanes that either side remembers, the newest: the client until somebody can be
+#: told, the agent because one that is still on its way would be a lane that nobody listens to. The
+#: client has one or a few on their way, and uses a number again only after 65,535 others.
+DEAD_LANES = 256
+
 # --- datagrams --------------------------------------------------------------------------------
 
 #: Datagrams that may wait for a lane, all together; the flows lose their oldest in turn.

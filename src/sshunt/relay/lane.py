@@ -102,7 +102,6 @@ class LaneIO:
         "is_pipe",
         "lane_id",
         "spliced_bytes",
-        "tag",
         "teed_bytes",
         "up_at",
     )
@@ -135,7 +134,6 @@ class LaneIO:
         self.teed_bytes = 0  # sent from pipes
         self.spliced_bytes = 0  # received without coming through memory
         self.up_at = reactor.loop.time()
-        self.tag: Optional[object] = None  # what the owner of the tunnel ties to this lane
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         sizes = [widen_pipe(fd, PIPE_BYTES) for fd in (read_fd, write_fd)]

@@ -22,12 +22,10 @@ from sshunt.mux.hello import (
     Hello,
     make_hello,
 )
+from sshunt.mux.limits import DEAD_LANES
 
 #: A HELLO has 16 bits for a lane's number.
 LANE_NUMBERS = 1 << 16
-
-#: Dead lane numbers that are remembered until somebody can be told: the newest.
-MOST_DEAD = 256
 
 
 class Identity:
@@ -86,7 +84,7 @@ class Identity:
     def note_dead(self, number: int) -> None:
         """The lane of this number is over, or never was, but the far side may not know."""
         self._dead.add(number)
-        if len(self._dead) > MOST_DEAD:
+        if len(self._dead) > DEAD_LANES:
             self._dead.discard(min(self._dead))
 
     def note_alive(self, number: int) -> None:

@@ -12,10 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.limits import MAX_LANES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
-
-#: Lanes that are looked at; a client opens fewer.
-MAX_LANES = 64
 
 
 @dataclass(frozen=True, slots=True)

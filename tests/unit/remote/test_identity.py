@@ -10,7 +10,8 @@ from sshunt.mux.hello import (
     Hello,
     make_hello,
 )
-from sshunt.remote.identity import LANE_NUMBERS, MOST_DEAD, Identity, is_detached
+from sshunt.mux.limits import DEAD_LANES
+from sshunt.remote.identity import LANE_NUMBERS, Identity, is_detached
 
 
 def new() -> Identity:
@@ -72,10 +73,10 @@ def test_numbers_of_lanes_in_use_are_passed_over_and_come_again_after_all_others
 
 def test_dead_numbers_are_told_once_in_order_and_only_the_newest_are_remembered() -> None:
     identity = new()
-    for number in range(MOST_DEAD + 2):
+    for number in range(DEAD_LANES + 2):
         identity.note_dead(number)
     identity.note_alive(5)
-    assert identity.take_dead() == [n for n in range(2, MOST_DEAD + 2) if n != 5]
+    assert identity.take_dead() == [n for n in range(2, DEAD_LANES + 2) if n != 5]
     assert identity.take_dead() == []
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from sshunt.mux.errors import RemoteProtocolError
+from sshunt.mux.limits import MAX_LANES
 from sshunt.mux.path import CONTENDED, PROBING, STEADY
 from sshunt.mux.payload import Payload
 from sshunt.remote.statistics import (
-    MAX_LANES,
     LaneStatistics,
     Statistics,
     parse_statistics_untrusted,
