@@ -30,14 +30,6 @@ NOT_YET: set[str] = {
     "commands.running",
     "commands.up",
     "direct.carrier",
-    "lab.accounts",
-    "lab.hosts",
-    "lab.link",
-    "lab.servers",
-    "lab.sshd",
-    "lab.world",
-    "relay.flow",
-    "relay.incoming",
     "transport.loader",
 }
 
