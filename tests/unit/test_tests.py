@@ -26,7 +26,6 @@ NOT_YET: set[str] = {
     "agent.rendezvous",
     "agent.server",
     "commands.demo",
-    "commands.early",
     "commands.running",
     "commands.up",
     "direct.carrier",
