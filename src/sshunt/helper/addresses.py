@@ -73,10 +73,11 @@ _RTPROT_STATIC = 4  # by an administrator: routing daemons leave it alone
 _RT_SCOPE_HOST = 254
 _RTN_LOCAL = 2
 
-#: See above.
+#: The routing tables in which an address is local, by family; see above.
 _TABLES = {socket.AF_INET: (_RT_TABLE_LOCAL,), socket.AF_INET6: (_RT_TABLE_LOCAL, _RT_TABLE_MAIN)}
 
-#: Any but 0, the kernel's own. It is what IPv6 takes if none is named (IP6_RT_PRIO_USER).
+#: The metric of our routes: any but 0, the kernel's own. It is what IPv6 takes if none is named
+#: (IP6_RT_PRIO_USER).
 _METRIC = 1024
 
 

@@ -20,8 +20,9 @@ from sshunt.helper.nftables import SESSION_NAME
 from sshunt.helper.privileges import CGROUP_ROOT
 from sshunt.helper.processes import Process
 
-#: How long a cgroup that is being left or removed by others is waited for. An exiting process
-#: leaves within a scheduling round; a second is a lot and still bearable at start.
+#: The longest wait for a cgroup that others are leaving or removing, and the pause between two
+#: looks. An exiting process leaves within a scheduling round; a second is a lot and still bearable
+#: at start.
 _BUSY_S = 1.0
 _BUSY_STEP_S = 0.02
 

@@ -22,10 +22,10 @@ _NUMBER, _SIGNED = struct.Struct("!I"), struct.Struct("!i")
 _HOOKS = {1: "input", 3: "output"}
 _DROP = 0
 
-#: Connection tracking is at -200 (NF_IP_PRI_CONNTRACK).
+#: The priority of connection tracking (NF_IP_PRI_CONNTRACK): lower ones come before it.
 _BEFORE_TRACKING = -200
 
-#: More would help nobody.
+#: The most chains that are told, and the most of each name: more would help nobody.
 MOST_CHAINS = 8
 MOST_NAME_CHARACTERS = 64
 

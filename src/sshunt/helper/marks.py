@@ -22,7 +22,7 @@ from sshunt.helper.protocol import KernelError, Refusal
 
 PLACE = "/run/sshunt"
 
-#: A file that is younger may be between being made and being locked.
+#: The age up to which a file may be between being made and being locked.
 _YOUNG_S = 60.0
 
 _FILE = re.compile(r"[0-9]+-sshunt-[0-9a-f]{8,16}")

@@ -26,13 +26,15 @@ _NFGENMSG = struct.Struct("!BBH")  # family, version, resource: a subsystem
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _TYPE_MASK = 0x3FFF  # the upper two bits are flags
 
-#: The kernel never sends more in one datagram (netlink_dump: 32 KiB).
+#: The size of the buffer for a datagram: twice the most that the kernel sends in one
+#: (netlink_dump).
 _RECEIVED_BYTES = 64 * 1024
 
-#: The kernel answers while it is asked; this is for one that is not quite Linux.
+#: The deadline for an answer. The kernel answers while it is asked; this is for one that is not
+#: quite Linux.
 _DEADLINE_S = 5.0
 
-#: A dump during which something has changed is asked for again.
+#: The most tries of a dump: one during which something has changed is asked for again.
 _DUMPS = 8
 
 

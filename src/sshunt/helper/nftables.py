@@ -50,15 +50,16 @@ SESSION_NAME = re.compile(re.escape(nft.TABLE_PREFIX) + "[0-9a-f]{8,16}")
 #: Any name of a session's table.
 TABLE_NAME = re.compile(f"{SESSION_NAME.pattern}({re.escape(nft.SECOND_SUFFIX)})?")
 
-#: How long the library may take before it counts as stuck for ever. 20,000 routes take half a
-#: second here; the first call after a boot, which loads the kernel's modules, took more than 10 s
-#: in a busy emulated machine.
+#: The deadline for a call into the library, after which it counts as stuck for ever. 20,000 routes
+#: take half a second; the first call after a boot, which loads the kernel's modules, took more than
+#: 10 s in a busy emulated machine.
 CALL_DEADLINE_S = 60.0
 
-#: Where it fails in these ways, the library is of no use, whatever is asked of it.
+#: The failures after which the library is of no use, whatever is asked of it.
 BROKEN = (Refusal.CRASHED, Refusal.STUCK)
 
-#: Longest part of libnftables' message that is passed on: it quotes the command, which may be long.
+#: The longest part of libnftables' message that is passed on, and that is read: it quotes the
+#: command, which may be long.
 _MESSAGE_CHARACTERS = 400
 _COMPLAINT_BYTES = 2048
 

@@ -31,12 +31,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-#: Where control groups are, for us and for libnftables.
+#: The place of control groups, for us and for libnftables.
 CGROUP_ROOT = "/sys/fs/cgroup"
 
 _TUN = "/dev/net/tun"
 
-#: Where the new root is put together: a directory that is certainly there, since we need it.
+#: The place where the new root is put together: a directory that is certainly there, since we need
+#: it.
 _SITE = "/proc"
 
 _CLONE_NEWNS = 0x00020000
@@ -53,7 +54,7 @@ _CAP_DAC_OVERRIDE = 1  # cgroups that were delegated to a user belong to him
 _CAP_NET_ADMIN = 12  # nftables, retained addresses
 _KEPT = (_CAP_DAC_OVERRIDE, _CAP_NET_ADMIN)
 
-#: What mountinfo shows beside a file system's own options: proc(5), and SELinux'.
+#: Options that mountinfo shows beside a file system's own: proc(5), and SELinux'.
 _NOT_OF_CGROUP2 = frozenset({"rw", "ro", "seclabel"})
 
 

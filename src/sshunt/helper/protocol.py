@@ -43,27 +43,30 @@ from typing import Any, TypeAlias
 from sshunt.capture.plan import DNS_PORT, Method, Plan, Redirect, What, check_session
 from sshunt.model import ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
 
+#: The version of what is said here: client and helper speak the same one, or not at all.
 VERSION = 5
 
 #: The helper's only exit status beside 0: its standard input is not the socketpair.
 EXIT_NO_SOCKET = 3
 
-#: Thousands of routes are seen in the field (whole countries: 10,000); doubled.
+#: The most routes of a plan. Thousands are seen in the field (whole countries: 10,000); doubled.
 MAX_ROUTES = 20_000
 
-#: Redirects of a plan: each kind once for each family.
+#: The most redirects of a plan: each kind once for each family.
 MAX_REDIRECTS = 2 * len(What)
 
-#: One per lane would do; a name behind a ProxyCommand may have several.
+#: The most bypass endpoints. One per lane would do; a name behind a ProxyCommand may have several.
 MAX_BYPASS = 256
 
-#: The C library asks three; some systems list more.
+#: The most resolvers. The C library asks three; some systems list more.
 MAX_RESOLVERS = 16
 
-#: One per network that the host has been in while the oldest connection lives, and family.
+#: The most retained addresses: one per network that the host has been in while the oldest
+#: connection lives, and family.
 MAX_RETAINED = 16
 
-#: What no network gives a host, or what means nothing beyond the link.
+#: Networks of which no address is retained: no network gives one to a host, or it means nothing
+#: beyond the link.
 _NEVER_RETAINED = (
     ip_network("0.0.0.0/8"),  # "this network" (RFC 1122)
     ip_network("127.0.0.0/8"),  # loopback
@@ -75,16 +78,19 @@ _NEVER_RETAINED = (
     ip_network("ff00::/8"),  # multicast
 )
 
-#: Helpers that one user other than root may have at the same time. Each takes 15 MiB of root's.
+#: The most helpers that one user other than root may have at the same time. Each takes 15 MiB of
+#: root's.
 MAX_HELPERS = 16
 
-#: MAX_ROUTES of the longest kind (an IPv6 network with a port range: 80 bytes), and some.
+#: The longest request: MAX_ROUTES of the longest kind (an IPv6 network with a port range: 80
+#: bytes), and some.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 
-#: A reply is a sentence, or the tail of a traceback.
+#: The longest reply: a sentence, or the tail of a traceback.
 MAX_REPLY_BYTES = 16 * 1024
 
-#: Longest sentence or traceback inside a reply, in characters (six bytes each at worst in JSON).
+#: The longest sentence or traceback inside a reply, in characters (six bytes each at worst in
+#: JSON).
 MAX_MESSAGE = 2400
 
 

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 _FILES = ("etc/resolv.conf", "run/systemd/resolve/resolv.conf")
 
-#: What the C library asks if none is named (resolv.conf(5)).
+#: The resolver that the C library asks if none is named (resolv.conf(5)).
 _DEFAULT = "127.0.0.1"
 
 _MOST_BYTES = 64 * 1024

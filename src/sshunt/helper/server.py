@@ -71,17 +71,17 @@ from sshunt.helper.protocol import (
     encode_reply,
 )
 
-#: How long the client may take to send a request, or to take a reply. It does so in milliseconds.
+#: The deadline for a request to come whole, and for a reply to be taken. Each takes milliseconds.
 REQUEST_DEADLINE_S = 10.0
 
 _READ_BYTES = 64 * 1024
 
 _AT_ONCE = socket.MSG_DONTWAIT
 
-#: A user's helpers beyond MAX_HELPERS that wait to say so.
+#: The most helpers of a user beyond MAX_HELPERS that wait to say so.
 _MOST_REFUSED = 2
 
-#: How long they wait for the greeting, which the client sends when it has been loaded.
+#: Their longest wait for the greeting, which the client sends when it has been loaded.
 _REFUSED_WAIT_S = 60.0
 
 

@@ -33,17 +33,17 @@ from sshunt.helper import cgroups
 from sshunt.helper.privileges import CGROUP_ROOT, take_name
 from sshunt.helper.processes import Process
 
-#: How long the helper may take to end after its client has hung up. Its own deadline for a request
+#: The time that the helper has to end after its client has hung up. Its own deadline for a request
 #: is 10 s.
 PATIENCE_S = 15.0
 
-#: How long the guard is tried to be removed: others may be about to leave it.
+#: The time for which removing the guard is tried: others may be about to leave it.
 _SWEEP_S = 5.0
 
-#: What it says when it has nothing in common with the helper any more.
+#: The word by which it says that it has nothing in common with the helper any more.
 _READY = b"."
 
-#: What ps shows.
+#: Its name, as ps shows it.
 _NAME = b"sweeper"
 
 

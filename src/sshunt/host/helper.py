@@ -41,21 +41,23 @@ from sshunt.helper.protocol import (
 from sshunt.host.elevate import HelperProcess
 from sshunt.model import Endpoint
 
-#: How long somebody may look for a password: sudo's own passwd_timeout is 5 minutes for each of
-#: three tries.
+#: The deadline for the greeting where a password is asked for: sudo's own passwd_timeout is 5
+#: minutes for each of three tries.
 PASSWORD_DEADLINE_S = 960.0
 
-#: Without a password it is a Python start (50 ms) on a machine that may be slow and busy.
+#: The deadline for it without a password: a Python start (50 ms) on a machine that may be slow and
+#: busy. The same for the end of what started it.
 START_DEADLINE_S = 60.0
 
-#: How often we look whether sudo has ended, in the moment in which it does.
+#: The pause between two looks whether sudo has ended, in the moment in which it does.
 STARTER_POLL_S = 0.002
 
-#: A little more than the helper's own deadline for two calls into libnftables, so that what it has
-#: to say about them comes first.
+#: The deadline for a request: a little more than the helper's own for two calls into libnftables,
+#: so that what it has to say about them comes first.
 REQUEST_DEADLINE_S = 125.0
 
-#: Whoever has asked us to stop does not wait for a helper that is stuck; its own deadline ends it.
+#: The deadline for undoing, and for the helper's end: whoever has asked us to stop does not wait
+#: for one that is stuck, which its own deadline ends.
 CLOSE_DEADLINE_S = 12.0
 
 _HINTS = {

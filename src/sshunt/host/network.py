@@ -39,16 +39,19 @@ ADDRESS = "an address changed"
 ROUTE = "a route changed"
 _MOST_TELLING_FIRST = (SLEPT, LINK, ADDRESS, ROUTE)
 
-#: A cable that is plugged in makes a dozen messages within a few ms.
+#: The time after a message in which further ones belong to it: a cable that is plugged in makes a
+#: dozen within a few ms.
 COALESCE_S = 0.2
 
-#: Shorter sleeps break no connection, and reading two clocks takes time on a busy machine.
+#: The shortest sleep that is told of. Shorter ones break no connection, and reading two clocks
+#: takes time on a busy machine.
 LEAST_SLEEP_S = 2.0
 
-#: Interfaces and addresses. A host full of containers has hundreds.
+#: The most interfaces and addresses that are remembered. A host full of containers has hundreds.
 REMEMBERED = 4096
 
-#: A message is a few hundred bytes. So many are read before the event loop gets its turn.
+#: The bytes of one read, and the most reads before the event loop gets its turn. A message is a few
+#: hundred bytes.
 _READ_BYTES, _READS = 32768, 64
 
 # linux/rtnetlink.h
