@@ -141,14 +141,16 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _WORD = re.compile(r"\w")
+_TYPING = re.compile(r"^from typing import(?:\(([^)]*)\)| ([^\n(]*))$", re.MULTILINE)
 
 
 def minify(source: str, tree: ast.Module | None = None) -> str:
-    """``source`` without what the interpreter does not need; lines keep their numbers.
+    """``source`` without what the interpreter does not need, unused names of ``typing`` included;
+    lines keep their numbers.
 
     ``tree``: its syntax tree, if that is known already.
     """
-    return _squeeze(_cut(source, ast.parse(source) if tree is None else tree))
+    return _without_unused(_squeeze(_cut(source, ast.parse(source) if tree is None else tree)))
 
 
 def _cut(source: str, tree: ast.Module) -> str:
@@ -190,6 +192,18 @@ def _cuts(tree: ast.Module, starts: list[int], text: bytes) -> Iterator[tuple[in
                     yield name_end, end(argument.annotation), b""
         if isinstance(node, ast.AnnAssign) and node.value is not None and in_function:
             yield end(node.target), end(node.annotation), b""  # a class may need its own
+
+
+def _without_unused(source: str) -> str:
+    """Without names of ``typing`` that were there for the annotations alone."""
+
+    def used(found: "re.Match[str]") -> str:
+        names = re.findall(r"\w+", found[1] or found[2])
+        left = [name for name in names if len(re.findall(rf"\b{name}\b", source)) > 1]
+        instead = "from typing import " + ",".join(left) if left else ""
+        return instead + "\n" * found[0].count("\n")
+
+    return _TYPING.sub(used, source)
 
 
 def _arguments(arguments: ast.arguments) -> list[ast.arg]:
