@@ -140,12 +140,12 @@ class Victim:
             assert len(stream.receiver._early or ()) <= EARLY_PIECES + 2
             assert stream.sender.limit <= stream.sender.next_offset + MAX_WINDOW_BYTES
             steps.append(window.step)
-        assert self.session.early.pieces == sum(
+        assert self.session.table.early.pieces == sum(
             len(stream.receiver._early or ()) for stream in self.session.streams.values()
         )
         for step in range(1, len(PLACES)):
             taken = sum(each >= step for each in steps)
-            assert taken == self.session.credit.taken[step] <= MOST_FORCED * PLACES[step]
+            assert taken == self.session.table.credit.taken[step] <= MOST_FORCED * PLACES[step]
         datagrams = self.session.datagrams
         assert datagrams.queued_bytes <= DATAGRAM_QUEUE_BYTES
         assert 0 <= datagrams.payload_bytes <= datagrams.queued_bytes

@@ -295,7 +295,7 @@ class TwoSessions(RuleBasedStateMachine):
         for peer in (self.client, self.agent):
             assert peer.session.streams == {}
             assert peer.observer.ledger.live_bytes == 0
-            assert peer.session.credit.promised_bytes == 0
+            assert peer.session.table.credit.promised_bytes == 0
 
     def _settle(self) -> None:
         moved, rounds = True, 0

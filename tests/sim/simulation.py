@@ -314,7 +314,7 @@ class Simulation:
         self.deaths_left = rng.choice((0, rng.randint(1, 12)))
         if rng.random() < 0.5:  # large windows are rare, and called back from who does not use them
             for side in (self.client, self.agent):
-                side.session.credit.places = [rng.randint(0, 2)] * len(windows.PLACES)
+                side.session.table.credit.places = [rng.randint(0, 2)] * len(windows.PLACES)
         self.sent_datagrams: dict[int, list[bytes]] = {CLIENT: [], AGENT: []}
         self._next_lane = 1
         for _ in range(rng.randint(1, 4)):
@@ -333,7 +333,7 @@ class Simulation:
         side = self.rng.choice((self.client, self.agent))
 
         def call_back() -> None:
-            side.session.make_places()
+            side.session.table.make_places()
             side.wake()
 
         return call_back
@@ -419,7 +419,7 @@ class Simulation:
             assert side.session.streams == {}, "a stream was not forgotten"
             assert not side.session.has_work(self.clock.now), "something was never sent"
             assert side.observer.ledger.live_bytes == 0, "something was never released"
-            assert side.session.credit.promised_bytes == 0, "a place was kept"
+            assert side.session.table.credit.promised_bytes == 0, "a place was kept"
             sent = self.sent_datagrams[other.role]
             assert len(set(side.datagrams)) == len(side.datagrams), "a datagram came twice"
             assert set(side.datagrams) <= set(sent), "a datagram that nobody sent"

@@ -21,6 +21,8 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     sent       what was sent: what an acknowledgement does to it, and the death of its lane
     lanes      one ordered byte pipe: what was sent and not acknowledged
     steering   which lane what takes
+    table      which streams there are
+    outgoing   what leaves by a lane, and when
     events     what a session tells its owner
     session    the tunnel: all of the above behind one small interface
 """

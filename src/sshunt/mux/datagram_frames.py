@@ -18,22 +18,10 @@ Not here: what they mean (flows, datagrams).
 import struct
 from typing import NamedTuple, Optional
 
+from sshunt.mux import frames
 from sshunt.mux.endpoints import decode_host_untrusted, encode_host
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.frames import (
-    DATAGRAM,
-    DNS,
-    HEADER,
-    RESET_HOST_UNREACHABLE,
-    RESET_NAME_UNKNOWN,
-    RESET_NET_UNREACHABLE,
-    RESET_NO_RESOURCES,
-    RESET_NOT_PERMITTED,
-    RESET_OTHER,
-    RESET_REFUSED,
-    RESET_TIMED_OUT,
-    STATISTICS,
-)
+from sshunt.mux.frames import DATAGRAM, DNS, HEADER, STATISTICS
 from sshunt.mux.limits import DATAGRAM_BYTES
 
 #: Networks of which a flow is one question and its answer, and over with that.
@@ -54,14 +42,14 @@ DONT_FRAGMENT = 2  # what does not pass in one piece is dropped, as the program 
 # Flow codes: why a datagram did not arrive (ERROR), or why a flow is over (END). Those that resets
 # have, too, have the same numbers.
 FLOW_DONE = 0  # nobody needs it any more
-FLOW_REFUSED = RESET_REFUSED  # nobody listens at the port
-FLOW_HOST_UNREACHABLE = RESET_HOST_UNREACHABLE
-FLOW_NET_UNREACHABLE = RESET_NET_UNREACHABLE
-FLOW_TIMED_OUT = RESET_TIMED_OUT
-FLOW_NAME_UNKNOWN = RESET_NAME_UNKNOWN
-FLOW_NO_RESOURCES = RESET_NO_RESOURCES
-FLOW_NOT_PERMITTED = RESET_NOT_PERMITTED  # its network is not served, or a host on the way objects
-FLOW_OTHER = RESET_OTHER
+FLOW_REFUSED = frames.RESET_REFUSED  # nobody listens at the port
+FLOW_HOST_UNREACHABLE = frames.RESET_HOST_UNREACHABLE
+FLOW_NET_UNREACHABLE = frames.RESET_NET_UNREACHABLE
+FLOW_TIMED_OUT = frames.RESET_TIMED_OUT
+FLOW_NAME_UNKNOWN = frames.RESET_NAME_UNKNOWN
+FLOW_NO_RESOURCES = frames.RESET_NO_RESOURCES
+FLOW_NOT_PERMITTED = frames.RESET_NOT_PERMITTED  # not served, or a host on the way objects
+FLOW_OTHER = frames.RESET_OTHER
 FLOW_TOO_LARGE = 10  # value: what passes, 0: not known
 FLOW_HOPS_EXCEEDED = 11
 FLOW_UNKNOWN = 12  # this side does not know the flow: its opener should name it again

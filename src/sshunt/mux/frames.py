@@ -89,19 +89,6 @@ RESET_NO_RESOURCES = 7  # no descriptors, no ports, too many streams
 RESET_NOT_PERMITTED = 8
 RESET_OTHER = 9
 
-#: The same for people.
-MEANING_OF_RESET = {
-    RESET_ABORTED: "reset by the far host",
-    RESET_REFUSED: "refused by the far host",
-    RESET_HOST_UNREACHABLE: "the far host is unreachable",
-    RESET_NET_UNREACHABLE: "its network is unreachable from there",
-    RESET_TIMED_OUT: "the far host did not answer in time",
-    RESET_NAME_UNKNOWN: "the name is unknown there",
-    RESET_NO_RESOURCES: "the far side is out of descriptors or ports",
-    RESET_NOT_PERMITTED: "not permitted there",
-    RESET_OTHER: "failed there",
-}
-
 # Goodbye codes.
 GOODBYE_DONE = 0  # the client stops; the agent ends
 GOODBYE_PROTOCOL = 1  # the other side broke the protocol

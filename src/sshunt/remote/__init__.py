@@ -14,4 +14,5 @@ logins      what becomes of a login is said
 queries     those for names that the far side has yet to answer
 telemetry   the pacers of both ends are asked
 statistics  what they say, as values
+resets      what became of a connection, for people
 """

@@ -48,6 +48,7 @@ from sshunt.remote.holding import HeldConnections
 from sshunt.remote.opening import Opening
 from sshunt.remote.pool import Pool, new_session
 from sshunt.remote.queries import Queries
+from sshunt.remote.resets import MEANING_OF_RESET
 from sshunt.remote.telemetry import Telemetry, Traffic, traffic
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import FarSideNotTold, Report, StreamOpened, StreamReset
@@ -306,7 +307,7 @@ class Remote(TunnelOwner, Carrier):
     def on_reset(self, stream: Stream, code: int) -> None:
         """As the tunnel says."""
         if self._report.hears_streams:
-            why = frames.MEANING_OF_RESET.get(code, "reset")
+            why = MEANING_OF_RESET.get(code, "reset")
             self._report.say(StreamReset(self.name, stream.id, why))
 
     def on_forgotten(self) -> None:

@@ -12,8 +12,9 @@ from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination, Frame, FrameReader
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import DATA_BYTES, INITIAL_WINDOW_BYTES, LANE_IN_FLIGHT_BYTES, TRANSMIT_BYTES
+from sshunt.mux.outgoing import Piece
 from sshunt.mux.payload import Payload
-from sshunt.mux.session import Piece, Session
+from sshunt.mux.session import Session
 from sshunt.mux.streams import ANY_LANE, Receiver, Sender, Stream
 from sshunt.mux.windows import ReceiveWindow, SessionCredit
 
@@ -138,7 +139,7 @@ class Ends:
         self.agent.accept(request.stream)
         if bulky:
             window = request.stream.receiver.window
-            self.agent.credit.climb(window, INITIAL_WINDOW_BYTES)
+            self.agent.table.credit.climb(window, INITIAL_WINDOW_BYTES)
             window.limit = window.top = window.window_bytes
             request.stream.window_serial = 1
             near.sender.grant(window.limit, 1)

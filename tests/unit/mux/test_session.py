@@ -2,8 +2,7 @@
 
 import pytest
 
-from sshunt.mux import frames
-from sshunt.mux import session as session_module
+from sshunt.mux import frames, table
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.events import (
     DatagramReceived,
@@ -330,14 +329,14 @@ def test_a_large_window_is_given_back_when_its_stream_ends(orderly: bool) -> Non
     ends.send(ends.client)  # the agent knows the round-trip time now
     ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
     assert far.receiver.window.window_bytes == INITIAL_WINDOW_BYTES
-    assert ends.agent.credit.promised_bytes == INITIAL_WINDOW_BYTES - LEAST_WINDOW_BYTES
+    assert ends.agent.table.credit.promised_bytes == INITIAL_WINDOW_BYTES - LEAST_WINDOW_BYTES
     if orderly:
         ends.client.finish(near, ends.now)
         ends.agent.finish(far, ends.now)
     else:
         ends.client.reset(near, frames.RESET_ABORTED)
     ends.settle()
-    assert ends.agent.credit.promised_bytes == 0
+    assert ends.agent.table.credit.promised_bytes == 0
 
 
 def test_once_the_end_is_known_no_credit_is_sent() -> None:
@@ -1465,7 +1464,7 @@ def test_what_a_session_was_granted_by_its_peer_is_bounded_by_its_own_limits() -
 def test_a_peer_that_has_as_many_streams_as_it_may_is_refused_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_STREAMS", 2)
+    monkeypatch.setattr(table, "MAX_STREAMS", 2)
     agent = agent_with_lane()
     for number in (1, 3, 5):
         feed(agent, frames.encode_open(number, WEB))
@@ -1477,7 +1476,7 @@ def test_a_peer_that_has_as_many_streams_as_it_may_is_refused_the_next(
 
 
 def test_a_peer_that_reads_no_answers_breaks_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "CONTROL_QUEUE_FRAMES", 3)
+    monkeypatch.setattr(table, "CONTROL_QUEUE_FRAMES", 3)
     agent = agent_with_lane()
     for number in (1, 3, 5, 7):
         feed(agent, frames.encode_open(number, WEB))

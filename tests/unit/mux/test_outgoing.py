@@ -1,0 +1,222 @@
+"""What leaves by a lane, in which order, and what is to be looked at afterwards."""
+
+import pytest
+
+from sshunt.mux import frames, lanes
+from sshunt.mux.datagrams import Datagrams
+from sshunt.mux.hello import CLIENT
+from sshunt.mux.lanes import Lane
+from sshunt.mux.limits import LANE_IN_FLIGHT_BYTES, LEAST_WINDOW_BYTES, MAX_STREAMS
+from sshunt.mux.limits import TRANSMIT_BUFFERS as BUFFERS
+from sshunt.mux.limits import TRANSMIT_BYTES as BYTES
+from sshunt.mux.outgoing import Outgoing
+from sshunt.mux.payload import Payload
+from sshunt.mux.sent import ControlQueue, Sent
+from sshunt.mux.streams import ANY_LANE, Stream
+from sshunt.mux.table import StreamTable
+from tests.unit.mux.ends import VOICE, WEB, join, kinds
+
+NOW = 100.0
+
+
+class Side:
+    """One side's streams and lanes, without a session."""
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.control, self.datagrams = ControlQueue(), Datagrams(CLIENT)
+        self.table = StreamTable(CLIENT, LEAST_WINDOW_BYTES, MAX_STREAMS, self.control)
+        self.lanes = {number: Lane(number, NOW) for number in range(1, lanes + 1)}
+        self.outgoing = Outgoing(self.lanes, self.control, self.datagrams)
+
+    def stream(self) -> Stream:
+        """One whose OPEN was acknowledged."""
+        stream = self.table.open(WEB)
+        self.control.waiting.pop().leave(1)
+        stream.pinned_lane = ANY_LANE
+        return stream
+
+    def write(self, stream: Stream, data: bytes) -> None:
+        stream.sender.write(Payload(data))
+        self.outgoing.scheduler.activate(stream, NOW, 0.1)
+
+    def kinds(self, lane: int = 1) -> list[int]:
+        return kinds(join(self.outgoing.transmit(self.lanes[lane], NOW, BYTES)))
+
+
+def test_the_order_is_acknowledgement_control_datagrams_data_ping() -> None:
+    side = Side()
+    side.write(side.stream(), b"data")
+    side.control.append(frames.encode_lane_gone(7))
+    side.datagrams.send(side.datagrams.open(VOICE, NOW), b"hi", NOW)
+    side.lanes[1].ping_wanted = True
+    side.lanes[1].note_processed(10, 10, False, NOW)
+    assert side.outgoing.has_work(NOW)
+    assert side.kinds() == [
+        frames.LANE_ACK,
+        frames.LANE_GONE,
+        frames.DATAGRAM,
+        frames.DATA,
+        frames.PING,
+    ]
+    assert not side.outgoing.has_work(NOW)
+    assert side.kinds() == []
+
+
+def test_what_is_urgent_leaves_by_the_swiftest_lane_alone() -> None:
+    side = Side(lanes=2)
+    side.lanes[1].rtt_s, side.lanes[2].rtt_s = 0.2, 0.1
+    side.control.append(frames.encode_lane_gone(7))
+    assert side.outgoing.lanes_to_fill(NOW) == [2]
+    assert side.kinds(1) == []
+    assert side.kinds(2) == [frames.LANE_GONE]
+
+
+def test_a_few_bytes_leave_by_the_next_best_lane_as_well() -> None:
+    side = Side(lanes=2)
+    side.write(side.stream(), b"key")
+    assert side.kinds(1) == [frames.DATA]
+    assert side.kinds(2) == [frames.DATA]
+
+
+def test_streams_whose_fin_left_or_whose_writer_waits_are_to_be_looked_at() -> None:
+    side = Side()
+    ended, waiting = side.stream(), side.stream()
+    ended.sender.finish()
+    side.outgoing.scheduler.activate(ended, NOW, 0.1)
+    side.write(waiting, bytes(3000))
+    waiting.sender.blocked = True
+    assert side.kinds() == [frames.FIN, frames.DATA]
+    assert side.outgoing.touched == [ended, waiting]
+
+
+def test_what_a_dead_lane_had_leaves_by_another() -> None:
+    side = Side(lanes=2)
+    side.lanes[2].is_blocked = True
+    side.write(side.stream(), b"data")
+    side.control.append(frames.encode_lane_gone(7))
+    assert side.kinds(1) == [frames.LANE_GONE, frames.DATA]
+    side.lanes[2].is_blocked = False
+    side.outgoing.recover(side.lanes.pop(1), NOW, 0.1)
+    assert side.kinds(2) == [frames.LANE_GONE, frames.DATA]
+
+
+def test_a_full_lane_takes_no_data_and_one_call_no_more_buffers_than_a_writev() -> None:
+    side = Side()
+    for _ in range(BUFFERS):
+        side.control.append(frames.encode_lane_gone(7))
+        side.write(side.stream(), b"data")
+    assert len(side.outgoing.transmit(side.lanes[1], NOW, BYTES)) <= BUFFERS
+    side.lanes[1].note_sent(LANE_IN_FLIGHT_BYTES, NOW, Sent())
+    assert side.kinds() == []
+
+
+def test_the_next_deadline_is_an_acknowledgement_s_or_that_of_paced_bulk() -> None:
+    side = Side()
+    assert side.outgoing.next_deadline(NOW) is None
+    side.lanes[1].note_processed(10, 10, False, NOW)
+    due = side.lanes[1].ack_due
+    assert due is not None
+    assert side.outgoing.next_deadline(NOW) == due
+    assert side.outgoing.next_deadline(due) is None
+    stream = side.stream()
+    stream.sender.grant(1 << 20, 1)
+    side.write(stream, bytes(100_000))
+    side.lanes[1].pacer.next_at = due + 1.0
+    assert side.outgoing.next_deadline(due) == due + 1.0
+
+
+def test_bulk_waits_for_a_lane_that_takes_it_and_what_is_sparse_goes_on() -> None:
+    side = Side()
+    bulk = side.stream()
+    bulk.sender.grant(1 << 30, 1)
+    side.write(bulk, bytes(10_000_000))
+    while side.outgoing.has_work(NOW):
+        side.kinds()
+    assert side.lanes[1].in_flight_bytes < LANE_IN_FLIGHT_BYTES
+    side.write(side.stream(), b"key")
+    assert side.outgoing.has_work(NOW)
+    assert side.kinds() == [frames.DATA]
+    side.lanes[1].note_sent(side.lanes[1].sparse_room_bytes, NOW, Sent())
+    side.write(side.stream(), b"key")
+    assert not side.outgoing.has_work(NOW)
+    assert side.kinds() == []
+
+
+def test_a_lane_with_a_question_of_its_own_has_work() -> None:
+    side = Side()
+    side.lanes[1].ping_wanted = True
+    assert side.outgoing.has_work(NOW)
+
+
+def test_a_reserved_lane_takes_no_bulk_and_is_not_held_back_by_its_pacer() -> None:
+    side = Side()
+    bulk = side.stream()
+    bulk.sender.grant(1 << 30, 1)
+    side.write(bulk, bytes(100_000))
+    side.lanes[1].is_reserved = True
+    assert side.kinds() == []
+
+
+def test_as_many_frames_as_a_lane_may_have_are_enough_however_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "LANE_IN_FLIGHT_FRAMES", 2)
+    side = Side()
+    for _ in range(3):
+        side.write(side.stream(), b"key")
+    assert side.kinds() == [frames.DATA, frames.DATA]
+
+
+def test_what_has_lost_its_purpose_does_not_leave() -> None:
+    side = Side(lanes=2)
+    reset, finished = side.stream(), side.stream()
+    side.write(reset, b"key")
+    assert side.kinds(1) == [frames.DATA]
+    reset.reset()
+    side.control.tell_window(finished)
+    finished.receiver.finish(0)
+    flow = side.datagrams.open(VOICE, NOW)
+    side.datagrams.send(flow, b"old", NOW - 10.0)
+    for lane in (1, 2):
+        assert side.kinds(lane) == []
+
+
+def test_a_datagram_without_a_byte_leaves_too() -> None:
+    side = Side()
+    flow = side.datagrams.open(VOICE, NOW)
+    for data in (b"", b"x"):
+        side.datagrams.send(flow, data, NOW)
+    assert side.kinds() == [frames.DATAGRAM, frames.DATAGRAM]
+
+
+def test_each_stream_is_to_be_looked_at_once_and_bulk_has_no_second_copy() -> None:
+    side = Side(lanes=2)
+    stream = side.stream()
+    stream.sender.grant(1 << 30, 1)
+    stream.recent_at, stream.recent_bytes = NOW, 1 << 20
+    for _ in range(3):
+        side.write(stream, bytes(1000))
+    stream.sender.blocked = True
+    assert side.kinds(1) == [frames.DATA] * 3
+    assert side.outgoing.touched == [stream]
+    assert side.kinds(2) == []
+
+
+def test_where_no_other_lane_takes_bytes_there_is_no_second_copy() -> None:
+    side = Side(lanes=2)
+    side.lanes[2].is_blocked = True
+    side.write(side.stream(), b"key")
+    assert side.kinds(1) == [frames.DATA]
+    assert not side.lanes[2].duplicates
+
+
+def test_statistics_say_what_waits() -> None:
+    side = Side()
+    side.write(side.stream(), b"key")
+    side.datagrams.send(side.datagrams.open(VOICE, NOW), b"hello", NOW)
+    assert side.outgoing.statistics() == {
+        "control_frames": 0,
+        "datagram_bytes": 5,
+        "sparse_bytes": 3,
+        "bulk_bytes": 0,
+    }
