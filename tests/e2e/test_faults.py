@@ -153,6 +153,8 @@ def test_out_of_descriptors_accepting_pauses_and_goes_on(lab: Lab, start: Start)
         assert busy < 0.5, "waiting for a descriptor must not spin"
         assert tunnel.process.poll() is None
     assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+    # Accepting pauses twice a second; a person reads of it every ten.
+    assert 1 <= tunnel.said.count("; new ones wait until one of the open ones ends\n") <= 2
 
 
 def test_out_of_descriptors_on_the_far_side_refuses_and_goes_on(lab: Lab) -> None:
