@@ -39,7 +39,7 @@ from sshunt.relay.sockets import (
 )
 
 #: How long a connect may take; the kernel's own limit is about two minutes of SYNs (tcp(7),
-#: tcp_syn_retries), and a scan of dead addresses would hold a descriptor for each of them so long.
+#: tcp_syn_retries), and a scan of dead addresses would hold a descriptor for each of them as long.
 CONNECT_DEADLINE_S = 60.0
 
 #: The same where the program has hung up meanwhile without a word: nobody waits for it any more.
@@ -130,7 +130,7 @@ class Dialer:
         for relay in self._fresh:
             if relay.is_connecting:
                 self._slow[relay] = now
-            if not relay.is_over:  # most connections never live so long
+            if not relay.is_over:  # most connections are over by then
                 try:
                     keep_alive(relay.sock)
                 except OSError:

@@ -37,7 +37,7 @@ from sshunt.mux.payload import Payload
 from sshunt.mux.sent import Sent
 from sshunt.mux.streams import Stream
 
-#: Frames that leave so soon after each other are a burst.
+#: The longest pause between two frames of a burst.
 BURST_S = 0.0003
 
 #: Weight of a new round-trip sample in the smoothed one (RFC 6298).

@@ -61,7 +61,7 @@ SEND_QUEUE_PAYLOADS = 1024
 SESSION_QUEUE_BYTES = 32 * MIB
 LEAST_QUEUE_BYTES = 16 * KIB
 
-#: Nothing leaves if no lane has been answered for so long. Round trips and queues are shorter, and
+#: How long no lane has been answered when nothing leaves. Round trips and queues are shorter, and
 #: a peer notices a lost link no sooner.
 STALL_S = 5.0
 
@@ -95,7 +95,7 @@ STREAM_GAP = 65536
 #: the kernel's socket buffers hold a few more; beyond that a frame waits no matter where.
 LANE_IN_FLIGHT_BYTES = 8 * MIB
 
-#: Sparse streams may have so much more on a lane than bulk may: a keystroke, a request and its
+#: What sparse streams may have on a lane beyond what bulk may: a keystroke, a request and its
 #: answer need not wait for the limit, and are too few to make a queue.
 SPARSE_RESERVE_BYTES = 32 * KIB
 
@@ -114,10 +114,10 @@ LANE_IN_FLIGHT_FRAMES = 16384
 #: A peer that goes on asking and does not read the answers is given up.
 CONTROL_QUEUE_FRAMES = 4 * MAX_STREAMS
 
-#: An acknowledgement leaves at the latest after so many bytes ...
+#: The bytes after which an acknowledgement leaves at the latest ...
 ACK_EVERY_BYTES = 1 * MIB
 
-#: ... or so many seconds, whichever comes first. It says how long it was held, so that round-trip
+#: ... and the time, whichever comes first. It says how long it was held, so that round-trip
 #: times stay exact. The sender's pacing is as smooth as its acknowledgements: this is the time that
 #: one frame takes on the link.
 ACK_DELAY_S = 0.002

@@ -59,8 +59,8 @@ from sshunt.mux.streams import (
 )
 from sshunt.mux.table import StreamTable
 
-#: Frames that are to be acknowledged at once: the first asks for nothing else, the second for the
-#: echo's sake, the third because nothing comes after it.
+#: The frames that are acknowledged at once. PING asks for nothing but that; an echo should not wait
+#: for it; after GOODBYE no frame follows that could carry it.
 _URGENT = (frames.PING, frames.DATAGRAM, frames.GOODBYE)
 
 

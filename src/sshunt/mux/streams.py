@@ -133,7 +133,7 @@ class Sender:
         self.next_offset = 0  # of the first byte that was never put on a lane
         self.queued_bytes = 0  # written and never put on a lane
         self.stuck_s = 0.0  # without credit, so far as the session has looked
-        self.is_stuck = False  # for so long that the writer may go on without
+        self.is_stuck = False  # for STUCK_S: the writer may go on without
         self.blocked = False  # the writer was told that there is no room and waits to be woken
         self._wake_room_bytes = wake_room_bytes(limit)
         self._queue: Optional[Deque[Payload]] = None

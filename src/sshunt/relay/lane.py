@@ -40,7 +40,7 @@ LONG_S = 0.02
 #: ... or less is read the next time, down to this.
 LEAST_READ_BYTES = 4096
 
-#: Between two large payloads there may be so many headers' worth of other frames, before they are
+#: How many headers' worth of other frames there may be between two large payloads before they are
 #: read all at once again.
 BULK_READS = 4
 
@@ -128,7 +128,7 @@ class LaneIO:
         self._can_splice = True  # until the kernel says no
         self._crumbs_end = 0  # position up to which the frame comes in crumbs
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
-        self._bulk_reads = 0  # so many more reads expect the header of a large payload
+        self._bulk_reads = 0  # how many more reads expect the header of a large payload
         self._is_open = True
         self.lane_id = lane_id
         self.teed_bytes = 0  # sent from pipes
@@ -248,7 +248,7 @@ class LaneIO:
             self._reactor.loop.add_writer(self._write_fd, self._reactor.batch, self._on_writable)
 
     def _write_at_next_tick(self) -> bool:
-        """The pipe is full: wait for the tick if so much has just left that it is worth it."""
+        """The pipe is full: wait for the tick if enough has just left for that."""
         moved, self._moved_bytes = self._moved_bytes, 0
         if moved < BUSY_BYTES or not self._can_wait:
             return False
@@ -300,14 +300,14 @@ class LaneIO:
             self._reactor.loop.remove_reader(self._read_fd)
 
     def _read_at_next_tick(self, moved: int) -> bool:
-        """Wait for the tick if so much has just come that it is worth it."""
+        """Wait for the tick if enough has just come for that."""
         if moved < BUSY_BYTES or not self._reactor.ticks.next(self._read_at_tick, moved):
             return False
         self._reading = TICK
         return True
 
     def _read_on(self) -> int:
-        """Read what is there; how many bytes it were."""
+        """Read what is there; how many bytes that was."""
         lane = self._lane
         before = lane.received
         for _ in range(READS_PER_ROUND):

@@ -9,8 +9,8 @@ also the copy that can be sent again. tee always begins with the first byte of a
 ssh's pipe took only a part of it, that part is moved aside into a second one, and the rest is
 first.
 
-Every operation that finds no pipe, or not enough room in one (a pipe holds so many references, not
-so many bytes, and cutting makes two of one), reads the bytes into memory, where everything is
+Every operation that finds no pipe, or not enough room in one (what bounds a pipe is references,
+not bytes, and cutting makes two of one), reads the bytes into memory, where everything is
 always possible. Small payloads are read at once: a pipe is worth its system calls from PIPED_BYTES
 on, and no reference to a page should hold it for a few bytes.
 
@@ -47,7 +47,8 @@ MOST_PIPES = 32
 #: When there was none to be had, how long it is before the next is asked for.
 SHORTAGE_S = 10.0
 
-#: Pipes that were free for so long are closed: other programs of this user have the same quota.
+#: How long a free pipe is kept before it is closed: other programs of this user have the same
+#: quota.
 SPARE_S = 10.0
 
 #: What the kernel says where it, or somebody's filter in front of it, does none of this.
@@ -338,7 +339,7 @@ class PipedPayload(Payload):
         self._size = self._sent_bytes = 0
 
     def _let_go(self, aside_bytes: int = 0, left_bytes: int = 0) -> None:
-        """Give back both pipes, which hold so many bytes."""
+        """Give back both pipes, which hold ``aside_bytes`` and ``left_bytes``."""
         if self._aside is not None:
             self._pipes.give_back(self._aside, aside_bytes)
         if self._pipe is not None:

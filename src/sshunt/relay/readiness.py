@@ -57,7 +57,8 @@ class Readiness:
 
     def add(self, fd: int, on_event: OnEvent, events: int) -> None:
         """Watch ``fd``, in which nobody else is interested, for ``events``; 0: only whether it
-        dies. Raises OSError: a user may have so many in such sets (epoll(7), max_user_watches).
+        dies. Raises OSError: a user may have no more of them in such sets (epoll(7),
+        max_user_watches).
         """
         self._set.register(fd, events | _CHANGES)
         self._callbacks[fd] = on_event
@@ -104,7 +105,7 @@ class LevelReadiness:
         self._callbacks: Dict[int, OnEvent] = {}
 
     def add(self, fd: int, on_event: OnEvent, events: int) -> None:
-        """As above, but an error is told only to who reads or writes."""
+        """As above, but errors reach only those who read or write."""
         self._callbacks[fd] = on_event
         self.change(fd, events)
 

@@ -52,7 +52,7 @@ KEPT_HEAP_BYTES = 8 * 1024 * 1024
 #: Out of something that comes back: wait, don't die.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-#: Of the descriptors that this process may have, so many are kept for its own needs: the client's
+#: How many of this process' descriptors are kept for its own needs: the client's
 #: next ssh (three pipes, what starting a process takes, four probes: a dozen, and there may be
 #: several lanes), the agent's next lanes (three each) and its look-ups of names.
 RESERVED_DESCRIPTORS = 32

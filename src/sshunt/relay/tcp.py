@@ -299,7 +299,7 @@ class TcpRelay(Relay):
                 self._reading = SOON
                 return False
             if isinstance(payload, PipedPayload):
-                return True  # a pipe holds so many pieces, however small: there may be more
+                return True  # a pipe's limit is pieces, however small: there may be more
             self._read_later()  # the socket is empty now
             return False
         if self._unwritable_code:  # the failed write took the error with it

@@ -55,7 +55,7 @@ PIPED_FRAME_BYTES = 64 * 1024
 #: is given up: the frame in question would be sent again over each further one.
 PROTOCOL_ERRORS = 3
 
-#: A lane that has lived for so long and ends for another reason interrupts the row.
+#: How long a lane has lived that interrupts the row when it ends for another reason.
 LIVED_S = 30.0
 
 

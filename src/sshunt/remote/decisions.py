@@ -83,7 +83,7 @@ class LoseSession(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """The end: so many failures in a row, and this was the last."""
+    """The end: ``failures`` in a row, and this was the last."""
 
     failures: int
     error: UserError

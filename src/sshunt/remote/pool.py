@@ -11,9 +11,9 @@ Further lanes are opened when one is what limits the session (``demand``), and c
     no bulk for IDLE_S               -> back to the first lane
 
 All at once, because each needs a login and then a slow start, and whoever waits for a transfer has
-waited for those once. On a path of 100 ms a login takes 1.3 s, and so long a transfer would have a
-quarter of the link; hence the logins ahead of need (``Early``). The far side is not told of them:
-what is not wanted after EARLY_S is closed, and none are made again.
+waited for those once. On a path of 100 ms a login takes 1.3 s, and until then a transfer would
+have a quarter of the link; hence the logins ahead of need (``Early``). The far side is not told of
+them: what is not wanted after EARLY_S is closed, and none are made again.
 
 A further lane never asks anybody anything. First it is a connection of its own. Where that would
 need a person, further channels are opened over the connection that is there, if the transport can:

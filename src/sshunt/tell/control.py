@@ -317,7 +317,7 @@ def _converse(session: str, request: bytes, within_s: float) -> tuple[bytes, int
             peer.connect(abstract_name(session))
         except ConnectionRefusedError:
             raise _no_such(session)
-        except OSError as error:  # so many callers wait already that it can't even be called
+        except OSError as error:  # its queue of callers is full: it can't even be called
             raise NotCalledError(
                 f"session {session} gave no answer: {error}",
                 "try again; if that does not help, end it and start it anew",
