@@ -38,13 +38,13 @@ from sshunt.mux.hello import (
     common_version,
     make_hello,
 )
-from sshunt.mux.limits import DEAD_LANES, MAX_LANES
+from sshunt.mux.limits import DEAD_LANES, MAX_GRACE_S, MAX_LANES
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
 from sshunt.relay.incoming import FlowQuestion, StreamConnection
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
-from sshunt.relay.sockets import keep_heap
+from sshunt.relay.sockets import GC_THRESHOLD, keep_heap
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 
 #: How long what is left to say after a goodbye may take to leave: its acknowledgement waits behind
@@ -60,13 +60,6 @@ CONFIRM_DEADLINE_S = 60.0
 
 #: Where a cleaner removes the directory that stubs come by, it is made anew within this time.
 REFRESH_EVERY_S = 60.0
-
-#: Longest grace time that a client may ask for: a week.
-MAX_GRACE_S = 7 * 24 * 3600
-
-#: The collector looks at all objects again and again while thousands of connections come; none of
-#: them is garbage. Rarely is often enough: our objects do not form cycles that matter.
-GC_THRESHOLD = 100000
 
 
 def serve(lanes: List[AttachedLane], doorstep: Optional[Doorstep], token: bytes) -> None:

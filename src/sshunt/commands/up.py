@@ -34,7 +34,7 @@ from sshunt.host.helper import start_helper
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Wanted
 from sshunt.relay.readiness import settle
-from sshunt.relay.sockets import keep_heap, raise_descriptor_limit
+from sshunt.relay.sockets import GC_THRESHOLD, keep_heap, raise_descriptor_limit
 from sshunt.remote.logins import Login
 from sshunt.tell import notify, session_name
 from sshunt.tell.console import Console
@@ -59,9 +59,6 @@ from sshunt.transport.ssh_choices import NOTHING, Choices, SshConfigQuery
 
 if TYPE_CHECKING:
     from sshunt.commands.running import Up
-
-#: See agent.server: our objects come by the thousand and none of them is garbage.
-GC_THRESHOLD = 100_000
 
 _DRY_RUN_HEAD = """\
 # What root would run, through sudo or doas:

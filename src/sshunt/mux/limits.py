@@ -137,6 +137,9 @@ TRANSMIT_BUFFERS = 512
 #: Lanes of a session at once. Clients open four.
 MAX_LANES = 64
 
+#: Longest that an agent outlives its last lane, whatever its client asks for: a week.
+MAX_GRACE_S = 7 * 24 * 3600
+
 #: Numbers of dead lanes that either side remembers, the newest: the client until somebody can be
 #: told, the agent because one that is still on its way would be a lane that nobody listens to. The
 #: client has one or a few on their way, and uses a number again only after 65,535 others.

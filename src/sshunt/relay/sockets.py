@@ -122,6 +122,12 @@ def is_reserved(number: int) -> bool:
     return 0 < left <= RESERVED_DESCRIPTORS  # "no limit" is a negative number
 
 
+#: Objects made since the collector last ran before it runs again. It looks at all of them again and
+#: again while thousands of connections come, and none is garbage: our objects form no cycles that
+#: matter.
+GC_THRESHOLD = 100000
+
+
 def keep_heap() -> None:
     """Have the C library keep freed buffers instead of returning them to the kernel each time.
 
