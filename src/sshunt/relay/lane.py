@@ -87,7 +87,7 @@ class LaneIO:
         "_can_wait",
         "_bulk_reads",
         "_can_splice",
-        "_crumbs_end",
+        "_short_until",
         "_is_open",
         "_lane",
         "_moved_bytes",
@@ -126,7 +126,7 @@ class LaneIO:
         self._writing = IDLE
         self._moved_bytes = 0  # written since the pipe was last full
         self._can_splice = True  # until the kernel says no
-        self._crumbs_end = 0  # position up to which the frame comes in crumbs
+        self._short_until = 0  # position up to which splices are short, so that we read
         self._read_bytes = READ_BYTES  # less while what comes takes long to use
         self._bulk_reads = 0  # how many more reads expect the header of a large payload
         self._is_open = True
@@ -354,7 +354,7 @@ class LaneIO:
 
     def _direct_delivery(self) -> Optional[Tuple[Stream, int]]:
         """The stream whose payload comes next, and its size, if it is worth a splice."""
-        if not self._can_splice or self._lane.received < self._crumbs_end:
+        if not self._can_splice or self._lane.received < self._short_until:
             return None
         delivery = self._session.direct_delivery(self.lane_id)
         if delivery is None or delivery[1] < self._reactor.splice_from_bytes or not can_splice():
@@ -382,7 +382,7 @@ class LaneIO:
         self.spliced_bytes += moved
         self._session.delivered(self.lane_id, moved, self._reactor.loop.time())
         if moved < LEAST_SPLICE_BYTES and moved < size:
-            self._crumbs_end = self._lane.received + size - moved
+            self._short_until = self._lane.received + size - moved
         if stream.receiver.final is not None:
             self._owner.dispatch()
         return moved == size

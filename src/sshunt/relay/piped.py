@@ -104,7 +104,7 @@ class Pipes:
         self.least_bytes = least_bytes
         self._most = most if most and can_tee() else 0
         self._free: List[Pipe] = []
-        self._taken: Set[Pipe] = set()
+        self._in_use: Set[Pipe] = set()
         self._null = -1
         self._short_at = -SHORTAGE_S  # when a pipe was last not to be had
         self._loop = loop
@@ -112,9 +112,9 @@ class Pipes:
         self._spare = 0  # the fewest free ones since the last sweep
 
     @property
-    def taken(self) -> int:
+    def in_use(self) -> int:
         """How many hold payload now."""
-        return len(self._taken)
+        return len(self._in_use)
 
     def receive(self, source: int, size: int, whose: object = None) -> Optional[Payload]:
         """Up to ``size`` bytes of what the socket ``source`` has, for the session ``whose``.
@@ -150,7 +150,7 @@ class Pipes:
         if self._free:
             pipe = self._free.pop()
             self._spare = min(self._spare, len(self._free))
-        elif len(self._taken) >= self._most or time.monotonic() - self._short_at < SHORTAGE_S:
+        elif len(self._in_use) >= self._most or time.monotonic() - self._short_at < SHORTAGE_S:
             return None
         else:
             try:
@@ -161,7 +161,7 @@ class Pipes:
             if self._loop is not None and self._sweeping is None:
                 self._sweeping = self._loop.call_later(SPARE_S, self._sweep)
         pipe.whose = whose
-        self._taken.add(pipe)
+        self._in_use.add(pipe)
         return pipe
 
     def _sweep(self) -> None:
@@ -171,14 +171,14 @@ class Pipes:
         del self._free[: self._spare]
         self._spare = len(self._free)
         self._sweeping = None
-        if self._loop is not None and (self._free or self._taken):
+        if self._loop is not None and (self._free or self._in_use):
             self._sweeping = self._loop.call_later(SPARE_S, self._sweep)
 
     def give_back(self, pipe: Pipe, size: int) -> None:
         """Nobody needs ``pipe`` any more, nor the ``size`` bytes in it."""
-        if pipe not in self._taken:
+        if pipe not in self._in_use:
             return  # closed meanwhile
-        self._taken.discard(pipe)
+        self._in_use.discard(pipe)
         pipe.whose = None
         if not self._most:
             pipe.close()
@@ -201,8 +201,8 @@ class Pipes:
 
     def give_up(self, whose: object = None) -> None:
         """The session ``whose`` is over: nobody needs what its pipes hold."""
-        for pipe in [pipe for pipe in self._taken if pipe.whose is whose]:
-            self._taken.discard(pipe)
+        for pipe in [pipe for pipe in self._in_use if pipe.whose is whose]:
+            self._in_use.discard(pipe)
             pipe.close()
 
     def close(self) -> None:
@@ -210,8 +210,8 @@ class Pipes:
         if self._sweeping is not None:
             self._sweeping.cancel()
         self.refuse()
-        while self._taken:
-            self._taken.pop().close()
+        while self._in_use:
+            self._in_use.pop().close()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1

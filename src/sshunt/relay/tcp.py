@@ -95,7 +95,7 @@ class TcpRelay(Relay):
         "_reading",
         "_session",
         "_sock",
-        "_told",
+        "_pending_events",
         "_unwritable_code",
         "_watched",
         "connected",
@@ -116,7 +116,7 @@ class TcpRelay(Relay):
         self._reading = NEVER
         self._watched = 0  # the events asked for
         self._unwritable_code = 0  # of the reset that is to follow what the peer has said; 0: none
-        self._told = 0  # those of _HAS_MORE that may still be true
+        self._pending_events = 0  # those of _HAS_MORE that may still be true
         self._fin_received = False
         self._fin_sent = False
         self.connected = False
@@ -192,7 +192,7 @@ class TcpRelay(Relay):
         if not self.connected:
             self._on_connected(events)
         if events & ~WRITE and self.connected:
-            self._told |= events & _HAS_MORE
+            self._pending_events |= events & _HAS_MORE
             if self._reading == EVENT:
                 self._read_on()
             else:
@@ -267,8 +267,8 @@ class TcpRelay(Relay):
         if not room:
             self._reading = ROOM  # on_writable comes when there is some
             self._owner.note_full()
-            if self._told & _DEAD:  # told once, and it may be long until we read again
-                self._on_unwanted(self._told)
+            if self._pending_events & _DEAD:  # told once, and it may be long until we read again
+                self._on_unwanted(self._pending_events)
             return False
         try:
             payload, count, size = self._receive(room)
@@ -276,7 +276,7 @@ class TcpRelay(Relay):
             if self._unwritable_code:
                 self.abort(self._unwritable_code)
                 return False
-            self._told &= ~URGENT
+            self._pending_events &= ~URGENT
             self._read_later()
             return False
         except OSError as error:
@@ -285,7 +285,7 @@ class TcpRelay(Relay):
         if count:
             self._session.write(self.stream, payload, self._reactor.loop.time())
             self._reactor.wake(self._session)
-            if self._told & _DEAD:
+            if self._pending_events & _DEAD:
                 # What the peer said before it reset the connection leaves before we find that out.
                 self._reading = SOON
                 self._reactor.loop.call_soon(self._on_soon)
@@ -293,7 +293,7 @@ class TcpRelay(Relay):
             if count == size:
                 self._read_bytes = READ_BYTES
                 return True
-            if self._told:
+            if self._pending_events:
                 return True
             if count >= BUSY_BYTES and self._reactor.ticks.next(self._on_soon):
                 self._reading = SOON
@@ -373,7 +373,7 @@ class TcpRelay(Relay):
             return
         self._unwritable_code = code
         self._pending = None
-        self._told |= _DEAD
+        self._pending_events |= _DEAD
         if not waits:
             self._reading = SOON
             self._reactor.loop.call_soon(self._on_soon)

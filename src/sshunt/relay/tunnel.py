@@ -109,7 +109,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[Any] = set()  # TcpRelay, or what waits to become one
         self._owner = owner
-        self._takers: Dict[type, Callable[[Any], None]] = {
+        self._handlers: Dict[type, Callable[[Any], None]] = {
             DataReceived: self._on_data,
             StreamWritable: self._on_writable,
             FinReceived: self._on_fin,
@@ -289,7 +289,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         for event in events:
             if self.session is not session:
                 break
-            self._takers[type(event)](event)
+            self._handlers[type(event)](event)
         return bool(events)
 
     def _on_data(self, event: DataReceived) -> None:

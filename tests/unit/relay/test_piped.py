@@ -42,7 +42,7 @@ class Sink:
 def pipes() -> Iterator[Pipes]:
     pool = Pipes(least_bytes=1)
     yield pool
-    assert pool.taken == 0, "a pipe was never given back"
+    assert pool.in_use == 0, "a pipe was never given back"
     pool.close()
 
 
@@ -128,11 +128,11 @@ def test_small_payloads_are_read_into_memory_and_hold_no_pipe() -> None:
     for size in (1, PIPED_BYTES - 1):
         payload = received(pipes, DATA[:size])
         assert bytes(payload.view) == DATA[:size]
-        assert pipes.taken == 0
+        assert pipes.in_use == 0
     large = received(pipes, DATA[:PIPED_BYTES])
-    assert pipes.taken == 1
+    assert pipes.in_use == 1
     head = large.cut(1)  # neither the one byte nor what is left is worth a pipe
-    assert pipes.taken == 0
+    assert pipes.in_use == 0
     assert bytes(head.view) + bytes(large.view) == DATA[:PIPED_BYTES]
     pipes.close()
 
@@ -227,7 +227,7 @@ def test_pipes_that_nobody_has_needed_for_a_while_are_closed(
             assert pipe is not None
             pipes.give_back(pipe, 0)
         assert pipes.take() in taken, "made anew"
-        assert pipes.taken == 1
+        assert pipes.in_use == 1
         deadline = asyncio.get_running_loop().time() + 10
         while len(os.listdir("/proc/self/fd")) > before + 2 + LOOP_DESCRIPTORS:
             assert asyncio.get_running_loop().time() < deadline, "spare pipes stay open"
@@ -241,10 +241,10 @@ def test_giving_up_a_session_closes_its_pipes() -> None:
     pipes = Pipes(least_bytes=1)
     payload = received(pipes, DATA)
     pipes.give_up()
-    assert pipes.taken == 0
+    assert pipes.in_use == 0
     payload.release()
     other = received(pipes, DATA)
-    assert pipes.taken == 1
+    assert pipes.in_use == 1
     other.release()
     pipes.close()
 
@@ -295,7 +295,7 @@ def test_any_sequence_of_operations_leaves_the_bytes_as_they_were(seed: int) -> 
         parts[number].rewind()
         assert sent(parts[number], sink) == known[number]
         parts[number].release()
-    assert pipes.taken == 0
+    assert pipes.in_use == 0
     pipes.close()
     sink.close()
 
@@ -309,12 +309,12 @@ def test_another_session_keeps_its_pipes() -> None:
         far.sendall(DATA)
         payloads[whose] = pipes.receive(near.fileno(), len(DATA), whose)
     pipes.give_up("given up")
-    assert pipes.taken == 1
+    assert pipes.in_use == 1
     kept = payloads["kept"]
     assert kept is not None
     kept.keep()
     assert bytes(kept.view) == DATA
-    assert pipes.taken == 0
+    assert pipes.in_use == 0
     near.close()
     far.close()
     pipes.close()

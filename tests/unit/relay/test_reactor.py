@@ -129,7 +129,7 @@ def test_bulk_of_two_sessions_at_once_reaches_the_right_programs() -> None:
         assert [up_one, up_other] == contents
         assert [down_one, down_other] == contents
         await until(lambda: not any(tunnel.relays for tunnel in remotes.agents))
-        await until(lambda: not remotes.near.pipes.taken + remotes.far.pipes.taken)
+        await until(lambda: not remotes.near.pipes.in_use + remotes.far.pipes.in_use)
         for sock in (*programs, *hosts):
             sock.close()
 

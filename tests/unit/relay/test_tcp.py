@@ -58,7 +58,7 @@ async def settle(ends: Ends) -> None:
     while ends.client.relays or ends.agent.relays:
         assert asyncio.get_running_loop().time() < deadline, "a relay never ended"
         await asyncio.sleep(0.005)
-    while ends.client.reactor.pipes.taken or ends.agent.reactor.pipes.taken:
+    while ends.client.reactor.pipes.in_use or ends.agent.reactor.pipes.in_use:
         assert asyncio.get_running_loop().time() < deadline, "a pipe was never given back"
         await asyncio.sleep(0.005)
 

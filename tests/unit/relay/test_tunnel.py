@@ -229,10 +229,10 @@ def test_a_session_that_is_given_up_leaves_no_pipe_behind() -> None:
         program.close()
         while ends.client.relays or ends.client.session.streams:
             await asyncio.sleep(0.005)
-        assert ends.client.reactor.pipes.taken, "nothing of it waits for its acknowledgement"
+        assert ends.client.reactor.pipes.in_use, "nothing of it waits for its acknowledgement"
         ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
         ends.client.begin(Session(CLIENT), outlives_lanes=True)
-        assert not ends.client.reactor.pipes.taken
+        assert not ends.client.reactor.pipes.in_use
         host.close()
 
     run(conversation, way=SPLICE)
