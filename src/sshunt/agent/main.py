@@ -39,7 +39,7 @@ from sshunt.mux.hello import (
     make_hello,
 )
 
-#: From a stub's start of an agent to the agent's listening socket lie a few system calls.
+#: The deadline for an agent that another stub is starting: until it listens lie a few system calls.
 START_DEADLINE_S = 2.0
 
 

@@ -61,7 +61,8 @@ MAX_BASE_BYTES = 103 - len("/sshunt-" + 32 * "0" + "/agent")
 #: on one machine; seconds are for a machine that swaps.
 ATTACH_DEADLINE_S = 5.0
 
-#: Lanes come one by one; sixteen at once is a reconnect storm of several clients' worth.
+#: Stubs that may wait to be accepted. Lanes come one by one; sixteen at once is a reconnect storm
+#: of several clients' worth.
 ATTACH_BACKLOG = 16
 
 #: How long a stub waits for its turn at an abstract name, among whoever else calls there.

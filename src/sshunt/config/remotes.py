@@ -132,7 +132,8 @@ def _split_command(command: str) -> tuple[str, ...]:
 #: ssh's options that take an argument (ssh.c's getopt string, all versions).
 _WITH_ARGUMENT = frozenset("bcDEeFIiJLlmOopQRSWwBP")
 
-#: ... with which it does not run a command, or not with our pipe as its stdin, and what it does.
+#: ssh's options with which it does not run a command, or not with our pipe as its stdin, and what
+#: it does.
 _OTHER_USES = {
     "n": "reads no standard input",
     "f": "goes into the background",

@@ -21,8 +21,8 @@ from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import READ, WRITE, settle
 from sshunt.relay.sockets import DIALED_PRIORITY, error_of, is_reserved, set_priority
 
-#: Until the question is sent again; each time it is twice as long. A query may take that long where
-#: a resolver has to ask others; then the second is one datagram too many.
+#: The time until the question is sent again; each time it is twice as long. A query may take that
+#: long where a resolver has to ask others; then the second is one datagram too many.
 RESEND_S = 1.0
 
 #: Datagrams of a resolver that answer something else.

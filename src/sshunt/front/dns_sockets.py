@@ -21,7 +21,7 @@ from sshunt.front.listener import CannotListen, bind
 from sshunt.model import Endpoint
 from sshunt.relay import dns
 
-#: Any port there, by family.
+#: Where DNS sockets are bound, by family: any port of loopback.
 _LOOPBACK: dict[int, Endpoint] = {4: ("127.0.0.1", 0), 6: ("::1", 0)}
 
 #: Ports that are tried: one that is free for TCP may be taken for UDP.

@@ -122,7 +122,7 @@ ACK_EVERY_BYTES = 1 * MIB
 #: one frame takes on the link.
 ACK_DELAY_S = 0.002
 
-#: With bulk of our own to send, an acknowledgement may wait for the next frame of it: alone it
+#: The same with bulk of our own to send: an acknowledgement may wait for a frame of it. Alone it
 #: costs a packet, five times its own size, and that on a link that is full.
 ACK_DELAY_BUSY_S = 0.008
 

@@ -46,7 +46,7 @@ FIN_KNOWN = "FIN_KNOWN"
 FINISHED = "FINISHED"
 CLOSED = "CLOSED"
 
-#: {state: {input: next state}}; everything absent is an error.
+#: The machine of a sender: {state: {input: next state}}; everything absent is an error.
 SENDER_TRANSITIONS: Dict[str, Dict[str, str]] = {
     OPEN: {"FINISH": FINISHING, "RESET": CLOSED},
     FINISHING: {"FIN_LEFT": FINISHED, "RESET": CLOSED},
@@ -60,7 +60,7 @@ RECEIVER_TRANSITIONS: Dict[str, Dict[str, str]] = {
     CLOSED: {"RESET": CLOSED},
 }
 
-#: ``Stream.pinned_lane``: any lane may carry the stream / the OPEN has not left yet.
+#: Values of ``Stream.pinned_lane``: any lane may carry the stream; the OPEN has not left yet.
 ANY_LANE = -1
 NO_LANE = -2
 

@@ -34,10 +34,10 @@ from sshunt.relay.ticks import BUSY_BYTES
 #: saved; the other descriptors wait no longer than a few megabytes take.
 READS_PER_ROUND = 16
 
-#: Using what one read brought should not take longer ...
+#: The time that using what one read brought should not exceed ...
 LONG_S = 0.02
 
-#: ... or less is read the next time, down to this.
+#: ... or less is read the next time; and the least that a read is for then.
 LEAST_READ_BYTES = 4096
 
 #: How many headers' worth of other frames there may be between two large payloads before they are

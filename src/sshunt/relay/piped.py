@@ -32,7 +32,7 @@ from sshunt.mux.payload import Payload
 from sshunt.relay.linux import can_tee, splice, tee
 from sshunt.relay.sockets import OUT_OF_RESOURCES, is_reserved
 
-#: From this size on, bytes are worth the system calls that keep them in the kernel.
+#: The size from which on bytes are worth the system calls that keep them in the kernel.
 PIPED_BYTES = 32 * 1024
 
 #: Asked for each pipe: as many references to pages as the largest frame may need; or at least so

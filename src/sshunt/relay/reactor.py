@@ -31,7 +31,7 @@ AUTO, COPY, SPLICE = 0, 1, 2
 #: What one read of a lane takes at most: a whole pipe.
 READ_BYTES = 1024 * 1024
 
-#: asyncio's timers may come early by the resolution of its clock.
+#: How much earlier than asked for asyncio's timers may come: by the resolution of its clock.
 EARLY_S = 0.001
 
 

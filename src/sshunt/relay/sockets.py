@@ -49,7 +49,7 @@ _CODE_OF_ERRNO = {
 #: Free memory that may stay in the heap, about what a lane has in flight on a fast LAN.
 KEPT_HEAP_BYTES = 8 * 1024 * 1024
 
-#: Out of something that comes back: wait, don't die.
+#: The errors of being out of something that comes back: wait, don't die.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 #: How many of this process' descriptors are kept for its own needs: the client's

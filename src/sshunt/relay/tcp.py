@@ -39,7 +39,7 @@ from sshunt.relay.ticks import BUSY_BYTES
 #: A connection's first reads are small, so that thousands of small ones cost little memory ...
 FIRST_READ_BYTES = 16 * 1024
 
-#: ... and grow when they are filled: reads below 128 KiB cost a fifth of the throughput.
+#: ... and this once they are filled: reads below 128 KiB cost a fifth of the throughput.
 READ_BYTES = 256 * 1024
 
 #: Full reads in one round of the event loop; the stream's room ends it earlier in most cases.
@@ -48,13 +48,14 @@ READS_PER_ROUND = 2
 #: How reading goes on.
 EVENT, SOON, ROOM, NEVER = 0, 1, 2, 3
 
-#: Asked of the set for reading.
+#: The events that are asked of the set for reading.
 _READING = READ | URGENT | ENDED
 
-#: Told of a socket that may have been reset.
+#: The events of a socket that may have been reset.
 _DEAD = ERROR | HUNG_UP
 
-#: Told of one that reads short although it has more: up to an urgent byte, or before its end.
+#: The events of one that reads short although it has more: up to an urgent byte, or before its
+#: end.
 _HAS_MORE = URGENT | ENDED | _DEAD
 
 #: What waits for a socket is kept in pieces of at least this size.

@@ -2,7 +2,7 @@
 
 from sshunt.mux import frames
 
-#: By code; one that is not here says nothing more.
+#: The meanings of reset codes; one that is not here says nothing more.
 MEANING_OF_RESET = {
     frames.RESET_ABORTED: "reset by the far host",
     frames.RESET_REFUSED: "refused by the far host",

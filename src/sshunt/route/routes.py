@@ -21,7 +21,8 @@ from sshunt.config.targets import EXAMPLES, Target, not_understood
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Action, Network, Route
 
-#: resolv.conf(5) gives up after about 2 servers x 2 attempts x 5 s; beyond that nothing will come.
+#: The deadline of a name's look-up. resolv.conf(5) gives up after about 2 servers x 2 attempts x 5
+#: s; beyond that nothing will come.
 RESOLVE_DEADLINE_S = 30.0
 
 

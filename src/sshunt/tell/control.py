@@ -70,9 +70,10 @@ START_ONE = "start one: sshunt -r HOST TARGET..."
 
 _SESSION = re.compile(r"[0-9a-f]{8}")
 
-#: Its line in /proc/net/unix: number, references, protocol, flags (__SO_ACCEPTCON: it listens; the
-#: sockets it has accepted bear the same name), type, state, inode, name with @ for NUL. A name may
-#: be any bytes, line ends too: what looks like a line of this form may be another user's invention.
+#: A listening session's line in /proc/net/unix: number, references, protocol, flags
+#: (__SO_ACCEPTCON: it listens; the sockets it has accepted bear the same name), type, state, inode,
+#: name with @ for NUL. A name may be any bytes, line ends too: what looks like a line of this form
+#: may be another user's invention.
 _TABLE_LINE = r"^\S+ \S+ \S+ 00010000 \S+ \S+ +\d+ @sshunt/{uid}/([0-9a-f]{{8}})$"
 
 Answer = Callable[[str], Mapping[str, object]]

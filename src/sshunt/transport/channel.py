@@ -31,7 +31,7 @@ from sshunt.transport.bootstrap import EXIT_AGENT_DIED
 from sshunt.transport.endings import to_its_end
 from sshunt.transport.process import Pipes, kill
 
-#: From ``close`` until the program is killed.
+#: The time from ``close`` until the program is killed.
 CLOSE_DEADLINE_S = 2.0
 
 

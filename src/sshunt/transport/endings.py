@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-#: Between two cancellations of the same task. One may be swallowed: ``wait_for`` of Python 3.11 and
-#: older does that to one that comes together with what it waits for.
+#: The pause between two cancellations of the same task. One may be swallowed: ``wait_for`` of
+#: Python 3.11 and older does that to one that comes together with what it waits for.
 AGAIN_S = 0.1
 
 

@@ -25,19 +25,20 @@ from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.channel import CLOSE_DEADLINE_S, Channel, Hearer, LaneRefusedError
 from sshunt.transport.endings import cancelled
 
-#: Longer than a login may take: sshd's LoginGraceTime is 120 s, and there may be several hops.
+#: The deadline of a HELLO, longer than a login may take: sshd's LoginGraceTime is 120 s, and there
+#: may be several hops.
 HELLO_DEADLINE_S = 600.0
 
-#: From the first byte of the far side (a login script's chatter) to its HELLO.
+#: The time from the far side's first byte (a login script's chatter) to its HELLO.
 NOISE_DEADLINE_S = 60.0
 
-#: From the login to the HELLO. The bundle takes 30 s of it on a line of 10 kbit/s.
+#: The time from the login to the HELLO. The bundle takes 30 s of it on a line of 10 kbit/s.
 LOGGED_IN_DEADLINE_S = 90.0
 
 #: The wait for a word of a far side that one is logged in to, until it is said.
 SILENCE_S = 6.0
 
-#: Between two looks whether somebody is logged in.
+#: The pause between two looks whether somebody is logged in.
 LOGIN_LOOK_S = 0.5
 
 #: What a program that has ended may have left in its pipe is read within this time.

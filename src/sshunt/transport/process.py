@@ -32,8 +32,8 @@ from sshunt.transport.stderr import StderrLines
 #: The signals that ask a whole process group, a terminal's or a service's processes to end.
 _NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 
-#: From SIGTERM to SIGKILL. The first is for programs around ssh (sshpass, scripts), which may want
-#: to tidy up; ssh itself is deaf to it.
+#: The time from SIGTERM to SIGKILL. The first is for programs around ssh (sshpass, scripts), which
+#: may want to tidy up; ssh itself is deaf to it.
 KILL_DEADLINE_S = 0.2
 
 

@@ -46,7 +46,7 @@ from sshunt.transport.ssh_ways import NEEDS_A_PERSON, Way, Ways
 #: A shared connection of the user's answers within a round trip, or is dead.
 SHARED_DEADLINE_S = 5.0
 
-#: ssh itself gives up after this what does not answer at all, when the connection was lost: what
+#: How long ssh itself tries what does not answer at all, when the connection was lost: what
 #: comes then is probed (``remote.keeper``).
 CONNECT_TIMEOUT_S = 8
 
@@ -67,7 +67,8 @@ _OPTIONS = (
 )
 
 _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
-#: Past every shared connection. (The last -S counts, and more than ControlPath: whatever -e says.)
+#: Options that lead past every shared connection. (The last -S counts, and more than ControlPath:
+#: whatever -e says.)
 OWN_CONNECTION = ("-S", "none")
 
 

@@ -27,7 +27,7 @@ from sshunt.transport.ssh_program import find_program
 #: How long ``ssh -G`` may take.
 ASK_DEADLINE_S = 2.0
 
-#: With one of these ssh does not simply connect to the server's address.
+#: Settings with which ssh does not simply connect to the server's address.
 _INDIRECT = ("proxycommand", "proxyjump", "bindaddress", "bindinterface")
 
 FAST_CIPHER = "aes128-gcm@openssh.com"

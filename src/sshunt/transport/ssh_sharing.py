@@ -25,7 +25,8 @@ import stat
 from contextlib import suppress
 from itertools import islice
 
-#: sun_path has 108 bytes, and ssh binds under a name that is 17 longer (unix(7), ssh's mux.c).
+#: The longest path of a socket. sun_path has 108 bytes, and ssh binds under a name that is 17
+#: longer (unix(7), ssh's mux.c).
 _LONGEST_PATH = 80
 
 _PREFIX = "sshunt-ssh-"
@@ -41,7 +42,7 @@ _SHARED_PLACE = "/tmp"
 _MOST_LEFTOVERS = 64
 _MOST_NAMES = 10_000
 
-#: Directories of somebody who makes and removes them all the time are not chased for ever.
+#: Attempts to make a directory of our own: who removes them all the time is not chased for ever.
 _ATTEMPTS = 10
 
 

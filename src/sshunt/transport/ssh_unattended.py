@@ -23,8 +23,8 @@ login asks once more then; if it is not answered, it was the last (``remote.pool
 import os
 from collections.abc import Mapping
 
-#: Round trips of a login, from TCP's first to the agent's HELLO, are about 12 (measured at 80 ms);
-#: with fewer allowed, a person's time does not hide in those of a long path.
+#: Round trips that a login is allowed. From TCP's first to the agent's HELLO there are about 12
+#: (measured at 80 ms); with fewer allowed, a person's time does not hide in those of a long path.
 LOGIN_RTTS = 9
 
 #: What else it may take: key exchange, the start of a shell and of Python.

@@ -26,7 +26,7 @@ SPEAKER = "ssh: "
 #: Lines held back for a diagnosis. More than are kept for it would not be repeated by it.
 WITHHELD_LINES = STDERR_LINES
 
-#: Longer lines are cut: a server may send what it likes.
+#: The longest line; longer ones are cut, for a server may send what it likes.
 STDERR_LINE_CHARACTERS = 1000
 
 #: Lines shown in each period, and its length; ``ssh -vvv`` prints some hundred lines at a login.
