@@ -1,6 +1,7 @@
 """An agent's life with its lanes: bad ones harm nobody, and its last words are heard."""
 
 import fcntl
+import json
 import os
 import socket
 import struct
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from sshunt.mux import frames
-from sshunt.mux.events import GoodbyeReceived
+from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FlowTarget
+from sshunt.mux.events import DatagramReceived, FlowEnded, GoodbyeReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import ACCEPTED, REFUSED_OTHER
 from sshunt.mux.limits import DEAD_LANES, INITIAL_WINDOW_BYTES
@@ -69,6 +71,38 @@ def test_a_further_lane_that_died_on_its_way_leaves_the_others_alone(
         assert host.recv(100) == b"still there?"
         host.sendall(b"yes")
         lane.exchange(until=lambda: lane.received() == b"yes")
+    say_goodbye(lane)
+
+
+def test_a_flow_of_a_network_that_the_agent_does_not_serve_is_ended_and_why(token: bytes) -> None:
+    lane = Lane(lane_hello(token))
+    lane.greet()
+    datagrams = lane.session.datagrams
+    flows = [
+        datagrams.open(FlowTarget(network, "127.0.0.1", 9), 0.0)
+        for network in (frames.UDP, frames.ECHO, 200)
+    ]
+    for flow in flows:
+        datagrams.send(flow, b"hello", 0.0)
+    lane.write(lane.outgoing())
+    lane.exchange(until=lambda: not datagrams.flows)
+    ended = [event for event in lane.events if isinstance(event, FlowEnded)]
+    assert ended == [FlowEnded(flow, FLOW_NOT_PERMITTED) for flow in flows]
+    say_goodbye(lane)
+
+
+def test_an_agent_that_is_asked_for_statistics_answers_and_that_is_the_end_of_the_flow(
+    token: bytes,
+) -> None:
+    lane = Lane(lane_hello(token))
+    lane.greet()
+    datagrams = lane.session.datagrams
+    for _ in range(2):
+        datagrams.send(datagrams.open(FlowTarget(frames.STATISTICS, ".", 0), 0.0), b"", 0.0)
+    lane.write(lane.outgoing())
+    lane.exchange(until=lambda: not datagrams.flows)
+    answers = [event.data for event in lane.events if isinstance(event, DatagramReceived)]
+    assert [list(json.loads(answer)["lanes"]) for answer in answers] == [["1"], ["1"]]
     say_goodbye(lane)
 
 

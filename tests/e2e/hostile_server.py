@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from sshunt.mux import frames
-from sshunt.mux.datagram_frames import encode_datagram_head
-from sshunt.mux.events import StreamReset
-from sshunt.mux.frames import TCP, Destination
+from sshunt.mux.datagram_frames import FlowTarget, encode_datagram_head
+from sshunt.mux.events import FlowEnded, StreamReset
+from sshunt.mux.frames import EXPOSED, TCP, UDP, Destination
 from sshunt.mux.hello import (
     AGENT,
     FEATURE_DETACHED,
@@ -90,7 +90,14 @@ class Far:
 
     def ask_for_a_connection(self) -> None:
         self.session.open(Destination(TCP, "127.0.0.1", 22))
-        resets = [event.code for event in self.be_honest(1.0) if isinstance(event, StreamReset)]
+        self.session.open(Destination(EXPOSED, "198.51.100.7", 40000, exposure=1))
+        flow = self.session.datagrams.open(FlowTarget(UDP, "127.0.0.1", 53), time.monotonic())
+        self.session.datagrams.send(flow, b"hello", time.monotonic())
+        resets = [
+            event.code
+            for event in self.be_honest(1.0)
+            if isinstance(event, StreamReset | FlowEnded)
+        ]
         write(frames.encode_goodbye(frames.GOODBYE_INTERNAL, f"it was answered with {resets}"))
 
 

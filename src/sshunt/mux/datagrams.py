@@ -16,7 +16,11 @@ Invariants: a flow's number is its alone until it is over at this end; queued by
 each datagram included, are at most DATAGRAM_QUEUE_BYTES in all; either side has at most MAX_FLOWS
 open. What a peer says of flows that are unknown here costs an answer at most, in the same queue.
 
-Not here: which lane (session), what flows are for and when one has been idle for too long: that is
+Not yet: nobody sends a datagram over two lanes, though frames and receivers know serials. Open
+question: every DATAGRAM is acknowledged at once, which is right for queries and echoes; whether it
+is for ten thousand a second has to be measured.
+
+Not here: which lane (steering), what flows are for and when one has been idle for too long: that is
 for whoever serves them to say (``idle_s``).
 """
 
