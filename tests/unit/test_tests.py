@@ -22,7 +22,6 @@ TESTS = Path(__file__).parent
 
 #: Modules that still have no test module. One that has got one must leave this list.
 NOT_YET: set[str] = {
-    "commands.demo",
     "commands.running",
     "commands.up",
 }
@@ -42,6 +41,7 @@ OF_NO_MODULE = {
 
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
+    "agent.test_server": "in a program of its own, whose client the test is",
     "direct.test_conversation": "between both ends (both_ends)",
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",

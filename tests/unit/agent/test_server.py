@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from sshunt.agent.server import MAX_GRACE_S
 from sshunt.mux import frames
 from sshunt.mux.events import DataReceived, Event, FinReceived, GoodbyeReceived, StreamReset
 from sshunt.mux.frames import Destination
@@ -28,6 +27,7 @@ from sshunt.mux.hello import (
     HelloSearch,
     make_hello,
 )
+from sshunt.mux.limits import MAX_GRACE_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 
