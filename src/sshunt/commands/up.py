@@ -53,7 +53,6 @@ from sshunt.tell.report import (
     StartStopped,
     UnseenWayFound,
 )
-from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.ssh import SshTransport
 from sshunt.transport.ssh_choices import NOTHING, Choices, SshConfigQuery
 
@@ -235,6 +234,7 @@ async def _log_in(
     from sshunt.commands.running import Up
     from sshunt.tell.control import sessions
     from sshunt.tell.neighbours import ways_of_others
+    from sshunt.transport.bundle import agent_bundle
 
     # Where another session of this user's runs, lines must tell them apart.
     others = sessions()

@@ -26,9 +26,13 @@ Why it looks as it does:
 Prior art: sshuttle and mitogen start the same way; mitogen forks where we count.
 """
 
+from typing import TYPE_CHECKING
+
 from sshunt.config.remotes import check_python
-from sshunt.mux.hello import Hello
-from sshunt.transport.bundle import Bundle
+
+if TYPE_CHECKING:  # ssh is started before they are needed
+    from sshunt.mux.hello import Hello
+    from sshunt.transport.bundle import Bundle
 
 #: Exit status of stage one: this Python lacks what the agent needs; nothing was read.
 EXIT_LACKS_ZLIB = 94
@@ -118,7 +122,7 @@ def argv(python: str | None = None) -> list[str]:
     return ["/bin/sh", "-c", _script(python)]
 
 
-def upload(bundle: Bundle, hello: Hello | None) -> bytes:
+def upload(bundle: "Bundle", hello: "Hello | None") -> bytes:
     """What to write to the command's stdin, all at once; without a HELLO, that has to follow."""
     head = b"%0*d" % (_LENGTH_DIGITS, len(bundle.data))
     return head + bundle.data + (hello.encode() if hello is not None else b"")

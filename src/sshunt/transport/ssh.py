@@ -36,7 +36,6 @@ from sshunt.transport import ssh_known_address, ssh_unattended
 from sshunt.transport.bootstrap import remote_command
 from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.endings import cancelled
-from sshunt.transport.greeting import greet
 from sshunt.transport.process import Pipes, Signals, spawn
 from sshunt.transport.ssh_choices import Choices, Sharing
 from sshunt.transport.ssh_program import find_program, no_ssh
@@ -237,6 +236,8 @@ class SshTransport:
     async def _greet(
         self, channel: SshChannel, hello: Hello, hearer: Hearer, deadline_s: float
     ) -> None:
+        from sshunt.transport.greeting import greet  # ssh need not wait for it
+
         try:
             await greet(channel, hello, hearer, deadline_s=deadline_s)
         except UserError as error:
@@ -263,6 +264,8 @@ class SshTransport:
         path_rtt_s: float,
     ) -> Channel:
         """See ``channel.Transport``."""
+        from sshunt.transport.greeting import greet
+
         shares = self.shares_connection
         asks_agents = self._asks_agents(path_rtt_s)
         try:

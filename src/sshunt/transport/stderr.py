@@ -15,8 +15,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from sshunt.transport import ssh_diagnosis
-
 #: What is kept for the diagnosis; ssh's longest message, a changed host key, has 14.
 STDERR_LINES = 30
 
@@ -102,9 +100,11 @@ class StderrLines:
             self._unshown += 1
             return
         self._shown += 1
+        from sshunt.transport.ssh_diagnosis import is_diagnosed  # takes its time; no line, no need
+
         withheld = self._withheld
         has_room = withheld is not None and len(withheld) < WITHHELD_LINES
-        if withheld is not None and has_room and ssh_diagnosis.is_diagnosed(line):
+        if withheld is not None and has_room and is_diagnosed(line):
             withheld.append(line)
         else:
             self._show_line(line)
