@@ -39,6 +39,7 @@ from sshunt.mux.limits import (
     SENTENCE_BYTES,
 )
 from sshunt.mux.payload import Payload
+from sshunt.mux.text import printable
 
 DATA = 1
 FIN = 2
@@ -242,7 +243,7 @@ def decode_goodbye_untrusted(body: bytes) -> Tuple[int, str]:
     """(code, sentence) of a GOODBYE frame's body; the sentence is printable."""
     (code,) = _CODE.unpack_from(body)
     sentence = body[2 : 2 + SENTENCE_BYTES].decode("utf-8", "replace")
-    return code, "".join(c if c.isprintable() else " " for c in sentence)
+    return code, printable(sentence)
 
 
 class FrameReader:

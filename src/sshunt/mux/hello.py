@@ -28,6 +28,7 @@ from sshunt.mux.limits import (
     MAX_STREAMS,
     SENTENCE_BYTES,
 )
+from sshunt.mux.text import printable
 
 MAGIC = b"\xf5ssHUNT\n"
 VERSION_MIN = 1
@@ -179,7 +180,7 @@ def decode_body_untrusted(body: bytes) -> Hello:
         lane,
         features,
         status,
-        "".join(c if c.isprintable() else " " for c in sentence),
+        printable(sentence),
         grace_s,
         initial_window_bytes,
         max_streams,

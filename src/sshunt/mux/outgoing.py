@@ -47,8 +47,12 @@ class Outgoing:
 
     # --- is there anything, and when ----------------------------------------------------------
 
-    def next_deadline(self, after: float) -> Optional[float]:
-        """When ``transmit`` must be called at the latest though nothing else happened."""
+    def next_deadline(self, after: float = 0.0) -> Optional[float]:
+        """When ``transmit`` must be called at the latest though nothing else happened.
+
+        Pass the present as ``after``, or a timer would spin: a deadline that has passed belongs to
+        a lane that takes nothing now, and ``transmit`` is called when it does.
+        """
         due = [lane.ack_due for lane in self._lanes.values() if lane.ack_due is not None]
         if self.scheduler.has_bulk:
             due.extend(lane.pacer.next_at for lane in self._lanes.values())

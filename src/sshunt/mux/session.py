@@ -34,7 +34,6 @@ from sshunt.mux.events import (
     StreamReset,
     StreamWritable,
 )
-from sshunt.mux.frames import Destination
 from sshunt.mux.lanes import Lane
 from sshunt.mux.limits import (
     ACK_DELAY_BUSY_S,
@@ -84,8 +83,11 @@ class Session:
         self.table = StreamTable(role, peer_window_bytes, peer_max_streams, self.control)
         self.streams = self.table.streams
         self._outgoing = Outgoing(self.lanes, self.control, self.datagrams)
-        # True if ``transmit`` would hand out something; the lanes that it has something for, in the
-        # order in which they should be filled.
+        #: A new stream to a destination. It may be written at once.
+        self.open = self.table.open
+        #: When ``transmit`` must be called at the latest though nothing else happened; whether it
+        #: would hand out something; for which lanes, in the order in which they should be filled.
+        self.next_deadline = self._outgoing.next_deadline
         self.has_work = self._outgoing.has_work
         self.lanes_to_fill = self._outgoing.lanes_to_fill
         self._scheduler = self._outgoing.scheduler
@@ -117,10 +119,6 @@ class Session:
     def can_open(self) -> bool:
         """False while as many streams are open, or wait for a lane, as the peer allows."""
         return self.table.can_open
-
-    def open(self, destination: Destination) -> Stream:
-        """A new stream to ``destination``. It may be written at once."""
-        return self.table.open(destination)
 
     def accept(self, stream: Stream) -> None:
         """The connection that the peer asked for is up."""
@@ -223,14 +221,6 @@ class Session:
         lane.pacer.leave()
         self._outgoing.recover(lane, now, self.rtt_s)
         self.note_lanes(now)
-
-    def next_deadline(self, after: float = 0.0) -> Optional[float]:
-        """When ``transmit`` must be called at the latest though nothing else happened.
-
-        Pass the present as ``after``, or a timer would spin: a deadline that has passed belongs to
-        a lane that takes nothing now, and ``transmit`` is called when it does.
-        """
-        return self._outgoing.next_deadline(after)
 
     def transmit(self, lane_id: int, now: float, size: int = TRANSMIT_BYTES) -> List[Piece]:
         """What to write to the lane next, about ``size`` bytes at most. Written all or lost."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sshunt.errors import ExitCode, UserError
+from sshunt.mux.text import printable
 from sshunt.transport.bootstrap import EXIT_NO_PYTHON, EXIT_NO_UPLOAD, EXIT_OLD_PYTHON
 
 #: How our own sh code begins a sentence on stderr.
@@ -238,7 +239,7 @@ def silence_after_login(waited_s: float) -> UserError:
 def quote_untrusted(data: bytes) -> str:
     """The beginning of ``data``, printable, for a message."""
     text = data.decode("utf-8", "replace").strip()
-    plain = "".join(c if c.isprintable() else " " for c in text)
+    plain = printable(text)
     cut = plain[:QUOTED_CHARACTERS]
     return repr(cut) + ("..." if len(cut) < len(plain) else "")
 
