@@ -190,8 +190,10 @@ def _cuts(tree: ast.Module, starts: list[int], text: bytes) -> Iterator[tuple[in
                 if argument.annotation is not None:
                     name_end = begin(argument) + len(argument.arg.encode())
                     yield name_end, end(argument.annotation), b""
-        if isinstance(node, ast.AnnAssign) and node.value is not None and in_function:
-            yield end(node.target), end(node.annotation), b""  # a class may need its own
+        if isinstance(node, ast.AnnAssign) and not in_function:
+            yield begin(node.annotation), end(node.annotation), b"int"  # NamedTuple needs some
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            yield end(node.target), end(node.annotation), b""
 
 
 def _without_unused(source: str) -> str:

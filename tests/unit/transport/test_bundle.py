@@ -94,6 +94,9 @@ def stripped(source: str) -> ast.Module:
                         setattr(inner, field, [_without_annotation(s) for s in statements])
         if isinstance(node, ast.arg):
             node.annotation = None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign):  # in a class or a module: there are some, of any kind
+            node.annotation = ast.copy_location(ast.Name("int", ast.Load()), node.annotation)
     return tree
 
 
