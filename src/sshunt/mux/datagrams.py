@@ -57,7 +57,7 @@ class Datagrams:
         self.dropped = 0
         self.queued_bytes = 0  # ENTRY_BYTES for each included
         self.waiting = 0  # datagrams, and what is said of flows
-        self._first = self._next = 1 if role == CLIENT else 2
+        self._first = self.next_number = 1 if role == CLIENT else 2
         self._ours = self._theirs = 0  # flows that each side has opened
         # Flows with something to send: those that have just got it, and those that always have.
         self._fresh: Deque[DatagramFlow] = deque()
@@ -77,11 +77,11 @@ class Datagrams:
         """
         if not self.can_open:
             raise LocalProtocolError("too many flows")
-        frames.encode_opening_head(self._next, target, 0)
-        while self._next in self.flows:  # all numbers were used before, and this one still is
-            self._next = self._following(self._next)
-        flow = DatagramFlow(self._next, target, True, now)
-        self._next = self._following(self._next)
+        frames.encode_opening_head(self.next_number, target, 0)
+        while self.next_number in self.flows:  # all numbers were used before, and this one still is
+            self.next_number = self._following(self.next_number)
+        flow = DatagramFlow(self.next_number, target, True, now)
+        self.next_number = self._following(self.next_number)
         self.flows[flow.number] = flow
         self._ours += 1
         return flow

@@ -48,7 +48,7 @@ class StreamTable:
         self.early = PieceCount()
         self.queued = QueueTotal()
         self.now = 0.0  # of the session's last call that knew it
-        self._control = control
+        self.control = control
         self._next_id = 1 if role == CLIENT else 2
         self._peer_parity = 0 if role == CLIENT else 1
         self._seen = SeenStreams(2 - self._peer_parity)
@@ -61,7 +61,7 @@ class StreamTable:
         """False while as many streams are open, or wait for a lane, as the peer allows."""
         return (
             len(self.streams) < self.peer_max_streams
-            and len(self._control.waiting) < MAX_STREAMS
+            and len(self.control.waiting) < MAX_STREAMS
             and self._next_id < frames.MAX_STREAM
         )
 
@@ -78,7 +78,7 @@ class StreamTable:
             raise
         self._next_id += 2
         stream = self._new_stream(self.peer_window_bytes, window, NO_LANE)
-        self._control.open(stream, raw)
+        self.control.open(stream, raw)
         return stream
 
     def open_theirs(self, number: int, window_bytes: int) -> Optional[Stream]:
@@ -89,11 +89,11 @@ class StreamTable:
             raise RemoteProtocolError("OPEN of our own stream %d" % number)
         if number in self._seen:
             return None  # came before, over a lane that died
-        if len(self._control.waiting) > CONTROL_QUEUE_FRAMES:
+        if len(self.control.waiting) > CONTROL_QUEUE_FRAMES:
             raise RemoteProtocolError("the peer opens streams and does not read the answers")
         self._seen.add(number)
         if self._peer_streams >= MAX_STREAMS:
-            self._control.append(frames.encode_reset(number, frames.RESET_NO_RESOURCES))
+            self.control.append(frames.encode_reset(number, frames.RESET_NO_RESOURCES))
             return None
         self._peer_streams += 1
         window = ReceiveWindow(self.credit, number, self.now)
@@ -119,7 +119,7 @@ class StreamTable:
             elif stream.pinned_lane != ANY_LANE:
                 window.keep(now)  # a WINDOW by another lane would overtake the OPEN
             elif window.recall(receiver.arrived, now):
-                self._control.tell_window(stream)
+                self.control.tell_window(stream)
 
     # --- finding and forgetting ---------------------------------------------------------------
 

@@ -112,7 +112,7 @@ def test_the_client_has_odd_numbers_and_the_agent_even_ones() -> None:
 def test_when_all_numbers_were_used_those_of_flows_that_are_over_are_used_again() -> None:
     client = Datagrams(CLIENT)
     first, second = (client.open(VOICE, NOW) for _ in range(2))
-    client._next = MAX_NUMBER
+    client.next_number = MAX_NUMBER
     assert client.open(VOICE, NOW).number == MAX_NUMBER
     client.end(second, NOW)
     assert client.open(VOICE, NOW).number == second.number

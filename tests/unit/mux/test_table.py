@@ -20,7 +20,7 @@ def table_of(role: int, max_streams: int = MAX_STREAMS) -> StreamTable:
 
 def waiting(streams: StreamTable) -> list[int]:
     """The types of the control frames that wait for a lane."""
-    return [kinds(sent.leave(1))[0] for sent in streams._control.waiting]
+    return [kinds(sent.leave(1))[0] for sent in streams.control.waiting]
 
 
 def test_each_side_opens_with_numbers_of_its_own() -> None:
@@ -96,7 +96,7 @@ def test_a_peer_that_reads_no_answers_breaks_the_protocol(monkeypatch: pytest.Mo
     agent = table_of(AGENT)
     agent.open_theirs(1, 1000)
     for _ in range(2):
-        agent._control.append(frames.encode_opened(1))
+        agent.control.append(frames.encode_opened(1))
     with pytest.raises(RemoteProtocolError):
         agent.open_theirs(3, 1000)
 
