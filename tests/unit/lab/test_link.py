@@ -1,7 +1,10 @@
 """The emulated link, as the program that it is: between two sockets that keep packets apart."""
 
+import array
+import fcntl
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,33 @@ from sshunt.lab.link import Link, Shape
 
 DEADLINE_S = 20.0
 FAST = Shape()
+
+
+class Heard(Link):
+    """A link whose changes are known to be in force when they return: the program reads a command
+    and does what it says before it looks at another packet.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", up: Shape, down: Shape) -> None:
+        super().__init__(process, up, down)
+        self._commands = process.stdin
+
+    def change(self, *, up: Shape | None = None, down: Shape | None = None) -> None:
+        super().change(up=up, down=down)
+        self._until_read()
+
+    def cut(self) -> None:
+        super().cut()
+        self._until_read()
+
+    def _until_read(self) -> None:
+        assert self._commands is not None
+        deadline = time.monotonic() + DEADLINE_S
+        waiting = array.array("i", [1])
+        while waiting[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+            fcntl.ioctl(self._commands.fileno(), termios.FIONREAD, waiting)
 
 
 @contextmanager
@@ -30,31 +60,14 @@ def joined(up: Shape, down: Shape) -> Iterator[tuple[socket.socket, socket.socke
                 python("sshunt.lab.link", *map(str, fds)), stdin=subprocess.PIPE, pass_fds=fds
             )
         with process:
-            link = Link(process, up, down)
+            link = Heard(process, up, down)
             link.change()
             for sock in (one, other):
                 sock.settimeout(DEADLINE_S)
-            one.sendall(b"")  # taken before the shapes are known, it would be lost: see below
-            _until_carried(one, other)
             yield one, other, link
             assert process.stdin is not None
             process.stdin.close()
             assert process.wait(DEADLINE_S) == 0
-
-
-def _until_carried(one: socket.socket, other: socket.socket) -> None:
-    """Send a packet each way again and again until one arrives: the link is then at work."""
-    for sender, receiver in ((one, other), (other, one)):
-        receiver.settimeout(0.2)
-        for _ in range(100):
-            sender.sendall(b"first")
-            try:
-                receiver.recv(100)
-                break
-            except TimeoutError:
-                continue
-        _drain(receiver)
-        receiver.settimeout(DEADLINE_S)
 
 
 def _drain(sock: socket.socket) -> list[bytes]:
@@ -109,18 +122,19 @@ def test_what_finds_the_queue_full_is_lost() -> None:
 def test_a_link_that_is_cut_drops_everything_and_one_that_is_mended_carries_again() -> None:
     with joined(FAST, FAST) as (one, other, link):
         link.cut()
-        time.sleep(0.2)
         one.sendall(b"lost")
         other.sendall(b"lost")
         assert _drain(other) == _drain(one) == []
         link.mend()
-        _until_carried(one, other)
+        for sender, receiver in ((one, other), (other, one)):
+            receiver.settimeout(DEADLINE_S)
+            sender.sendall(b"carried")
+            assert receiver.recv(100) == b"carried"
 
 
 def test_a_change_of_one_direction_leaves_the_other_as_it_is() -> None:
     with joined(FAST, FAST) as (one, other, link):
         link.change(up=Shape(loss=1.0))
-        time.sleep(0.2)
         one.sendall(b"lost")
         other.sendall(b"carried")
         assert one.recv(100) == b"carried"
@@ -132,7 +146,6 @@ def test_a_change_of_one_direction_leaves_the_other_as_it_is() -> None:
 def test_loss_is_a_probability(loss: float) -> None:
     with joined(FAST, FAST) as (one, other, link):
         link.change(up=Shape(loss=loss))
-        time.sleep(0.2)
         for _ in range(20):
             one.sendall(b"x")
         assert len(_drain(other)) == (0 if loss else 20)
