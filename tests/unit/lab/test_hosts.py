@@ -18,6 +18,7 @@ from sshunt.lab.hosts import (
     python,
 )
 from sshunt.lab.world import Lab
+from tests.agent.far_side import eventually
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_program_s_limit_of_descriptors_can_be_set(host: Host) -> None:
 def test_a_host_knows_its_processes_and_reaps_them(lab: Lab) -> None:
     host = lab.neighbour
     process = host.popen(["sleep", "1000"])
-    assert process.pid in host.pids()
+    eventually(lambda: process.pid in host.pids(), "its arrival there")
     process.kill()
     host.reap()
     assert process.pid not in host.pids()
