@@ -1,14 +1,13 @@
 """This host as a carrier: it connects programs and streams, and asks its resolvers."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
-from tests.unit.direct.asking import Host, address_in, ask, query
+from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
 from tests.unit.direct.test_resolve import Asked
 from tests.unit.front.office import knows, silent
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
@@ -16,9 +15,8 @@ from tests.unit.relay.ends import Ends, accept, listen, run, threaded
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 def test_a_stream_is_connected_to_the_host_it_names() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import os
 from collections.abc import Iterator
 
 import dns.message
@@ -10,15 +9,14 @@ import pytest
 
 from sshunt.direct.exchange import MOST_STRAYS, Exchange, Heard
 from sshunt.relay.dns import HEAD_BYTES
-from tests.unit.direct.asking import Host, address_in, ask, query
+from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
 from tests.unit.front.office import Raw, forgetful, knows, lies, silent, slow
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 def exchange(host: Host, *, sends: int = 3, within_s: float | None = None) -> Exchange:

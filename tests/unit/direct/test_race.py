@@ -1,7 +1,6 @@
 """Who answers: the first resolver that can, in the order of resolv.conf, each with time enough."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import dns.message
@@ -11,7 +10,7 @@ import pytest
 from sshunt.direct import race
 from sshunt.direct.exchange import Exchange
 from sshunt.direct.race import Racing
-from tests.unit.direct.asking import Host, address_in, ask, query
+from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 
 FIRST, SECOND = knows("10.0.0.1"), knows("10.0.0.2")
@@ -21,9 +20,8 @@ FIRST, SECOND = knows("10.0.0.1"), knows("10.0.0.2")
 def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(race, "FIRST_S", 0.5)
     monkeypatch.setattr(race, "DEADLINE_S", 1.5)
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 async def heard(host: Host, *, by_tcp: bool = False) -> str:

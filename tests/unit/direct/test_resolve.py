@@ -1,7 +1,6 @@
 """What becomes of a question: an answer, or a refusal, once; and nothing of it stays."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import dns.flags
@@ -14,15 +13,14 @@ from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.flow import DNS, Connection, Flow, Question, Relay
-from tests.unit.direct.asking import Host, address_in, ask, query
+from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
 from tests.unit.front.office import knows, silent
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Asked(Question):

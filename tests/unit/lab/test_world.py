@@ -13,6 +13,8 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.lab.link import Shape
 from sshunt.lab.world import Lab, wait_until_ready
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
 
 def traces_of(lab: Lab) -> list[Path]:
     return [*Path("/run/netns").glob(f"{lab.name}*"), *Path("/tmp").glob(f"{lab.name}*")]
@@ -46,6 +48,7 @@ def test_the_web_server_answers_on_its_host(lab: Lab) -> None:
     assert lab.server.run(command).stdout.startswith("Hello from the office")
 
 
+@needs_root
 def test_a_lab_that_is_closed_leaves_nothing_and_may_be_closed_again() -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with Lab(sshd=False) as lab:
@@ -57,6 +60,7 @@ def test_a_lab_that_is_closed_leaves_nothing_and_may_be_closed_again() -> None:
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+@needs_root
 def test_a_lab_whose_making_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Lab) -> int:
         raise OSError("no mounts here")
@@ -68,6 +72,7 @@ def test_a_lab_whose_making_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     assert traces_of(lab) == []
 
 
+@needs_root
 def test_the_way_to_the_server_can_be_an_emulated_link() -> None:
     with Lab(sshd=False, up=Shape(), down=Shape()) as lab:
         with lab.server.listen(lab.server.v4) as listener:
