@@ -2,7 +2,7 @@
 
 The table is a whitelist. A cell names layers, or single modules of one (`tell.report`); a module
 may also import its own layer. Every form of import counts, wherever it stands: in a function, for
-types only, ``from sshunt import x``. Besides:
+types only, ``from sshunt import x``, ``import_module``. Besides:
 
 circles    no module imports itself by way of others
 maps       a folder's docstring names its modules, one line each, and none that is not there
@@ -84,6 +84,14 @@ def imported_names(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: a relative import"
             yield str(node.module)
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and _name_called(node) in ("import_module", "__import__"):
+            assert isinstance(node.args[0], ast.Constant), f"{path}: what does it import?"
+            yield str(node.args[0].value)
+
+
+def _name_called(call: ast.Call) -> str:
+    function = call.func
+    return getattr(function, "attr", "") or getattr(function, "id", "")
 
 
 def our_modules(path: Path) -> set[str]:
@@ -171,6 +179,8 @@ def test_a_circle_is_found_and_a_way_there_is_not_one() -> None:
         "from sshunt.cli import main",
         "def f():\n    from sshunt.cli import main",
         "if TYPE_CHECKING:\n    from sshunt.cli import main",
+        "importlib.import_module('sshunt.cli')",
+        "__import__('sshunt.cli')",
     ],
 )
 def test_every_form_of_import_is_seen(tmp_path: Path, line: str) -> None:

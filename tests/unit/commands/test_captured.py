@@ -1,7 +1,6 @@
 """What up captures, with real sockets: families, mistakes, and that nothing stays open."""
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 
@@ -13,15 +12,15 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.model import Action
 from sshunt.tell.report import Event, OwnAddressSkipped, Report
+from tests.descriptors import no_more_descriptors
 
 SESSION = "0123abcd"
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Start:

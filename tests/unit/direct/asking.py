@@ -4,11 +4,9 @@
 """
 
 import asyncio
-import os
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import dns.message
@@ -37,17 +35,6 @@ class Host:
     @property
     def deadline(self) -> float:
         return self.reactor.loop.time() + DEADLINE_S
-
-
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """What is open afterwards was open before, as soon as the resolvers' threads are through."""
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    deadline = time.monotonic() + DEADLINE_S
-    while len(os.listdir("/proc/self/fd")) != before:
-        assert time.monotonic() < deadline, "something stays open"
-        time.sleep(0.01)
 
 
 def query(name: str = "git.corp.example") -> bytes:

@@ -7,7 +7,8 @@ import pytest
 
 from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
-from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
+from tests.descriptors import no_more_descriptors
+from tests.unit.direct.asking import Host, address_in, ask, query
 from tests.unit.direct.test_resolve import Asked
 from tests.unit.front.office import knows, silent
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded

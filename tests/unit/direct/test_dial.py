@@ -18,6 +18,7 @@ import pytest
 from sshunt.direct import dial
 from sshunt.mux import frames
 from sshunt.relay.sockets import DIALED_PRIORITY, RESERVED_DESCRIPTORS
+from tests.descriptors import no_more_descriptors
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
 
 SO_PRIORITY = 12
@@ -25,9 +26,8 @@ SO_PRIORITY = 12
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Resolver:

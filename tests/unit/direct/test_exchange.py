@@ -9,7 +9,8 @@ import pytest
 
 from sshunt.direct.exchange import MOST_STRAYS, Exchange, Heard
 from sshunt.relay.dns import HEAD_BYTES
-from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
+from tests.descriptors import no_more_descriptors
+from tests.unit.direct.asking import Host, address_in, ask, query
 from tests.unit.front.office import Raw, forgetful, knows, lies, silent, slow
 
 

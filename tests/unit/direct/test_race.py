@@ -10,7 +10,8 @@ import pytest
 from sshunt.direct import race
 from sshunt.direct.exchange import Exchange
 from sshunt.direct.race import Racing
-from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
+from tests.descriptors import no_more_descriptors
+from tests.unit.direct.asking import Host, address_in, ask, query
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 
 FIRST, SECOND = knows("10.0.0.1"), knows("10.0.0.2")

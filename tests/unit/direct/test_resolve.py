@@ -13,7 +13,8 @@ from sshunt.direct.resolve import Resolver
 from sshunt.mux import frames
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.flow import DNS, Connection, Flow, Question, Relay
-from tests.unit.direct.asking import Host, address_in, ask, no_more_descriptors, query
+from tests.descriptors import no_more_descriptors
+from tests.unit.direct.asking import Host, address_in, ask, query
 from tests.unit.front.office import knows, silent
 
 

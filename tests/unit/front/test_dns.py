@@ -1,7 +1,6 @@
 """What becomes of a program's query, with both tunnels and real resolvers: see both_ends."""
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.events import DatagramReceived
 from sshunt.relay import dns as relay_dns
 from sshunt.remote import queries
+from tests.descriptors import no_more_descriptors
 from tests.unit.front.both_ends import DEADLINE_S, Names, talk
 from tests.unit.front.office import Answer, knows, lies, says, silent, slow
 from tests.unit.relay.ends import threaded
@@ -25,9 +25,8 @@ from tests.unit.relay.ends import threaded
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 @pytest.mark.parametrize("tcp", [False, True])

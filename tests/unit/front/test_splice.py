@@ -31,6 +31,7 @@ from sshunt.relay.flow import (
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import LevelReadiness
 from sshunt.relay.sockets import reset_code
+from tests.descriptors import no_more_descriptors
 from tests.unit.relay.ends import DEADLINE_S, accept, listen, read_all, threaded
 
 BULK = os.urandom(3_000_000)
@@ -39,9 +40,8 @@ LINGER_RESET = struct.pack("ii", 1, 0)
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 @pytest.fixture(autouse=True, params=["epoll", "elsewhere"])

@@ -11,15 +11,15 @@ import pytest
 
 from sshunt.relay.accepting import SPENT, Acceptor
 from sshunt.relay.sockets import RESERVED_DESCRIPTORS
+from tests.descriptors import no_more_descriptors
 
 PAUSE_S = 0.05
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Door:

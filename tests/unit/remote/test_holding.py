@@ -18,15 +18,15 @@ from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import holding
 from sshunt.remote.holding import HeldConnections
+from tests.descriptors import no_more_descriptors
 
 SOMEWHERE = Flow(TCP, ("192.0.2.1", 80))
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Hall:

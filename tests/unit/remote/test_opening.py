@@ -15,14 +15,14 @@ from sshunt.mux.payload import Payload
 from sshunt.relay.flow import TCP, Endpoint, Flow, Relays, SocketConnection
 from sshunt.relay.sockets import reset_code
 from sshunt.remote.opening import Opening
+from tests.descriptors import no_more_descriptors
 from tests.unit.relay.ends import DEADLINE_S, Ends, accept, listen, read_all, run, threaded
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Told(SocketConnection):

@@ -29,6 +29,7 @@ from sshunt.route.router import Claim, Router
 from sshunt.tell.report import Event, RemoteLost, RemoteReconnected, Report, SessionLost
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import eventually, marked
+from tests.descriptors import no_more_descriptors
 
 DEADLINE_S = 20.0
 
@@ -140,9 +141,8 @@ def run(story: Callable[[Process], Awaitable[None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_more_descriptors():
+        yield
 
 
 class Path:
