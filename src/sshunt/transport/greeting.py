@@ -69,6 +69,7 @@ async def greet(
     finally:
         if not is_up:
             await channel.abandon()
+    channel.stderr.show_withheld()
 
 
 async def _upload(channel: Channel, hello: Hello, ready: asyncio.Event | None) -> None:

@@ -47,8 +47,8 @@ class Heard:
         self.addresses.append(address)
 
 
-async def channel_to(*argv: str) -> Channel:
-    process, pipes = await spawn(argv, print, None, signals=Signals.UNCHANGED)
+async def channel_to(*argv: str, on_line: Callable[[str], None] = print) -> Channel:
+    process, pipes = await spawn(argv, on_line, None, signals=Signals.UNCHANGED)
     return Channel("far", process, pipes)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import is_alive
-from sshunt.mux.hello import AGENT, REFUSED_VERSION, make_hello
+from sshunt.mux.hello import AGENT, REFUSED_VERSION, Hello, make_hello
 from sshunt.transport import greeting
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle
@@ -16,7 +16,16 @@ from sshunt.transport.channel import Channel, LaneRefusedError
 from sshunt.transport.endings import cancelled
 from sshunt.transport.greeting import greet
 from sshunt.transport.ssh_diagnosis import NO_WORD_AFTER_LOGIN
-from tests.unit.transport.programs import OURS, THEIRS, TOKEN, Heard, run, saying, shell
+from tests.unit.transport.programs import (
+    OURS,
+    THEIRS,
+    TOKEN,
+    Heard,
+    channel_to,
+    run,
+    saying,
+    shell,
+)
 
 DEADLINE_S = 20.0
 
@@ -102,6 +111,24 @@ def test_a_refusal_is_told_apart_from_a_failure() -> None:
         assert error.message == "the far side refused: too old"
 
     run(conversation)
+
+
+def test_what_was_kept_for_a_diagnosis_is_shown_once_there_is_an_answer() -> None:
+    line = "Connection closed by 192.0.2.2 port 22"
+    script = f"echo {line} >&2; read bundle; sleep 0.1; printf '{_octal(THEIRS)}'; exec cat >&-"
+
+    async def conversation() -> None:
+        shown: list[str] = []
+        channel = await channel_to("/bin/sh", "-c", script, on_line=shown.append)
+        await greeted(channel)
+        assert shown == [f"ssh: {line}"]
+        await channel.abandon()
+
+    run(conversation)
+
+
+def _octal(hello: Hello) -> str:
+    return "".join(f"\\{byte:03o}" for byte in hello.encode())
 
 
 def test_a_program_that_ends_without_an_answer_is_diagnosed_by_what_it_said() -> None:
