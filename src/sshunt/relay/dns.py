@@ -12,8 +12,6 @@ Not here: asking (direct.resolve, direct.exchange), and what programs ask (front
 import struct
 from typing import List, NamedTuple, Tuple
 
-from sshunt.mux.flows import DatagramFlow
-
 PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 
@@ -37,10 +35,6 @@ SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 2, 3, 4, 5
 
 _HEAD = struct.Struct("!HHHHHH")
 _QR, _OPCODE_AND_RD, _RCODE, _TC, _AA, _RA = 0x8000, 0x7900, 0x000F, 0x0200, 0x0400, 0x0080
-
-
-#: A query by UDP is a flow of its own.
-QueryFlow = DatagramFlow
 
 
 class Settings(NamedTuple):

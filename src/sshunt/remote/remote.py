@@ -106,7 +106,6 @@ class Remote(TunnelOwner, Carrier):
         self._report = report
         self._owner = owner
         self._emptied = asyncio.Event()  # the last lane has ended
-        self._up_at = self._loop.time()
         # What the far side grants is known when it has answered; ours grants what is taken here.
         self._tunnel = Tunnel(reactor, new_session(), self, outlives_lanes=terms.grace_s > 0)
         self._held = HeldConnections(self._tunnel)

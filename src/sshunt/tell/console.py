@@ -10,7 +10,7 @@ stderr non-blocking: that would hold for everybody who shares it.) Nothing is bu
 nothing fails when the process ends.
 
 ssh and sudo ask their questions at the same terminal, past us. While ssh may do so there is no
-status line (``giving_way``), for a line redrawn every second would wipe the question out. Other
+status line (``give_way``), for a line redrawn every second would wipe the question out. Other
 lines are written above a question that is open: "Permission denied, please try again" comes to us
 by ssh's stderr, and ssh asks the next time before we can have read it. That a question is open is
 seen by the echo, which readpassphrase(3) and sudo turn off before they ask. (Not done: ssh's stderr
@@ -23,8 +23,6 @@ import select
 import sys
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 from sshunt.errors import UserError
@@ -91,17 +89,8 @@ class Console:
         if self._in_foreground() and self._emit(self._cleared(columns) + shown):
             self._status, self._columns = shown, columns
 
-    @contextmanager
-    def giving_way(self) -> Iterator[None]:
-        """Meanwhile somebody else may ask questions at this terminal: no status line."""
-        self.give_way()
-        try:
-            yield
-        finally:
-            self.take_back()
-
     def give_way(self) -> None:
-        """The same, until ``take_back``."""
+        """Somebody else may ask questions at this terminal: no status line until ``take_back``."""
         self.status("")
         self._gives_way += 1
 

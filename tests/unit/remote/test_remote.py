@@ -106,11 +106,6 @@ class Process:
         for pid in marked(self.marks[name]):
             os.kill(pid, number)
 
-    def lose_lane(self, name: str) -> None:
-        """Only the stub: the agent lives on."""
-        stub = min(marked(self.marks[name]))
-        os.kill(stub, signal.SIGKILL)
-
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         for _ in range(int(DEADLINE_S / 0.01)):
             if condition():

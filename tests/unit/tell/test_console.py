@@ -159,10 +159,11 @@ def test_the_status_line_gives_way_while_ssh_may_ask() -> None:
     with terminal() as (stream, seen):
         console = Console(stream=stream)
         console.status("3 connections")
-        with console.giving_way():
-            console.status("4 connections")
-            os.write(stream.fileno(), b"password: ")
-            console.status("5 connections")
+        console.give_way()
+        console.status("4 connections")
+        os.write(stream.fileno(), b"password: ")
+        console.status("5 connections")
+        console.take_back()
         console.status("6 connections")
         expected = "\r\x1b[K3 connections\r\x1b[Kpassword: \r\x1b[K6 connections"
         assert shown_up_to(expected, seen) == expected
