@@ -70,7 +70,7 @@ class Router(Carrier):
 
     def replace(self, claims: Iterable[Claim], *, names: Carrier | None = None) -> None:
         """From now on these decide."""
-        self._names = names
+        self._names: Carrier | Refused = Refused(NO_RESOURCES) if names is None else names
         self._remembered: dict[Endpoint, Carrier | Refused] = {}
         self._carriers: dict[Route, Carrier] = {}
         for claim in claims:
@@ -108,16 +108,15 @@ class Router(Carrier):
     @property
     def is_up(self) -> bool:
         """As in Carrier; that of names, for those are asked by it."""
-        return self._names is not None and self._names.is_up
+        return isinstance(self._names, Carrier) and self._names.is_up
 
     def connect(self, connection: Connection) -> Relay | None:
         """As in Carrier. A connection of DNS goes to the carrier of names."""
-        carrier: Carrier | Refused | None = self._names
-        if connection.flow.network != DNS:
-            carrier = self.carrier_of(connection.flow)
+        flow = connection.flow
+        carrier = self._names if flow.network == DNS else self.carrier_of(flow)
         if isinstance(carrier, Carrier):
             return carrier.connect(connection)
-        connection.refused(carrier.code if carrier is not None else NO_RESOURCES)
+        connection.refused(carrier.code)
         return None
 
     def associate(self, association: Association) -> Outlet:
@@ -130,7 +129,7 @@ class Router(Carrier):
 
     def ask(self, question: Question) -> Asked:
         """As in Carrier."""
-        if self._names is not None:
+        if isinstance(self._names, Carrier):
             return self._names.ask(question)
-        question.refused(NO_RESOURCES)
+        question.refused(self._names.code)
         return Asked()
