@@ -25,7 +25,6 @@ from sshunt.helper.protocol import (
     Undo,
 )
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import SESSION, Conversation
 
@@ -35,11 +34,6 @@ PLAN = Plan(
     (Route(ip_network("10.0.0.0/8"), Action.REMOTE),),
     bypass=(("192.0.2.7", 22),),
 )
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.fixture(params=["owned", "plain"])

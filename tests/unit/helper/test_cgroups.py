@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,9 @@ import pytest
 from sshunt.capture.nft import table_name
 from sshunt.helper import cgroups, marks
 from sshunt.helper.marks import Marks
-from sshunt.helper.processes import open_proc
-from tests.unit.helper.control_groups import hierarchy, place_in, sleeper
+from tests.unit.helper.control_groups import sleeper
 
 OURS, THEIRS = "0123456789abcdef", "fedcba9876543210"
-
-
-@pytest.fixture
-def proc() -> Iterator[int]:
-    descriptor = open_proc()
-    yield descriptor
-    os.close(descriptor)
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    return hierarchy()
-
-
-@pytest.fixture
-def place(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with place_in(root, monkeypatch) as place:
-        yield place
 
 
 @pytest.fixture

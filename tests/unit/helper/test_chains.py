@@ -6,12 +6,6 @@ import pytest
 
 from sshunt.helper.chains import MOST_CHAINS, suspects
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.fixture(autouse=True)

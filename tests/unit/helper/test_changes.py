@@ -16,7 +16,6 @@ from sshunt.helper.changes import (
 )
 from sshunt.helper.netlink import CREATE, EXCLUSIVE, Change, Netlink, attribute
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
 
 NETFILTER = 12
 TABLE = "ours"
@@ -50,11 +49,6 @@ SET_OF_PROTOCOLS = Change(
     + b"".join(attribute(k, struct.pack("!I", value)) for k, value in ((4, 12), (5, 1), (10, 1))),
     CREATE,
 )
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.fixture

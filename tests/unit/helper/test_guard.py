@@ -7,13 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from sshunt.helper.processes import open_proc
-from tests.unit.helper.control_groups import hierarchy, place_in, sleeper, wait_until
+from tests.unit.helper.control_groups import sleeper, wait_until
 
 PROGRAM = """
 import os, socket, sys
@@ -28,24 +24,6 @@ if made:
     made.remove()
     print("removed", flush=True)
 """
-
-
-@pytest.fixture
-def proc() -> Iterator[int]:
-    descriptor = open_proc()
-    yield descriptor
-    os.close(descriptor)
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    return hierarchy()
-
-
-@pytest.fixture
-def place(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with place_in(root, monkeypatch) as place:
-        yield place
 
 
 class Helper:

@@ -8,12 +8,6 @@ import pytest
 
 from sshunt.helper.interfaces import Interfaces
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.fixture

@@ -22,16 +22,10 @@ from sshunt.helper.protocol import (
     encode_request,
 )
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
 from tests.unit.helper.conversation import DEADLINE_S, SESSION
 
 HELPER = Path(sshunt.__path__[0]) / "helper" / "__main__.py"
 COMMAND = [sys.executable, "-I", "-S", "-B", str(HELPER)]
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])

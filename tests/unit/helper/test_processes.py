@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.helper.processes import Process, open_proc, requester
+from sshunt.helper.processes import Process, requester
 
 _HAND_ON = """
 import array, os, socket, sys
@@ -21,13 +21,6 @@ ends = array.array("i", [sock.fileno() for sock in pair])
 over.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
 over.recv(1)
 """
-
-
-@pytest.fixture
-def proc() -> Iterator[int]:
-    descriptor = open_proc()
-    yield descriptor
-    os.close(descriptor)
 
 
 @contextmanager

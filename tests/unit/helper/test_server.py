@@ -30,7 +30,6 @@ from sshunt.helper.protocol import (
 )
 from sshunt.helper.server import taken_line
 from sshunt.lab.hosts import Host
-from sshunt.lab.world import Lab
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation
 
@@ -55,11 +54,6 @@ ALLOWED = {
     "idle": {"guard", "apply", "undo"},
     "active": {"guard", "apply", "bypass", "resolvers", "retain", "suspects", "undo"},
 }
-
-
-@pytest.fixture(scope="module")
-def host(lab: Lab) -> Host:
-    return lab.target
 
 
 @pytest.fixture

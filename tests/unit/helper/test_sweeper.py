@@ -16,7 +16,7 @@ import pytest
 
 from sshunt.helper import sweeper
 from sshunt.helper.processes import open_proc
-from tests.unit.helper.control_groups import hierarchy, place_in, wait_until
+from tests.unit.helper.control_groups import wait_until
 
 PROGRAM = """
 import os, socket, sys
@@ -57,17 +57,6 @@ class Helper:
     def children(self) -> list[int]:
         pid = self.process.pid
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    return hierarchy()
-
-
-@pytest.fixture
-def place(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with place_in(root, monkeypatch) as place:
-        yield place
 
 
 @contextmanager
