@@ -7,6 +7,7 @@
 Both ends of the captured connection are in the test's hands.
 """
 
+import errno
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
@@ -462,3 +464,60 @@ def test_a_listener_whose_address_is_another_host_s_now_gets_nothing_redirected(
                 other.accept()
     finally:
         ip(owner, f"address delete {address}/24 dev to-client")
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("new_owner", ["server", "neighbour"])
+def test_what_a_plan_before_this_one_redirected_does_not_go_to_another_host_either(
+    lab: Lab, start: Start, new_owner: str, options: list[str]
+) -> None:
+    owner = lab.server if new_owner == "server" else lab.neighbour
+    address = "192.0.2.88" if new_owner == "server" else "198.51.100.88"
+    ip(lab.client, f"address add {address}/24 dev to-{new_owner}")
+    capture = start(*options)
+    served = [lab.client, *([owner] if owner is lab.neighbour else [])]
+    with ExitStack() as opened:
+        listener = opened.enter_context(lab.client.listen(address))
+        listen4 = listener.getsockname()[:2]
+        listener.listen(0)  # one may wait to be accepted; of all others the SYN comes in vain
+        capture.apply([FAMILIES[4].route], listen4=listen4, listen6=None)
+        opened.enter_context(lab.client.connect("10.9.8.7", 7))
+        programs = [opened.enter_context(begins_to_connect(host, "10.9.8.7")) for host in served]
+        for route in (FAMILIES[4].route, ["10.0.0.0/8", "remote", 0, 65535]):
+            capture.apply([route], listen6=None)
+        ip(lab.client, f"address delete {address}/24 dev to-{new_owner}")
+        ip(owner, f"address add {address}/24 dev to-client")
+        try:
+            other = opened.enter_context(hears_every_segment(owner))
+            for program in programs:  # sends its SYN again
+                assert select.select([], [program], [], RESUMED_S)[1]
+                error = program.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                assert error == errno.ECONNREFUSED
+            assert listen4[1] not in ports_that_are_asked(other)
+        finally:
+            ip(owner, f"address delete {address}/24 dev to-client")
+
+
+def begins_to_connect(host: Host, address: str) -> socket.socket:
+    program = host.make_socket()
+    program.setblocking(False)
+    assert program.connect_ex((address, 7)) == errno.EINPROGRESS
+    return program
+
+
+def hears_every_segment(host: Host) -> socket.socket:
+    with host.entered():
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+
+
+def ports_that_are_asked(raw: socket.socket) -> set[int]:
+    """The ports to which TCP segments come, until none comes any more."""
+    raw.settimeout(0.3)
+    ports = set()
+    try:
+        while True:
+            packet = raw.recv(65536)
+            header_bytes = (packet[0] & 15) * 4
+            ports.add(int.from_bytes(packet[header_bytes + 2 : header_bytes + 4], "big"))
+    except TimeoutError:
+        return ports

@@ -63,9 +63,10 @@ error, where there was a program that hung for two minutes::
 
 A listener on one address of this host, not loopback: the host may lose that address, and another
 host get it. Only redirecting to our own host is what we are there for, so what has been translated
-to that address and would leave is answered with a reset::
+to that address and would leave is answered with a reset. That holds for listeners of earlier plans,
+too, since what was translated to them stays so::
 
-    output, forward, behind nat: to our listener, and its address is not local .. reset
+    output, forward, behind nat: to such a listener, its address is not local .. reset
 
 A plain table, one without owner, outlives its helper if that is killed; then whoever gets the
 listener's port would get the connections. So it has a set ``alive`` of protocols whose elements the
@@ -78,7 +79,7 @@ Not here: choosing and applying (helper), geometry (plan).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
@@ -194,11 +195,17 @@ def as_commands(table: str, name: str | None = None) -> str:
 
 
 def render(
-    plan: Plan, *, owner: bool, cgroup: Cgroup | None, served: Mapping[int, Links] = _ANY_LINK
+    plan: Plan,
+    *,
+    owner: bool,
+    cgroup: Cgroup | None,
+    served: Mapping[int, Links] = _ANY_LINK,
+    earlier: Iterable[Endpoint] = (),
 ) -> str:
     """The table that captures what ``plan`` says; see ``as_commands``.
 
-    ``served`` are the links from which forwarded connections of a family are captured.
+    ``served`` are the links from which forwarded connections of a family are captured, ``earlier``
+    the listeners of plans before this one, as ``listeners_that_may_go`` names them.
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """
@@ -223,6 +230,7 @@ def render(
     lines += _output_chain(families, asked, alive, cgroup)
     forwarded = {family: served[family] for family in families if plan.forwards(family)}
     lines += _prerouting_chain(forwarded, alive)
+    lines += _gone_chains([*listeners_that_may_go(plan), *earlier])
     lines += _bound_chains(plan, families)
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -236,6 +244,13 @@ def bypass_sets(plan: Plan) -> dict[str, list[tuple[Address, int]]]:
         f"bypass{family}": [(a, port) for a, port in endpoints if a.version == family]
         for family in _with_bypass(plan)
     }
+
+
+def listeners_that_may_go(plan: Plan) -> list[Endpoint]:
+    """Where connections are redirected to, as far as this host may lose the address."""
+    families = [family for family in (4, 6) if plan.listener(family) is not None]
+    arrivals = [_arrives_at(plan, family) for family in families]
+    return [(a, port) for a, port in arrivals if not ip_address(a).is_loopback]
 
 
 def resolver_sets(plan: Plan) -> dict[str, list[Address]]:
@@ -437,7 +452,6 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
         )
         resetting.append(f"\t\t{source} @bound{family} ct status dnat reject with tcp reset")
     return [
-        *_gone_chains(plan, families),
         "\tchain bound {",
         f"\t\ttype nat hook postrouting priority {_NOTING_PRIORITY}; policy accept;",
         '\t\toifname "lo" return',
@@ -451,24 +465,22 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
     ]
 
 
-def _gone_chains(plan: Plan, families: list[int]) -> list[str]:
-    """The reset of what would go to another host, since the listener's address is not ours now."""
-    listeners = [
-        f"{_PROTOCOL[family]} daddr {address} tcp dport {port} ct status dnat"
-        for family in families
-        for address, port in [_arrives_at(plan, family)]
-        if not ip_address(address).is_loopback
+def _gone_chains(listeners: Iterable[Endpoint]) -> list[str]:
+    """The reset of what would go to another host, since a listener's address is not ours now."""
+    translated = [
+        f"{_PROTOCOL[ip_address(address).version]} daddr {address} tcp dport {port} ct status dnat"
+        for address, port in dict.fromkeys(listeners)
     ]
-    if not listeners:
+    if not translated:
         return []
     return [
         "\tchain gone {",
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        *(f"\t\t{each} fib daddr type != local reject with tcp reset" for each in listeners),
+        *(f"\t\t{each} fib daddr type != local reject with tcp reset" for each in translated),
         "\t}",
         "\tchain gone_forward {",
         f"\t\ttype filter hook forward priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        *(f"\t\t{each} reject with tcp reset" for each in listeners),
+        *(f"\t\t{each} reject with tcp reset" for each in translated),
         "\t}",
     ]
 

@@ -21,6 +21,8 @@ not renewed it for some seconds (capture.nft); the next helper that starts remov
 **Whose traffic.** A request's word for what is this host's is not enough, since it may be anybody's
 who may start us: listeners are on addresses that interfaces have (not on retained ones), those are
 what an interface had while we were there, resolvers are those that root reads in resolv.conf.
+Where a listener's address goes later, what has been redirected to it is reset (capture.nft): for
+that, the listeners of all plans are remembered as long as we live.
 
 Undo runs backwards: retained addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. With it goes a table that captures nothing
@@ -58,7 +60,7 @@ from sshunt.helper.netlink import Change
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.privileges import drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import KernelError, Refusal
+from sshunt.helper.protocol import MAX_LISTENERS, KernelError, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
@@ -91,6 +93,7 @@ class Kernel:
             self._parent = cgroups.parent_of(self._client, session, marks)
         self._table = nft.table_name(session)  # the one for inet, if there is one
         self._plan: Plan | None = None
+        self._listeners: dict[Endpoint, None] = {}  # of all plans, on addresses that may go
         self._owned = False
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
@@ -152,11 +155,21 @@ class Kernel:
                 self._check_local(listener)
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
         self._see_to_our_end()
+        self._remember_listeners(plan)
         if self._plan is None:
             self._make(plan)
         else:
             self._replace_plan(plan)
         return self._owned
+
+    def _remember_listeners(self, plan: Plan) -> None:
+        """Before there are rules: those that are taken back a moment later may have redirected."""
+        listeners = self._listeners | dict.fromkeys(nft.listeners_that_may_go(plan))
+        if len(listeners) > MAX_LISTENERS:
+            raise KernelError(
+                Refusal.LISTENER, f"a session has {MAX_LISTENERS} listeners on addresses at most"
+            )
+        self._listeners = listeners
 
     def _make(self, plan: Plan) -> None:
         self._remove_tables()
@@ -362,7 +375,9 @@ class Kernel:
         cgroup = self._guard.cgroup if self._guard is not None else None
         served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
         try:
-            return _RENDER[plan.method](plan, owner=owner, cgroup=cgroup, served=served)
+            return _RENDER[plan.method](
+                plan, owner=owner, cgroup=cgroup, served=served, earlier=self._listeners
+            )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
 

@@ -55,6 +55,10 @@ MAX_ROUTES = 20_000
 #: The most redirects of a plan: each kind once for each family.
 MAX_REDIRECTS = 2 * len(What)
 
+#: The most listeners on addresses that this host may lose, over all plans of a session: each is
+#: remembered, for what was redirected to it stays so. A client that changes them hardly ever does.
+MAX_LISTENERS = 16
+
 #: The most bypass endpoints. One per lane would do; a name behind a ProxyCommand may have several.
 MAX_BYPASS = 256
 

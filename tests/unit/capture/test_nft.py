@@ -19,6 +19,7 @@ from sshunt.capture.nft import (
     Cgroup,
     as_commands,
     bypass_sets,
+    listeners_that_may_go,
     render,
     render_marking,
     resolver_sets,
@@ -77,6 +78,9 @@ _TEXTS = {
     "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
     "from-links": render(_EVERYTHING, owner=True, cgroup=None, served=_FROM_LINKS),
     "names": render(_NAMES, owner=True, cgroup=_CGROUP),
+    "earlier": render(
+        _OFFICE, owner=True, cgroup=None, earlier=listeners_that_may_go(_ONE_ADDRESS)
+    ),
     "marking": render_marking(_SESSION, _CGROUP, owner=True),
     "nothing": render(Plan(_SESSION, (), (_route("::/0"),)), owner=False, cgroup=None),
 }
@@ -162,6 +166,17 @@ def test_sets_of_what_is_not_captured_are_left_out() -> None:
     peers = replace(_OFFICE, bypass=(("2001:db8::9", 22),))
     assert bypass_sets(peers) == {"bypass4": []}
     assert resolver_sets(peers) == {}
+
+
+def test_listeners_on_loopback_and_everywhere_never_go_to_another_host() -> None:
+    assert listeners_that_may_go(_OFFICE) == listeners_that_may_go(_EVERYTHING) == []
+    assert listeners_that_may_go(_ONE_ADDRESS) == [("192.0.2.1", 1), ("2001:db8:1::1", 2)]
+
+
+def test_a_listener_that_an_earlier_plan_had_too_is_named_once() -> None:
+    earlier = listeners_that_may_go(_ONE_ADDRESS)
+    again = render(_ONE_ADDRESS, owner=False, cgroup=None, earlier=earlier)
+    assert again == _TEXTS["one-address"]
 
 
 def test_connections_of_an_agent_on_this_host_are_skipped_by_their_priority() -> None:

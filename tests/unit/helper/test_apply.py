@@ -9,6 +9,7 @@ import pytest
 
 from sshunt.capture.plan import Plan, Redirect, What
 from sshunt.helper.protocol import (
+    MAX_LISTENERS,
     Applied,
     Apply,
     Bypass,
@@ -105,6 +106,23 @@ def test_a_listener_on_another_host_s_address_is_refused_and_nothing_is_made(
 def test_a_listener_on_an_interface_s_address_is_taken(helper: Conversation) -> None:
     here = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (helper.host.v4, 12300)),))
     assert isinstance(helper.ask(Apply(here)), Applied)
+
+
+def test_listeners_of_all_plans_before_are_remembered_and_only_some_are_taken(
+    helper: Conversation,
+) -> None:
+    def listening(port: int) -> Plan:
+        return replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (helper.host.v4, port)),))
+
+    for port in range(1, MAX_LISTENERS + 1):
+        assert isinstance(helper.ask(Apply(listening(port))), Applied)
+    helper.ask(Undo())
+    assert refusal(helper.ask(Apply(listening(MAX_LISTENERS + 1)))) is Refusal.LISTENER
+    assert isinstance(helper.ask(Apply(listening(1))), Applied)
+    assert isinstance(helper.ask(Apply(PLAN)), Applied)
+    rules = helper.rules()
+    for port in range(1, MAX_LISTENERS + 1):
+        assert f"ip daddr {helper.host.v4} tcp dport {port} ct status dnat" in rules
 
 
 def test_resolvers_that_this_host_does_not_ask_are_refused(helper: Conversation) -> None:
