@@ -36,6 +36,9 @@ _NOT_FOR_SSH = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 #: may want to tidy up; ssh itself is deaf to it.
 KILL_DEADLINE_S = 0.2
 
+#: The time from SIGKILL until a program is left to itself.
+LEAVE_DEADLINE_S = 1.0
+
 
 class Signals(Enum):
     """What a program hears of the signals that ask us to stop."""
@@ -107,21 +110,25 @@ def _prepare_child(signals: Signals) -> Callable[[], None]:
 
 
 async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[Any]") -> None:
-    """End the program, and what it has started. ``ended`` is done when it has."""
+    """End the program, and what it has started. ``ended`` is done when it has.
+
+    What we may not end (``-e 'sudo ssh'`` is root's) and what the kernel can't end (it waits for a
+    disk) is left; its pipes are closed, so it ends when it looks at them.
+    """
     import psutil  # rarely needed, and it takes its time
 
     try:
         started = psutil.Process(process.pid).children(recursive=True)
     except (psutil.Error, OSError, RuntimeError):  # it has just ended, or can't be looked at
         started = []
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         process.terminate()
     try:
         await asyncio.wait([ended], timeout=KILL_DEADLINE_S)
     finally:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             process.kill()
         for child in started:
             with suppress(psutil.Error):
                 child.kill()  # not if its pid is another process' by now
-    await asyncio.wait([ended])
+    await asyncio.wait([ended], timeout=LEAVE_DEADLINE_S)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from sshunt.lab.hosts import is_alive
+from sshunt.transport import process as process_module
 from sshunt.transport.process import Pipes, Signals, kill, spawn
 from tests.agent.far_side import eventually
+
+NOBODY = 65534
 
 ASKED_TO_END = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT}
 
@@ -66,6 +69,25 @@ def test_an_agent_of_this_host_hears_every_signal_and_has_no_terminal() -> None:
     assert ignored & ASKED_TO_END == ours
     assert not blocked & ASKED_TO_END
     assert not is_with_us
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a while")
+def test_a_program_that_we_may_not_kill_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "LEAVE_DEADLINE_S", 0.1)
+
+    async def run() -> None:
+        process, pipes = await spawn(["sleep", "60"], print, None, signals=Signals.IGNORED)
+        ended = asyncio.ensure_future(process.wait())
+        os.setresuid(NOBODY, NOBODY, 0)
+        try:
+            await kill(process, ended)
+        finally:
+            os.setresuid(0, 0, 0)
+        assert not ended.done()
+        close(pipes)
+        await kill(process, ended)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("signals", list(Signals))
