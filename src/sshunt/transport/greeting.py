@@ -13,7 +13,7 @@ Not here: what is behind the channel (ssh, local), what the sentences of a progr
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from sshunt.errors import ExitCode, UserError
@@ -44,9 +44,6 @@ LOGIN_LOOK_S = 0.5
 #: What a program that has ended may have left in its pipe is read within this time.
 LEFT_IN_PIPE_S = 0.2
 
-#: Why there is no HELLO: the program's exit status, its last lines, what came on stdout.
-Diagnose = Callable[[int, Sequence[str], bytes], UserError]
-
 
 async def greet(
     channel: Channel,
@@ -55,7 +52,6 @@ async def greet(
     *,
     ready: asyncio.Event | None = None,
     deadline_s: float = HELLO_DEADLINE_S,
-    diagnose: Diagnose = ssh_diagnosis.diagnose,
 ) -> None:
     """Bring the agent there, and wait until it has accepted ``hello``; the channel then has its
     answer. See ``channel.Transport`` for the rest. Raises UserError; a failed or cancelled greeting
@@ -63,8 +59,8 @@ async def greet(
     """
     is_up = False
     try:
-        await _upload(channel, hello, ready)
-        await _find_hello(channel, hello, hearer, deadline_s, diagnose)
+        await _upload(channel, hello, ready, deadline_s)
+        await _find_hello(channel, hello, hearer, deadline_s)
         is_up = True
     finally:
         if not is_up:
@@ -72,13 +68,34 @@ async def greet(
     channel.stderr.show_withheld()
 
 
-async def _upload(channel: Channel, hello: Hello, ready: asyncio.Event | None) -> None:
+async def _upload(
+    channel: Channel, hello: Hello, ready: asyncio.Event | None, deadline_s: float
+) -> None:
     if ready is None or ready.is_set():
-        await _write_all(channel.write_fd, upload(agent_bundle(), hello))
+        await _send(channel, upload(agent_bundle(), hello), deadline_s)
     else:
-        await _write_all(channel.write_fd, upload(agent_bundle(), None))
+        await _send(channel, upload(agent_bundle(), None), deadline_s)
         await _until(ready, channel)
-        await _write_all(channel.write_fd, hello.encode())
+        await _send(channel, hello.encode(), deadline_s)
+
+
+async def _send(channel: Channel, data: bytes, deadline_s: float) -> None:
+    """Write ``data``, or as much as is read while the program lives. Raises UserError.
+
+    It fits into a pipe at once, but not into one of the short ones (two pages) that are all that
+    somebody gets who has many pipes (pipe(7), pipe-user-pages-soft). ssh reads from it when it is
+    logged in.
+    """
+    writing = asyncio.ensure_future(_write_all(channel.write_fd, data))
+    either: list[asyncio.Future[Any]] = [writing, channel.ended]
+    try:
+        done, _ = await asyncio.wait(
+            either, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        await cancelled(writing)
+    if not done:
+        raise ssh_diagnosis.silence(deadline_s, b"")
 
 
 async def _until(ready: asyncio.Event, channel: Channel) -> None:
@@ -91,9 +108,7 @@ async def _until(ready: asyncio.Event, channel: Channel) -> None:
         waiting.cancel()
 
 
-async def _find_hello(
-    channel: Channel, ours: Hello, hearer: Hearer, deadline_s: float, diagnose: Diagnose
-) -> None:
+async def _find_hello(channel: Channel, ours: Hello, hearer: Hearer, deadline_s: float) -> None:
     """Find the far side's HELLO; ``channel`` then has it, and the bytes behind it. UserError."""
     search = HelloSearch()
     listening = asyncio.ensure_future(_listen(channel, search, hearer, deadline_s))
@@ -108,7 +123,7 @@ async def _find_hello(
         await asyncio.wait([channel.ended], timeout=CLOSE_DEADLINE_S)
         channel.stderr.drain()
         status = channel.ended.result().code if channel.ended.done() else 255
-        raise diagnose(status, channel.stderr.lines, search.unmatched)
+        raise ssh_diagnosis.diagnose(status, channel.stderr.lines, search.unmatched)
     theirs = channel.hello
     if theirs.role != AGENT or theirs.token != ours.token:
         raise UserError(

@@ -1,6 +1,7 @@
 """The first words on a channel, and how long somebody waits for the answer."""
 
 import asyncio
+import fcntl
 import os
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def test_a_refusal_is_told_apart_from_a_failure() -> None:
 
 def test_what_was_kept_for_a_diagnosis_is_shown_once_there_is_an_answer() -> None:
     line = "Connection closed by 192.0.2.2 port 22"
-    script = f"echo {line} >&2; read bundle; sleep 0.1; printf '{_octal(THEIRS)}'; exec cat >&-"
+    answer = f"printf '{_octal(THEIRS)}'; exec cat > /dev/null"
+    script = f"echo {line} >&2; read bundle; sleep 0.1; {answer}"
 
     async def conversation() -> None:
         shown: list[str] = []
@@ -175,6 +177,29 @@ def test_silence_after_the_login_is_said_once_and_has_a_deadline_of_its_own(
         with pytest.raises(UserError, match="did not start sshunt's program"):
             await greet(channel, OURS, heard, deadline_s=DEADLINE_S)
         assert heard.silences == [NO_WORD_AFTER_LOGIN]
+
+    run(conversation)
+
+
+def test_a_program_that_reads_nothing_from_a_short_pipe_has_the_same_deadline() -> None:
+    async def conversation() -> None:
+        channel = await shell("exec sleep 60")
+        fcntl.fcntl(channel.write_fd, fcntl.F_SETPIPE_SZ, 4096)
+        error = await refused(channel, deadline_s=0.3)
+        assert "did not answer" in error.message
+
+    run(conversation)
+
+
+def test_a_program_that_ends_before_it_has_read_a_short_pipe_is_diagnosed() -> None:
+    keeps_it_open = "exec 3<&0; sleep 3 & "
+    script = f"{keeps_it_open}echo 'a@b: Permission denied (publickey).' >&2; exit 255"
+
+    async def conversation() -> None:
+        channel = await shell(script)
+        fcntl.fcntl(channel.write_fd, fcntl.F_SETPIPE_SZ, 4096)
+        error = await refused(channel)
+        assert error.exit_code is ExitCode.AUTH
 
     run(conversation)
 
