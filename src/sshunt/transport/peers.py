@@ -47,7 +47,7 @@ def own_peer(pid: int) -> Endpoint | None:
     """The remote (address, port) of a process that has one TCP connection of its own."""
     try:
         peers = _peers_of(psutil.Process(pid), frozenset({psutil.CONN_ESTABLISHED}))
-    except psutil.Error:
+    except (psutil.Error, OSError):  # gone; out of descriptors
         return None
     if len(peers) != 1:
         return None

@@ -1,11 +1,12 @@
 """Whom a process and its children are really connected to."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
 
-from sshunt.transport.peers import behind, ssh_peers
+from sshunt.transport.peers import behind, own_peer, ssh_peers
 
 _CONNECT = """
 import socket, subprocess, sys
@@ -52,6 +53,18 @@ def test_a_port_of_this_host_at_which_nobody_can_be_seen_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert behind([("127.0.0.1", port)]) == ((), (("127.0.0.1", port),))
+
+
+def test_somebody_who_is_out_of_descriptors_sees_no_peer() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = os.dup(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken, hard))  # and every lower one is taken
+    try:
+        assert own_peer(os.getpid()) is None
+        assert ssh_peers(os.getpid()) == ()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(taken)
 
 
 def test_a_process_that_has_gone_has_no_peers() -> None:
