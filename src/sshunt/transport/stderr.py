@@ -15,6 +15,8 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from sshunt.mux.text import printable
+
 #: What is kept for the diagnosis; ssh's longest message, a changed host key, has 14.
 STDERR_LINES = 30
 
@@ -39,11 +41,10 @@ LAST_READS = 16
 class StderrLines:
     """Shows lines as they come and keeps the last ones; owns the descriptor until ``close``."""
 
-    def __init__(self, fd: int, show: Callable[[str], None], speaker: str = SPEAKER) -> None:
+    def __init__(self, fd: int, show: Callable[[str], None]) -> None:
         self.lines: deque[str] = deque(maxlen=STDERR_LINES)
         self._fd = fd
         self._show = show
-        self._speaker = speaker
         self._partial = b""
         self._withheld: list[str] | None = []
         self._loop = asyncio.get_running_loop()
@@ -110,7 +111,7 @@ class StderrLines:
             self._show_line(line)
 
     def _show_line(self, line: str) -> None:
-        self._show(line if line.startswith(self._speaker) else self._speaker + line)
+        self._show(line if line.startswith(SPEAKER) else SPEAKER + line)
 
     def _stop(self) -> None:
         if self._fd >= 0:
@@ -121,4 +122,4 @@ class StderrLines:
 
 def _printable(raw: bytes) -> str:
     text = raw[:STDERR_LINE_CHARACTERS].decode("utf-8", "replace").rstrip()
-    return "".join(c if c.isprintable() or c == "\t" else " " for c in text)
+    return "\t".join(map(printable, text.split("\t")))  # ssh's own lines may have tabs
