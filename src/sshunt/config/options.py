@@ -19,8 +19,7 @@ MAX_LANES = 16
 
 
 #: How long the far side keeps a session whose connection is lost: a meeting, a flight of stairs, a
-#: train's tunnels. MAX_GRACE_S is the agent's own limit (mux.limits; a test
-#: holds them together).
+#: train's tunnels. MAX_GRACE_S is the agent's own limit (mux.limits; a test holds them together).
 DEFAULT_GRACE_S = 3600
 MAX_GRACE_S = 7 * 24 * 3600
 

@@ -221,9 +221,8 @@ class SshTransport:
 
     async def _start(self, options: Sequence[str], hearer: Hearer) -> SshChannel:
         choices = self._choices
-        through_theirs = "-S" not in options and _is_master(
-            choices.control_path
-        )  # -S none: past it
+        is_past_theirs = "-S" in options  # -S none
+        through_theirs = not is_past_theirs and _is_master(choices.control_path)
         return await _start_ssh(
             self._remote,
             [*choices.cipher, *choices.session, *options],

@@ -9,7 +9,8 @@ nothing; and who is away does not answer.
     it took somebody's time     log in with what needs nobody: key files, Kerberos, host based
     there was none              the same: the user's own connection, through which the session goes,
                                 may have taken somebody's time
- Whether somebody was asked can't be seen (the agent's protocol does not tell), but a person takes
+
+Whether somebody was asked can't be seen (the agent's protocol does not tell), but a person takes
 half a second at the very least, where a login takes some round trips. A login that was slow for
 another reason, its server's say, costs nothing where the key lies in a file. With a key in an agent
 the second login is refused then, and further lanes are channels over the first connection
