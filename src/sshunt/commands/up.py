@@ -53,6 +53,7 @@ from sshunt.tell.report import (
     StartStopped,
     UnseenWayFound,
 )
+from sshunt.transport.endings import cancelled
 from sshunt.transport.ssh import SshTransport
 from sshunt.transport.ssh_choices import NOTHING, Choices, SshConfigQuery
 
@@ -122,9 +123,9 @@ async def _run(
         either: set[asyncio.Future[Any]] = {starting, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            starting.cancel()
-            with suppress(asyncio.CancelledError, UserError):
-                await starting
+            await cancelled(starting)
+            if not starting.cancelled() and not isinstance(starting.exception(), UserError):
+                starting.result()  # raises what was a bug
             report.say(StartStopped(stop.result()))
             return ExitCode.SIGNALLED + signal.Signals[stop.result()]
         up = starting.result()
