@@ -20,10 +20,10 @@ import errno
 import os
 import select
 import socket
-import struct
+
+from sshunt.helper.starter import maker_of
 
 _SO_PEERPIDFD = 77  # asm-generic/socket.h; Python 3.10 has no name for it
-_UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
 class Process:
@@ -99,9 +99,9 @@ def open_proc() -> int:
 
 def requester(client: socket.socket, proc: int) -> Process | None:
     """The process that made the socketpair; None if it is gone or not visible from here."""
-    pid, uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid = maker_of(client)
     if pid <= 0:
-        return None  # in a foreign process namespace
+        return None
     try:
         process = Process(proc, pid)
     except OSError:

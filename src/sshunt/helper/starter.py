@@ -34,9 +34,21 @@ def is_one_of_a_pair(descriptor: int) -> bool:
     return kind == (socket.AF_UNIX, socket.SOCK_STREAM) and names == ("", "")
 
 
+def maker_of(client: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of who made a socketpair; the pid is 0 in a foreign process namespace.
+
+    ``agent.rendezvous`` and ``tell.control`` ask the kernel the same of their sockets, each by
+    itself: what root runs, what is shipped and the client have no module in common for it.
+    """
+    pid, uid, _gid = _UCRED.unpack(
+        client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return pid, uid
+
+
 def user_of(client: socket.socket, environment: Mapping[str, str]) -> int:
     """The uid of the user whose helper this is."""
-    _, maker, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, maker = maker_of(client)
     if maker == 0:
         return 0
     served = environment.get("SUDO_UID", "")
@@ -45,4 +57,4 @@ def user_of(client: socket.socket, environment: Mapping[str, str]) -> int:
     try:
         return pwd.getpwnam(environment["DOAS_USER"]).pw_uid
     except KeyError:
-        return int(maker)
+        return maker

@@ -297,7 +297,9 @@ def _is_trusted(peer: socket.socket) -> bool:
 
 
 def _credentials(peer: socket.socket) -> tuple[int, int]:
-    """The (pid, uid) at the other end."""
+    """The (pid, uid) at the other end. (``agent.rendezvous`` is shipped and ``helper.starter``
+    runs as root: each has its own.)
+    """
     size = struct.calcsize("3i")
     pid, uid, _gid = struct.unpack(
         "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.helper.processes import Process, requester
+from sshunt.helper.starter import maker_of
 
 _HAND_ON = """
 import array, os, socket, sys
@@ -41,6 +42,11 @@ def made_by_another() -> Iterator[tuple[socket.socket, "subprocess.Popen[bytes]"
                 end.close()
             over.close()
             maker.wait()
+
+
+def test_a_socketpair_names_who_has_made_it_also_when_another_has_it() -> None:
+    with made_by_another() as (end, maker, _):
+        assert maker_of(end) == (maker.pid, os.getuid())
 
 
 def test_a_process_is_there_until_it_is_reaped_and_then_answers_nothing(proc: int) -> None:
