@@ -127,10 +127,14 @@ class SendingHalf(RuleBasedStateMachine):
         self.limit = self.sender.limit
         assert self.limit >= self.sender.next_offset
 
-    @precondition(lambda self: self.sender.has_work)
     @rule(size=st.integers(1, 60))
     def take(self, size: int) -> None:
-        offset, payload = self.sender.take(size)
+        had_work = self.sender.has_work
+        item = self.sender.take(size)
+        assert had_work == (item is not None)
+        if item is None:
+            return
+        offset, payload = item
         if payload is None:
             assert self.fin_wanted
             assert offset == len(self.written)

@@ -103,14 +103,12 @@ class Listener:
             why_not=why_not,
             on_pause=self._on_pause,
         )
+        #: A descriptor has become free: if accepting pauses, go on.
+        self.resume = self._acceptor.resume
 
     def start(self) -> None:
         """Accept connections from now on."""
         self._acceptor.start()
-
-    def resume(self) -> None:
-        """A descriptor has become free: if accepting pauses, go on."""
-        self._acceptor.resume()
 
     def close(self) -> None:
         """Accept no more; may be called twice. The kernel resets connections that still wait."""

@@ -26,7 +26,7 @@ Not here: what frames mean (session), and which may be lost (lanes).
 """
 
 import struct
-from typing import List, NamedTuple, Optional, Tuple, Union
+from typing import List, NamedTuple, Tuple, Union
 
 from sshunt.mux.endpoints import decode_host_untrusted, encode_host
 from sshunt.mux.errors import RemoteProtocolError
@@ -290,7 +290,9 @@ class FrameReader:
         if left >= HEADER_BYTES:
             word, stream = HEADER.unpack_from(data, at)
             kind, length = word >> 24, word & 0xFFFFFF
-            _check_length(kind, length)
+            limits = _BODY_BYTES.get(kind)
+            if limits is None or not limits[0] <= length <= limits[1]:
+                raise _impossible(kind, length)
             stop: int = at + HEADER_BYTES + length
             if kind == DATA and (length > WHOLE_BYTES or stop <= end):
                 if left >= DATA_HEAD_BYTES:
@@ -347,18 +349,18 @@ def _carry_bytes(carry: bytearray) -> int:
         return HEADER_BYTES
     word: int = HEADER.unpack_from(carry)[0]
     kind, length = word >> 24, word & 0xFFFFFF
-    _check_length(kind, length)
+    limits = _BODY_BYTES.get(kind)
+    if limits is None or not limits[0] <= length <= limits[1]:
+        raise _impossible(kind, length)
     if kind == DATA and length > WHOLE_BYTES:
         return DATA_HEAD_BYTES
     return HEADER_BYTES + length
 
 
-def _check_length(kind: int, length: int) -> None:
-    limits: Optional[Tuple[int, int]] = _BODY_BYTES.get(kind)
-    if limits is None:
-        raise RemoteProtocolError("frame of unknown type %d" % kind)
-    if not limits[0] <= length <= limits[1]:
-        raise RemoteProtocolError("frame of type %d with %d bytes" % (kind, length))
+def _impossible(kind: int, length: int) -> RemoteProtocolError:
+    if kind in _BODY_BYTES:
+        return RemoteProtocolError("frame of type %d with %d bytes" % (kind, length))
+    return RemoteProtocolError("frame of unknown type %d" % kind)
 
 
 def _decode_small(kind: int, stream: int, body: bytes) -> Frame:

@@ -68,6 +68,7 @@ class Lane:
         "_unacked_bytes",
         "acked",
         "id",
+        "in_flight_bytes",
         "is_blocked",
         "is_reserved",
         "last_heard_at",
@@ -88,6 +89,7 @@ class Lane:
         # Sending.
         self.sent = 0  # position: bytes handed out for this lane
         self.acked = 0  # position that the peer has processed
+        self.in_flight_bytes = 0  # that may still be under way; a trailing ack of ours is not
         self.outstanding: Deque[Sent] = deque()
         self._eliciting_end = 0  # end of the last frame that asked for an ack
         self._acked_at = now
@@ -109,11 +111,6 @@ class Lane:
         self._newest_at = now  # when the newest of them came
 
     # --- sending ------------------------------------------------------------------------------
-
-    @property
-    def in_flight_bytes(self) -> int:
-        """Bytes on the lane that may still be under way. A trailing ack of ours does not count."""
-        return self.sent - self.acked if self.acked < self._eliciting_end else 0
 
     @property
     def room_bytes(self) -> int:
@@ -160,6 +157,8 @@ class Lane:
     def note_silent(self, size: int) -> None:
         """An acknowledgement of ours of ``size`` bytes goes out."""
         self.sent += size
+        if self.in_flight_bytes:
+            self.in_flight_bytes += size
 
     def note_sent(self, size: int, now: float, sent: Sent) -> None:
         """A frame of ``size`` bytes that asks for an acknowledgement goes out."""
@@ -172,6 +171,7 @@ class Lane:
         self._burst_at = sent.sent_at = now
         self._burst_bytes += size
         self.sent = self._eliciting_end = sent.end = self.sent + size
+        self.in_flight_bytes = self.sent - self.acked
         self.outstanding.append(sent)
 
     def acknowledge(self, position: int, held_s: float, arrived_us: int, now: float) -> List[Sent]:
@@ -185,6 +185,7 @@ class Lane:
         while outstanding and outstanding[0].end <= position:
             released.append(outstanding.popleft())
         self.acked = max(self.acked, position)
+        self.in_flight_bytes = self.sent - self.acked if self.acked < self._eliciting_end else 0
         if released:
             newest = released[-1]
             sent_at = newest.sent_at

@@ -53,21 +53,24 @@ class Outgoing:
         Pass the present as ``after``, or a timer would spin: a deadline that has passed belongs to
         a lane that takes nothing now, and ``transmit`` is called when it does.
         """
-        due = [lane.ack_due for lane in self._lanes.values() if lane.ack_due is not None]
-        if self.scheduler.has_bulk:
-            due.extend(lane.pacer.next_at for lane in self._lanes.values())
-        return min((when for when in due if when > after), default=None)
+        soonest: Optional[float] = None
+        has_bulk = bool(self.scheduler.bulk)
+        for lane in self._lanes.values():
+            for when in (lane.ack_due, lane.pacer.next_at if has_bulk else None):
+                if when is not None and when > after and (soonest is None or when < soonest):
+                    soonest = when
+        return soonest
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""
         if self._control.waiting or self._datagrams.waiting:
             return True
-        data = len(self.scheduler) > 0
+        data = self.scheduler.sparse or self.scheduler.bulk
         for lane in self._lanes.values():
             if lane.has_own_work(now):
                 return True
             if data and (
-                lane.takes_bulk(now) or (self.scheduler.has_sparse and lane.sparse_room_bytes > 0)
+                lane.takes_bulk(now) or (self.scheduler.sparse and lane.sparse_room_bytes > 0)
             ):
                 return True
         return False
@@ -78,7 +81,7 @@ class Outgoing:
         """
         urgent = bool(self._control.waiting or self._datagrams.waiting)
         return self.steering.to_fill(
-            now, urgent, self.scheduler.has_sparse, self.scheduler.has_bulk
+            now, urgent, bool(self.scheduler.sparse), bool(self.scheduler.bulk)
         )
 
     def statistics(self) -> Dict[str, object]:
@@ -117,7 +120,7 @@ class Outgoing:
             self._transmit_datagrams(lane, pieces, now, stop)
         if lane.duplicates:
             self._transmit_duplicates(lane, pieces, now, stop)
-        if len(self.scheduler):
+        if self.scheduler.sparse or self.scheduler.bulk:
             self._transmit_data(lane, pieces, now, stop, swift)
         if lane.ping_wanted:
             lane.ping_wanted = False
@@ -164,7 +167,7 @@ class Outgoing:
         scheduler = self.scheduler
         largest = scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            has_bulk = scheduler.has_bulk
+            has_bulk = bool(scheduler.bulk)
             bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
                 if has_bulk and not lane.is_reserved:

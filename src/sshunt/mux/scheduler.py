@@ -38,18 +38,19 @@ MIN_ROUND_S = 0.005
 class Scheduler:
     """Streams that have work, in two queues. A stream is in at most one of them, once."""
 
-    __slots__ = ("_bulk", "_sparse", "_sparse_run_bytes", "quantum_bytes")
+    __slots__ = ("_sparse_run_bytes", "bulk", "quantum_bytes", "sparse")
 
     def __init__(self) -> None:
         #: What a bulk stream may send in one turn: a frame of the lane at hand. With twenty streams
         #: on a slow lane a larger one would let each wait for seconds between its turns.
         self.quantum_bytes = QUANTUM_BYTES
-        self._sparse: Deque[Stream] = deque()
-        self._bulk: Deque[Stream] = deque()
+        #: The queues. Attributes, and not behind properties: they are looked at for each frame.
+        self.sparse: Deque[Stream] = deque()
+        self.bulk: Deque[Stream] = deque()
         self._sparse_run_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._sparse) + len(self._bulk)
+        return len(self.sparse) + len(self.bulk)
 
     def activate(self, stream: Stream, now: float, rtt_s: float) -> None:
         """``stream`` may have work: queue it unless it is queued already."""
@@ -60,30 +61,15 @@ class Scheduler:
             stream.recent_at = now
             stream.recent_bytes = 0
         if stream.recent_bytes + stream.sender.sendable_bytes <= SPARSE_BYTES:
-            self._sparse.append(stream)
+            self.sparse.append(stream)
         else:
             stream.quantum_left = 0
-            self._bulk.append(stream)
-
-    @property
-    def bulk_streams(self) -> int:
-        """How many streams have bulk to send."""
-        return len(self._bulk)
-
-    @property
-    def has_bulk(self) -> bool:
-        """True if streams wait that are not sparse."""
-        return bool(self._bulk)
-
-    @property
-    def has_sparse(self) -> bool:
-        """True if sparse streams wait."""
-        return bool(self._sparse)
+            self.bulk.append(stream)
 
     def queued_bytes(self) -> Tuple[int, int]:
         """(sparse, bulk) bytes that could leave now if the lanes let them."""
-        sparse = sum(stream.sender.sendable_bytes for stream in self._sparse)
-        return sparse, sum(stream.sender.sendable_bytes for stream in self._bulk)
+        sparse = sum(stream.sender.sendable_bytes for stream in self.sparse)
+        return sparse, sum(stream.sender.sendable_bytes for stream in self.bulk)
 
     def take(
         self, lane: int, size: int, bulk: bool = True, any_sparse: bool = True
@@ -94,12 +80,12 @@ class Scheduler:
         are asked; without ``any_sparse`` only those sparse streams that may take no other lane.
         """
         if not any_sparse:
-            item = self._take_from(self._sparse, lane, lane, size)
-            return item or (self._take_from(self._bulk, lane, ANY_LANE, size) if bulk else None)
+            item = self._take_from(self.sparse, lane, lane, size)
+            return item or (self._take_from(self.bulk, lane, ANY_LANE, size) if bulk else None)
         if not bulk:
-            return self._take_from(self._sparse, lane, ANY_LANE, size)
+            return self._take_from(self.sparse, lane, ANY_LANE, size)
         bulk_turn = self._sparse_run_bytes >= SPARSE_RUN_BYTES
-        first, second = (self._bulk, self._sparse) if bulk_turn else (self._sparse, self._bulk)
+        first, second = (self.bulk, self.sparse) if bulk_turn else (self.sparse, self.bulk)
         item = self._take_from(first, lane, ANY_LANE, size)
         return item or self._take_from(second, lane, ANY_LANE, size)
 
@@ -116,24 +102,24 @@ class Scheduler:
             if stream.pinned_lane != lane and stream.pinned_lane != pinned_lane:
                 queue.rotate(-1)
                 continue
-            if not stream.sender.has_work:  # it was reset, or its credit was called back
-                queue.popleft()
+            taken = stream.sender.take(size)
+            queue.popleft()
+            if taken is None:  # it was reset, or its credit was called back
                 stream.scheduled = False
                 continue
-            return self._serve(queue, stream, size)
+            offset, payload = taken
+            self._put_back(queue, stream, len(payload) if payload is not None else 0)
+            return stream, offset, payload
         return None
 
-    def _serve(
-        self, queue: Deque[Stream], stream: Stream, size: int
-    ) -> Tuple[Stream, int, Optional[Payload]]:
-        """Take from ``stream``, the head of ``queue``, and put it where it belongs now."""
-        if queue is self._bulk and stream.quantum_left <= 0:
-            stream.quantum_left += self.quantum_bytes
-        offset, payload = stream.sender.take(size)
-        taken = len(payload) if payload is not None else 0
+    def _put_back(self, queue: Deque[Stream], stream: Stream, taken: int) -> None:
+        """``taken`` bytes of ``stream``, which was the head of ``queue``, leave: put it where it
+        belongs now.
+        """
         stream.recent_bytes += taken
-        queue.popleft()
-        if queue is self._bulk:
+        if queue is self.bulk:
+            if stream.quantum_left <= 0:
+                stream.quantum_left += self.quantum_bytes
             self._sparse_run_bytes = 0
             stream.quantum_left = max(stream.quantum_left - taken, -self.quantum_bytes)
             if stream.sender.has_work:
@@ -141,12 +127,11 @@ class Scheduler:
                     queue.appendleft(stream)
                 else:
                     queue.append(stream)
-                return stream, offset, payload
+                return
         else:
             self._sparse_run_bytes += taken
             if stream.sender.has_work:
-                sparse = stream.recent_bytes <= SPARSE_BYTES
-                (self._sparse if sparse else self._bulk).append(stream)
-                return stream, offset, payload
+                is_sparse = stream.recent_bytes <= SPARSE_BYTES
+                (self.sparse if is_sparse else self.bulk).append(stream)
+                return
         stream.scheduled = False
-        return stream, offset, payload

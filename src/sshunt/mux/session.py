@@ -85,6 +85,9 @@ class Session:
         self._outgoing = Outgoing(self.lanes, self.control, self.datagrams)
         #: A new stream to a destination. It may be written at once.
         self.open = self.table.open
+        #: How much may be written to a stream now; after a 0 comes StreamWritable when there is
+        #: more.
+        self.room_bytes = self.table.queued.room_bytes
         #: When ``transmit`` must be called at the latest though nothing else happened; whether it
         #: would hand out something; for which lanes, in the order in which they should be filled.
         self.next_deadline = self._outgoing.next_deadline
@@ -126,10 +129,6 @@ class Session:
             stream.opened = True
             self.control.append(frames.encode_opened(stream.id))
 
-    def room_bytes(self, stream: Stream) -> int:
-        """How much may be written now; after a 0 comes StreamWritable when there is more."""
-        return self.table.queued.room_bytes(stream.sender)
-
     def relieve(self, now: float) -> bool:
         """To be called every STALL_S while there are blocked writers; True if there still are.
 
@@ -154,8 +153,6 @@ class Session:
 
     def write(self, stream: Stream, payload: Payload, now: float) -> None:
         """Send ``payload``; the caller keeps to ``room_bytes``."""
-        if not len(payload):
-            raise LocalProtocolError("empty payload")
         stream.sender.write(payload)
         self._scheduler.activate(stream, now, self.rtt_s)
 
@@ -303,7 +300,7 @@ class Session:
 
     @property
     def _ack_delay_s(self) -> float:
-        return ACK_DELAY_BUSY_S if self._scheduler.has_bulk else ACK_DELAY_S
+        return ACK_DELAY_BUSY_S if self._scheduler.bulk else ACK_DELAY_S
 
     def _on_data(self, number: int, offset: int, payload: Union[Payload, bytes]) -> None:
         stream = self.streams.get(number)
@@ -327,7 +324,7 @@ class Session:
         lanes = self.lanes.values()
         self.rtt_s = min([lane.rtt_s for lane in lanes if lane.rtt_s], default=0.0)
         self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
-        shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(self._scheduler.bulk_streams, 1)
+        shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(len(self._scheduler.bulk), 1)
         self.table.queued.each_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
         self._outgoing.steering.reserve_newest(now)
 

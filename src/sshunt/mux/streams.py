@@ -95,8 +95,9 @@ class QueueTotal:
         self.size_bytes = 0
         self.each_bytes = SEND_QUEUE_BYTES
 
-    def room_bytes(self, sender: "Sender") -> int:
-        """How much the sender's writer may write now; 0 (and ``blocked``) if it has to wait."""
+    def room_bytes(self, stream: "Stream") -> int:
+        """How much the stream's writer may write now; 0 (and ``blocked``) if it has to wait."""
+        sender = stream.sender
         left = SESSION_QUEUE_BYTES - self.size_bytes
         if sender.is_stuck:
             share = min(left // 2, READ_AHEAD_BYTES)
@@ -157,13 +158,14 @@ class Sender:
 
     def write(self, payload: Payload) -> None:
         """Queue ``payload``, of which the sender becomes the owner."""
-        if self.state is not OPEN:
-            raise LocalProtocolError("write in state %s" % self.state)
+        size = len(payload)
+        if self.state is not OPEN or not size:
+            raise LocalProtocolError("write of %d bytes in state %s" % (size, self.state))
         if self._queue is None:
             self._queue = deque()
         self._queue.append(payload)
-        self.queued_bytes += len(payload)
-        self._total.size_bytes += len(payload) + ENTRY_BYTES
+        self.queued_bytes += size
+        self._total.size_bytes += size + ENTRY_BYTES
 
     def finish(self) -> None:
         """Nothing more will be written."""
@@ -198,10 +200,10 @@ class Sender:
             return self.limit > self.next_offset
         return self.state is FINISHING
 
-    def take(self, size: int) -> Tuple[int, Optional[Payload]]:
+    def take(self, size: int) -> Optional[Tuple[int, Optional[Payload]]]:
         """The next (offset, payload of at most ``size`` bytes) for a lane; payload None is FIN.
 
-        Only to be called when ``has_work``.
+        None at all if there is nothing that may leave.
         """
         if self._lost:
             offset, payload = self._lost[0]
@@ -213,15 +215,22 @@ class Sender:
             return offset, payload
         offset = self.next_offset
         if not self.queued_bytes or self._queue is None:
+            if self.state is not FINISHING:
+                return None
             self.state = next_state(SENDER_TRANSITIONS, self.state, "FIN_LEFT")
             return offset, None
-        size = min(size, self.limit - offset)
+        credit = self.limit - offset
+        if credit <= 0:
+            return None
+        if credit < size:
+            size = credit
         payload = self._queue[0]
-        if len(payload) > size:
+        length = len(payload)
+        if length > size:
             payload = payload.cut(size)
         else:
             self._queue.popleft()
-            size = len(payload)
+            size = length
             self._total.size_bytes -= ENTRY_BYTES
         self.next_offset += size
         self.queued_bytes -= size

@@ -103,14 +103,15 @@ class TcpRelay(Relay):
         "stream",
     )
 
+    _sock: socket.socket  # where there is one
+
     def __init__(
         self, reactor: Reactor, session: Session, owner: RelayOwner, stream: Stream
     ) -> None:
         self._reactor = reactor
         self._session = session
         self._owner = owner
-        self._sock: Optional[socket.socket] = None
-        self._fd = -1  # its descriptor
+        self._fd = -1  # of our socket; there is none yet
         self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
         self._head_sent = 0  # bytes of the first of them that were written
         self._read_bytes = FIRST_READ_BYTES if not reactor.always_pipes else READ_BYTES
@@ -127,7 +128,7 @@ class TcpRelay(Relay):
     @property
     def sock(self) -> socket.socket:
         """The relay's own socket; raises ValueError before there is one."""
-        if self._sock is None:
+        if self._fd < 0:
             raise ValueError("the relay has no socket yet")
         return self._sock
 
@@ -206,7 +207,7 @@ class TcpRelay(Relay):
                 self._write_pending()
 
     def _on_connected(self, events: int) -> None:
-        error = error_of(self.sock)
+        error = error_of(self._sock)
         if error:
             self.abort(reset_code(error))
         elif events & WRITE:
@@ -214,7 +215,7 @@ class TcpRelay(Relay):
 
     def _come_up(self) -> None:
         """What we have been connecting is connected."""
-        set_priority(self.sock, 0)  # see DIALED_PRIORITY
+        set_priority(self._sock, 0)  # see DIALED_PRIORITY
         self._accept()
         self._begin()
 
@@ -225,7 +226,7 @@ class TcpRelay(Relay):
         kernel knows nothing of the connection any more. Linux forgets one that was closed after a
         minute (tcp(7), tcp_fin_timeout), however slowly its last bytes are read.
         """
-        error = error_of(self.sock) if events & _DEAD else 0
+        error = error_of(self._sock) if events & _DEAD else 0
         if error and error != errno.EPIPE:
             self.abort(reset_code(error))
         elif self._watched & READ:
@@ -315,7 +316,8 @@ class TcpRelay(Relay):
 
     def _read_later(self) -> None:
         self._reading = EVENT
-        self._want(_READING)
+        if self._watched & _READING != _READING:
+            self._watch(self._watched | _READING)
 
     def _receive(self, room: int) -> Tuple[Payload, int, int]:
         """What the socket has, how much that is, and how much could have come: in a pipe if that is
@@ -327,7 +329,7 @@ class TcpRelay(Relay):
             if payload is not None:
                 return payload, len(payload), size
         size = self._read_bytes if self._read_bytes < room else room
-        data = self.sock.recv(size)
+        data = self._sock.recv(size)
         return Payload(data), len(data), size
 
     # --- from the session ---------------------------------------------------------------------
@@ -338,7 +340,7 @@ class TcpRelay(Relay):
         if self._unwritable_code:
             self._session.consumed(self.stream, len(view), self._reactor.loop.time())
             return
-        if self._pending is not None or self._sock is None:
+        if self._pending is not None or self._fd < 0:
             self._keep(view)
             return
         sent = 0
@@ -414,7 +416,7 @@ class TcpRelay(Relay):
             self._want(WRITE)
 
     def _write_pending(self) -> None:
-        sock, pending = self.sock, self._pending
+        sock, pending = self._sock, self._pending
         written = 0
         try:
             while pending:
@@ -444,7 +446,7 @@ class TcpRelay(Relay):
     def _shut_down(self) -> None:
         if not self._fin_sent:  # else close() says the same
             try:
-                self.sock.shutdown(socket.SHUT_WR)
+                self._sock.shutdown(socket.SHUT_WR)
             except OSError as error:  # the peer reset it meanwhile
                 self.on_unwritable(error)
                 return
@@ -453,7 +455,7 @@ class TcpRelay(Relay):
     def _close_if_over(self) -> None:
         if self._fin_sent and self._fin_received and self._pending is None:
             self._reactor.readiness.forget(self._fd)
-            self.sock.close()
+            self._sock.close()
             self.connected = False
             self._over()
 
@@ -461,7 +463,7 @@ class TcpRelay(Relay):
         self.connected = False
         self._reading = NEVER
         self._pending = None
-        if self._sock is not None:
+        if self._fd >= 0:
             self._reactor.readiness.forget(self._fd)
             close_with_reset(self._sock)
         self._over()

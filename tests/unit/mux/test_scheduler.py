@@ -226,7 +226,7 @@ def test_without_bulk_sparse_streams_do_not_wait_for_its_turn() -> None:
         scheduler.activate(stream_with(2 * number + 3, SPARSE_BYTES), 0.0, RTT_S)
     for _ in range(count):
         assert scheduler.take(LANE, SPARSE_BYTES, bulk=False) is not None
-    assert not scheduler.has_sparse
+    assert not scheduler.sparse
 
 
 def test_a_slower_lane_carries_bulk_and_no_sparse_streams() -> None:
@@ -261,12 +261,12 @@ def test_on_a_slow_lane_turns_are_as_small_as_its_frames() -> None:
 
 def test_queued_bytes_are_counted_for_sparse_and_bulk() -> None:
     scheduler = Scheduler()
-    assert (scheduler.has_sparse, scheduler.has_bulk) == (False, False)
+    assert (bool(scheduler.sparse), bool(scheduler.bulk)) == (False, False)
     scheduler.activate(stream_with(1, 1_000_000), 0.0, RTT_S)
-    assert (scheduler.has_sparse, scheduler.has_bulk) == (False, True)
+    assert (bool(scheduler.sparse), bool(scheduler.bulk)) == (False, True)
     scheduler.activate(stream_with(3, 100), 0.0, RTT_S)
     scheduler.activate(stream_with(5, 200), 0.0, RTT_S)
-    assert (scheduler.has_sparse, scheduler.has_bulk) == (True, True)
+    assert (bool(scheduler.sparse), bool(scheduler.bulk)) == (True, True)
     assert scheduler.queued_bytes() == (300, 1_000_000)
 
 
@@ -295,4 +295,4 @@ def test_the_number_of_streams_with_bulk_is_known() -> None:
     scheduler.activate(stream_with(1, SPARSE_BYTES + 1), 0.0, RTT_S)
     scheduler.activate(stream_with(3, SPARSE_BYTES + 1), 0.0, RTT_S)
     scheduler.activate(stream_with(5, 1), 0.0, RTT_S)
-    assert (scheduler.bulk_streams, scheduler.has_bulk, scheduler.has_sparse) == (2, True, True)
+    assert (len(scheduler.bulk), bool(scheduler.sparse)) == (2, True)

@@ -35,7 +35,9 @@ class Loss:
 def test_lost_data_leaves_again_before_what_is_new() -> None:
     loss, stream = Loss(), stream_of(1, 1000)
     stream.sender.write(Payload(b"abcdef"))
-    offset, payload = stream.sender.take(3)
+    taken = stream.sender.take(3)
+    assert taken is not None
+    offset, payload = taken
     assert payload is not None
     assert loss.of(SentData(stream, offset, payload)) == []
     item = loss.scheduler.take(1, 100)

@@ -39,7 +39,9 @@ RECEIVER_INPUTS = ("FIN_KNOWN", "ALL_READ", "RESET")
 
 
 def taken(sender: Sender, size: int = 1 << 30) -> tuple[int, bytes | None]:
-    offset, payload = sender.take(size)
+    item = sender.take(size)
+    assert item is not None
+    offset, payload = item
     return offset, None if payload is None else bytes(payload.view)
 
 
@@ -419,41 +421,40 @@ def test_a_reset_ends_both_halves() -> None:
 # --- what all senders have queued -----------------------------------------------------------------
 
 
-def sender_beside(queued_bytes: int) -> tuple[QueueTotal, Sender]:
-    """A sender with more credit than there is room, and that much queued by others."""
+def stream_beside(queued_bytes: int, limit: int = MAX_WINDOW_BYTES) -> tuple[QueueTotal, Stream]:
+    """A stream with more credit than there is room, and that much queued by others."""
     total = QueueTotal()
     total.size_bytes = queued_bytes
-    return total, Sender(MAX_WINDOW_BYTES, total)
+    return total, Stream(Sender(limit, total), receiver_of(100), ANY_LANE)
 
 
 def test_while_there_is_room_a_sender_may_queue_what_each_may() -> None:
-    total, sender = sender_beside(0)
-    assert total.room_bytes(sender) == SEND_QUEUE_BYTES
+    total, stream = stream_beside(0)
+    assert total.room_bytes(stream) == SEND_QUEUE_BYTES
     total.each_bytes = 2 * SEND_QUEUE_BYTES
-    assert total.room_bytes(sender) == 2 * SEND_QUEUE_BYTES
+    assert total.room_bytes(stream) == 2 * SEND_QUEUE_BYTES
 
 
 def test_when_much_is_queued_a_sender_gets_an_eighth_of_what_is_left_and_always_a_little() -> None:
-    total, sender = sender_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
-    assert total.room_bytes(sender) == SEND_QUEUE_BYTES // 8
+    total, stream = stream_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
+    assert total.room_bytes(stream) == SEND_QUEUE_BYTES // 8
     total.size_bytes = SESSION_QUEUE_BYTES
-    assert total.room_bytes(sender) == LEAST_QUEUE_BYTES
+    assert total.room_bytes(stream) == LEAST_QUEUE_BYTES
 
 
 def test_while_nothing_leaves_a_sender_gets_half_of_what_is_left() -> None:
-    total, sender = sender_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
+    total, stream = stream_beside(SESSION_QUEUE_BYTES - SEND_QUEUE_BYTES)
     total.each_bytes = MAX_WINDOW_BYTES
-    assert total.room_bytes(sender) == SEND_QUEUE_BYTES // 2
+    assert total.room_bytes(stream) == SEND_QUEUE_BYTES // 2
 
 
 def test_a_sender_whose_reader_has_stopped_may_write_a_little_beyond_its_credit() -> None:
-    total = QueueTotal()
-    sender = Sender(0, total)
-    assert total.room_bytes(sender) == 0
-    sender.is_stuck = True
-    assert total.room_bytes(sender) == READ_AHEAD_BYTES
+    total, stream = stream_beside(0, limit=0)
+    assert total.room_bytes(stream) == 0
+    stream.sender.is_stuck = True
+    assert total.room_bytes(stream) == READ_AHEAD_BYTES
     total.size_bytes = SESSION_QUEUE_BYTES
-    assert total.room_bytes(sender) == LEAST_QUEUE_BYTES
+    assert total.room_bytes(stream) == LEAST_QUEUE_BYTES
 
 
 # --- past the session -----------------------------------------------------------------------------
