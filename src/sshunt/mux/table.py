@@ -29,7 +29,7 @@ from sshunt.mux.limits import (
 )
 from sshunt.mux.seen import SeenStreams
 from sshunt.mux.sent import ControlQueue
-from sshunt.mux.streams import ANY_LANE, NO_LANE, QueueTotal, Receiver, Sender, Stream
+from sshunt.mux.streams import ANY_LANE, FINISHED, NO_LANE, QueueTotal, Receiver, Sender, Stream
 from sshunt.mux.windows import ReceiveWindow, SessionCredit
 
 
@@ -128,6 +128,8 @@ class StreamTable:
         stream = self.streams.get(number)
         if stream is None:
             self.check_known(number)
+        elif stream.receiver.state is stream.sender.state is FINISHED:
+            return None  # here for the sake of its reader alone
         return stream
 
     def check_known(self, number: int) -> None:

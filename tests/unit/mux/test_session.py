@@ -620,6 +620,20 @@ def test_a_reset_after_both_fins_is_sent_and_has_no_effect_here() -> None:
     assert ends.agent.streams == {}
 
 
+def test_a_reset_takes_nothing_from_a_slow_reader_once_both_sides_have_said_all() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.agent.write(far, Payload(b"all of it"), ends.now)
+    ends.agent.finish(far, ends.now)
+    ends.send(ends.agent)
+    ends.client.finish(near, ends.now)
+    ends.transmit(ends.client)
+    ends.agent.reset(far, frames.RESET_ABORTED)
+    assert ends.send(ends.agent) == []
+    ends.client.consumed(near, len(b"all of it"), ends.now)
+    assert ends.client.streams == {}
+
+
 def test_frames_that_come_late_for_a_closed_stream_are_ignored() -> None:
     ends = Ends()
     near, far = ends.connect()

@@ -7,6 +7,7 @@ from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import AGENT, CLIENT
 from sshunt.mux.limits import LEAST_WINDOW_BYTES, MAX_STREAMS, MAX_WINDOW_BYTES
+from sshunt.mux.payload import Payload
 from sshunt.mux.sent import ControlQueue
 from sshunt.mux.streams import ANY_LANE, NO_LANE
 from sshunt.mux.table import StreamTable
@@ -117,6 +118,20 @@ def test_a_stream_with_something_left_to_say_is_not_forgotten() -> None:
     stream = client.open(WEB)
     client.forget_if_over(stream)
     assert client.find(1) is stream
+
+
+def test_a_stream_that_only_its_reader_keeps_is_over_for_what_its_peer_still_says() -> None:
+    client = table_of(CLIENT)
+    stream = client.open(WEB)
+    stream.receiver.receive(0, Payload(b"unread"))
+    stream.receiver.finish(6)
+    assert stream.receiver.take_fin()
+    assert client.find(1) is stream
+    stream.sender.finish()
+    stream.sender.take(1000)
+    client.forget_if_over(stream)
+    assert client.streams == {1: stream}
+    assert client.find(1) is None
 
 
 def test_frames_of_streams_that_are_over_are_late_and_of_those_that_never_were_errors() -> None:
