@@ -20,7 +20,7 @@ from sshunt.mux import frames
 from sshunt.mux.payload import Payload
 from sshunt.relay import dns
 from sshunt.relay.incoming import StreamConnection
-from sshunt.relay.sockets import keep_alive, set_priority, without_delay
+from sshunt.relay.sockets import keep_alive, set_priority
 
 
 class Conversation:
@@ -124,11 +124,7 @@ class Conversation:
             return
         self._over()
         set_priority(sock, 0)  # see DIALED_PRIORITY
-        try:
-            keep_alive(sock)
-            without_delay(sock)
-        except OSError:
-            pass  # it has just died, and the relay will hear of it
+        keep_alive(sock)
         self._write(heard.read)
         relay = self._tunnel.relay(self.stream)
         relay.take_connection(sock)

@@ -131,10 +131,7 @@ class Dialer:
             if relay.is_connecting:
                 self._slow[relay] = now
             if not relay.is_over:  # most connections are over by then
-                try:
-                    keep_alive(relay.sock)
-                except OSError:
-                    pass  # it has just died, and the relay will hear of it
+                keep_alive(relay.sock)
         self._fresh = []
         for relay, since in list(self._slow.items()):
             deadline_s = ABANDONED_DEADLINE_S if relay.is_abandoned else CONNECT_DEADLINE_S

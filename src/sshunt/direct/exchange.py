@@ -19,7 +19,13 @@ from typing import NamedTuple, Optional
 from sshunt.relay import dns
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.readiness import READ, WRITE, settle
-from sshunt.relay.sockets import DIALED_PRIORITY, error_of, is_reserved, set_priority
+from sshunt.relay.sockets import (
+    DIALED_PRIORITY,
+    error_of,
+    is_reserved,
+    set_priority,
+    without_delay,
+)
 
 #: The time until the question is sent again; each time it is twice as long. A query may take that
 #: long where a resolver has to ask others; then the second is one datagram too many.
@@ -97,6 +103,8 @@ class Exchange:
             if is_reserved(sock.fileno()):
                 raise _error(errno.EMFILE)
             sock.setblocking(False)
+            if kind == socket.SOCK_STREAM:  # it may become a program's, whose every write counts
+                without_delay(sock)
             set_priority(sock, DIALED_PRIORITY)  # never one of our own host's sshunt
             error_number = sock.connect_ex(address)
             if error_number == errno.EINPROGRESS:

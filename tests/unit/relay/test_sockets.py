@@ -130,6 +130,12 @@ def test_what_a_listening_socket_was_told_its_connections_have_too() -> None:
                 assert idle_s == KEEPALIVE_IDLE_S
 
 
+def test_a_socket_that_has_died_is_asked_for_no_keepalive_without_an_error() -> None:
+    closed = socket.socket()
+    closed.close()
+    keep_alive(closed)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_a_priority_is_set_where_it_may_be_and_refused_without_an_error() -> None:
     so_priority = 12
