@@ -60,15 +60,15 @@ def check_shape(frame: WireFrame) -> None:
     size = len(frame.body)
     assert DATA <= frame.kind <= LANE_GONE, f"type {frame.kind}"
     assert {
-        DATA: 9 <= size <= 8 + 262144,
+        DATA: 9 <= size <= 8 + 1048576,
         FIN: size == 8,
         WINDOW: size == 12,
-        OPEN: 9 <= size <= 8 + 255,
+        OPEN: 13 <= size <= 9 + 1 + 255 + 4,
         OPENED: size == 0,
         RESET: size == 2,
         LANE_ACK: size == 16,
         PING: size == 0,
-        DATAGRAM: 1 <= size <= 1 + 65535,
+        DATAGRAM: 1 <= size <= 512 + 65535,
         GOODBYE: 2 <= size <= 2 + 400,
         LANE_GONE: size == 0,
     }[frame.kind], f"type {frame.kind} with {size} bytes"

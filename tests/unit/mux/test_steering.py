@@ -84,6 +84,15 @@ def test_a_lane_with_something_of_its_own_is_filled_with_that() -> None:
     assert Steering(lanes).to_fill(NOW, False, False, False) == [2]
 
 
+def test_a_lane_that_bulk_would_overfill_is_left_out_and_its_pacer_hears_of_it() -> None:
+    lanes = lanes_of(0.1, 0.2, 0.3)
+    for number in (1, 3):
+        lanes[number].note_sent(lanes[number].pacer.limit_bytes, NOW, Sent())
+    lanes[3].is_reserved = True  # for what is urgent: it is not its limit that keeps bulk away
+    assert Steering(lanes).to_fill(NOW, False, False, True) == [2]
+    assert [lane.pacer._held_back for lane in lanes.values()] == [True, False, False]
+
+
 def test_the_newest_of_three_lanes_is_kept_free_of_bulk_while_the_others_lose_segments() -> None:
     lanes = lanes_of(0.1, 0.1, 0.1)
     steering = Steering(lanes)
