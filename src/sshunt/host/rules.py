@@ -16,20 +16,18 @@ say about it.
 ``close`` ends the helper, and with it all there is. Both have deadlines and raise nothing: there is
 nobody left who could do anything about it, and a helper that is stuck ends by its own.
 
-Invariants: one request at a time; what is applied is what was acknowledged, and after a refusal of
-rules there may be some.
+Invariants: one request at a time; what is applied is what was acknowledged, never what was refused.
 
 Not here: which state is wanted (wanted), the conversation (helper).
 """
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 
 from sshunt.errors import UserError
 from sshunt.helper.protocol import Apply, Bypass, Guard, Request, Resolvers, Retain, Undo
 from sshunt.host.helper import CLOSE_DEADLINE_S, Helper
-from sshunt.host.wanted import NOTHING, Wanted, after, next_optional, next_request
+from sshunt.host.wanted import NOTHING, Wanted, after, after_refusal, next_optional, next_request
 from sshunt.tell.report import Report, RulesRefused
 
 #: Pauses before an optional part is tried again. What hinders it goes by itself within moments (the
@@ -135,8 +133,7 @@ class Rules:
         try:
             await self._ask(request)
         except UserError as error:
-            if isinstance(request, Apply):  # whose helper may be stuck: then there may be rules
-                self._applied = replace(self._applied, plan=request.plan)
+            self._applied = after_refusal(self._applied, request)
             if wanted == self._wanted:
                 self._error = error
             if not self.failed.done() and not self.gone.is_set():

@@ -118,6 +118,19 @@ def after(applied: Wanted, request: Request) -> Wanted:
     raise ValueError(f"not a request of ours: {request}")
 
 
+def after_refusal(applied: Wanted, request: Request) -> Wanted:
+    """What is applied when a request has been refused: what was before.
+
+    But a helper that is stuck may have left rules where there were none, or may have undone them in
+    part. What there is then is like no plan that anybody wants, so it is replaced, or undone again.
+    """
+    plan = request.plan if isinstance(request, Apply) else applied.plan
+    first = isinstance(request, Apply) and applied.plan is None
+    if plan is not None and (first or isinstance(request, Undo)):
+        return replace(applied, plan=Plan(plan.session, redirects=(), routes=()), retained=())
+    return applied
+
+
 def _outline(plan: Plan) -> Plan:
     """A plan without what can be replaced in it."""
     return replace(plan, bypass=(), resolvers=())

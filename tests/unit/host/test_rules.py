@@ -224,6 +224,42 @@ def test_a_required_part_that_is_refused_is_a_failure_and_is_asked_for_once(worl
     run(story())
 
 
+@pytest.mark.parametrize("before", ["nothing", "another plan"])
+def test_what_was_refused_is_not_taken_for_applied(world: World, before: str) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            if before == "another plan":
+                rules.want(Wanted(plan=world.plan()))
+                await rules.settled()
+            refused = world.plan(redirects=redirects([("203.0.113.9", 1)]))
+            for number in (1, 2):  # the same but for what could be replaced in it
+                rules.want(Wanted(plan=replace(refused, bypass=(("192.0.2.1", number),))))
+                with pytest.raises(UserError, match="not an address of this host"):
+                    await rules.settled()
+            assert ("10.0.0.0/8" in world.table()) == (before == "another plan")
+            world.asked.clear()
+            rules.want(Wanted(plan=world.plan()))
+            await rules.settled()
+            assert "10.0.0.0/8" in world.table()
+            assert world.asked == ([] if before == "another plan" else ["apply"])
+
+    run(story())
+
+
+def test_after_a_first_plan_that_was_refused_the_rules_are_undone_all_the_same(
+    world: World,
+) -> None:
+    async def story() -> None:
+        async with world.rules() as rules:
+            rules.want(Wanted(plan=world.plan(redirects=redirects([("203.0.113.9", 1)]))))
+            with pytest.raises(UserError, match="not an address of this host"):
+                await rules.settled()
+            await rules.undo()
+            assert world.asked == ["guard", "apply", "undo"]
+
+    run(story())
+
+
 def test_an_optional_part_that_is_refused_is_tried_again_after_longer_and_longer_pauses(
     world: World,
 ) -> None:

@@ -17,7 +17,16 @@ from sshunt.helper.protocol import (
     Retain,
     Undo,
 )
-from sshunt.host.wanted import NOTHING, Facts, Wanted, after, next_optional, next_request, wanted
+from sshunt.host.wanted import (
+    NOTHING,
+    Facts,
+    Wanted,
+    after,
+    after_refusal,
+    next_optional,
+    next_request,
+    wanted,
+)
 from sshunt.model import Action, Route
 
 _OFFICE = (Route(ip_network("10.0.0.0/8"), Action.REMOTE),)
@@ -141,6 +150,22 @@ def test_rules_that_come_again_bring_retained_addresses_with_them() -> None:
     gone, back = wanted(replace(_LOST, fail_open=True)), wanted(_UP)
     assert back.plan is not None
     assert steps(gone, back) == [Apply(back.plan), Retain(("192.0.2.1",))]
+
+
+def test_a_refusal_leaves_what_was_applied_before() -> None:
+    before = wanted(_UP)
+    for request in (Apply(_PLAN), Bypass(()), Resolvers(()), Retain(())):
+        assert after_refusal(before, request) == before
+    assert after_refusal(NOTHING, Guard()) == NOTHING
+
+
+@pytest.mark.parametrize(("before", "request_"), [(Wanted(), Apply(_PLAN)), (wanted(_UP), Undo())])
+def test_of_rules_that_may_be_there_in_part_none_count(before: Wanted, request_: Request) -> None:
+    doubtful = after_refusal(before, request_)
+    state = wanted(_UP)
+    assert state.plan is not None
+    assert steps(doubtful, state) == [Apply(state.plan), Retain(("192.0.2.1",))]
+    assert steps(doubtful, Wanted()) == [Undo()]
 
 
 def test_a_request_that_is_not_for_rules_is_a_mistake() -> None:
