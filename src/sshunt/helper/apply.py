@@ -311,10 +311,12 @@ class Kernel:
 
     def _check_local(self, listener: Endpoint) -> None:
         """Redirecting to another host would be a service that nobody asked us for. An address that
-        is only retained is another host's.
+        is only retained is another host's, and so is ::ffff:127.0.0.1, which leaves by a route:
+        Python 3.13 calls it loopback.
         """
         address = ip_address(listener[0])
-        everywhere = address.is_loopback or address.is_unspecified
+        is_mapped = address.version == 6 and address.ipv4_mapped is not None
+        everywhere = not is_mapped and (address.is_loopback or address.is_unspecified)
         if not everywhere and str(address) not in self._interfaces.links:
             raise KernelError(Refusal.LISTENER, f"{listener[0]} is not an address of this host")
 

@@ -103,6 +103,13 @@ def test_a_listener_on_another_host_s_address_is_refused_and_nothing_is_made(
     assert "10.0.0.0/8" in helper.rules()
 
 
+@pytest.mark.parametrize("address", ["::ffff:127.0.0.1", "::ffff:0.0.0.0"])
+def test_a_mapped_loopback_is_another_host_s_address(helper: Conversation, address: str) -> None:
+    there = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (address, 12300)),))
+    assert refusal(helper.ask(Apply(there))) is Refusal.LISTENER
+    assert helper.tables() == []
+
+
 def test_a_listener_on_an_interface_s_address_is_taken(helper: Conversation) -> None:
     here = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (helper.host.v4, 12300)),))
     assert isinstance(helper.ask(Apply(here)), Applied)
