@@ -334,6 +334,19 @@ def is_a_neighbour(host: Host, address: str) -> bool:
     return "lladdr" in shown
 
 
+def test_somebody_s_flush_of_plain_tables_does_not_let_others_hear_of_retained_addresses(
+    lab: Lab, start: Start
+) -> None:
+    capture = start("--plain")
+    capture.apply([FAMILIES[4].route])
+    capture.ask("keep", ["192.0.2.200", "2001:db8:1::200"])
+    lab.client.run(["nft", "flush", "ruleset"])
+    expected = {"ip": ["192.0.2.200"], "ip6": ["2001:db8:1::200"], "arp": ["192.0.2.200"]}
+    soon(lambda: kept_from_others(lab, capture) == expected)
+    assert not is_a_neighbour(lab.server, "192.0.2.200")
+    assert kept(lab) == ["192.0.2.200", "2001:db8:1::200"]
+
+
 @pytest.mark.parametrize("options", [[], ["--plain"]])
 def test_another_plan_keeps_the_same_addresses_and_keeps_them_from_others(
     lab: Lab, start: Start, options: list[str]

@@ -261,9 +261,9 @@ class Kernel:
         """To be called when the interfaces' addresses have changed."""
         try:
             self._look()
-            self._hush(self._wanted)
         except KernelError:
-            self._retain_none()  # better than keeping what others may have
+            self._retain_none()
+        self._hush_or_retain_none()
 
     def _look(self) -> None:
         try:
@@ -293,6 +293,13 @@ class Kernel:
                     self._nft.delete(family, name)
             raise
         self._hushed = hushed
+
+    def _hush_or_retain_none(self, *, again: bool = False) -> None:
+        """Better none than one of which others hear, for it may be theirs."""
+        try:
+            self._hush(self._wanted, again=again)
+        except KernelError:
+            self._retain_none()
 
     def _retain_none(self) -> None:
         self._retained.close()
@@ -326,13 +333,19 @@ class Kernel:
         return self._plan is not None and not self._owned
 
     def renew(self) -> None:
-        """Let a plain table live on, if there is one; raises KernelError."""
+        """Let a plain table live on, if there is one; raises KernelError.
+
+        Retained addresses stay hidden also where somebody has removed all plain tables: the ones
+        that hide them are made again.
+        """
         if self.is_plain:
             # Removed and added: elements can't be given more time where they are before Linux 6.12.
             keys = [protocol_key(number) for number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)]
-            self._replace({nft.ALIVE_SET: keys})
-            if self._hushed:
-                self._hush(self._wanted, again=True)
+            try:
+                self._replace({nft.ALIVE_SET: keys})
+            finally:
+                if self._hushed:
+                    self._hush_or_retain_none(again=True)
 
     def suspects(self) -> tuple[str, ...]:
         """Chains of others that may stop what is captured, for a person to read."""
