@@ -173,23 +173,25 @@ class Kernel:
 
     def _make(self, plan: Plan) -> None:
         self._remove_tables()
-        # From here on undo() has something to remove. The routes, of which there may be thousands,
-        # are not needed again.
-        self._plan = replace(plan, routes=())
         try:
             render = partial(self._render, plan)
             self._owned = self._nft.make(self._table, render, owner=self._want_owner)
         except KernelError as error:
-            if error.kind is not Refusal.STUCK:
-                self._plan = None  # one transaction: nothing of it was made
-                self._mark_queries()
+            if error.kind is not Refusal.STUCK:  # another call would be so, too
+                with suppress(KernelError):
+                    self._mark_queries()
             raise
+        # The routes, of which there may be thousands, are not needed again.
+        self._plan = replace(plan, routes=())
 
     def _replace_plan(self, plan: Plan) -> None:
         name, second = nft.table_names(self._session)
         other = second if self._table == name else name
         rules = self._render(plan, self._owned)
-        if ("inet", self._table) in our_tables():
+        there = our_tables()
+        if ("inet", other) in there:  # of a plan that could not be taken back
+            self._nft.delete(("inet", other))
+        if ("inet", self._table) in there:
             self._nft.replace(self._table, other, rules, owner=self._owned)
         else:  # it was a plain one, and somebody's "flush ruleset" has removed it
             self._nft.fill("inet", other, rules, owner=self._owned)
@@ -290,7 +292,7 @@ class Kernel:
         except KernelError:
             for family in made:
                 with suppress(KernelError):
-                    self._nft.delete(family, name)
+                    self._nft.delete((family, name))
             raise
         self._hushed = hushed
 
@@ -356,18 +358,14 @@ class Kernel:
 
     def undo(self) -> None:
         """Retain no address, remove the rules, leave the guard; raises KernelError."""
-        self._retain_none()
-        if self._plan is not None:
-            self._remove_tables()
-            self._mark_queries()
+        self._remove_tables()
+        self._mark_queries()
 
     def _remove_tables(self) -> None:
         self._retain_none()  # before those go that keep it from others
         names = nft.table_names(self._session)
         # Those that are there: somebody's "flush ruleset" removes plain ones.
-        there = [(family, name) for family, name in our_tables() if name in names]
-        for family, name in there:
-            self._nft.delete(family, name)
+        self._nft.delete(*(table for table in our_tables() if table[1] in names))
         self._table = names[0]
         self._plan, self._hushed = None, frozenset()
 

@@ -118,12 +118,16 @@ class Nftables:
         return False
 
     def fill(self, family: str, name: str, table: str, *, owner: bool) -> None:
-        """Make a table that is rendered, whole or not at all; raises KernelError."""
+        """Make a table that is rendered, whole or not at all; raises KernelError.
+
+        A table that the kernel lets us make but not remove again is left for the next try (apply).
+        """
         self.change([new_table(family, name, owner=owner)])
         try:
             self._run(nft.as_commands(table, name))
         except KernelError:
-            self.delete(family, name)
+            with suppress(KernelError):
+                self.delete((family, name))
             raise
 
     def replace(self, old: str, name: str, table: str, *, owner: bool) -> None:
@@ -132,14 +136,15 @@ class Nftables:
         """
         self.fill("inet", name, table, owner=owner)
         try:
-            self.delete("inet", old)
+            self.delete(("inet", old))
         except KernelError:
-            self.delete("inet", name)
+            with suppress(KernelError):
+                self.delete(("inet", name))
             raise
 
-    def delete(self, family: str, name: str) -> None:
-        """Remove a table; raises KernelError."""
-        self.change([delete_table(family, name)])
+    def delete(self, *tables: tuple[str, str]) -> None:
+        """Remove tables, by family and name, all or none; raises KernelError."""
+        self.change([delete_table(family, name) for family, name in tables])
 
     def change(self, changes: Sequence[Change]) -> None:
         """Do all of them at once, or none; raises KernelError."""
@@ -228,7 +233,7 @@ def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
             continue
         for family, name in theirs:
             with suppress(KernelError):  # it is owned: by whom we can't see here
-                nftables.delete(family, name)
+                nftables.delete((family, name))
         mark.close()
 
 

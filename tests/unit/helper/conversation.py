@@ -27,16 +27,18 @@ _PROGRAM = """
 import socket, sys
 sys.path.append(sys.argv[1])
 from sshunt.capture import nft
-from sshunt.helper import server
+from sshunt.helper import nftables, server
 if "hasty" in sys.argv:
     server.REQUEST_DEADLINE_S = 0.5
+if "impatient" in sys.argv:
+    nftables.CALL_DEADLINE_S = 3.0
 server.serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
 """
 
 
 class Conversation:
-    """``hasty``: a client's request must come whole within half a second. ``plain``: tables that
-    the kernel does not own.
+    """``hasty``: a client's request must come whole within half a second. ``impatient``: a call
+    into libnftables is stuck after three. ``plain``: tables that the kernel does not own.
     """
 
     def __init__(self, host: Host, *differences: str) -> None:

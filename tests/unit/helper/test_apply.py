@@ -1,10 +1,13 @@
 """What requests do to a real kernel: tables, sets, and what is left when one is refused."""
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sshunt.capture.plan import Plan, Redirect, What
@@ -186,6 +189,46 @@ def test_a_table_that_somebody_flushed_is_made_again_by_the_next_plan(
     assert "10.0.0.0/8" in helper.rules()
     helper.host.run(["nft", "flush", "ruleset"])
     assert helper.ask(Undo()) == Done()
+
+
+def test_a_table_that_a_plan_could_not_take_back_does_not_keep_the_next_one_from_coming(
+    helper: Conversation,
+) -> None:
+    helper.ask(Apply(PLAN))
+    for name in (f"sshunt-{SESSION}-2", f"sshunt-{SESSION}"):
+        helper.host.run(["nft", "add", "table", "inet", name])
+        assert isinstance(helper.ask(Apply(PLAN)), Applied)
+        assert helper.tables() == [f"inet {name}"]
+    helper.host.run(["nft", "add", "table", "inet", f"sshunt-{SESSION}-2"])
+    assert helper.ask(Undo()) == Done()
+    assert helper.tables() == []
+
+
+def test_after_a_call_that_got_stuck_the_next_plan_is_owned_as_any_other(host: Host) -> None:
+    routes = [Route(ip_network(f"10.{n >> 8}.{n & 255}.0/25"), Action.REMOTE) for n in range(20000)]
+    with Conversation(host, "impatient") as helper:
+        helper.greet()
+        stopped = threading.Thread(target=stop_libnftables, args=[helper.process.pid])
+        stopped.start()
+        reply = helper.ask(Apply(replace(PLAN, routes=tuple(routes))))
+        stopped.join()
+        assert refusal(reply) is Refusal.STUCK
+        assert helper.tables() == []
+        reply = helper.ask(Apply(PLAN))
+        assert "10.0.0.0/8" in helper.rules()
+        helper.ask(Undo())
+        assert helper.ask(Apply(PLAN)) == reply
+
+
+def stop_libnftables(helper: int) -> None:
+    """Stop the child of the helper that is in the library; before it comes the sweeper."""
+    children: dict[str, psutil.Process] = {}
+    while len(children) < 2 or "sweeper" not in children:
+        children = {child.name(): child for child in psutil.Process(helper).children()}
+        time.sleep(0.001)
+    del children["sweeper"]
+    for child in children.values():
+        child.suspend()
 
 
 def test_chains_of_others_are_told_when_asked_for(helper: Conversation) -> None:
