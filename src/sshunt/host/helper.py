@@ -11,6 +11,7 @@ Not here: starting it (elevate), what it does (helper.server), what it is asked,
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 
 from sshunt.capture.plan import Plan
@@ -113,7 +114,7 @@ class Helper:
         self._applied = False  # True: there are rules
         self._writer = writer
         self._turn = asyncio.Lock()
-        self._replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+        self._unanswered: deque[asyncio.Future[Reply | None]] = deque()  # in the order of asking
         self._listening = asyncio.create_task(self._listen(reader))
 
     async def guard(self) -> bool:
@@ -179,7 +180,7 @@ class Helper:
         """Close the socket, which is a goodbye too: the helper undoes everything and ends."""
         self._listening.cancel()
         self._writer.close()
-        self.gone.set()
+        self._on_gone()
 
     async def greet(self, session: str, deadline_s: float) -> None:
         """The first request; ``start_helper`` makes it."""
@@ -192,10 +193,12 @@ class Helper:
         async with self._turn:
             if self.gone.is_set():
                 raise _lost(self._fate_of_rules)
+            replied: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
             try:
                 self._writer.write(line)
+                self._unanswered.append(replied)
                 await asyncio.wait_for(self._writer.drain(), deadline_s)
-                reply = await asyncio.wait_for(self._replies.get(), deadline_s)
+                reply = await asyncio.wait_for(replied, deadline_s)
             except (asyncio.TimeoutError, OSError):
                 reply = None
             if reply is None:
@@ -214,14 +217,25 @@ class Helper:
         return ", and its rules with it" if self.owner else "; its rules may still be in place"
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Queue replies until the helper is gone; what is not a reply is the end as well."""
+        """Hand replies to who has asked until the helper is gone; what is not a reply, or one to
+        nothing, is the end as well.
+        """
         try:
-            while line := await reader.readline():
-                self._replies.put_nowait(decode_reply(line))
+            while (line := await reader.readline()) and self._unanswered:
+                reply = decode_reply(line)
+                replied = self._unanswered.popleft()
+                if not replied.done():  # else it was given up, by who was cancelled meanwhile
+                    replied.set_result(reply)
         except (OSError, ValueError, ReplyError):
             pass
+        self._on_gone()
+
+    def _on_gone(self) -> None:
         self.gone.set()
-        self._replies.put_nowait(None)
+        for replied in self._unanswered:
+            if not replied.done():
+                replied.set_result(None)
+        self._unanswered.clear()
 
 
 # --- the greeting -------------------------------------------------------------------------------

@@ -199,6 +199,35 @@ def test_a_helper_that_does_not_answer_is_given_up_and_its_late_answer_answers_n
     run(story)
 
 
+def test_the_late_answer_to_a_request_that_was_given_up_answers_no_later_one() -> None:
+    async def story(helper: Helper, other: Other) -> None:
+        for _ in range(2):
+            given_up = asyncio.ensure_future(helper.suspects())
+            assert await other.hear() == Suspects()
+            given_up.cancel()
+            await asyncio.wait([given_up])
+        asked = asyncio.ensure_future(helper.guard())
+        assert await other.hear() == Guard()
+        for reply in (Suspected(("chain",)), Refused(Refusal.KERNEL, "why"), Guarded(True)):
+            other.writer.write(encode_reply(reply))
+        assert await asked is True
+        undoing = asyncio.ensure_future(helper.undo())
+        await other.answer(Done())
+        await undoing
+
+    run(story)
+
+
+def test_an_answer_to_nothing_is_the_end() -> None:
+    async def story(helper: Helper, other: Other) -> None:
+        other.writer.write(encode_reply(Done()) * 2)
+        await asyncio.wait_for(helper.gone.wait(), 5.0)
+        with pytest.raises(UserError, match="is gone"):
+            await helper.guard()
+
+    run(story)
+
+
 def test_a_plan_that_is_too_long_is_never_sent() -> None:
     async def story(helper: Helper, other: Other) -> None:
         plan = Plan(_SESSION, (), (), bypass=(("2001:db8:ffff:ffff::1", 65535),) * 100_000)
