@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,12 +27,24 @@ from sshunt.relay.flow import (
 from sshunt.relay.reactor import Reactor
 from sshunt.remote.remote import Remote, RemoteOwner, Terms
 from sshunt.route.router import Claim, Router
-from sshunt.tell.report import Event, RemoteLost, RemoteReconnected, Report, SessionLost
+from sshunt.tell.report import (
+    Event,
+    LoginStarted,
+    RemoteLost,
+    RemoteReconnected,
+    Report,
+    SessionLost,
+)
+from sshunt.transport.channel import Channel, Hearer
+from sshunt.transport.endings import cancelled
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import eventually, marked
 from tests.descriptors import no_more_descriptors
 
 DEADLINE_S = 20.0
+
+#: Does not end when asked to.
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(1000)"
 
 
 @dataclass
@@ -335,6 +348,31 @@ def test_a_session_that_ends_while_it_starts_is_an_error() -> None:
             await asyncio.wait_for(goes_well(), DEADLINE_S)
         assert caught.value.exit_code == ExitCode.LOST
         assert "lost while starting" in caught.value.message
+
+    run(story)
+
+
+def test_stopped_in_an_attempt_whose_program_ends_slowly_it_waits_for_its_end() -> None:
+    class Slow(LocalTransport):
+        async def _start(self, hearer: Hearer) -> Channel:
+            channel = await super()._start(hearer)
+            self._argv = [sys.executable, "-S", "-c", STUBBORN]
+            return channel
+
+    async def story(process: Process) -> None:
+        mark = process.marks["office"] = os.urandom(8).hex()
+        transport = Slow(env={**os.environ, "MARK": mark})
+        terms = Terms("office", lanes=1, grace_s=60, max_retries=None)
+        remote = Remote(process.reactor, transport, process.report, process.owner, terms)
+        process.remotes["office"] = remote
+        await remote.start()
+        running = process.running["office"] = asyncio.ensure_future(remote.run())
+        await process.until(lambda: remote.is_up, "its start")
+        process.kill("office")
+        await process.until(lambda: len(process.heard(LoginStarted)) == 2, "an attempt")
+        await asyncio.sleep(0.1)
+        await cancelled(running)
+        assert marked(mark) == []
 
     run(story)
 
