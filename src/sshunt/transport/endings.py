@@ -15,13 +15,19 @@ AGAIN_S = 0.1
 
 async def cancelled(task: "asyncio.Future[Any]") -> None:
     """Cancel ``task`` until it is done. What it raises then is of no interest any more; who wants
-    its result asks it afterwards.
+    its result asks it afterwards. If we are cancelled meanwhile, that is raised when it is done.
     """
+    was_cancelled = False
     while not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=AGAIN_S)
+        try:
+            await asyncio.wait([task], timeout=AGAIN_S)
+        except asyncio.CancelledError:
+            was_cancelled = True
     if not task.cancelled():
         task.exception()  # seen: asyncio need not complain of it
+    if was_cancelled:
+        raise asyncio.CancelledError
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -39,6 +39,27 @@ def test_an_error_raised_before_the_cancellation_is_kept() -> None:
     asyncio.run(run())
 
 
+def test_a_task_that_is_cancelled_is_waited_for_although_we_are_cancelled_too() -> None:
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await to_its_end(asyncio.sleep(0.05))
+
+    async def run() -> None:
+        inner = asyncio.ensure_future(slow())
+        await asyncio.sleep(0)
+        outer = asyncio.ensure_future(cancelled(inner))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            outer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await outer
+        assert inner.cancelled()
+
+    asyncio.run(run())
+
+
 def test_short_work_is_finished_although_we_are_cancelled() -> None:
     done: list[str] = []
 
