@@ -246,8 +246,9 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
     poll.register(termination, select.POLLIN)
     renewal, deadline = 0.0, math.inf
     while True:
+        line = taken_line(buffer)
         now = time.monotonic()
-        if now >= deadline:
+        if not line and now >= deadline:
             return
         if now >= renewal:
             service.renew()
@@ -255,30 +256,24 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
         wait_s = min(deadline, renewal if service.must_renew else math.inf) - now
         if service.news >= 0:
             poll.register(service.news, select.POLLIN)  # again each time, which changes nothing
-        ready = {descriptor for descriptor, _ in poll.poll(_milliseconds(wait_s))}
+        # A thousand requests may be in the buffer: before each we look what else there is.
+        ready = {descriptor for descriptor, _ in poll.poll(_milliseconds(0.0 if line else wait_s))}
         if termination in ready:
             return
         if service.news in ready:
             service.follow()
-        if client.fileno() not in ready:
-            continue
-        try:
-            data = client.recv(_READ_BYTES, _AT_ONCE)
-        except BlockingIOError:
-            continue  # somebody else has read it
-        if not data:
-            return
-        buffer += data
-        deadline = min(deadline, time.monotonic() + REQUEST_DEADLINE_S)
-        while line := taken_line(buffer):
+        if line:
             yield line
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
-            if _has_come(service.news):  # a thousand requests may be in the buffer
-                service.follow()
-
-
-def _has_come(descriptor: int) -> bool:
-    return descriptor >= 0 and bool(select.select([descriptor], [], [], 0)[0])
+        elif client.fileno() in ready:
+            try:
+                data = client.recv(_READ_BYTES, _AT_ONCE)
+            except BlockingIOError:
+                continue  # somebody else has read it
+            if not data:
+                return
+            buffer += data
+            deadline = min(deadline, time.monotonic() + REQUEST_DEADLINE_S)
 
 
 def _send(client: socket.socket, data: bytes) -> None:

@@ -161,6 +161,20 @@ def test_whatever_ends_the_conversation_everything_is_undone(host: Host, how: st
         assert helper.tables() == []
 
 
+def test_sigterm_does_not_wait_for_requests_that_have_come_already(host: Host) -> None:
+    with Conversation(host) as helper:
+        helper.greet()
+        helper.socket.sendall(300 * encode_request(Apply(PLAN)))
+        assert isinstance(helper.say(b""), Applied)
+        helper.process.send_signal(signal.SIGTERM)
+        answered = 1
+        while not helper.has_hung_up():
+            answered += 1
+        assert answered < 300
+        assert helper.process.wait(DEADLINE_S) == 0
+        assert helper.tables() == []
+
+
 def test_a_request_that_does_not_come_whole_in_time_ends_it_in_order(host: Host) -> None:
     with Conversation(host, "hasty") as helper:
         reach(helper, "active")
