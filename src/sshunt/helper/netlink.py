@@ -81,7 +81,8 @@ class Netlink:
         """The same for changes of nftables: one batch (nfnetlink.h), all of them or none.
 
         The kernel answers each message that it refuses, asked or not, and before the last one's
-        acknowledgement: so what comes first is an error, or everything is done.
+        acknowledgement: so what comes first is an error, or everything is done. Whoever has the
+        same socket counts for himself, so what has been asked before is forgotten first.
         """
         self._sequence += 1
         batch = _NFGENMSG.pack(0, 0, changes[-1].kind >> 8)
@@ -89,6 +90,7 @@ class Netlink:
         parts = [Change(_BATCH_BEGIN, batch), *others]
         parts += [last._replace(flags=last.flags | _ACK), Change(_BATCH_END, batch)]
         sent = b"".join(self._message(kind, _REQUEST | flags, body) for kind, body, flags in parts)
+        self.drain()
         self._sock.sendto(sent, (0, 0))
         try:
             self._wait_for_acknowledgement()

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sshunt.helper.changes import delete_table, new_table
 from sshunt.helper.netlink import Netlink, attribute, attributes
+from sshunt.lab.hosts import Host
 
 GET_LINK, GET_ADDRESS = 18, 22
+GET_TABLE = 10 << 8 | 1
+NETLINK_NETFILTER = 12
 
 
 @given(st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=20), max_size=5))
@@ -48,3 +52,19 @@ def test_what_the_kernel_refuses_is_its_own_error() -> None:
 def test_a_protocol_that_is_not_there_is_an_error() -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EPROTONOSUPPORT)):
         Netlink(31)
+
+
+def test_an_answer_to_somebody_else_with_the_same_socket_is_not_taken_for_ours(host: Host) -> None:
+    with host.entered():
+        shared = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    netlink = Netlink(NETLINK_NETFILTER, sock=shared)
+    name = "of-a-test"
+    missing = delete_table("inet", name)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+        netlink.change([missing])
+    for sequence in range(1, 5):  # he has begun at 1, too, and was ended before he heard
+        head = struct.pack("=IHHII", 16 + 4, GET_TABLE, 0x5, sequence, 0)
+        shared.sendto(head + bytes(4), (0, 0))
+    netlink.change([new_table("inet", name, owner=False)])
+    netlink.change([missing])
+    netlink.close()
