@@ -241,12 +241,11 @@ def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
 
 
 def _in_a_child(work: Callable[[], bytes]) -> bytes:
-    """What ``work`` returns, done in a child of ours; raises KernelError if the child ends before
-    it has said that, or says nothing in time.
+    """What ``work`` returns, done in a child of ours; raises KernelError if there is no child to be
+    had, or it ends before it has said that, or says nothing in time.
     """
-    ours, theirs = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    child, ours, theirs = _forked()
     if not child:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it means our parent
@@ -268,6 +267,18 @@ def _in_a_child(work: Callable[[], bytes]) -> bytes:
     if not answer:
         raise KernelError(Refusal.CRASHED, f"libnftables {_end(status)}")
     return answer[1:]
+
+
+def _forked() -> tuple[int, int, int]:
+    """A child of ours, or 0 where we are it, and a pipe's ends; raises KernelError."""
+    ends: tuple[int, ...] = ()
+    try:
+        ours, theirs = ends = os.pipe()
+        return os.fork(), ours, theirs
+    except OSError as error:
+        for end in ends:
+            os.close(end)
+        raise KernelError(Refusal.KERNEL, f"no process for libnftables: {error.strerror}")
 
 
 def _read(descriptor: int, deadline: float) -> bytes | None:
