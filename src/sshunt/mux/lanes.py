@@ -58,7 +58,6 @@ class Lane:
     """
 
     __slots__ = (
-        "_ack_due",
         "_acked_at",
         "_burst_at",
         "_burst_bytes",
@@ -66,13 +65,13 @@ class Lane:
         "_last_at",
         "_newest_at",
         "_unacked_bytes",
+        "ack_due",
         "acked",
         "id",
         "in_flight_bytes",
         "is_blocked",
         "is_reserved",
         "last_heard_at",
-        "min_rtt_s",
         "outstanding",
         "pacer",
         "ping_wanted",
@@ -102,12 +101,12 @@ class Lane:
         self.is_reserved = False  # for what is urgent: no bulk for now
         self.is_blocked = False  # it takes nothing now: see Session.set_writable
         self.rtt_s = 0.0  # smoothed; 0 until measured
-        self.min_rtt_s = 0.0
         # Receiving.
         self.received = 0  # position: bytes processed
         self.last_heard_at = now
         self._unacked_bytes = 0  # of frames that ask for an ack
-        self._ack_due: Optional[float] = None
+        #: When an acknowledgement must have left; None if nothing waits for one.
+        self.ack_due: Optional[float] = None
         self._newest_at = now  # when the newest of them came
 
     # --- sending ------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ class Lane:
         """True if something has to leave by this lane now, whatever the others do."""
         if self.ping_wanted or self.duplicates:
             return True
-        return self._ack_due is not None and self._ack_due <= now
+        return self.ack_due is not None and self.ack_due <= now
 
     def note_silent(self, size: int) -> None:
         """An acknowledgement of ours of ``size`` bytes goes out."""
@@ -190,7 +189,10 @@ class Lane:
             newest = released[-1]
             sent_at = newest.sent_at
             self._last_at = self._acked_at = now
-            self._measure(now - sent_at - held_s)
+            # A peer that exaggerates ``held`` can't make time negative.
+            sample_s = max(now - sent_at - held_s, 1e-6)
+            before_s = self.rtt_s or sample_s
+            self.rtt_s = before_s + (sample_s - before_s) * RTT_WEIGHT
             self.pacer.on_ack(
                 self.acked,
                 self.sent,
@@ -202,13 +204,6 @@ class Lane:
                 released[0].sent_at,
             )
         return released
-
-    def _measure(self, sample_s: float) -> None:
-        sample_s = max(sample_s, 1e-6)  # a peer that exaggerates ``held`` can't make time negative
-        if not self.rtt_s:
-            self.rtt_s = self.min_rtt_s = sample_s
-        self.rtt_s += (sample_s - self.rtt_s) * RTT_WEIGHT
-        self.min_rtt_s = min(self.min_rtt_s, sample_s)
 
     # --- receiving ----------------------------------------------------------------------------
 
@@ -232,17 +227,12 @@ class Lane:
         self._unacked_bytes += eliciting_bytes
         self._newest_at = now
         if urgent or self._unacked_bytes >= ACK_EVERY_BYTES:
-            self._ack_due = now
-        elif self._ack_due is None:
-            self._ack_due = now + delay_s
-
-    @property
-    def ack_due(self) -> Optional[float]:
-        """When an acknowledgement must have left; None if nothing waits for one."""
-        return self._ack_due
+            self.ack_due = now
+        elif self.ack_due is None:
+            self.ack_due = now + delay_s
 
     def take_ack(self, now: float) -> Tuple[int, float, float]:
         """(position, seconds held, when the newest came) of the ack that now goes out."""
         self._unacked_bytes = 0
-        self._ack_due = None
+        self.ack_due = None
         return self.received, now - self._newest_at, self._newest_at

@@ -132,8 +132,6 @@ TRANSMIT_BYTES = 1 * MIB
 #: Buffers in one writev. Linux' IOV_MAX is 1024.
 TRANSMIT_BUFFERS = 512
 
-# --- lanes ------------------------------------------------------------------------------------
-
 #: Lanes of a session at once. Clients open four.
 MAX_LANES = 64
 
@@ -169,7 +167,7 @@ SERIALS = 64
 #: counted with the bytes wherever those bound a queue, or empty entries would have no bound.
 ENTRY_BYTES = 256
 
-#: A datagram that has waited longer than this is worth less than the place it takes, where whoever
-#: has opened the flow says nothing else: resolvers ask again after a
-#: second, voice and video gave up long before.
+#: The age from which on a datagram that waits is worth less than the place it takes, where whoever
+#: has the flow says nothing else: resolvers ask again after a second, voice and video gave up long
+#: before.
 DATAGRAM_AGE_S = 0.5

@@ -113,7 +113,7 @@ class SentOpen(SentControl):
     __slots__ = ("_stream",)
 
     def __init__(self, stream: Stream, raw: bytes) -> None:
-        super().__init__(raw)
+        self.raw = raw
         self._stream = stream
 
     def leave(self, lane_id: int) -> bytes:

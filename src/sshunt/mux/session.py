@@ -267,7 +267,8 @@ class Session:
                     eliciting_bytes += frames.HEADER_BYTES + len(body)
                     urgent = urgent or kind in _URGENT
                 takers[kind](lane, number, value, body, now)
-        lane.note_processed(len(data), eliciting_bytes, urgent, now, self._ack_delay_s)
+        delay_s = ACK_DELAY_BUSY_S if self._scheduler.bulk else ACK_DELAY_S
+        lane.note_processed(len(data), eliciting_bytes, urgent, now, delay_s)
         return lane.reader.newest_bytes
 
     def direct_delivery(self, lane_id: int) -> Optional[Tuple[Stream, int]]:
@@ -289,15 +290,12 @@ class Session:
         lane = self.lanes[lane_id]
         stream = self.streams[lane.reader.stream]
         lane.reader.skip(size)
-        lane.note_processed(size, size, False, now, self._ack_delay_s)
+        delay_s = ACK_DELAY_BUSY_S if self._scheduler.bulk else ACK_DELAY_S
+        lane.note_processed(size, size, False, now, delay_s)
         stream.receiver.advance(size)
         self.consumed(stream, size, now)
         if stream.receiver.final is not None:
             self._take_fin(stream)
-
-    @property
-    def _ack_delay_s(self) -> float:
-        return ACK_DELAY_BUSY_S if self._scheduler.bulk else ACK_DELAY_S
 
     def _on_data(self, number: int, offset: int, payload: Union[Payload, bytes]) -> None:
         stream = self.streams.get(number)

@@ -79,7 +79,6 @@ def test_the_first_sample_is_the_round_trip_time_and_later_ones_move_it_slowly()
     lane.note_sent(10, 2.0, Sent())
     lane.acknowledge(20, 0.0, 0, 2.3)
     assert lane.rtt_s == pytest.approx(0.1 + 0.2 * RTT_WEIGHT)
-    assert lane.min_rtt_s == pytest.approx(0.1)
 
 
 def test_an_acknowledgement_that_releases_nothing_measures_nothing() -> None:
