@@ -262,7 +262,8 @@ class Pool:
     def _give_up_early(self) -> None:
         if self._early is Early.WAITING:
             self._early = Early.OVER
-            self._report.say(EarlyLanesClosed(self._remote))
+            if self._opening:  # else none may be had, or all have failed
+                self._report.say(EarlyLanesClosed(self._remote))
             for opening in self._opening:
                 opening.cancel()
 

@@ -177,6 +177,23 @@ def test_lanes_that_were_not_wanted_after_all_are_closed_and_none_wait_again(
     run(far, conversation)
 
 
+def test_where_no_login_ahead_of_need_is_left_none_is_said_to_be_closed(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "EARLY_S", 0.3)
+
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        far.fails = True
+        session.pool.look(SOON)
+        await asyncio.sleep(0.3)
+        await few_moments()
+        assert session.heard(LaneFailed)
+        assert not session.heard(EarlyLanesClosed)
+
+    run(far, conversation)
+
+
 def test_without_bulk_the_first_lane_is_enough_again(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
