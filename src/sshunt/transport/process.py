@@ -112,8 +112,8 @@ def _prepare_child(signals: Signals) -> Callable[[], None]:
 async def kill(process: asyncio.subprocess.Process, ended: "asyncio.Future[Any]") -> None:
     """End the program, and what it has started. ``ended`` is done when it has.
 
-    What we may not end (``-e 'sudo ssh'`` is root's) and what the kernel can't end (it waits for a
-    disk) is left; its pipes are closed, so it ends when it looks at them.
+    What we may not end (sudo may have made it another user's) and what the kernel can't (it waits
+    for a disk) is left; its pipes are closed, so it ends when it looks at them.
     """
     import psutil  # rarely needed, and it takes its time
 
