@@ -241,18 +241,19 @@ class Kernel:
         """Let these addresses and no others stay local, to this host alone; raises KernelError, and
         then has changed nothing.
         """
-        before, wanted = self._wanted, tuple(addresses)
         self._look()
+        wanted = tuple(addresses)
         for address in wanted:
             if not self._interfaces.had(address):
                 raise KernelError(Refusal.NOT_OURS, f"{address} has not been this host's")
-        self._hush(wanted)
+        self._hush({*self._wanted, *wanted})
         try:
             self._retained.retain(wanted)
         except OSError as error:
-            self._hush(before)
+            self._hush_or_retain_none()
             raise KernelError(Refusal.NOT_RETAINED, str(error))
         self._wanted = wanted
+        self._hush_or_retain_none()
 
     @property
     def news(self) -> int:
@@ -261,17 +262,18 @@ class Kernel:
 
     def follow(self) -> None:
         """To be called when the interfaces' addresses have changed."""
-        try:
+        with suppress(KernelError):
             self._look()
-        except KernelError:
-            self._retain_none()
-        self._hush_or_retain_none()
 
     def _look(self) -> None:
+        """Know this host's addresses, and follow; raises KernelError, and then none is retained."""
         try:
-            self._interfaces.look()
+            self._interfaces.look()  # the news are forgotten, whoever calls
         except OSError as error:
+            self._retain_none()
             raise KernelError(Refusal.KERNEL, f"can't list this host's addresses: {error}")
+        finally:
+            self._hush_or_retain_none()
 
     def _hush(self, addresses: Iterable[str], *, again: bool = False) -> None:
         """Keep those that no interface has from being heard of by others; raises KernelError."""

@@ -27,6 +27,7 @@ from sshunt.helper.protocol import (
     Suspected,
     Suspects,
     Undo,
+    encode_request,
 )
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
@@ -37,6 +38,11 @@ PLAN = Plan(
     (Redirect(What.CONNECTIONS, ("127.0.0.1", 12300)),),
     (Route(ip_network("10.0.0.0/8"), Action.REMOTE),),
     bypass=(("192.0.2.7", 22),),
+)
+
+#: Reading and making them takes a moment.
+MANY_ROUTES = tuple(
+    Route(ip_network(f"10.{n >> 8}.{n & 255}.0/25"), Action.REMOTE) for n in range(20_000)
 )
 
 
@@ -171,6 +177,25 @@ def test_an_address_that_goes_while_it_is_retained_stays_for_this_host_alone(
     assert helper.tables() == [f"inet sshunt-{SESSION}"]
 
 
+def test_an_address_that_goes_while_a_plan_is_read_is_kept_from_others_all_the_same(
+    helper: Conversation,
+) -> None:
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("needs /dev/net/tun")
+    host, address = helper.host, "192.0.2.9"
+    helper.ask(Apply(PLAN))
+    for _ in range(2):
+        host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+        assert helper.ask(Retain((address,))) == Done()
+        assert len(helper.tables()) == 1
+        helper.socket.sendall(encode_request(Apply(replace(PLAN, routes=MANY_ROUTES))))
+        host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+        assert isinstance(helper.say(b""), Applied)
+        helper.ask(Suspects())  # before it, whatever is still to be followed is
+        assert len(helper.tables()) == 3  # those of IPv4 and ARP
+        assert helper.ask(Retain(())) == Done()
+
+
 def test_undo_removes_what_is_retained_and_what_captures(helper: Conversation) -> None:
     helper.ask(Apply(PLAN))
     assert helper.ask(Undo()) == Done()
@@ -205,12 +230,11 @@ def test_a_table_that_a_plan_could_not_take_back_does_not_keep_the_next_one_from
 
 
 def test_after_a_call_that_got_stuck_the_next_plan_is_owned_as_any_other(host: Host) -> None:
-    routes = [Route(ip_network(f"10.{n >> 8}.{n & 255}.0/25"), Action.REMOTE) for n in range(20000)]
     with Conversation(host, "impatient") as helper:
         helper.greet()
         stopped = threading.Thread(target=stop_libnftables, args=[helper.process.pid])
         stopped.start()
-        reply = helper.ask(Apply(replace(PLAN, routes=tuple(routes))))
+        reply = helper.ask(Apply(replace(PLAN, routes=MANY_ROUTES)))
         stopped.join()
         assert refusal(reply) is Refusal.STUCK
         assert helper.tables() == []
