@@ -108,11 +108,6 @@ class Session:
             frames.LANE_GONE: self._on_lane_gone,
         }
 
-    @property
-    def peer_terms(self) -> Tuple[int, int]:
-        """The peer's initial window in bytes, and how many streams we may have open."""
-        return self.table.peer_window_bytes, self.table.peer_max_streams
-
     # --- what the relay wants -----------------------------------------------------------------
 
     @property

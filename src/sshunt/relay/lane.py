@@ -142,6 +142,16 @@ class LaneIO:
         reactor.loop.add_reader(read_fd, reactor.batch, self._on_readable)
 
     @property
+    def sent_bytes(self) -> int:
+        """How many bytes the session has given to this lane."""
+        return self._lane.sent
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes of this lane the session has processed."""
+        return self._lane.received
+
+    @property
     def has_backlog(self) -> bool:
         """True while the pipe is full."""
         return bool(self._backlog)

@@ -10,13 +10,13 @@ What the session means to the rest of the program (client or agent) is its ``Tun
 he hears of new streams, of datagrams of a flow that the other side has opened and that nobody owns
 yet, of lanes that end, of the peer's goodbye.
 
+It lives as long as its session: the next one has a tunnel of its own, and what belongs to this one
+(relays, lanes, questions) never hears of another.
+
 Invariants: every stream of the session has an owner with TcpRelay's methods until it is forgotten;
-no payload of the read buffer is kept past ``dispatch``.
+no payload of the read buffer is kept past ``dispatch``; nothing happens after ``close``.
 
 Not here: what a process has once (reactor).
-
-Open question: ``begin`` puts one session in the place of another, for those who hold a tunnel for
-longer than a session lives. With a tunnel for each session it would go.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class TunnelOwner:
 
 
 class Tunnel(Pumped, LaneOwner, RelayOwner):
-    """Runs ``session`` in ``reactor``."""
+    """Runs ``session`` in ``reactor``. ``outlives_lanes``: its streams go on without a lane."""
 
     def __init__(
         self,
@@ -103,7 +103,6 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.loop = reactor.loop
         self.session = session
         self.outlives_lanes = outlives_lanes
-        self.past_sent = self.past_received = 0  # bytes on lanes that are over
         self._past_teed = self._past_spliced = 0
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
@@ -122,22 +121,12 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             GoodbyeReceived: self._on_goodbye,
             LaneGone: self._on_lane_gone,
         }
+        self._is_closed = False
         self._protocol_errors = 0  # in a row
         self._relief: Optional[asyncio.TimerHandle] = None  # while sockets wait for room
         reactor.add(session, self)
 
     # --- the session and its lanes ------------------------------------------------------------
-
-    def begin(self, session: Session, *, outlives_lanes: bool) -> None:
-        """Another session in the place of the one before it, which has neither lanes nor relays; or
-        the same one, now that it is known whether it can outlive its lanes.
-        """
-        if session is not self.session:
-            self.reactor.remove(self.session)
-            self.reactor.add(session, self)
-            self._protocol_errors = 0
-        self.session = session
-        self.outlives_lanes = outlives_lanes
 
     def add_lane(self, lane_id: int, read_fd: int, write_fd: int) -> LaneIO:
         """A lane is up; its descriptors now belong to the tunnel. Raises OSError if they are dead
@@ -170,10 +159,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             self._protocol_errors += 1
         elif self.loop.time() - lane.up_at >= LIVED_S:
             self._protocol_errors = 0
-        figures = self.session.lanes[lane.lane_id]
-        self.was_heard = self.was_heard or figures.received > 0
-        self.past_sent += figures.sent
-        self.past_received += figures.received
+        self.was_heard = self.was_heard or lane.received_bytes > 0
         self._past_teed += lane.teed_bytes
         self._past_spliced += lane.spliced_bytes
         lane.close()
@@ -282,12 +268,11 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
     def dispatch(self) -> bool:
         """Give the session's events to whom they belong; False if there were none.
 
-        With one of them the session may end: the others are nobody's then, and not the next one's.
+        With one of them the session may end: the others are nobody's then.
         """
-        session = self.session
-        events = session.take_events()
+        events = self.session.take_events()
         for event in events:
-            if self.session is not session:
+            if self._is_closed:
                 break
             self._handlers[type(event)](event)
         return bool(events)
@@ -350,7 +335,8 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             relay.abort(frames.RESET_ABORTED)
 
     def close(self) -> None:
-        """End everything at once: relays are reset, lanes closed."""
+        """End everything at once: relays are reset, lanes closed. May be called twice."""
+        self._is_closed = True
         self.reset_all()
         if self._relief is not None:
             self._relief.cancel()

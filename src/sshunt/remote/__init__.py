@@ -1,7 +1,7 @@
 """One far side: its session, its lanes, and what keeps them up.
 
 remote      one far side, from the first login to the goodbye
-pool        the session's lanes: opened, closed
+pool        the session, and its lanes: opened, closed
 demand      how many lanes would help; pure
 identity    the session's token and its lanes' numbers
 keeper      when the link counts as lost, and what is done about it; pure

@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sshunt.relay.flow import NO_RESOURCES, SocketConnection
+from sshunt.relay.reactor import Reactor
 from sshunt.relay.sockets import error_of
-from sshunt.relay.tunnel import Tunnel
 
 #: Limit of held connections. Each costs a descriptor and up to a receive buffer of the kernel; the
 #: usual limit of descriptors that a process may raise its own to was 4,096 for long. A browser that
@@ -46,8 +46,8 @@ class _Held(NamedTuple):
 class HeldConnections:
     """Holds accepted sockets until ``release``. Owns them meanwhile."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
-        self._tunnel = tunnel
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
         self._held: dict[socket.socket, _Held] = {}  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
 
@@ -66,27 +66,22 @@ class HeldConnections:
             connection.refused(NO_RESOURCES)
             return
         try:
-            self._tunnel.reactor.readiness.add(
-                sock.fileno(), lambda _events: self._on_event(sock), 0
-            )
+            self._reactor.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
         except OSError:
             connection.refused(NO_RESOURCES)
             return
-        deadline = self._tunnel.loop.time() + LONGEST_WAIT_S
+        deadline = self._reactor.loop.time() + LONGEST_WAIT_S
         self._held[sock] = _Held(connection, deadline)
         if self._timer is None:
-            self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
+            self._timer = self._reactor.loop.call_at(deadline, self._on_timer)
 
     def release(self, open_one: Callable[[SocketConnection], object]) -> None:
-        """The connection is back: ``open_one`` for each, as many as the session may have."""
+        """The connection is back: ``open_one`` for each, which refuses those that are too many."""
         held, self._held = self._held, {}
         self._stop_timer()
         for sock, (connection, _) in held.items():
-            self._tunnel.reactor.readiness.remove(sock.fileno())
-            if self._tunnel.session.can_open:
-                open_one(connection)
-            else:
-                connection.refused(NO_RESOURCES)
+            self._reactor.readiness.remove(sock.fileno())
+            open_one(connection)
 
     def reset_all(self) -> None:
         """Reset all of them. May be called twice."""
@@ -100,7 +95,7 @@ class HeldConnections:
 
     def _reset(self, sock: socket.socket) -> None:
         held = self._held.pop(sock)
-        self._tunnel.reactor.readiness.forget(sock.fileno())
+        self._reactor.readiness.forget(sock.fileno())
         held.connection.refused(NO_RESOURCES)
 
     def _make_room(self) -> bool:
@@ -118,10 +113,10 @@ class HeldConnections:
     def _on_timer(self) -> None:
         """Reset those that have waited too long; be back for the next one's sake."""
         self._timer = None
-        now = self._tunnel.loop.time()
+        now = self._reactor.loop.time()
         for sock, (_, deadline) in list(self._held.items()):
             if deadline > now:
-                self._timer = self._tunnel.loop.call_at(deadline, self._on_timer)
+                self._timer = self._reactor.loop.call_at(deadline, self._on_timer)
                 return
             self._reset(sock)
 

@@ -1,4 +1,7 @@
-"""The session's lanes: the first of a session, one to resume it, and further ones.
+"""The session, and its lanes: the first of a session, one to resume it, and further ones.
+
+There is one session at a time, and a tunnel for each: it begins when the far side has answered for
+the first time, and ends with ``abandon_session``. What came before and comes after is nobody's.
 
 Each lane of the pool is a ``Member``: its number, its pipes in the event loop (LaneIO) and the
 channel behind them, made and dropped together.
@@ -35,8 +38,8 @@ from sshunt.mux.hello import CLIENT, FEATURE_COPY, FEATURE_CREATE, FEATURE_SPLIC
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_STREAMS
 from sshunt.mux.session import Session
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
-from sshunt.relay.reactor import COPY, SPLICE
-from sshunt.relay.tunnel import Tunnel
+from sshunt.relay.reactor import COPY, SPLICE, Reactor
+from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote.demand import lanes_wanted, may_want_more
 from sshunt.remote.identity import Identity, is_detached
 from sshunt.remote.logins import Login
@@ -104,14 +107,24 @@ class Early(enum.Enum):
     OVER = enum.auto()  # they were wanted, or it was in vain: once is enough
 
 
+class Traffic(NamedTuple):
+    """Bytes on all lanes so far, those that have ended included."""
+
+    sent: int
+    received: int
+
+
 class Pool:
-    """Every lane of the tunnel and the channel behind it. Owns the channels. ``remote``: the far
-    side's name, as lines for people call it.
+    """The session's ``tunnel``, every lane of it and the channel behind it. Owns the channels.
+
+    ``owner`` hears what the tunnels tell; ``remote``: the far side's name, as lines for people call
+    it.
     """
 
     def __init__(
         self,
-        tunnel: Tunnel,
+        reactor: Reactor,
+        owner: TunnelOwner,
         transport: Transport,
         report: Report,
         remote: str,
@@ -120,12 +133,14 @@ class Pool:
         grace_s: int,
     ) -> None:
         self.last: Channel | None = None  # the session's: the one that came up last
-        self._tunnel = tunnel
+        self._reactor = reactor
+        self._loop = reactor.loop
+        self._owner = owner
         self._transport = transport
         self._report = report
         self._remote = remote
         self._most = most
-        self._identity = Identity(grace_s=grace_s, wishes=_WISHES.get(tunnel.reactor.way, 0))
+        self._identity = Identity(grace_s=grace_s, wishes=_WISHES.get(reactor.way, 0))
         self._members: dict[int, Member] = {}
         self._login: Login | None = None  # of the ``connect`` under way
         self._ending: set[asyncio.Task[None]] = set()
@@ -135,8 +150,12 @@ class Pool:
         self._wanted = asyncio.Event()  # those that are being opened may send their HELLO
         self._paused_until = 0.0  # after a failure
         self._is_sharing_told = False  # that they are channels of the one connection
-        self._bulk_at = tunnel.loop.time()
+        self._bulk_at = self._loop.time()
         self._least_rtt_s = 0.0  # of all lanes so far; 0: none has been measured
+        self._past = Traffic(0, 0)  # of lanes that are over
+        # What the far side grants is known when it has answered; ours grants what is taken here.
+        #: The session's; before the first one, and while there is none, without a lane.
+        self.tunnel = Tunnel(reactor, new_session(), owner, outlives_lanes=grace_s > 0)
 
     # --- the session's channel ----------------------------------------------------------------
 
@@ -197,11 +216,12 @@ class Pool:
     def _start_session(self, ours: Hello, theirs: Hello) -> None:
         """The far side has made a session: this is how it will be."""
         self._identity.accepted(ours, theirs)
-        session, detached = self._tunnel.session, is_detached(theirs)
-        terms = (theirs.initial_window_bytes, theirs.max_streams)
-        if session.peer_terms != terms:  # another version's: no stream can have been opened yet
-            session = new_session(*terms)
-        self._tunnel.begin(session, outlives_lanes=detached and theirs.grace_s > 0)
+        detached = is_detached(theirs)
+        session = new_session(theirs.initial_window_bytes, theirs.max_streams)
+        self.tunnel.close()
+        self.tunnel = Tunnel(
+            self._reactor, session, self._owner, outlives_lanes=detached and theirs.grace_s > 0
+        )
         if self._identity.grace_s and not detached:
             self._report.say(AgentNotDetached(self._remote))
 
@@ -209,14 +229,21 @@ class Pool:
         """The session is over at the far side: reset its connections, and be ready for a new one.
         How many connections there were.
         """
-        count = len(self._tunnel.relays)
+        count = len(self.tunnel.relays)
         self._identity.forget()
         self._give_up_early()
-        for lane in list(self._tunnel.lanes.values()):
-            self._tunnel.lane_ended(lane, "the session is over")
-        self._tunnel.reset_all()
-        self._tunnel.begin(new_session(), outlives_lanes=self._tunnel.outlives_lanes)
+        for lane in list(self.tunnel.lanes.values()):
+            self.tunnel.lane_ended(lane, "the session is over")
+        self.tunnel.close()
         return count
+
+    def moved(self) -> Traffic:
+        """What has gone over all lanes so far."""
+        sent, received = self._past
+        for member in self._members.values():
+            sent += member.io.sent_bytes
+            received += member.io.received_bytes
+        return Traffic(sent, received)
 
     # --- further lanes ------------------------------------------------------------------------
 
@@ -227,7 +254,7 @@ class Pool:
 
     def look(self, statistics: Statistics) -> None:
         """What the pacers of one side measure now."""
-        now = self._tunnel.loop.time()
+        now = self._loop.time()
         rtts = [self._least_rtt_s, *(lane.min_rtt_s for lane in statistics.lanes.values())]
         self._least_rtt_s = min(filter(None, rtts), default=0.0)
         if statistics.bulk_bytes:
@@ -251,7 +278,7 @@ class Pool:
     def _log_in_early(self) -> None:
         self._early = Early.WAITING
         self._wanted = asyncio.Event()
-        self._tunnel.loop.call_later(EARLY_S, self._give_up_early)
+        self._loop.call_later(EARLY_S, self._give_up_early)
 
     def _want_early(self) -> None:
         """Those that are logged in, or on their way, are wanted now."""
@@ -269,10 +296,10 @@ class Pool:
 
     def close_idle(self) -> None:
         """Close all lanes but the oldest if there was no bulk for long. To be called often."""
-        if len(self._members) < 2 or self._tunnel.loop.time() - self._bulk_at < IDLE_S:
+        if len(self._members) < 2 or self._loop.time() - self._bulk_at < IDLE_S:
             return
         for number in sorted(self._members)[1:]:
-            self._tunnel.lane_ended(self._members[number].io, IDLE)
+            self.tunnel.lane_ended(self._members[number].io, IDLE)
 
     async def _open_further(self, wanted: asyncio.Event) -> None:
         shared = self._transport.shares_connection
@@ -314,7 +341,7 @@ class Pool:
             self._report.say(LanesLimited(self._remote))
 
     def _try_later(self, why: str) -> None:
-        self._paused_until = self._tunnel.loop.time() + RETRY_S
+        self._paused_until = self._loop.time() + RETRY_S
         self._report.say(LaneFailed(self._remote, why))
 
     # --- all of them --------------------------------------------------------------------------
@@ -324,8 +351,11 @@ class Pool:
         member = self._members.pop(lane.lane_id, None)
         if member is None:
             return
+        self._past = Traffic(
+            self._past.sent + lane.sent_bytes, self._past.received + lane.received_bytes
+        )
         if reason != IDLE:  # whatever it was, it may happen to the next one, too
-            self._paused_until = self._tunnel.loop.time() + RETRY_S
+            self._paused_until = self._loop.time() + RETRY_S
         self._identity.note_dead(member.number)
         self._tell_dead()
         why = reason or member.channel.last_words() or "the far side closed it"
@@ -339,27 +369,28 @@ class Pool:
             opening.cancel()
         for member in self._members.values():
             self._end(member.channel)
+        self._past = self.moved()
         self._members.clear()
         if self._opening | self._ending:
             await asyncio.wait(self._opening | self._ending)
 
     def _tell_dead(self) -> None:
         """As soon as there is a lane for it."""
-        if self._tunnel.lanes:
+        if self.tunnel.lanes:
             for number in self._identity.take_dead():
-                self._tunnel.session.tell_lane_gone(number)
+                self.tunnel.session.tell_lane_gone(number)
 
     def _add(self, number: int, channel: Channel) -> None:
         """``channel`` is up: its lane is the tunnel's. Raises OSError if it is dead already."""
         try:
-            io = self._tunnel.add_lane(number, channel.read_fd, channel.write_fd)
+            io = self.tunnel.add_lane(number, channel.read_fd, channel.write_fd)
         except OSError:
             self._discard(channel)
             raise
         self._members[number] = Member(number, io, channel)
         self._identity.note_alive(number)
         self._tell_dead()
-        self._tunnel.session.ping(number)
+        self.tunnel.session.ping(number)
         io.receive(channel.rest)
 
     def _discard(self, channel: Channel) -> None:

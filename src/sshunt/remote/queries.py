@@ -27,16 +27,17 @@ QUERY_DEADLINE_S = 12.0
 
 
 class _Query(NamedTuple):
+    tunnel: Tunnel
     flow: DatagramFlow
     question: Question
     deadline: float
 
 
 class Queries:
-    """Those of ``tunnel``'s session."""
+    """Those of one far side, session after session: who loses one calls ``fail_all``."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
-        self._tunnel = tunnel
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._queries: dict[int, _Query] = {}  # by flow, in the order in which they came
         self._shares = Shares(dns.QUERIES_BYTES)
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
@@ -44,14 +45,14 @@ class Queries:
     def __len__(self) -> int:
         return len(self._queries)
 
-    def ask(self, question: Question) -> Asked:
-        """Have it answered by the far side, or fail it."""
-        loop = self._tunnel.loop
-        flow = self._tunnel.ask(frames.DNS, question.message, self, question.asker)
+    def ask(self, tunnel: Tunnel, question: Question) -> Asked:
+        """Have it answered by the far side at the end of ``tunnel``, or fail it."""
+        loop = self._loop
+        flow = tunnel.ask(frames.DNS, question.message, self, question.asker)
         if flow is None:
             question.refused(NO_RESOURCES)
             return Asked()
-        self._queries[flow.number] = _Query(flow, question, loop.time() + QUERY_DEADLINE_S)
+        self._queries[flow.number] = _Query(tunnel, flow, question, loop.time() + QUERY_DEADLINE_S)
         room = dns.room_of(question.message)
         for other in self._shares.add(flow.number, question.asker, room):
             self._fail(other)
@@ -103,11 +104,11 @@ class Queries:
         flow = query.flow
         del self._queries[flow.number]
         self._shares.remove(flow.number, query.question.asker)
-        self._tunnel.give_up(flow)  # unless it was answered
+        query.tunnel.give_up(flow)  # unless it was answered
 
     def _on_timer(self) -> None:
         self._timer = None
-        loop = self._tunnel.loop
+        loop = self._loop
         now = loop.time()
         for number, query in list(self._queries.items()):
             if query.deadline > now:

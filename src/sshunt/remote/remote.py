@@ -43,13 +43,13 @@ from sshunt.relay.flow import (
 )
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import Reactor
-from sshunt.relay.tunnel import Tunnel, TunnelOwner
+from sshunt.relay.tunnel import TunnelOwner
 from sshunt.remote.holding import HeldConnections
 from sshunt.remote.opening import Opening
-from sshunt.remote.pool import Pool, new_session
+from sshunt.remote.pool import Pool, Traffic
 from sshunt.remote.queries import Queries
 from sshunt.remote.resets import MEANING_OF_RESET
-from sshunt.remote.telemetry import Telemetry, Traffic, traffic
+from sshunt.remote.telemetry import Telemetry
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import FarSideNotTold, Report, StreamOpened, StreamReset
 from sshunt.tell.snapshot import Snapshot
@@ -106,17 +106,14 @@ class Remote(TunnelOwner, Carrier):
         self._report = report
         self._owner = owner
         self._emptied = asyncio.Event()  # the last lane has ended
-        # What the far side grants is known when it has answered; ours grants what is taken here.
-        self._tunnel = Tunnel(reactor, new_session(), self, outlives_lanes=terms.grace_s > 0)
-        self._held = HeldConnections(self._tunnel)
-        self._queries = Queries(self._tunnel)
+        self._held = HeldConnections(reactor)
         self._pool = Pool(
-            self._tunnel, transport, report, terms.name, most=terms.lanes, grace_s=terms.grace_s
+            reactor, self, transport, report, terms.name, most=terms.lanes, grace_s=terms.grace_s
         )
-        self._telemetry = Telemetry(terms.name, self._tunnel, self._pool, report)
+        self._queries = Queries(reactor.loop)
+        self._telemetry = Telemetry(terms.name, self._pool, report)
         self._upkeep = Upkeep(
             terms.name,
-            self._tunnel,
             transport,
             self._pool,
             report,
@@ -135,7 +132,7 @@ class Remote(TunnelOwner, Carrier):
     async def check(self) -> None:
         """Raise UserError if the session has been lost while it was still starting."""
         last = self._pool.last
-        if self._tunnel.lanes or last is None:
+        if self._pool.tunnel.lanes or last is None:
             return
         await asyncio.wait({last.ended}, timeout=SSH_END_DEADLINE_S)
         raise UserError(
@@ -148,8 +145,8 @@ class Remote(TunnelOwner, Carrier):
     async def first_rtt(self) -> float:
         """The first measured round-trip time in seconds, 0 if it takes too long."""
         deadline = self._loop.time() + FIRST_RTT_DEADLINE_S
-        session = self._tunnel.session
-        while not session.rtt_s and self._tunnel.lanes and self._loop.time() < deadline:
+        session = self._pool.tunnel.session
+        while not session.rtt_s and self._pool.tunnel.lanes and self._loop.time() < deadline:
             await asyncio.sleep(0.002)
         return session.rtt_s
 
@@ -170,24 +167,24 @@ class Remote(TunnelOwner, Carrier):
         """Reset the programs' connections, fail their queries. May be called twice."""
         self._held.reset_all()
         self._queries.fail_all()
-        self._tunnel.reset_all()
+        self._pool.tunnel.reset_all()
 
     async def end(self) -> None:
         """End the session in order: the agent then leaves at once, not after its grace time."""
         answered = False
-        if self._tunnel.lanes:
+        if self._pool.tunnel.lanes:
             self._emptied.clear()
-            self._tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
-            self._tunnel.pump()
+            self._pool.tunnel.session.say_goodbye(frames.GOODBYE_DONE, "")
+            self._pool.tunnel.pump()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), GOODBYE_DEADLINE_S)
                 answered = True
-        if not answered and self._tunnel.outlives_lanes and self._pool.is_resumable:
-            is_lost = not self.is_up or not self._tunnel.lanes
+        if not answered and self._pool.tunnel.outlives_lanes and self._pool.is_resumable:
+            is_lost = not self.is_up or not self._pool.tunnel.lanes
             self._report.say(FarSideNotTold(self.name, is_lost, self._terms.grace_s))
         self._held.reset_all()
         self._queries.close()
-        self._tunnel.close()
+        self._pool.tunnel.close()
 
     async def close(self) -> None:
         """End its ssh connections; ``end`` has been before."""
@@ -202,7 +199,7 @@ class Remote(TunnelOwner, Carrier):
 
     def why_not(self) -> str:
         """Why no more connections can be taken just now; "": they can."""
-        if not self.is_up or self._tunnel.session.can_open:
+        if not self.is_up or self._pool.tunnel.session.can_open:
             return ""
         return "as many connections are open as the far side allows"
 
@@ -219,7 +216,7 @@ class Remote(TunnelOwner, Carrier):
     def ask(self, question: Question) -> Asked:
         """As in Carrier; a resolver of the far side's choice answers."""
         if self.is_up:
-            return self._queries.ask(question)
+            return self._queries.ask(self._pool.tunnel, question)
         question.refused(NO_RESOURCES)
         return Asked()
 
@@ -229,16 +226,17 @@ class Remote(TunnelOwner, Carrier):
         return Outlet()
 
     def _open(self, connection: SocketConnection) -> Relay | None:
-        if not self._tunnel.session.can_open:
+        tunnel = self._pool.tunnel
+        if not tunnel.session.can_open:
             connection.refused(NO_RESOURCES)
             return None
         (network, (host, port), _, _), wants_opened = connection.flow, connection.wants_opened
-        stream = self._tunnel.open(Destination(network, host, port, wants_opened=wants_opened))
+        stream = tunnel.open(Destination(network, host, port, wants_opened=wants_opened))
         if self._report.hears_streams:
             self._report.say(StreamOpened(self.name, stream.id, host, port))
         if wants_opened:
-            return Opening(self._tunnel, stream, connection)
-        relay = self._tunnel.relay(stream)
+            return Opening(tunnel, stream, connection)
+        relay = tunnel.relay(stream)
         relay.start(connection.take())
         return relay
 
@@ -250,23 +248,23 @@ class Remote(TunnelOwner, Carrier):
 
     def sockets(self) -> Iterator[socket.socket]:
         """Ours, of the programs' connections, those included that wait."""
-        yield from (relay.sock for relay in self._tunnel.relays)
+        yield from (relay.sock for relay in self._pool.tunnel.relays)
         yield from self._held.sockets
 
     def moved(self) -> Traffic:
         """What has gone over its lanes so far."""
-        return traffic(self._tunnel)
+        return self._pool.moved()
 
     def snapshot(self) -> Snapshot:
         """Its figures just now."""
         moved, now, link = self.moved(), self._loop.time(), self._upkeep.link
-        rtt_s = self._tunnel.session.rtt_s
+        rtt_s = self._pool.tunnel.session.rtt_s
         if link.down_since is None:
-            count = len(self._tunnel.session.streams)
+            count = len(self._pool.tunnel.session.streams)
             return Snapshot(count, moved.received, moved.sent, rtt_s)
         next_at = link.next_attempt_at
         return Snapshot(
-            len(self._tunnel.relays) + len(self._held),
+            len(self._pool.tunnel.relays) + len(self._held),
             moved.received,
             moved.sent,
             rtt_s,
@@ -293,7 +291,7 @@ class Remote(TunnelOwner, Carrier):
     def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         """As the tunnel says."""
         self._pool.on_lane_ended(lane, reason)
-        if not self._tunnel.lanes:
+        if not self._pool.tunnel.lanes:
             self._emptied.set()
         self._upkeep.on_lane_ended(reason)
 

@@ -12,7 +12,6 @@ Not here: what the figures mean (statistics, demand), the line that a person rea
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from sshunt.mux import frames
 from sshunt.mux.errors import RemoteProtocolError
@@ -42,47 +41,31 @@ REPORT_EVERY_S = 0.5
 BUSY_BYTES_S = 10_000.0
 
 
-class Traffic(NamedTuple):
-    """Bytes on all lanes so far, those that have ended included."""
-
-    sent: int
-    received: int
-
-
-def traffic(tunnel: Tunnel) -> Traffic:
-    """What has gone through ``tunnel``."""
-    lanes = tunnel.session.lanes.values()
-    return Traffic(
-        tunnel.past_sent + sum(lane.sent for lane in lanes),
-        tunnel.past_received + sum(lane.received for lane in lanes),
-    )
-
-
 class Telemetry:
     """Asks both ends until stopped, and passes on what they say. ``remote``: the far side's name
     for people.
     """
 
-    def __init__(self, remote: str, tunnel: Tunnel, pool: Pool, report: Report) -> None:
+    def __init__(self, remote: str, pool: Pool, report: Report) -> None:
         self._remote = remote
-        self._tunnel = tunnel
+        self._loop = asyncio.get_running_loop()
         self._pool = pool
         self._report = report
-        self._questions = Questions(tunnel, self._on_answer)
+        self._questions = Questions(self._on_answer)
         self._next_report_at: dict[str, float] = {}  # by direction
 
     async def run(self) -> None:
         """Ask now and then, while there is traffic. Does not end by itself."""
-        before = traffic(self._tunnel)
+        before = self._pool.moved()
         while True:
             await asyncio.sleep(ASK_EVERY_S)
-            after = traffic(self._tunnel)
+            after = self._pool.moved()
             moved = after.sent - before.sent + after.received - before.received
             before = after
             self._pool.close_idle()
             if moved >= ASK_FROM_BYTES:
-                self._on_statistics("up", statistics_untrusted(self._tunnel.statistics()))
-                self._questions.ask()
+                self._on_statistics("up", statistics_untrusted(self._pool.tunnel.statistics()))
+                self._questions.ask(self._pool.tunnel)
 
     def _on_answer(self, answer: bytes) -> None:
         try:
@@ -94,7 +77,7 @@ class Telemetry:
 
     def _on_statistics(self, direction: str, statistics: Statistics) -> None:
         self._pool.look(statistics)
-        now = self._tunnel.loop.time()
+        now = self._loop.time()
         if now >= self._next_report_at.get(direction, now):
             self._next_report_at[direction] = now + REPORT_EVERY_S
             for event in measured(self._remote, direction, statistics):
@@ -104,16 +87,17 @@ class Telemetry:
 class Questions:
     """Asks the far side for its statistics. ``hear`` gets what it answers, undecoded."""
 
-    def __init__(self, tunnel: Tunnel, hear: Callable[[bytes], None]) -> None:
-        self._tunnel = tunnel
+    def __init__(self, hear: Callable[[bytes], None]) -> None:
         self._hear = hear
         self._asked: deque[DatagramFlow] = deque()  # and not answered, oldest first
 
-    def ask(self) -> None:
-        """Ask once more; a question that is too old will not be answered any more."""
+    def ask(self, tunnel: Tunnel) -> None:
+        """Ask once more, the far side at the end of ``tunnel``; a question that is too old will not
+        be answered any more, and one of an earlier session is over already.
+        """
         if len(self._asked) >= MOST_QUESTIONS:
-            self._tunnel.give_up(self._asked.popleft())
-        flow = self._tunnel.ask(frames.STATISTICS, b"", self)
+            tunnel.give_up(self._asked.popleft())
+        flow = tunnel.ask(frames.STATISTICS, b"", self)
         if flow is not None:
             self._asked.append(flow)
 

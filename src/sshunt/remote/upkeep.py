@@ -23,7 +23,6 @@ from typing import Protocol, TypeAlias
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux import frames
-from sshunt.relay.tunnel import Tunnel
 from sshunt.remote import decisions as decided
 from sshunt.remote.attempts import PROBE_EVERY_S
 from sshunt.remote.decisions import Decision, Facts, LaneFacts
@@ -73,7 +72,6 @@ class Upkeep:
     def __init__(
         self,
         name: str,
-        tunnel: Tunnel,
         transport: Transport,
         pool: Pool,
         report: Report,
@@ -84,13 +82,12 @@ class Upkeep:
         max_retries: int | None,
     ) -> None:
         self._name = name
-        self._tunnel = tunnel
         self._transport = transport
         self._pool = pool
         self._report = report
         self._owner = owner
         self._attempt_deadline_s = HELLO_DEADLINE_S if is_attended else ATTEMPT_DEADLINE_S
-        self._loop = tunnel.loop
+        self._loop = asyncio.get_running_loop()
         self.link = Link(self._loop.time(), grace_s=grace_s, max_retries=max_retries)
         self._peers: tuple[Endpoint, ...] = ()  # of the last lane of which they could be seen
         self._is_running = False
@@ -155,12 +152,12 @@ class Upkeep:
                     now - lane.last_heard_at,
                     lane.rtt_s,
                 )
-                for lane in self._tunnel.session.lanes.values()
+                for lane in self._pool.tunnel.session.lanes.values()
             ),
             is_held=self._pool.is_resumable,
-            outlives_lanes=self._tunnel.outlives_lanes,
+            outlives_lanes=self._pool.tunnel.outlives_lanes,
             agent_host=self._pool.agent_host,
-            breaks_protocol=self._tunnel.breaks_the_protocol,
+            breaks_protocol=self._pool.tunnel.breaks_the_protocol,
             can_probe=bool(self._peers),
         )
 
@@ -175,13 +172,13 @@ class Upkeep:
     def _do_one(self, decision: Decision) -> None:
         match decision:
             case decided.Ping(number):
-                if number in self._tunnel.lanes:
-                    self._tunnel.session.ping(number)
-                    self._tunnel.wake()
+                if number in self._pool.tunnel.lanes:
+                    self._pool.tunnel.session.ping(number)
+                    self._pool.tunnel.wake()
             case decided.Drop(number, why):
-                lane = self._tunnel.lanes.get(number)
+                lane = self._pool.tunnel.lanes.get(number)
                 if lane is not None:
-                    self._tunnel.lane_ended(lane, why)
+                    self._pool.tunnel.lane_ended(lane, why)
             case decided.AwaitEnding():
                 self._begin(self._await_ending)
             case decided.Connect():
@@ -209,7 +206,7 @@ class Upkeep:
             case decided.Lost(why, silent_s):
                 self._on_lost(why, silent_s)
             case decided.Restored(after_s, is_same_session):
-                kept = len(self._tunnel.relays) if is_same_session else 0
+                kept = len(self._pool.tunnel.relays) if is_same_session else 0
                 self._report.say(RemoteReconnected(self._name, after_s, kept))
                 self._owner.on_up()
             case decided.Failed(failures, error):
@@ -224,17 +221,17 @@ class Upkeep:
                 self._report.say(AnotherMachineAnswered(self._name))
 
     def _on_lost(self, why: str, silent_s: float) -> None:
-        tunnel = self._tunnel
+        tunnel = self._pool.tunnel
         self._transport.connection_lost(may_yet_answer=bool(tunnel.lanes))
         since, count = time.time() - silent_s, len(tunnel.relays)
         self._report.say(RemoteLost(self._name, since, why, count, tunnel.outlives_lanes))
         self._owner.on_down()
 
     def _say_goodbye(self) -> None:
-        self._tunnel.forgive()
-        if self._tunnel.lanes:  # else nobody can be told
-            self._tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, "")
-            self._tunnel.pump()
+        self._pool.tunnel.forgive()
+        if self._pool.tunnel.lanes:  # else nobody can be told
+            self._pool.tunnel.session.say_goodbye(frames.GOODBYE_PROTOCOL, "")
+            self._pool.tunnel.pump()
 
     # --- work ---------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class Carried(Carrier):
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
-        self.queries = Queries(tunnel)
+        self.queries = Queries(tunnel.loop)
 
     def connect(self, connection: Connection) -> Relay:
         assert isinstance(connection, SocketConnection)
@@ -62,7 +62,7 @@ class Carried(Carrier):
 
     def ask(self, question: Question) -> Asked:
         if self.is_up:
-            return self.queries.ask(question)
+            return self.queries.ask(self.tunnel, question)
         question.refused(NO_RESOURCES)
         return Asked()
 

@@ -1469,12 +1469,6 @@ def test_an_idle_stream_gives_its_place_to_one_that_reads_fast() -> None:
     assert reader.receiver.window.window_bytes >= INITIAL_WINDOW_BYTES
 
 
-def test_what_a_session_was_granted_by_its_peer_is_bounded_by_its_own_limits() -> None:
-    assert Session(CLIENT, 1000, 5).peer_terms == (1000, 5)
-    most = (MAX_WINDOW_BYTES, MAX_STREAMS)
-    assert Session(CLIENT, 1 << 31, 1 << 31).peer_terms == most
-
-
 def test_a_peer_that_has_as_many_streams_as_it_may_is_refused_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -39,6 +39,11 @@ def test_a_stream_of_ours_is_nobody_s_before_its_open_left_and_theirs_is_any_lan
     assert (theirs.pinned_lane, theirs.sender.limit) == (ANY_LANE, 1000)
 
 
+def test_what_the_peer_allows_is_bounded_by_our_own_limits() -> None:
+    table = StreamTable(CLIENT, 1 << 31, 1 << 31, ControlQueue())
+    assert (table.peer_window_bytes, table.peer_max_streams) == (MAX_WINDOW_BYTES, MAX_STREAMS)
+
+
 def test_no_more_are_opened_than_the_peer_allows() -> None:
     client = table_of(CLIENT, 2)
     first, _ = client.open(WEB), client.open(WEB)

@@ -9,8 +9,6 @@ from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FLOW_REFUSED, FLOW_TOO_LARGE
 from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
 from sshunt.mux.flows import DatagramFlow
-from sshunt.mux.hello import CLIENT
-from sshunt.mux.session import Session
 from sshunt.relay.reactor import SPLICE
 from sshunt.relay.tunnel import Tunnel
 from tests.unit.mux.ends import VOICE
@@ -201,17 +199,36 @@ def test_a_lane_that_the_other_side_gave_up_is_given_up_here_too() -> None:
     run(conversation)
 
 
-def test_another_session_begins_where_one_was_lost() -> None:
+def test_what_is_left_of_a_closed_tunnel_moves_nothing_any_more() -> None:
     async def conversation(ends: Ends) -> None:
         program = ends.connect("127.0.0.1", 1)
-        ends.client.reset_all()
-        ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
-        before = ends.client.session
-        ends.client.begin(Session(CLIENT), outlives_lanes=False)
-        assert ends.client.session is not before
-        assert not ends.client.session.streams
+        ends.client.close()
         with program:
             assert await threaded(lambda: program.recv(1)) == b""
+        ends.client.wake()
+        await asyncio.sleep(0.05)
+        assert not ends.client.lanes
+        assert not ends.client.relays
+        assert not ends.client.session.streams
+        ends.client.close()
+
+    run(conversation)
+
+
+def test_what_happened_behind_the_end_of_a_session_is_nobodys() -> None:
+    async def conversation(ends: Ends) -> None:
+        heard: list[object] = []
+
+        def goodbye(*what: object) -> None:
+            heard.append(what)
+            ends.client.close()
+
+        ends.client_hears.goodbye = goodbye
+        ends.agent.session.say_goodbye(frames.GOODBYE_DONE, "")
+        ends.agent.session.say_goodbye(frames.GOODBYE_DONE, "")
+        ends.agent.wake()
+        await asyncio.sleep(0.1)
+        assert len(heard) == 1
 
     run(conversation)
 
@@ -231,7 +248,7 @@ def test_a_session_that_is_given_up_leaves_no_pipe_behind() -> None:
             await asyncio.sleep(0.005)
         assert ends.client.reactor.pipes.in_use, "nothing of it waits for its acknowledgement"
         ends.client.lane_ended(ends.client.lanes[0], "cut by the test")
-        ends.client.begin(Session(CLIENT), outlives_lanes=True)
+        ends.client.close()
         assert not ends.client.reactor.pipes.in_use
         host.close()
 

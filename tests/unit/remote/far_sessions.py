@@ -11,7 +11,7 @@ from sshunt.mux import frames
 from sshunt.mux.hello import Hello
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel
-from sshunt.remote.pool import Pool, new_session
+from sshunt.remote.pool import Pool
 from sshunt.tell.report import Event, Report
 from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.local import LocalTransport
@@ -65,9 +65,14 @@ class Session:
         self.report.subscribe(self.said.append)
         hears = Hears()
         reactor = Reactor(asyncio.get_running_loop())
-        self.tunnel = Tunnel(reactor, new_session(), hears, outlives_lanes=True)
-        self.pool = Pool(self.tunnel, far, self.report, "gate", most=MOST, grace_s=60)
+        self.reactor = reactor
+        self.pool = Pool(reactor, hears, far, self.report, "gate", most=MOST, grace_s=60)
         hears.lane_ended = self.pool.on_lane_ended
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """The present session's."""
+        return self.pool.tunnel
 
     @property
     def lanes(self) -> list[int]:
@@ -95,7 +100,7 @@ class Session:
             with suppress(AssertionError):
                 await self.until(lambda: not self.tunnel.lanes, "the goodbye")
         self.tunnel.close()
-        self.tunnel.reactor.close()
+        self.reactor.close()
         await self.pool.close()
 
 

@@ -10,12 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from sshunt.mux.frames import Destination
-from sshunt.mux.hello import CLIENT
-from sshunt.mux.session import Session
 from sshunt.relay.flow import TCP, Flow, Relays, SocketConnection
 from sshunt.relay.reactor import Reactor
-from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote import holding
 from sshunt.remote.holding import HeldConnections
 from tests.descriptors import no_more_descriptors
@@ -32,12 +28,9 @@ def nothing_leaks() -> Iterator[None]:
 class Hall:
     """Held connections, the programs behind them, and what was released."""
 
-    def __init__(self, max_streams: int = 100) -> None:
-        session = Session(CLIENT, peer_max_streams=max_streams)
-        self.tunnel = Tunnel(
-            Reactor(asyncio.get_running_loop()), session, TunnelOwner(), outlives_lanes=True
-        )
-        self.held = HeldConnections(self.tunnel)
+    def __init__(self) -> None:
+        self.reactor = Reactor(asyncio.get_running_loop())
+        self.held = HeldConnections(self.reactor)
         self.released: list[socket.socket] = []
         self.programs: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -58,7 +51,6 @@ class Hall:
 
         def open_one(connection: SocketConnection) -> None:
             assert connection.flow == SOMEWHERE
-            self.tunnel.session.open(Destination(TCP, *SOMEWHERE.destination))
             self.released.append(connection.take())
 
         self.held.release(open_one)
@@ -66,15 +58,14 @@ class Hall:
 
     def close(self) -> None:
         self.held.reset_all()
-        self.tunnel.close()
-        self.tunnel.reactor.close()
+        self.reactor.close()
         for sock in (self._listener, *self.programs, *self.released):
             sock.close()
 
 
-def run(visit: Callable[[Hall], Awaitable[None]], max_streams: int = 100) -> None:
+def run(visit: Callable[[Hall], Awaitable[None]]) -> None:
     async def whole() -> None:
-        hall = Hall(max_streams)
+        hall = Hall()
         try:
             await visit(hall)
         finally:
@@ -112,19 +103,6 @@ def test_held_connections_are_released_in_order_with_the_data_they_sent() -> Non
         assert len(hall.held) == 5
         assert hall.release() == said
         assert len(hall.held) == 0
-
-    run(visit)
-
-
-def test_the_session_does_not_know_of_held_connections() -> None:
-    async def visit(hall: Hall) -> None:
-        for _ in range(20):
-            reset(hall.program(b"a request"))
-        await until(lambda: len(hall.held) == 0)
-        session = hall.tunnel.session
-        session.add_lane(0, 0.0)
-        assert session.transmit(0, 0.0) == []
-        assert not session.streams
 
     run(visit)
 
@@ -220,16 +198,6 @@ def test_without_room_the_oldest_half_closed_connection_makes_room(
     run(visit)
 
 
-def test_connections_beyond_the_sessions_limit_are_reset_on_release() -> None:
-    async def visit(hall: Hall) -> None:
-        programs = [hall.program(b"%d" % number) for number in range(4)]
-        assert hall.release() == [b"0", b"1"]
-        assert is_reset(programs[2])
-        assert is_reset(programs[3])
-
-    run(visit, max_streams=2)
-
-
 def test_emptying_resets_all_held_connections_and_may_be_repeated() -> None:
     async def visit(hall: Hall) -> None:
         programs = [hall.program(b"words") for _ in range(3)]
@@ -245,7 +213,7 @@ def test_a_connection_that_can_not_be_watched_is_reset() -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        hall.tunnel.reactor.readiness.add = full  # type: ignore[assignment, method-assign]
+        hall.reactor.readiness.add = full  # type: ignore[assignment, method-assign]
         program = hall.program()
         assert len(hall.held) == 0
         with pytest.raises(ConnectionResetError):

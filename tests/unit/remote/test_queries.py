@@ -41,13 +41,13 @@ class Far:
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
-        self.queries = Queries(ends.client)
+        self.queries = Queries(ends.client.loop)
         self.answers: list[bytes] = []
         self.asked: list[DatagramReceived] = []
         ends.agent_hears.datagram = self.asked.append
 
     def ask(self, message: bytes = MESSAGE, asker: int = ALICE) -> Asked:
-        return self.queries.ask(Asking(message, asker, self.answers))
+        return self.queries.ask(self.ends.client, Asking(message, asker, self.answers))
 
     async def answer(self, *answers: bytes) -> None:
         """The agent says so to the first question; it has been heard on return."""
@@ -135,7 +135,7 @@ def test_whoever_asks_most_loses_his_oldest_question(monkeypatch: pytest.MonkeyP
 
     async def story(far: Far) -> None:
         bobs: list[bytes] = []
-        far.queries.ask(Asking(MESSAGE, BOB, bobs))
+        far.queries.ask(far.ends.client, Asking(MESSAGE, BOB, bobs))
         for _ in range(5):
             far.ask(asker=ALICE)
         assert far.codes == ["SERVFAIL"] * 3

@@ -312,6 +312,46 @@ def test_while_it_is_lost_connections_wait_and_questions_are_refused() -> None:
     run(story)
 
 
+def test_of_those_that_waited_as_many_go_on_as_the_far_side_allows() -> None:
+    async def story(process: Process) -> None:
+        remote = await process.bring_up("office")
+        process.kill("office", signal.SIGSTOP)
+        remote.on_news("somebody asks", asked=True)
+        await process.until(lambda: not remote.is_up, "the loss")
+        with ExitStack() as undo:
+            first, second = Path(undo), Path(undo)
+            remote.connect(first.connection)
+            remote.connect(second.connection)
+            table = remote._pool.tunnel.session.table
+            assert not table.streams, "the session knows of connections that wait"
+            table.peer_max_streams = 1
+            process.kill("office", signal.SIGCONT)
+            await process.until(lambda: remote.is_up, "its return")
+            await first.arrives()
+            assert second.is_reset
+
+    run(story)
+
+
+def test_a_session_has_a_tunnel_of_its_own_and_bytes_are_counted_over_all() -> None:
+    async def story(process: Process) -> None:
+        remote = await process.bring_up("office")
+        before, moved = remote._pool.tunnel, remote.moved()
+        process.kill("office")  # the agent, too: what comes back is another session
+        await process.until(lambda: not remote.is_up, "the loss")
+        await process.until(lambda: remote.is_up, "its return")
+        assert remote._pool.tunnel is not before
+        assert not before.lanes
+        assert not before.relays
+        assert remote.moved().sent > moved.sent
+        with ExitStack() as undo:
+            path = Path(undo)
+            remote.connect(path.connection)
+            await path.arrives()
+
+    run(story)
+
+
 def test_ending_its_connections_ends_those_that_wait_too() -> None:
     async def story(process: Process) -> None:
         remote = await process.bring_up("office")

@@ -5,15 +5,14 @@ import asyncio
 import pytest
 
 from sshunt.mux.path import CONTENDED
+from sshunt.remote.pool import Traffic
 from sshunt.remote.statistics import Statistics, statistics_untrusted
 from sshunt.remote.telemetry import (
     BUSY_BYTES_S,
     MOST_QUESTIONS,
     Questions,
     Telemetry,
-    Traffic,
     measured,
-    traffic,
 )
 from sshunt.tell.report import LaneMeasured, StatisticsRefused
 from sshunt.tell.sentences import sentence
@@ -27,7 +26,7 @@ BULK_BYTES = 4_000_000
 def test_both_directions_are_told_of_while_there_is_traffic(far: Far) -> None:
     async def conversation(session: Session) -> None:
         await session.connect()
-        telemetry = Telemetry("gate", session.tunnel, session.pool, session.report)
+        telemetry = Telemetry("gate", session.pool, session.report)
         running = asyncio.ensure_future(telemetry.run())
         program, host = await connection(session)
         loop = asyncio.get_running_loop()
@@ -54,7 +53,7 @@ def test_both_directions_are_told_of_while_there_is_traffic(far: Far) -> None:
             await cancelled(exchanging)
         await cancelled(running)
         assert not session.heard(StatisticsRefused)
-        moved = traffic(session.tunnel)
+        moved = session.pool.moved()
         assert min(moved.sent, moved.received) > 0
 
     run(far, conversation)
@@ -65,13 +64,11 @@ def test_nobody_is_asked_while_nothing_moves(far: Far, monkeypatch: pytest.Monke
 
     async def conversation(session: Session) -> None:
         await session.connect()
-        before = traffic(session.tunnel)
-        running = asyncio.ensure_future(
-            Telemetry("gate", session.tunnel, session.pool, session.report).run()
-        )
+        before = session.pool.moved()
+        running = asyncio.ensure_future(Telemetry("gate", session.pool, session.report).run())
         await asyncio.sleep(0.2)
         await cancelled(running)
-        assert traffic(session.tunnel).sent - before.sent < 200
+        assert session.pool.moved().sent - before.sent < 200
 
     run(far, conversation)
 
@@ -80,9 +77,9 @@ def test_a_question_is_answered_with_the_far_sides_statistics(far: Far) -> None:
     async def conversation(session: Session) -> None:
         await session.connect()
         heard: list[bytes] = []
-        questions = Questions(session.tunnel, heard.append)
+        questions = Questions(heard.append)
         for _ in range(3):
-            questions.ask()
+            questions.ask(session.tunnel)
         await session.until(lambda: len(heard) == 3, "three answers")
         assert b'"lanes"' in heard[0]
 
@@ -93,9 +90,9 @@ def test_the_oldest_question_is_given_up_when_too_many_are_not_answered(far: Far
     async def conversation(session: Session) -> None:
         await session.connect()
         heard: list[bytes] = []
-        questions = Questions(session.tunnel, heard.append)
+        questions = Questions(heard.append)
         for _ in range(MOST_QUESTIONS + 5):
-            questions.ask()
+            questions.ask(session.tunnel)
         await session.until(lambda: len(heard) >= MOST_QUESTIONS, "answers to all but the oldest")
         assert len(heard) == MOST_QUESTIONS
 
@@ -105,10 +102,10 @@ def test_the_oldest_question_is_given_up_when_too_many_are_not_answered(far: Far
 def test_bytes_of_lanes_that_have_ended_are_counted(far: Far) -> None:
     async def conversation(session: Session) -> None:
         await session.connect()
-        before = traffic(session.tunnel)
+        before = session.pool.moved()
         assert before != Traffic(0, 0)
         session.tunnel.lane_ended(session.tunnel.lanes[0], "cut")
-        assert traffic(session.tunnel) >= before
+        assert session.pool.moved() >= before
         await session.connect(resumes=True)
 
     run(far, conversation)

@@ -19,7 +19,7 @@ from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import Tunnel, TunnelOwner
 from sshunt.remote.keeper import LEAST_ATTEMPT_S
-from sshunt.remote.pool import Pool, new_session
+from sshunt.remote.pool import Pool
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import (
     AttemptFailed,
@@ -94,11 +94,10 @@ class Remote(TunnelOwner):
         self.said: list[Event] = []
         report = Report(print)
         report.subscribe(self.said.append)
-        self.tunnel = Tunnel(Reactor(loop), new_session(), self, outlives_lanes=True)
-        self.pool = Pool(self.tunnel, far, report, "here", most=1, grace_s=grace_s)
+        self.reactor = Reactor(loop)
+        self.pool = Pool(self.reactor, self, far, report, "here", most=1, grace_s=grace_s)
         self.upkeep = Upkeep(
             "here",
-            self.tunnel,
             far,
             self.pool,
             report,
@@ -109,6 +108,11 @@ class Remote(TunnelOwner):
         )
         self.was_down: list[bool] = []  # at each change
         self.running: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """The present session's."""
+        return self.pool.tunnel
 
     async def start(self) -> None:
         await self.pool.connect(deadline_s=DEADLINE_S)
@@ -124,7 +128,7 @@ class Remote(TunnelOwner):
             self.tunnel.pump()
             await until(lambda: not self.tunnel.lanes)
         self.tunnel.close()
-        self.tunnel.reactor.close()
+        self.reactor.close()
         await self.pool.close()
 
     @property
