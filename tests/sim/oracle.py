@@ -95,12 +95,14 @@ class LaneBook:
 
 
 class Observer:
-    """Watches one end."""
+    """Watches one end. ``known_flows``: those whose other end has heard what they are."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.streams: dict[int, StreamBook] = {}
         self.lanes: dict[int, LaneBook] = {}
+        self.opened_flows: set[int] = set()
+        self.known_flows: set[int] = set()
 
     # --- what leaves --------------------------------------------------------------------------
 
@@ -140,6 +142,12 @@ class Observer:
     def _check_sent(self, lane_id: int, lane: LaneBook, frame: WireFrame) -> None:
         if frame.kind == wire.LANE_ACK:
             assert frame.offset == lane.received, "acknowledged what was not processed"
+            return
+        if frame.kind == wire.DATAGRAM:
+            if frame.datagram_kind == wire.OPENING:
+                self.opened_flows.add(frame.stream)
+            elif frame.datagram_kind in (wire.PLAIN, wire.BATCH):
+                assert frame.stream in self.known_flows, "a datagram of nobody knows what"
             return
         book = self.streams.get(frame.stream)
         if book is None:
@@ -194,16 +202,28 @@ class Observer:
             del lane.arriving[: 8 + length]
             if frame.kind == wire.LANE_ACK:
                 self._on_ack(lane, frame.offset)
+            elif frame.kind == wire.DATAGRAM:
+                self._on_datagram(frame)
             elif frame.kind == wire.WINDOW and frame.stream in self.streams:
                 book = self.streams[frame.stream]
                 if frame.serial > book.credit_serial:
                     book.credit_serial = frame.serial
                     book.credit = max(frame.offset, book.next_new)
 
+    def _on_datagram(self, frame: WireFrame) -> None:
+        is_unknown = frame.datagram_kind == wire.ERROR and frame.body[1] == wire.FLOW_UNKNOWN
+        if frame.datagram_kind in (wire.PLAIN, wire.BATCH, wire.OPENING):
+            self.known_flows.add(frame.stream)
+        elif is_unknown and frame.stream in self.opened_flows:
+            self.known_flows.discard(frame.stream)
+
     def _on_ack(self, lane: LaneBook, position: int) -> None:
         lane.acked = max(lane.acked, position)
         while lane.outstanding and lane.outstanding[0].end <= position:
             frame = lane.outstanding.popleft()
+            if frame.kind == wire.DATAGRAM and frame.datagram_kind == wire.OPENING:
+                self.known_flows.add(frame.stream)
+                continue
             book = self.streams.get(frame.stream)
             if book is None:
                 continue

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from unittest import mock
 
 from sshunt.mux import frames, windows
-from sshunt.mux.datagram_frames import FlowTarget
+from sshunt.mux.datagram_frames import FLOW_OTHER, FlowTarget
 from sshunt.mux.events import (
     DatagramReceived,
     DataReceived,
     Event,
     FinReceived,
+    FlowEnded,
+    FlowFailed,
     StreamOpened,
     StreamRequested,
     StreamReset,
@@ -180,6 +182,7 @@ class Side:
         self.out: dict[int, Direction] = {}
         self.datagrams: list[bytes] = []
         self.flows: dict[int, DatagramFlow] = {}
+        self.over_flows: list[DatagramFlow] = []
         self._transmit_bytes = rng.choice((700, 20_000, TRANSMIT_BYTES))
         self._waking = False
         self._timer_at: float | None = None
@@ -217,13 +220,32 @@ class Side:
 
     def dispatch(self) -> None:
         over_before = {number for number, end in self.by_stream.items() if end.over}
+        flows_before = set(self.over_flows)
         for event in self.session.take_events():
             if isinstance(event, StreamRequested):
                 self._on_request(event)
-            elif isinstance(event, DatagramReceived):
-                self.datagrams.append(event.data)
+            elif isinstance(event, DatagramReceived | FlowEnded | FlowFailed):
+                self._on_flow_event(event, flows_before)
             else:
                 self._on_stream_event(event, over_before)
+
+    def _on_flow_event(
+        self, event: DatagramReceived | FlowEnded | FlowFailed, over_before: set[DatagramFlow]
+    ) -> None:
+        assert event.flow not in over_before, f"{event} of a flow that is over"
+        if event.flow in self.over_flows:
+            return  # ended by its owner, a moment ago
+        flows = self.session.datagrams
+        if isinstance(event, FlowEnded):
+            self.over_flows.append(event.flow)
+        elif isinstance(event, DatagramReceived):
+            self.datagrams.append(event.data)
+            if self.rng.random() < 0.2:
+                flows.fail(event.flow, FLOW_OTHER, self.clock.now)
+            elif self.rng.random() < 0.2:
+                flows.end(event.flow, self.clock.now)
+                self.over_flows.append(event.flow)
+            self.wake()
 
     def _on_stream_event(self, event: Event, over_before: set[int]) -> None:
         assert isinstance(
@@ -345,10 +367,10 @@ class Simulation:
         def send() -> None:
             self.sent_datagrams[side.role].append(data)
             flow = side.flows.get(number % 3)
-            if flow is None:
+            if flow is None or flow in side.over_flows:
                 target = FlowTarget(frames.UDP, "10.1.2.3", 5000 + number)
                 flow = side.flows[number % 3] = side.session.datagrams.open(target, self.clock.now)
-            side.session.datagrams.send(flow, data, self.clock.now)
+            side.session.datagrams.send(flow, data, self.clock.now, number % 2 * 100)
             side.wake()
 
         return send
@@ -423,6 +445,9 @@ class Simulation:
             sent = self.sent_datagrams[other.role]
             assert len(set(side.datagrams)) == len(side.datagrams), "a datagram came twice"
             assert set(side.datagrams) <= set(sent), "a datagram that nobody sent"
+            flows = side.session.datagrams
+            assert (flows.waiting, flows.queued_bytes) == (0, 0), "a datagram still waits"
+            assert not set(flows.flows.values()) & set(side.over_flows), "a flow was not forgotten"
 
     def _check_stream(self, plan: Plan) -> None:
         near, far = self.client.ends[plan.number], self.agent.ends.get(plan.number)

@@ -10,6 +10,11 @@ from typing import NamedTuple
 DATA, FIN, WINDOW, OPEN, OPENED, RESET, LANE_ACK, PING, DATAGRAM, GOODBYE, LANE_GONE = range(1, 12)
 
 
+# Kinds of DATAGRAM, and the code in ERROR for a flow that its sender does not know.
+PLAIN, BATCH, OPENING, ERROR, END = range(1, 6)
+FLOW_UNKNOWN = 12
+
+
 class WireFrame(NamedTuple):
     """One frame as it was sent. ``end`` is the lane position behind it."""
 
@@ -35,6 +40,10 @@ class WireFrame(NamedTuple):
     @property
     def code(self) -> int:
         return int.from_bytes(self.body[:2], "big")
+
+    @property
+    def datagram_kind(self) -> int:
+        return self.body[0]
 
 
 def read_sent(data: bytes, position: int) -> list[WireFrame]:
@@ -77,3 +86,21 @@ def check_shape(frame: WireFrame) -> None:
         assert (frame.stream == 0) == of_session, f"type {frame.kind} of stream {frame.stream}"
     if frame.kind in (DATA, FIN, WINDOW):
         assert frame.offset < 1 << 63
+    if frame.kind == DATAGRAM:
+        check_datagram(frame)
+
+
+def check_datagram(frame: WireFrame) -> None:
+    """Of kinds without a serial, which nobody sends yet."""
+    assert frame.stream, "a datagram of no flow"
+    size = len(frame.body)
+    if frame.datagram_kind == BATCH:
+        assert size >= 3
+        assert frame.body[1:3] != b"\0\0", "a batch of no size"
+    elif frame.datagram_kind == OPENING:
+        least = {4: 4, 6: 16, 0: 2}[frame.body[11]]
+        assert size >= 14 + least
+    elif frame.datagram_kind in (ERROR, END):
+        assert size == {ERROR: 6, END: 2}[frame.datagram_kind]
+    else:
+        assert frame.datagram_kind == PLAIN
