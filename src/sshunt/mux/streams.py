@@ -24,6 +24,7 @@ unacknowledged (lanes).
 """
 
 from collections import deque
+from heapq import heappop, heappush
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from sshunt.mux.early import EarlyPieces, PieceCount
@@ -138,7 +139,8 @@ class Sender:
         self.blocked = False  # the writer was told that there is no room and waits to be woken
         self._wake_room_bytes = wake_room_bytes(limit)
         self._queue: Optional[Deque[Payload]] = None
-        self._lost: Optional[Deque[Tuple[int, Payload]]] = None
+        #: What dead lanes gave back: a heap by offset, of which no two are the same.
+        self._lost: Optional[List[Tuple[int, Payload]]] = None
 
     def room_bytes(self, queue_bytes: int = SEND_QUEUE_BYTES) -> int:
         """How much the writer may write now, with ``queue_bytes`` queued at most; 0 (and
@@ -211,8 +213,7 @@ class Sender:
                 head = payload.cut(size)
                 self._lost[0] = (offset + size, payload)
                 return offset, head
-            self._lost.popleft()
-            return offset, payload
+            return heappop(self._lost)
         offset = self.next_offset
         if not self.queued_bytes or self._queue is None:
             if self.state is not FINISHING:
@@ -244,10 +245,8 @@ class Sender:
             return
         payload.rewind()
         if self._lost is None:
-            self._lost = deque()
-        self._lost.append((offset, payload))
-        if len(self._lost) > 1 and self._lost[-2][0] > offset:
-            self._lost = deque(sorted(self._lost, key=_by_offset))
+            self._lost = []
+        heappush(self._lost, (offset, payload))
 
     def give_back_fin(self) -> None:
         """A lane died with the FIN unacknowledged."""
@@ -265,10 +264,6 @@ class Sender:
             payload.release()
         self._queue = self._lost = None
         self.queued_bytes = 0
-
-
-def _by_offset(item: Tuple[int, Payload]) -> int:
-    return item[0]
 
 
 class Receiver:
