@@ -29,7 +29,7 @@ from sshunt.lab.hosts import SYSTEM_PATH, ProgramFailedError, python
 from sshunt.lab.leftovers import left_by
 from sshunt.lab.servers import payload_sha256
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
-from sshunt.tell.console import counted
+from sshunt.tell.figures import counted
 
 #: What is downloaded to see the speed, and for how long at most: long enough for a steady speed,
 #: short enough for a demo.

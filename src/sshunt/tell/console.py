@@ -27,7 +27,6 @@ from typing import TextIO
 
 from sshunt.errors import UserError
 from sshunt.host.terminal import has_echo
-from sshunt.tell.figures import counted as counted
 
 _CLEAR_LINE, _CLEAR_BELOW = "\r\x1b[K", "\r\x1b[J"
 
