@@ -60,16 +60,8 @@ class Captured:
         """Those that are captured, not left alone."""
         return tuple(_remote(self.routes))
 
-    def plan(self, session_id: str, bypass: tuple[Endpoint, ...] = ()) -> Plan:
-        """What the helper is asked for; raises UserError if that is more than it takes."""
-        queries = [pair.endpoint for pair in self.dns_sockets]
-        plan = Plan(
-            session=session_id,
-            redirects=redirects([sock.getsockname()[:2] for sock in self.listeners], queries),
-            routes=self.routes,
-            bypass=bypass,
-            resolvers=system_resolvers() if queries else (),
-        )
+    def check(self) -> None:
+        """Raise UserError if that is more than the helper takes."""
         try:
             if len(self.routes) > MAX_ROUTES:
                 raise ValueError(f"{len(self.routes)} routes, and {MAX_ROUTES} are the limit")
@@ -77,7 +69,17 @@ class Captured:
                 remote_regions(self.routes, family)
         except ValueError as error:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
-        return plan
+
+    def plan(self, session_id: str, bypass: tuple[Endpoint, ...] = ()) -> Plan:
+        """What the helper is asked for. ``check`` it before."""
+        queries = [pair.endpoint for pair in self.dns_sockets]
+        return Plan(
+            session=session_id,
+            redirects=redirects([sock.getsockname()[:2] for sock in self.listeners], queries),
+            routes=self.routes,
+            bypass=bypass,
+            resolvers=system_resolvers() if queries else (),
+        )
 
 
 def open_sockets(options: Options, routes: tuple[Route, ...], report: Report) -> Captured:

@@ -94,6 +94,7 @@ def dry_run(options: Options, console: Console) -> str:
     Printer(console, report)
     captured = open_sockets(options, asyncio.run(resolve_routes(options, report)), report)
     try:
+        captured.check()
         plan = captured.plan(secrets.token_hex(4))
         rules = nft.render(plan, owner=True, cgroup=None, served=served(plan, report))
     finally:
@@ -164,7 +165,7 @@ async def _start(
         undo.callback(place.close)
     report.say(SessionNamed(session_id))
     captured = await _open_sockets(options, report, undo)
-    captured.plan(session_id)  # too many routes are told before a password is asked
+    captured.check()  # too many routes are told before a password is asked
     rules = await _ask_helper(session_id, helper_process, report, undo)
     _check_dns(captured, rules)
     up = await _log_in(options, console, report, rules, query, session_id, undo)

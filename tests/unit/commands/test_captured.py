@@ -90,7 +90,7 @@ def test_more_routes_than_the_helper_takes_are_told_before_it_is_asked(
     captured = Start("10.0.0.0/8").open()
     captured.routes *= MAX_ROUTES + 1
     with pytest.raises(UserError, match="are the limit"):
-        captured.plan(SESSION)
+        captured.check()
     captured.close()
 
 
