@@ -34,12 +34,13 @@ from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, wanted
-from sshunt.model import Endpoint, Route
+from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.remote.remote import Remote, RemoteOwner, Terms
 from sshunt.route.router import Claim, Router
 from sshunt.tell.console import Console
 from sshunt.tell.control import ControlServer, about, says
+from sshunt.tell.neighbours import ways_of_others
 from sshunt.tell.report import (
     AddressesRetained,
     PeersBypassed,
@@ -48,6 +49,7 @@ from sshunt.tell.report import (
     ResolversChanged,
     ResolversSkipped,
     SshPeerSeen,
+    UnseenWayFound,
 )
 from sshunt.tell.status import StatusLine
 from sshunt.transport.channel import Transport
@@ -97,8 +99,8 @@ class Up(RemoteOwner):
         self._names: DnsForwarder | None = None
         self._facts = Facts(fail_open=options.fail_open)
         self._wanted = wanted(self._facts)
-        self.unseen_ways: tuple[Endpoint, ...] = ()  # programs of other users that ssh goes through
-        self.ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
+        self._unseen_ways: tuple[Endpoint, ...] = ()  # other users' programs that ssh goes through
+        self._ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
         self._events: NetworkEvents | None = None
         self._control: ControlServer | None = None
         self._retained = RetainedAddresses()
@@ -136,8 +138,17 @@ class Up(RemoteOwner):
         self._names.resolvers = system_resolvers()
         self._names.start()
 
+    async def ask_others(self) -> None:
+        """Learn whom this user's other sessions are connected to: see ``neighbours``."""
+        with suppress(RuntimeError):  # no thread can be had
+            self._ways_of_others = await asyncio.to_thread(ways_of_others)
+
     async def capture(self, plan: Plan) -> None:
         """From now on: what the plan says, as rules; raises UserError."""
+        wide = [r for r in plan.routes if r.action is Action.REMOTE and not r.network.is_private]
+        if self._unseen_ways and wide:
+            host, way = self._options.remote.host, self._unseen_ways[0]
+            self._report.say(UnseenWayFound(self.remote.name, host, way))
         self._learn(plan=plan, peers=plan.bypass, resolvers=plan.resolvers)
         await self._rules.settled()
 
@@ -198,11 +209,6 @@ class Up(RemoteOwner):
         self.remote.end_connections()
         self._splices.close()
         self._direct.close()
-
-    @property
-    def remote_host(self) -> str:
-        """The server, as it was given to us."""
-        return self._options.remote.host
 
     async def end(self) -> None:
         """End the remote's session, then what all would share."""
@@ -286,8 +292,8 @@ class Up(RemoteOwner):
         the same of sessions that were there before.
         """
         peers = self.remote.peers()
-        beyond, self.unseen_ways = behind(peers)
-        return tuple(dict.fromkeys((*peers, *beyond, *self.ways_of_others)))
+        beyond, self._unseen_ways = behind(peers)
+        return tuple(dict.fromkeys((*peers, *beyond, *self._ways_of_others)))
 
     def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
         """True for a connection of our own ssh to another address of its server. Only where no

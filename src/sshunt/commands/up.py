@@ -51,7 +51,6 @@ from sshunt.tell.report import (
     SessionNamed,
     ShutdownStarted,
     StartStopped,
-    UnseenWayFound,
 )
 from sshunt.transport.endings import cancelled
 from sshunt.transport.ssh import SshTransport
@@ -235,7 +234,6 @@ async def _log_in(
     undo.push_async_callback(transport.abandon_started)
     from sshunt.commands.running import Up
     from sshunt.tell.control import sessions
-    from sshunt.tell.neighbours import ways_of_others
     from sshunt.transport.bundle import agent_bundle
 
     # Where another session of this user's runs, lines must tell them apart.
@@ -249,8 +247,7 @@ async def _log_in(
     size = len(agent_bundle().data)  # start has made it
     report.say(AgentStarted(name, size, tuple(choices.cipher)))
     if others:
-        with suppress(RuntimeError):  # no thread can be had
-            up.ways_of_others = await asyncio.to_thread(ways_of_others)
+        await up.ask_others()
     return up
 
 
@@ -264,9 +261,6 @@ async def _capture(
 ) -> Plan:
     """The rules, applied."""
     plan = captured.plan(session_id, up.peers())
-    is_wide = any(not route.network.is_private for route in captured.remote_routes)
-    if up.unseen_ways and is_wide:
-        report.say(UnseenWayFound(up.remote.name, up.remote_host, up.unseen_ways[0]))
     await up.capture(plan)
     served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))
