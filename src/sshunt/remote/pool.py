@@ -60,6 +60,7 @@ from sshunt.tell.report import (
     Report,
 )
 from sshunt.transport.channel import Channel, Transport
+from sshunt.transport.endings import cancelled
 from sshunt.transport.greeting import HELLO_DEADLINE_S
 
 #: How long lanes that are logged in ahead of need wait to be wanted.
@@ -365,14 +366,17 @@ class Pool:
     async def close(self) -> None:
         """Open no more, and wait for every channel to end. Close the tunnel's lanes first."""
         self._most = 1
+        self._identity.forget()  # what comes up all the same is let go
         for opening in self._opening:
             opening.cancel()
         for member in self._members.values():
             self._end(member.channel)
         self._past = self.moved()
         self._members.clear()
-        if self._opening | self._ending:
-            await asyncio.wait(self._opening | self._ending)
+        for opening in list(self._opening):
+            await cancelled(opening)
+        while self._ending:
+            await asyncio.wait(self._ending)
 
     def _tell_dead(self) -> None:
         """As soon as there is a lane for it."""

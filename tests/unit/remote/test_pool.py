@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,8 @@ from sshunt.tell.report import (
     LoginEnded,
     LoginStarted,
 )
-from sshunt.transport.channel import LaneRefusedError
+from sshunt.transport.channel import Channel, LaneRefusedError
+from tests.descriptors import no_more_descriptors
 from tests.unit.remote.far_sessions import (
     MOST,
     Far,
@@ -285,3 +288,32 @@ def test_closing_the_pool_ends_lanes_that_are_still_being_opened(far: Far) -> No
         await few_moments()
 
     run(far, conversation)
+
+
+def test_closing_the_pool_ends_lanes_that_come_up_all_the_same(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_beside = far.open_beside
+
+    async def open_whatever_is_cancelled(*words: Any, **more: Any) -> Channel:
+        opening = asyncio.ensure_future(open_beside(*words, **more))
+        while not opening.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(opening)
+        return opening.result()
+
+    monkeypatch.setattr(far, "open_beside", open_whatever_is_cancelled)
+
+    async def conversation(session: Session) -> None:
+        await session.connect()
+        agent = agent_of(session)
+        session.pool.look(WANTED)
+        await session.until(lambda: far.logins == 2, "further logins")
+        session.tunnel.close()
+        await session.pool.close()
+        assert not session.heard(LaneOpened)
+        assert session.lanes == []
+        os.kill(agent, 9)
+
+    with no_more_descriptors():
+        run(far, conversation)
