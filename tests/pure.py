@@ -33,7 +33,7 @@ TESTS = ROOT / "tests/unit"
 FOLDERS = ("mux", "route", "config", "capture")
 SINGLE = (
     *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
-    "helper/protocol",
+    *("helper/protocol", "transport/ssh_ways", "transport/ssh_diagnosis"),
     *("tell/report", "tell/sentences", "tell/figures"),
 )
 
@@ -150,7 +150,11 @@ def _ranges(lines: list[int]) -> str:
 def main() -> int:
     """Print the figures of all pure modules, or of those that are named; the exit status."""
     all_enough = True
-    for measured in measure(sys.argv[1:] or pure_modules()):
+    names = sys.argv[1:] or pure_modules()
+    for name in names:
+        if not (SOURCE / f"{name}.py").is_file():
+            raise SystemExit(f"there is no module {name!r}; names are like mux/frames")
+    for measured in measure(names):
         print(measured)
         if measured.is_enough == (measured.name in NOT_YET):
             known = "which is enough: it must leave NOT_YET" if measured.is_enough else "too few"

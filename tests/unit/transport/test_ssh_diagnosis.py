@@ -5,7 +5,14 @@ import time
 import pytest
 
 from sshunt.errors import ExitCode
-from sshunt.transport.ssh_diagnosis import diagnose, endless_noise, is_diagnosed, quote_untrusted
+from sshunt.transport.ssh_diagnosis import (
+    diagnose,
+    endless_noise,
+    is_diagnosed,
+    quote_untrusted,
+    silence,
+    silence_after_login,
+)
 
 #: Real lines of OpenSSH 7.4 to 9.9, and the kind of failure they mean.
 SAID = [
@@ -157,6 +164,16 @@ def test_what_the_far_side_printed_is_quoted_printable_and_short() -> None:
     assert quoted.isprintable()
     assert len(quoted) < 200
     assert "65536 bytes" in endless_noise(b"x" * 65536).message
+
+
+def test_kinds_of_silence_are_told_apart() -> None:
+    said = [silence(30.0, b""), silence(30.0, b"wait\x07"), silence_after_login(90.0)]
+    assert [error.message for error in said] == [
+        "the far side did not answer within 30 s",
+        "the far side did not answer within 30 s; it printed 'wait '",
+        "logged in, but the far side's shell did not start sshunt's program within 90 s",
+    ]
+    assert {error.exit_code for error in said} == {ExitCode.REMOTE}
 
 
 def test_a_silent_failure_hints_at_loglevel_quiet() -> None:
