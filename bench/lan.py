@@ -87,7 +87,11 @@ def show(summary: dict[str, report.Row]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="./dev bench lan", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="./dev bench lan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="counted time of each case")
     parser.add_argument(

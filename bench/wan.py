@@ -171,7 +171,11 @@ _COLUMNS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="./dev bench wan", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="./dev bench wan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="counted time of each case")
     parser.add_argument(
