@@ -60,10 +60,13 @@ class StderrLines:
                 break
 
     def show_withheld(self) -> None:
-        """The lane is up after all: show what was kept for a diagnosis, and all that follows."""
+        """The lane is up after all: show what was kept for a diagnosis, and all that follows. A
+        login script's chatter does not say why the lane ends one day, so it is forgotten.
+        """
         for line in self._withheld or ():
             self._show_line(line)
         self._withheld = None
+        self.lines.clear()
 
     def close(self) -> None:
         """Take what is there, and no more."""

@@ -129,6 +129,22 @@ def test_what_was_kept_for_a_diagnosis_is_shown_once_there_is_an_answer() -> Non
     run(conversation)
 
 
+def test_what_was_printed_before_the_answer_is_no_last_word() -> None:
+    answer = f"printf '{_octal(THEIRS)}'; cat > /dev/null; echo Good bye >&2"
+    script = f"echo Welcome >&2; read bundle; sleep 0.1; {answer}"
+
+    async def conversation() -> None:
+        channel = await channel_to("/bin/sh", "-c", script)
+        await greeted(channel)
+        assert channel.last_words() == ""
+        os.close(channel.read_fd)
+        os.close(channel.write_fd)
+        await channel.close()
+        assert channel.last_words() == "Good bye"
+
+    run(conversation)
+
+
 def _octal(hello: Hello) -> str:
     return "".join(f"\\{byte:03o}" for byte in hello.encode())
 
