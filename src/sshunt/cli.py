@@ -253,7 +253,8 @@ def _parser() -> _Parser:
         "--max-retries",
         type=_count,
         metavar="N",
-        help="give up after so many failed attempts to connect again; default: never",
+        help="attempts to connect again that may fail, one after the other; the next failure ends "
+        "sshunt; default: no limit",
     )
     add(
         "--fail",
