@@ -1,5 +1,6 @@
 """Kept addresses: this host's own without being on any interface, in a namespace of the lab."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,19 @@ def test_what_can_not_be_retained_changes_nothing(host: Host, retained: Retained
         assert devices(host) == []
     finally:
         host.write_sysctl("net/ipv6/conf/default/disable_ipv6", "0")
+
+
+def test_where_somebody_has_removed_the_device_its_addresses_can_be_let_go(
+    host: Host, retained: RetainedAddresses
+) -> None:
+    retained.retain([V4, V6])
+    host.run(["ip", "link", "delete", *devices(host)])
+    retained.retain([V4])
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        retained.retain([V4, OTHER_V4])
+    retained.retain([])
+    retained.retain([V4])
+    assert is_own(V4)
 
 
 def test_two_sessions_may_retain_the_same_address_and_end_one_by_one(
