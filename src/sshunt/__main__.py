@@ -34,7 +34,10 @@ def main() -> int:
     from sshunt.cli import main as run
     from sshunt.errors import ExitCode
 
-    status = run()
+    try:
+        status = run()
+    finally:
+        _flush()
     number = status - ExitCode.SIGNALLED
     if number > 0 and number != signal.SIGQUIT:
         _die_by(number)
@@ -54,6 +57,18 @@ def _open_standard_descriptors() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
+def _flush() -> None:
+    """Print what has not been printed. Whoever reads it may have enough, as ``head`` has: then
+    Python would complain of it at its end.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError:
+        pass  # a full disk: that Python may complain of
+
+
 def _too_old() -> int:
     wanted, found = (".".join(map(str, version)) for version in (MIN_PYTHON, sys.version_info[:3]))
     sys.stderr.write(
@@ -68,7 +83,6 @@ def _die_by(number: int) -> None:
     """So that a shell, and whatever else waits for us, knows it was the signal. (Nothing happens in
     a container's first process; then the status has to do.)
     """
-    sys.stdout.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import NoReturn
 
@@ -97,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sshunt.commands import early
 
         if options.dry_run:
-            print(early.dry_run(options, console), end="")
+            text = early.dry_run(options, console)
+            with suppress(BrokenPipeError):  # whoever reads it has enough: | head
+                print(text, end="")
             return ExitCode.OK
         return early.run(options, console)
     except UserError as error:

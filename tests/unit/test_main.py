@@ -115,6 +115,26 @@ def test_dev_finds_its_checkout_and_nothing_else(hostile: Path) -> None:
     assert done.stdout.startswith("usage: sshunt demo")
 
 
+# --- standard output ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 20_000], ids=["short", "long"])
+def test_a_reader_who_has_enough_is_no_bug(tmp_path: Path, size: int) -> None:
+    """What is long does not fit into the pipe, what is short is written at the end."""
+    targets = tmp_path / "targets"
+    targets.write_text("".join(f"10.{n >> 8}.{n & 255}.7\n" for n in range(size)))
+    with subprocess.Popen(
+        [*BY_PATH, "--dry-run", "-r", "gate", "-s", str(targets)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 0
+
+
 # --- which Python -------------------------------------------------------------------------------
 
 
