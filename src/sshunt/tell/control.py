@@ -366,7 +366,9 @@ def _decode_untrusted(said: bytes, limit_bytes: int) -> dict[str, object]:
 
 
 def sentence_untrusted(text: object) -> str:
-    """``text`` as it may be shown on a terminal."""
+    """``text`` as it may be shown on a terminal. (``mux.text`` has the same for the protocol, of
+    which nothing is known here.)
+    """
     if not isinstance(text, str):
         return "(it does not say why)"
     return "".join(c if c.isprintable() else " " for c in text[:SENTENCE_CHARS])
