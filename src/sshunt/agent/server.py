@@ -165,7 +165,12 @@ class _Life(TunnelOwner):
 
     def _refuse(self, lane: AttachedLane, status: int, sentence: str) -> None:
         answer = make_hello(
-            AGENT, self._token, lane=lane.hello.lane, status=status, sentence=sentence
+            AGENT,
+            self._token,
+            lane=lane.hello.lane,
+            status=status,
+            sentence=sentence,
+            host=host_id(),
         )
         try:
             os.write(lane.write_fd, answer.encode())

@@ -138,6 +138,7 @@ def test_a_client_that_speaks_no_version_of_ours_is_refused_and_the_agent_ends()
     later = HELLO._replace(version_min=VERSION_MAX + 1, version_max=VERSION_MAX + 1)
     with an_agent(later) as agent:
         assert agent.answer.status == REFUSED_VERSION
+        assert agent.answer.host
         assert agent.end() == 0
 
 
