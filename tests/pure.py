@@ -33,7 +33,7 @@ TESTS = ROOT / "tests/unit"
 FOLDERS = ("mux", "route", "config", "capture")
 SINGLE = (
     *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
-    *("helper/protocol", "transport/ssh_ways", "transport/ssh_diagnosis"),
+    *("helper/protocol", "transport/ssh_ways", "transport/ssh_diagnosis", "transport/hello_search"),
     *("tell/report", "tell/sentences", "tell/figures"),
 )
 

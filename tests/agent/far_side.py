@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sshunt.mux.events import DataReceived, Event
-from sshunt.mux.hello import ACCEPTED, CLIENT, FEATURE_CREATE, Hello, HelloSearch, make_hello
+from sshunt.mux.hello import ACCEPTED, CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
 from sshunt.transport.bootstrap import argv, upload
 from sshunt.transport.bundle import agent_bundle
+from sshunt.transport.hello_search import HelloSearch
 
 #: Everything happens on one machine; this is for a busy one.
 DEADLINE_S = 20.0

@@ -14,9 +14,9 @@ from sshunt.mux.hello import (
     AGENT,
     FEATURE_DETACHED,
     REFUSED_SESSION_GONE,
-    HelloSearch,
     make_hello,
 )
+from sshunt.transport.hello_search import HelloSearch
 
 
 def main() -> None:

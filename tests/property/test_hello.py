@@ -16,12 +16,12 @@ from sshunt.mux.hello import (
     MAGIC,
     TOKEN_BYTES,
     Hello,
-    HelloSearch,
     body_bytes_untrusted,
     common_version,
     decode_body_untrusted,
 )
 from sshunt.mux.limits import HELLO_BODY_BYTES, HELLO_SEARCH_BYTES, SENTENCE_BYTES
+from sshunt.transport.hello_search import HelloSearch
 
 pytestmark = pytest.mark.fuzz
 

@@ -5,7 +5,7 @@ Nothing here knows a socket, a clock, a file or a log. The story, bottom up:
     errors     the two errors that bytes or callers can cause
     text       what a person may see of the other side's text
     limits     every limit of the protocol in one place, each with its reason
-    hello      the first message of a lane, found behind any login banner
+    hello      the first message of a lane
     endpoints  a host on the wire
     frames     the wire format of everything after HELLO
     datagram_frames  what a DATAGRAM frame has in it

@@ -1,8 +1,7 @@
 """HELLO: the first message on a lane, in both directions.
 
 A login shell may print anything before the far side's program speaks, so a HELLO begins with a
-magic that is searched for, within a limit. It is not a frame: lane positions count from the byte
-behind it.
+magic that can be searched for. It is not a frame: lane positions count from the byte behind it.
 
     magic        8 bytes    F5 's' 's' 'H' 'U' 'N' 'T' 0A
     length       u16        of the body
@@ -14,7 +13,8 @@ behind it.
 Each side names the range of versions it speaks; the session uses the highest that both know. A
 mismatch is answered with a HELLO whose status and sentence say so: a sentence, not a hang.
 
-Not here: who may attach to which session (agent), and deadlines (the caller has the clock).
+Not here: finding one behind a banner (transport.hello_search), who may attach to which session
+(agent), and deadlines (the caller has the clock).
 """
 
 import struct
@@ -23,7 +23,6 @@ from typing import NamedTuple, Optional
 from sshunt.mux.errors import LocalProtocolError, RemoteProtocolError
 from sshunt.mux.limits import (
     HELLO_BODY_BYTES,
-    HELLO_SEARCH_BYTES,
     LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     SENTENCE_BYTES,
@@ -188,44 +187,3 @@ def decode_body_untrusted(body: bytes) -> Hello:
         version_max,
         host if len(host) == HOST_BYTES else b"",
     )
-
-
-class HelloSearch:
-    """Finds the first HELLO in a byte stream that may begin with a banner.
-
-    Feed it bytes until ``feed`` returns a Hello; then ``rest`` holds what came behind it and
-    ``noise`` what came before it (at most HELLO_SEARCH_BYTES), for a diagnosis.
-    """
-
-    __slots__ = ("_buffer", "noise", "rest")
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self.noise = b""
-        self.rest = b""
-
-    def feed(self, data: bytes) -> Optional[Hello]:
-        """The Hello as soon as it is complete, else None; raises RemoteProtocolError."""
-        self._buffer += data
-        start = self._buffer.find(MAGIC)
-        if start < 0 or start > HELLO_SEARCH_BYTES:
-            if len(self._buffer) > HELLO_SEARCH_BYTES + len(MAGIC):
-                self.noise = bytes(self._buffer[:HELLO_SEARCH_BYTES])
-                raise RemoteProtocolError("no HELLO in the first %d bytes" % HELLO_SEARCH_BYTES)
-            return None
-        self.noise = bytes(self._buffer[:start])
-        body_start = start + HEAD_BYTES
-        if len(self._buffer) < body_start:
-            return None
-        length = body_bytes_untrusted(bytes(self._buffer[start:body_start]))
-        if len(self._buffer) < body_start + length:
-            return None
-        hello = decode_body_untrusted(bytes(self._buffer[body_start : body_start + length]))
-        self.rest = bytes(self._buffer[body_start + length :])
-        self._buffer = bytearray()
-        return hello
-
-    @property
-    def unmatched(self) -> bytes:
-        """What was read so far without finding a HELLO, for a diagnosis."""
-        return self.noise or bytes(self._buffer)

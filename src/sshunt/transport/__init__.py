@@ -4,6 +4,7 @@ channel            the faces: Transport, Channel, Ending
 ssh                channels through the ssh program
 local              an agent on this very host, without ssh
 greeting           the first words on a channel, and how long to wait for the answer
+hello_search       the far side's first message, behind what a login shell prints; pure
 process            a channel's program: pipes, signals, its end
 stderr             what it says while it lives
 endings            waiting for an end although we are being cancelled

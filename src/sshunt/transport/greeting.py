@@ -18,12 +18,13 @@ from typing import Any
 
 from sshunt.errors import ExitCode, UserError
 from sshunt.mux.errors import RemoteProtocolError
-from sshunt.mux.hello import ACCEPTED, AGENT, Hello, HelloSearch, common_version
+from sshunt.mux.hello import ACCEPTED, AGENT, Hello, common_version
 from sshunt.transport import ssh_diagnosis
 from sshunt.transport.bootstrap import upload
 from sshunt.transport.bundle import agent_bundle
 from sshunt.transport.channel import CLOSE_DEADLINE_S, Channel, Hearer, LaneRefusedError
 from sshunt.transport.endings import cancelled
+from sshunt.transport.hello_search import HelloSearch
 
 #: The deadline of a HELLO, longer than a login may take: sshd's LoginGraceTime is 120 s, and there
 #: may be several hops.

@@ -16,10 +16,10 @@ from sshunt.mux.hello import (
     REFUSED_VERSION,
     VERSION_MAX,
     Hello,
-    HelloSearch,
     body_bytes_untrusted,
     make_hello,
 )
+from sshunt.transport.hello_search import HelloSearch
 
 TOKEN = bytes(range(32))
 HELLO = make_hello(CLIENT, TOKEN, lane=3)

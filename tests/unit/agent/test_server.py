@@ -24,12 +24,12 @@ from sshunt.mux.hello import (
     REFUSED_VERSION,
     VERSION_MAX,
     Hello,
-    HelloSearch,
     make_hello,
 )
 from sshunt.mux.limits import MAX_GRACE_S
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
+from sshunt.transport.hello_search import HelloSearch
 
 TOKEN = bytes(range(32))
 HELLO = make_hello(CLIENT, TOKEN, lane=3, grace_s=2 * MAX_GRACE_S)

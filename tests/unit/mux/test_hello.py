@@ -1,4 +1,4 @@
-"""HELLO: its bytes, how it is found behind what a login shell prints, what is refused in it."""
+"""HELLO: its bytes, and what is refused in it."""
 
 import struct
 
@@ -19,7 +19,6 @@ from sshunt.mux.hello import (
     VERSION_MAX,
     VERSION_MIN,
     Hello,
-    HelloSearch,
     body_bytes_untrusted,
     common_version,
     decode_body_untrusted,
@@ -27,7 +26,6 @@ from sshunt.mux.hello import (
 )
 from sshunt.mux.limits import (
     HELLO_BODY_BYTES,
-    HELLO_SEARCH_BYTES,
     LEAST_WINDOW_BYTES,
     MAX_STREAMS,
     SENTENCE_BYTES,
@@ -154,48 +152,3 @@ def test_the_session_uses_the_highest_version_that_both_speak(
     one = HELLO._replace(version_min=ours[0], version_max=ours[1])
     other = HELLO._replace(version_min=theirs[0], version_max=theirs[1])
     assert common_version(one, other) == common
-
-
-# --- behind a banner ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_hello_is_found_behind_a_banner_and_gives_back_what_follows(size: int) -> None:
-    wire = b"Last login: today\r\n" + HELLO.encode() + b"frames"
-    search = HelloSearch()
-    found = None
-    for at in range(0, len(wire), size):
-        found = search.feed(wire[at : at + size])
-        if found is not None:
-            rest = search.rest + wire[at + size :]
-            break
-    assert found == HELLO
-    assert (search.noise, rest) == (b"Last login: today\r\n", b"frames")
-
-
-def test_until_a_hello_is_found_what_was_read_can_be_shown() -> None:
-    search = HelloSearch()
-    assert search.feed(b"bash: python3: ") is None
-    assert search.feed(b"command not found\n") is None
-    assert search.unmatched == b"bash: python3: command not found\n"
-
-
-def test_behind_the_longest_banner_there_may_be_a_hello_is_found() -> None:
-    search = HelloSearch()
-    assert search.feed(bytes(HELLO_SEARCH_BYTES)) is None
-    assert search.feed(HELLO.encode()) == HELLO
-    assert len(search.noise) == HELLO_SEARCH_BYTES
-
-
-@pytest.mark.parametrize("tail", [bytes(len(MAGIC) + 1), b"\0" + HELLO.encode()])
-def test_a_shell_that_prints_without_end_is_given_up(tail: bytes) -> None:
-    search = HelloSearch()
-    assert search.feed(b"." * HELLO_SEARCH_BYTES) is None
-    with pytest.raises(RemoteProtocolError, match="no HELLO"):
-        search.feed(tail)
-    assert search.unmatched == b"." * HELLO_SEARCH_BYTES
-
-
-def test_a_magic_with_an_impossible_length_behind_it_ends_the_search() -> None:
-    with pytest.raises(RemoteProtocolError):
-        HelloSearch().feed(MAGIC + b"\xff\xff")
