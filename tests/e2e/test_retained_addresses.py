@@ -479,10 +479,15 @@ def test_a_listener_whose_address_is_another_host_s_now_gets_nothing_redirected(
         ip(owner, f"address delete {address}/24 dev to-client")
 
 
+#: Somebody's, with which the kernel goes on translating when our rules are gone.
+_OTHER_NAT = "add table ip other; add chain ip other nat { type nat hook output priority 0; }"
+
+
 @pytest.mark.parametrize("options", [[], ["--plain"]])
+@pytest.mark.parametrize("next_plans", [2, 0])
 @pytest.mark.parametrize("new_owner", ["server", "neighbour"])
-def test_what_a_plan_before_this_one_redirected_does_not_go_to_another_host_either(
-    lab: Lab, start: Start, new_owner: str, options: list[str]
+def test_what_a_plan_before_has_redirected_does_not_go_to_another_host_either(
+    lab: Lab, start: Start, new_owner: str, next_plans: int, options: list[str]
 ) -> None:
     owner = lab.server if new_owner == "server" else lab.neighbour
     address = "192.0.2.88" if new_owner == "server" else "198.51.100.88"
@@ -493,11 +498,15 @@ def test_what_a_plan_before_this_one_redirected_does_not_go_to_another_host_eith
         listener = opened.enter_context(lab.client.listen(address))
         listen4 = listener.getsockname()[:2]
         listener.listen(0)  # one may wait to be accepted; of all others the SYN comes in vain
+        lab.client.run(["nft", _OTHER_NAT])
+        opened.callback(lab.client.run, ["nft", "delete table ip other"])
         capture.apply([FAMILIES[4].route], listen4=listen4, listen6=None)
         opened.enter_context(lab.client.connect("10.9.8.7", 7))
         programs = [opened.enter_context(begins_to_connect(host, "10.9.8.7")) for host in served]
-        for route in (FAMILIES[4].route, ["10.0.0.0/8", "remote", 0, 65535]):
-            capture.apply([route], listen6=None)
+        for number in range(next_plans):
+            capture.apply([[f"10.{number}.0.0/16", "remote", 0, 65535]], listen6=None)
+        if not next_plans:
+            capture.ask("undo")
         ip(lab.client, f"address delete {address}/24 dev to-{new_owner}")
         ip(owner, f"address add {address}/24 dev to-client")
         try:

@@ -45,7 +45,7 @@ Why each of them:
   place, -100, whatever their priority). What bears it and is asked of an endpoint in the bypass set
   is left alone: the client puts the resolvers there while its connection is lost. The marking
   begins before ssh is started, and goes on where the rules are gone meanwhile: with no plan
-  applied, it is what the table consists of.
+  applied, the table has hardly anything else.
 * *Priority.* Where several nat chains look at the same hook, the first that translates wins. We
   come a little before ``dstnat`` (-100), where Docker and most tools sit, since a route that was
   typed is more explicit than theirs; published container ports stay as they are because they are
@@ -64,7 +64,8 @@ error, where there was a program that hung for two minutes::
 A listener on one address of this host, not loopback: the host may lose that address, and another
 host get it. Only redirecting to our own host is what we are there for, so what has been translated
 to that address and would leave is answered with a reset. That holds for listeners of earlier plans,
-too, since what was translated to them stays so::
+too, since what was translated to them stays so; and while no plan is applied, because others' nat
+rules have the kernel go on translating::
 
     output, forward, behind nat: to such a listener, its address is not local .. reset
 
@@ -263,12 +264,16 @@ def resolver_sets(plan: Plan) -> dict[str, list[Address]]:
     }
 
 
-def render_marking(session: str, cgroup: Cgroup, *, owner: bool) -> str:
+def render_without_plan(
+    session: str, cgroup: Cgroup | None, *, owner: bool, earlier: Iterable[Endpoint] = ()
+) -> str:
     """The table of a session that captures nothing: it marks the queries of its cgroup, and can be
-    made where rules can match one (Linux 5.13). Raises ValueError as ``render`` does.
+    made where rules can match one (Linux 5.13); and it resets what plans before have redirected to
+    the ``earlier`` listeners. Raises ValueError as ``render`` does.
     """
     lines = [f"table inet {table_name(session)} {{", *([_OWNED] if owner else [])]
-    return "\n".join([*lines, *_mark_chains(cgroup), "}"]) + "\n"
+    lines += _mark_chains(cgroup) if cgroup is not None else []
+    return "\n".join([*lines, *_gone_chains(earlier), "}"]) + "\n"
 
 
 # --- parts of the table -------------------------------------------------------------------------

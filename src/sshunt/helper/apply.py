@@ -26,7 +26,8 @@ that, the listeners of all plans are remembered as long as we live.
 
 Undo runs backwards: retained addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. With it goes a table that captures nothing
-and tells other sessions whose queries are ssh's (capture.nft). All steps are idempotent.
+and tells other sessions whose queries are ssh's; what has been redirected to a listener that may go
+is reset by it (capture.nft). All steps are idempotent.
 
 Not here: rule text (capture.nft), how an address is retained (addresses), the order of requests
 (server).
@@ -118,7 +119,7 @@ class Kernel:
         self._guard = guard
         try:
             if self._plan is None:
-                self._mark_queries()
+                self._make_without_plan()
         except KernelError as error:
             guard.remove()
             self._guard = None
@@ -127,16 +128,18 @@ class Kernel:
             return False
         return True
 
-    def _mark_queries(self) -> None:
-        """Make the table of a session that captures nothing, where there is a guard; raises
+    def _make_without_plan(self) -> None:
+        """Make the table of a session that captures nothing, if it would hold anything; raises
         KernelError.
         """
-        if self._guard is None:
+        cgroup = self._guard.cgroup if self._guard is not None else None
+        if cgroup is None and not self._listeners:
             return
-        cgroup = self._guard.cgroup
 
         def render(owner: bool) -> str:
-            return nft.render_marking(self._session, cgroup, owner=owner)
+            return nft.render_without_plan(
+                self._session, cgroup, owner=owner, earlier=self._listeners
+            )
 
         self._nft.make(self._table, render, owner=self._want_owner)
 
@@ -179,7 +182,7 @@ class Kernel:
         except KernelError as error:
             if error.kind is not Refusal.STUCK:  # another call would be so, too
                 with suppress(KernelError):
-                    self._mark_queries()
+                    self._make_without_plan()
             raise
         # The routes, of which there may be thousands, are not needed again.
         self._plan = replace(plan, routes=())
@@ -361,7 +364,7 @@ class Kernel:
     def undo(self) -> None:
         """Retain no address, remove the rules, leave the guard; raises KernelError."""
         self._remove_tables()
-        self._mark_queries()
+        self._make_without_plan()
 
     def _remove_tables(self) -> None:
         self._retain_none()  # before those go that keep it from others

@@ -20,8 +20,8 @@ nothing is lost.)
     RESOLVERS(addresses)     ->  Done                 replaces the resolvers of the plan
     RETAIN(addresses)        ->  Done                 these, which it has had, stay this host's own
     SUSPECTS                 ->  Suspected(chains)    whose rules may stop what is captured
-    UNDO                     ->  Done                 retains none, removes the rules; not what
-                                                      GUARD has made
+    UNDO                     ->  Done                 retains none, removes what captures; not
+                                                      what GUARD has made
     any                      ->  Refused(kind, message)
 
 The end of the stream, from either side, means UNDO and the end of the cgroup. Descriptors may ride

@@ -21,7 +21,7 @@ from sshunt.capture.nft import (
     bypass_sets,
     listeners_that_may_go,
     render,
-    render_marking,
+    render_without_plan,
     resolver_sets,
     table_name,
     table_names,
@@ -81,7 +81,10 @@ _TEXTS = {
     "earlier": render(
         _OFFICE, owner=True, cgroup=None, earlier=listeners_that_may_go(_ONE_ADDRESS)
     ),
-    "marking": render_marking(_SESSION, _CGROUP, owner=True),
+    "marking": render_without_plan(_SESSION, _CGROUP, owner=True),
+    "gone": render_without_plan(
+        _SESSION, None, owner=True, earlier=listeners_that_may_go(_ONE_ADDRESS)
+    ),
     "nothing": render(Plan(_SESSION, (), (_route("::/0"),)), owner=False, cgroup=None),
 }
 
@@ -189,7 +192,7 @@ def test_a_cgroup_that_could_be_rule_text_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="cgroup"):
         render(_OFFICE, owner=True, cgroup=Cgroup(path, 1))
     with pytest.raises(ValueError, match="cgroup"):
-        render_marking(_SESSION, Cgroup(path, 1), owner=True)
+        render_without_plan(_SESSION, Cgroup(path, 1), owner=True)
 
 
 def test_commands_say_the_table_of_each_part_and_not_who_owns_it() -> None:
