@@ -123,6 +123,21 @@ def test_held_connections_keep_an_address_that_this_host_loses_meanwhile(lab: La
         tunnel.wait_until(lambda: len(sshds_of(lab)) == sshds)
 
 
+def test_stopped_while_its_rules_are_gone_it_resets_open_connections_all_the_same(lab: Lab) -> None:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-r", "server", "--fail", "open", "--grace", "5", OFFICE_V4])
+    tunnel.wait_until_connected()
+    with ExitStack() as stack:
+        talk = Talk(lab, stack)
+        with lost(lab, tunnel):
+            rules = ["nft", "list", "ruleset"]
+            tunnel.wait_until(lambda: "redirect" not in lab.client.run(rules).stdout)
+            assert tunnel.stop(signal.SIGINT) == 0
+            with pytest.raises(ConnectionResetError):
+                talk.near.recv(1)
+    assert remains.left(within_s=15) == []
+
+
 @pytest.mark.parametrize("lanes", ["a silent lane", "no lane"])
 def test_stopped_while_disconnected_it_resets_held_connections_and_says_what_stays(
     lab: Lab, lanes: str

@@ -59,6 +59,9 @@ from sshunt.transport.peers import behind, is_made_by_a_child
 #: The interval at which the status line is drawn, and this host's own state looked at.
 TICK_S = 1.0
 
+#: The deadline for rules that are only needed to reset connections.
+RESTORE_DEADLINE_S = 2.0
+
 _WAYS = {"auto": AUTO, "always": SPLICE, "never": COPY}
 
 
@@ -195,6 +198,16 @@ class Up(RemoteOwner):
         for work in works:
             if not work.cancelled():
                 work.result()
+
+    async def restore_rules(self) -> None:
+        """Have the rules again if --fail open has removed them: ``end_local`` follows."""
+        if self._facts.plan is None or self._wanted.plan is not None:
+            return
+        if any(True for _ in self.remote.sockets()):
+            self._facts = replace(self._facts, fail_open=False)
+            self._learn()
+            with suppress(UserError, asyncio.TimeoutError):  # it was worth trying
+                await asyncio.wait_for(self._rules.settled(), RESTORE_DEADLINE_S)
 
     def end_local(self) -> None:
         """Accept no more, and reset the programs' connections. May be called twice.

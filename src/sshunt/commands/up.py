@@ -266,6 +266,7 @@ async def _capture(
     report.say(RulesApplied(by_kernel=rules.owner))
     undo.push_async_callback(rules.undo)
     undo.callback(up.end_local)  # once more: the resets need the rules, see there
+    undo.push_async_callback(up.restore_rules)
     return plan
 
 
