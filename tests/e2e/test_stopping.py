@@ -104,6 +104,24 @@ def test_a_key_that_interrupts_or_quits_ends_the_session_in_order(lab: Lab, key:
     terminal.close()
 
 
+def test_ended_while_sudo_asks_it_leaves_nobody_at_the_terminal(lab: Lab) -> None:
+    script = f"{' '.join(SSHUNT)} -r server {OFFICE_V4}; read line; echo read: $line"
+    terminal = Terminal(lab, "runuser", "-u", "cai", "--", "sh", "-c", script)
+    terminal.wait_for("password for cai: ")
+    started = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in lab.client.pids()}
+    (sudo,) = [pid for pid, name in started.items() if name == "sudo"]
+    sshunt = int(Path(f"/proc/{sudo}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(sshunt, signal.SIGTERM)
+    terminal.wait_for("stopped while starting (SIGTERM)")
+    eventually(lambda: not is_alive(sshunt), "its end")
+    assert terminal.has_echo()
+    os.write(terminal.fd, b"for the shell\n")
+    terminal.wait_for("read: for the shell")
+    assert not is_alive(sudo)
+    terminal.process.wait(STOP_DEADLINE_S)
+    terminal.close()
+
+
 def test_ended_at_a_password_prompt_it_restores_the_terminals_echo(lab: Lab) -> None:
     options = {"PasswordAuthentication": "yes", "PubkeyAuthentication": "no"}
     sshd = lab.sshd(lab.server, port=2231, options=options)

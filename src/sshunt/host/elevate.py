@@ -8,6 +8,8 @@ A started helper has done nothing yet: it waits for a greeting (``helper``), and
 socket closes. So it may be started early, while the rest of the client is still being loaded.
 
 An unprivileged process can't signal what sudo started. It need not: closing the socket ends it.
+sudo itself, while it asks, would go on asking at the terminal, whoever has that by then; its real
+user is still ours, and so it can be ended.
 """
 
 import os
@@ -15,10 +17,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import sshunt.helper
 from sshunt.errors import ExitCode, UserError
+
+#: Times that sudo is asked to end, for it overlooks what comes just before it reads; and the time
+#: that it has after each to leave the terminal as it was.
+END_ATTEMPTS, END_EVERY_S = 10, 0.1
 
 _HELPER = Path(sshunt.helper.__path__[0]) / "__main__.py"
 _PROMPT = "[sshunt] sudo password for %p: "
@@ -57,6 +64,17 @@ class HelperProcess:
     def poll(self) -> int | None:
         """The exit status of what was started, None while it runs: the helper lives longer."""
         return self._process.poll()
+
+    def end(self) -> None:
+        """Ask no more, if that is what it does. Hang up before."""
+        if self.tool is None:
+            return
+        for _ in range(END_ATTEMPTS):
+            with suppress(PermissionError):  # it is root by now, and asks nothing
+                self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_EVERY_S)
+                return
 
     def close(self) -> None:
         """Hang up, unless somebody has taken the socket: the helper then ends."""

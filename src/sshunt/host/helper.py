@@ -97,6 +97,7 @@ async def start_helper(*, session: str, process: HelperProcess | None = None) ->
         await _greet(helper, process, session)
     except BaseException:
         helper.abandon()
+        process.end()
         raise
     return helper
 

@@ -1,6 +1,7 @@
 """A helper is started: directly by root, by sudo or doas for others."""
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -31,14 +32,20 @@ Tools = Callable[..., None]
 def with_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
     """Lets an ordinary user have these tools, and no others."""
 
-    def install(*names: str) -> None:
+    def install(*names: str, tool: str = _TOOL) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         for name in names:
-            (tmp_path / name).write_text(_TOOL.replace("basename", "/usr/bin/basename"))
+            (tmp_path / name).write_text(tool.replace("basename", "/usr/bin/basename"))
             (tmp_path / name).chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
 
     return install
+
+
+#: One that asks for a password that nobody types.
+_ASKING = """#!/bin/sh
+exec /bin/sleep 1000
+"""
 
 
 def said(process: HelperProcess) -> list[str]:
@@ -72,6 +79,17 @@ def test_root_needs_no_tool_and_is_asked_for_nothing() -> None:
     assert process.tool is None
     process.close()
     assert process.poll() is not None
+
+
+@pytest.mark.parametrize("name", ["sudo", "doas"])
+def test_a_tool_that_still_asks_is_ended(with_tools: Tools, name: str) -> None:
+    with_tools(name, tool=_ASKING)
+    process = HelperProcess()
+    process.take().close()
+    assert process.poll() is None
+    process.end()
+    assert process.poll() == -signal.SIGTERM
+    process.end()
 
 
 @pytest.mark.parametrize(
