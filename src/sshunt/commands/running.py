@@ -182,8 +182,7 @@ class Up(RemoteOwner):
                 work.cancel()
             for work in works:
                 await cancelled(work)
-        if self._bug.done():
-            raise self._bug.result()
+        self.raise_bug()
         if self._rules.failed.done():
             raise self._rules.failed.result()
         if stop.done():
@@ -198,6 +197,11 @@ class Up(RemoteOwner):
         for work in works:
             if not work.cancelled():
                 work.result()
+
+    def raise_bug(self) -> None:
+        """Raise what the loop's handler of exceptions has got, if it was anything."""
+        if self._bug.done():
+            raise self._bug.result()
 
     async def restore_rules(self) -> None:
         """Have the rules again if --fail open has removed them: ``end_local`` follows."""

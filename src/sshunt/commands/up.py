@@ -136,6 +136,7 @@ async def _run(
         finally:
             console.status("")
             report.say(up.closed(by_signal))
+    up.raise_bug()  # of the end, for nobody else looks any more
     return ExitCode.OK
 
 

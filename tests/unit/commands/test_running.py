@@ -111,6 +111,19 @@ def test_a_bug_anywhere_in_the_loop_ends_it(host: Host) -> None:
     run(host, story)
 
 
+def test_a_bug_while_it_ends_is_not_lost(host: Host) -> None:
+    async def story(running: Running, _world: World) -> None:
+        running.stop.set_result("SIGTERM")
+        await running.watched()
+        running.up.raise_bug()
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+        await running.up.end()
+        with pytest.raises(ZeroDivisionError):
+            running.up.raise_bug()
+
+    run(host, story)
+
+
 def test_the_end_of_the_helper_ends_it(host: Host) -> None:
     async def story(running: Running, world: World) -> None:
         watching = asyncio.ensure_future(running.watched())
