@@ -156,10 +156,11 @@ class Kernel:
             listener = plan.listener(family)
             if listener is not None:
                 self._check_local(listener)
-        plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=True))
+        first = self._plan is None
+        plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=first))
         self._see_to_our_end()
         self._remember_listeners(plan)
-        if self._plan is None:
+        if first:
             self._make(plan)
         else:
             self._replace_plan(plan)

@@ -151,6 +151,18 @@ def test_resolvers_that_this_host_does_not_ask_are_refused(helper: Conversation)
     assert "203.0.113.53" not in helper.rules()
 
 
+def test_resolvers_that_change_while_another_plan_comes_do_not_keep_it_from_coming(
+    helper: Conversation,
+) -> None:
+    answered = Redirect(What.QUERIES, ("127.0.0.1", 12353))
+    asks = replace(PLAN, resolvers=("203.0.113.53",), redirects=(*PLAN.redirects, answered))
+    helper.ask(Apply(PLAN))
+    assert isinstance(helper.ask(Apply(asks)), Applied)
+    rules = helper.rules()
+    assert "resolvers4" in rules
+    assert "203.0.113.53" not in rules
+
+
 def test_an_address_that_was_never_this_host_s_is_not_retained(helper: Conversation) -> None:
     helper.ask(Apply(PLAN))
     assert refusal(helper.ask(Retain(("192.0.2.99",)))) is Refusal.NOT_OURS
