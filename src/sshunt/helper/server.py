@@ -3,7 +3,7 @@
 The loop is synchronous: there is one client and hardly anything to do meanwhile. It sleeps in
 poll(2) on the client's socket, a pipe into which the kernel's SIGTERM is written, so that no signal
 interrupts a request half-way, and the kernel's news of addresses; where the table is a plain one it
-wakes now and then to say that we live.
+wakes now and then to say that we live. SIGTERM and news are heard while a reply waits, too.
 
 Which request is allowed when::
 
@@ -127,13 +127,14 @@ def serve(client: socket.socket, *, user: int = 0, owner: bool = True) -> None:
 
 
 def _converse(client: socket.socket, service: "_Service") -> None:
+    ears = _Ears(client, service)
     try:
-        for line in _requests(client, _termination(), service):
+        for line in _requests(client, ears, service):
             reply, last = service.answer(line)
-            _send(client, encode_reply(reply))
+            _send(client, encode_reply(reply), ears)
             if last:
                 break
-    except (ConnectionError, TimeoutError):
+    except (ConnectionError, TimeoutError, _TerminatedError):
         pass  # the client died, or is as good as dead; so does the session
     finally:
         service.close()
@@ -145,7 +146,7 @@ def _refuse(client: socket.socket, refusal: Refused) -> None:
     poll.register(client, select.POLLIN)
     with suppress(OSError):
         if poll.poll(_milliseconds(_REFUSED_WAIT_S)) and client.recv(_READ_BYTES, _AT_ONCE):
-            _send(client, encode_reply(refusal))
+            client.send(encode_reply(refusal), _AT_ONCE)  # nothing else is in its way
 
 
 class _Service:
@@ -236,14 +237,41 @@ class _Service:
         return Welcome(VERSION)
 
 
-def _requests(client: socket.socket, termination: int, service: _Service) -> Iterator[bytes]:
-    """Whole lines, and at last a line that is too long; ends at EOF, at SIGTERM, or when a line is
-    not whole in time. Lets the service renew and follow meanwhile.
+class _TerminatedError(Exception):
+    """SIGTERM has come."""
+
+
+class _Ears:
+    """Waits for the client, and hears SIGTERM and the kernel's news whatever it waits for."""
+
+    def __init__(self, client: socket.socket, service: _Service) -> None:
+        self._client = client
+        self._service = service
+        self._termination = _termination()
+        self._poll = select.poll()
+        self._poll.register(self._termination, select.POLLIN)
+
+    def wait(self, event: int, wait_s: float) -> bool:
+        """True if the client's socket is ready for ``event`` (poll(2)), or has ended; False after
+        so long, or if something else was heard; raises _TerminatedError.
+        """
+        self._poll.register(self._client, event)
+        news = self._service.news
+        if news >= 0:
+            self._poll.register(news, select.POLLIN)  # again each time, which changes nothing
+        ready = {descriptor for descriptor, _ in self._poll.poll(_milliseconds(wait_s))}
+        if self._termination in ready:
+            raise _TerminatedError
+        if news in ready:
+            self._service.follow()
+        return self._client.fileno() in ready
+
+
+def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator[bytes]:
+    """Whole lines, and at last a line that is too long; ends at EOF, or when a line is not whole in
+    time; raises _TerminatedError. Lets the service renew meanwhile.
     """
     buffer = bytearray()
-    poll = select.poll()
-    poll.register(client, select.POLLIN)
-    poll.register(termination, select.POLLIN)
     renewal, deadline = 0.0, math.inf
     while True:
         line = taken_line(buffer)
@@ -254,18 +282,12 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
             service.renew()
             renewal = now + RENEW_EVERY_S
         wait_s = min(deadline, renewal if service.must_renew else math.inf) - now
-        if service.news >= 0:
-            poll.register(service.news, select.POLLIN)  # again each time, which changes nothing
-        # A thousand requests may be in the buffer: before each we look what else there is.
-        ready = {descriptor for descriptor, _ in poll.poll(_milliseconds(0.0 if line else wait_s))}
-        if termination in ready:
-            return
-        if service.news in ready:
-            service.follow()
+        # A thousand requests may be in the buffer: before each we hear what else there is.
+        is_readable = ears.wait(select.POLLIN, 0.0 if line else wait_s)
         if line:
             yield line
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
-        elif client.fileno() in ready:
+        elif is_readable:
             try:
                 data = client.recv(_READ_BYTES, _AT_ONCE)
             except BlockingIOError:
@@ -276,17 +298,17 @@ def _requests(client: socket.socket, termination: int, service: _Service) -> Ite
             deadline = min(deadline, time.monotonic() + REQUEST_DEADLINE_S)
 
 
-def _send(client: socket.socket, data: bytes) -> None:
-    """All of it; raises TimeoutError if it is not taken in time."""
+def _send(client: socket.socket, data: bytes, ears: _Ears) -> None:
+    """All of it, at once if it can be; else raises TimeoutError, or _TerminatedError."""
     deadline = time.monotonic() + REQUEST_DEADLINE_S
-    poll = select.poll()
-    poll.register(client, select.POLLOUT)
     while data:
-        left_s = deadline - time.monotonic()
-        if left_s < 0 or not poll.poll(_milliseconds(left_s)):
-            raise TimeoutError("nobody takes the reply")
-        with suppress(BlockingIOError):
+        try:
             data = data[client.send(data, _AT_ONCE) :]
+        except BlockingIOError:
+            left_s = deadline - time.monotonic()
+            if left_s < 0:
+                raise TimeoutError("nobody takes the reply")
+            ears.wait(select.POLLOUT, left_s)
 
 
 def taken_line(buffer: bytearray) -> bytes:

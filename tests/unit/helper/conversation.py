@@ -30,6 +30,8 @@ from sshunt.capture import nft
 from sshunt.helper import nftables, server
 if "hasty" in sys.argv:
     server.REQUEST_DEADLINE_S = 0.5
+if "patient" in sys.argv:
+    server.REQUEST_DEADLINE_S = 600.0
 if "impatient" in sys.argv:
     nftables.CALL_DEADLINE_S = 3.0
 server.serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
@@ -38,7 +40,8 @@ server.serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
 
 class Conversation:
     """``hasty``: a client's request must come whole within half a second. ``impatient``: a call
-    into libnftables is stuck after three. ``plain``: tables that the kernel does not own.
+    into libnftables is stuck after three. ``patient``: a reply may wait for ten minutes until it is
+    taken. ``plain``: tables that the kernel does not own.
     """
 
     def __init__(self, host: Host, *differences: str) -> None:

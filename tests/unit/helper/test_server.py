@@ -1,8 +1,14 @@
 """The order of a conversation with the helper: what is allowed when, and how it ends."""
 
+import fcntl
 import signal
+import socket
+import struct
+import termios
+import time
 from collections.abc import Iterator
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +179,39 @@ def test_sigterm_does_not_wait_for_requests_that_have_come_already(host: Host) -
         assert answered < 300
         assert helper.process.wait(DEADLINE_S) == 0
         assert helper.tables() == []
+
+
+@pytest.mark.parametrize("heard", ["SIGTERM", "news"])
+def test_a_client_that_takes_no_replies_keeps_the_helper_from_hearing_nothing(
+    host: Host, heard: str
+) -> None:
+    if heard == "news" and not Path("/dev/net/tun").exists():
+        pytest.skip("needs /dev/net/tun")
+    with Conversation(host, "patient") as helper:
+        host.run(["ip", "address", "add", "192.0.2.9/32", "dev", "lo"])
+        reach(helper, "active")
+        assert helper.ask(Retain(("192.0.2.9",))) == Done()
+        helper.socket.sendall(2000 * encode_request(Suspects()))
+        until_no_more_replies_come(helper.socket)
+        host.run(["ip", "address", "delete", "192.0.2.9/32", "dev", "lo"])
+        if heard == "SIGTERM":
+            helper.process.send_signal(signal.SIGTERM)
+            assert helper.process.wait(DEADLINE_S) == 0
+            assert helper.tables() == []
+        else:
+            deadline = time.monotonic() + DEADLINE_S
+            while len(helper.tables()) == 1:  # and there are those that keep it from others
+                assert time.monotonic() < deadline
+
+
+def until_no_more_replies_come(sock: socket.socket) -> None:
+    """Until what is there to be read has stayed the same for a while."""
+    there, since = 0, time.monotonic()
+    while time.monotonic() - since < 0.5:
+        (now,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+        if now != there:
+            there, since = now, time.monotonic()
+        time.sleep(0.01)
 
 
 def test_a_request_that_does_not_come_whole_in_time_ends_it_in_order(host: Host) -> None:
