@@ -67,10 +67,11 @@ def remove_leftovers() -> None:
 def remove_files(name: str) -> None:
     """Remove the lab's folder, and what agents that were killed with the lab left in /tmp."""
     for path in left_by(uids_of(number_of(name))):
-        if stat.S_ISDIR(path.lstat().st_mode):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another lab removes the same leftovers
+            if stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
     shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
 
 
