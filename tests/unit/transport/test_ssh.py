@@ -1,4 +1,4 @@
-"""What -r and -e mean, what ssh is asked for, and when the cipher is left alone."""
+"""What ssh is given, how a start of it fails or is cancelled, and sessions by one transport."""
 
 import asyncio
 import os
