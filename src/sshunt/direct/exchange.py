@@ -7,7 +7,7 @@ long that is after the last of them.
 
 All raise OSError: ETIMEDOUT for silence.
 
-Not here: whom to ask, for how long (resolve, order).
+Not here: whom to ask, for how long (race, order).
 """
 
 import asyncio

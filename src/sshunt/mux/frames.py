@@ -22,7 +22,7 @@ arrived of its payload is handed on at once as if it were a smaller frame at its
 headers and small bodies are ever copied, and a frame's size is the sender's affair alone. A small
 payload is handed on whole: programs have no right to expect that, but some do.
 
-Not here: what frames mean (session), and which may be lost (lanes).
+Not here: what frames mean (session), and which may be lost (sent).
 """
 
 import struct

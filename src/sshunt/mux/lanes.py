@@ -14,7 +14,7 @@ session.
 The position counts every byte behind HELLO, of whatever frame. Invariants: acked <= sent; entries
 are in order of their end; a frame is released exactly once (acked or given back).
 
-Not here: what goes on the lane (session), how much of it (pacer), liveness and reconnecting
+Not here: what goes on the lane (outgoing), how much of it (pacer), liveness and reconnecting
 (remote.keeper).
 """
 

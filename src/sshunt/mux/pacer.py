@@ -45,7 +45,7 @@ The theory at length, and what was tried on which link and what it gave: docs/pa
 Invariants: MIN_LIMIT_BYTES <= limit_bytes <= LANE_IN_FLIGHT_BYTES; nothing here reads a clock; an
 acknowledgement costs a few comparisons.
 
-Not here: what is sent next (scheduler), frames of control, which are not limited (session).
+Not here: what is sent next (scheduler), frames of control, which are not limited (outgoing).
 """
 
 from collections import deque

@@ -10,7 +10,7 @@ Sparse streams are few bytes by definition, but there may be thousands: after SP
 them in a row one bulk frame is let through. So a stream with data and credit is always served
 within a bounded number of bytes, whatever the others do.
 
-Control frames and datagrams don't come here: the session puts them before all data.
+Control frames and datagrams don't come here: outgoing puts them before all data.
 """
 
 from collections import deque
