@@ -78,7 +78,9 @@ def serve(lanes: List[AttachedLane], doorstep: Optional[Doorstep], token: bytes)
             life.take_lane(lane)
         loop.run_forever()
         life.close()
-        loop.run_until_complete(asyncio.sleep(0))  # cancelled look-ups close their sockets
+        for _ in range(2):  # cancelled look-ups close their sockets, and what they have begun
+            loop.call_soon(loop.stop)  # who else stops it is welcome
+            loop.run_forever()
     finally:
         loop.close()
     if life.failure is not None:

@@ -5,6 +5,7 @@ The agent is a program; the test is its client, by hand. With stubs and further 
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -179,6 +180,18 @@ def test_what_is_no_network_is_reset_and_the_session_goes_on(agent: Agent, netwo
 def test_a_goodbye_is_acknowledged_and_ends_the_agent(agent: Agent) -> None:
     agent.session.say_goodbye(frames.GOODBYE_DONE, "")
     agent.until(lambda: not agent.session.lanes[agent.lane].outstanding)
+    assert agent.end() == 0
+
+
+def test_a_goodbye_with_the_end_of_the_lane_right_behind_it_is_an_orderly_end(
+    agent: Agent,
+) -> None:
+    agent.session.ping(agent.lane)
+    agent.until(lambda: not agent.session.lanes[agent.lane].outstanding)
+    agent.process.send_signal(signal.SIGSTOP)  # so that it finds both at once
+    agent.write(frames.encode_goodbye(frames.GOODBYE_DONE, ""))
+    agent.hang_up()
+    agent.process.send_signal(signal.SIGCONT)
     assert agent.end() == 0
 
 
