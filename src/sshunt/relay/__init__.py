@@ -6,6 +6,7 @@
     incoming   what the other side of a session asks for, as near ends of flows
     lane       the two descriptors of one lane: ssh's pipes
     tcp        one TCP connection of this host, tied to one stream
+    backlog    what has been received for a socket that does not take it yet
     piped      payload that stays in the kernel, in a pipe of its own
     readiness  which of the connections' sockets can be read, can be written, or have died
     ticks      what moves very much is served at the next tick instead of whenever it is ready

@@ -9,26 +9,32 @@ the credit. So at most a window waits here, and a stopped reader stalls nothing 
     socket error    -> reset(code)     RESET      -> the socket is closed with a RST
     both halves over -> close
 
-How reading goes on (the socket stays in the readiness set meanwhile and may tell what is not wanted
-just now: that is taken note of, and asked for again when it is):
+How reading goes on, and what is done when the readiness set tells something meanwhile (it tells
+changes, once: what is not wanted just now is noted, and asked for again when it is):
 
-    EVENT   the socket was empty: when the set tells that it is not any more
-    SOON    there is more: at the next tick, or in the next round of the event loop
-    ROOM    the stream has no room: when it has
-    NEVER   not yet, or not any more
+                                                       told: readable    told: it has died
+    EVENT   the socket was empty: when the set tells   read on           read on, to the error
+    SOON    there is more: at the next tick, or in     noted             reset (not for EPIPE: what
+            the next round of the event loop                             it said is still there)
+    ROOM    the stream has no room: when it has        noted             the same
+    NEVER   not yet, or not any more                   noted             the same
 
 The far side's socket may have data to write before it is connected, even before it exists (while a
-name is looked up): that waits in the same queue.
+name is looked up): that waits, too (backlog).
+
+One object for both halves, for they share what is hard: the events that the set is asked for, and
+the socket's death, which a write may meet first and only reading explains. What concerns writing
+alone is in backlog.
 """
 
 import errno
 import socket
-from collections import deque
-from typing import Deque, Optional, Tuple
+from typing import Optional, Tuple
 
 from sshunt.mux.payload import Payload
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
+from sshunt.relay.backlog import Backlog
 from sshunt.relay.flow import Relay
 from sshunt.relay.piped import PipedPayload
 from sshunt.relay.reactor import Reactor
@@ -58,9 +64,6 @@ _DEAD = ERROR | HUNG_UP
 #: end.
 _HAS_MORE = URGENT | ENDED | _DEAD
 
-#: What waits for a socket is kept in pieces of at least this size.
-JOINED_BYTES = 64 * 1024
-
 
 class RelayOwner:
     """Who has the session that a relay's stream belongs to."""
@@ -85,12 +88,11 @@ class TcpRelay(Relay):
     """
 
     __slots__ = (
+        "_backlog",
         "_fd",
         "_fin_received",
         "_fin_sent",
-        "_head_sent",
         "_owner",
-        "_pending",
         "_reactor",
         "_read_bytes",
         "_reading",
@@ -112,8 +114,7 @@ class TcpRelay(Relay):
         self._session = session
         self._owner = owner
         self._fd = -1  # of our socket; there is none yet
-        self._pending: Optional[Deque[bytearray]] = None  # received, not yet written
-        self._head_sent = 0  # bytes of the first of them that were written
+        self._backlog: Optional[Backlog] = None  # received, not yet written
         self._read_bytes = FIRST_READ_BYTES if not reactor.always_pipes else READ_BYTES
         self._reading = NEVER
         self._watched = 0  # the events asked for
@@ -145,7 +146,7 @@ class TcpRelay(Relay):
     @property
     def is_abandoned(self) -> bool:
         """True if the other end has hung up without having sent anything that still waits."""
-        return self._fin_received and self._pending is None
+        return self._fin_received and self._backlog is None
 
     # --- from the socket ----------------------------------------------------------------------
 
@@ -186,8 +187,8 @@ class TcpRelay(Relay):
     def _begin(self) -> None:
         self.connected = True
         self._reading = EVENT
-        if self._pending is not None or self._fin_received:
-            self._write_pending()
+        if self._backlog is not None or self._fin_received:
+            self._write_backlog()
 
     def _on_event(self, events: int) -> None:
         """The readiness set tells something of our socket."""
@@ -200,11 +201,11 @@ class TcpRelay(Relay):
             else:
                 self._on_unwanted(events)
         if events & WRITE and self.connected:
-            if self._pending is None:
+            if self._backlog is None:
                 if self._reactor.readiness.is_level:
                     self._watch(self._watched & ~WRITE)
             elif not (events & _DEAD and self._reading == SOON):  # it would fail too soon
-                self._write_pending()
+                self._write_backlog()
 
     def _on_connected(self, events: int) -> None:
         error = error_of(self._sock)
@@ -267,52 +268,64 @@ class TcpRelay(Relay):
         """
         room = self._session.room_bytes(self.stream)
         if not room:
-            self._reading = ROOM  # on_writable comes when there is some
-            self._owner.note_full()
-            if self._pending_events & _DEAD:  # told once, and it may be long until we read again
-                self._on_unwanted(self._pending_events)
+            self._wait_for_room()
             return False
         try:
             payload, count, size = self._receive(room)
         except (BlockingIOError, InterruptedError):
-            if self._unwritable_code:
-                self.abort(self._unwritable_code)
-                return False
-            self._pending_events &= ~URGENT
-            self._read_later()
+            self._on_empty()
             return False
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
-        if count:
-            self._session.write(self.stream, payload, self._reactor.loop.time())
-            self._reactor.wake(self._session)
-            if self._pending_events & _DEAD:
-                # What the peer said before it reset the connection leaves before we find that out.
-                self._reading = SOON
-                self._reactor.loop.call_soon(self._on_soon)
-                return False
-            if count == size:
-                self._read_bytes = READ_BYTES
-                return True
-            if self._pending_events:
-                return True
-            if count >= BUSY_BYTES and self._reactor.ticks.next(self._on_soon):
-                self._reading = SOON
-                return False
-            if isinstance(payload, PipedPayload):
-                return True  # a pipe's limit is pieces, however small: there may be more
-            self._read_later()  # the socket is empty now
+        if not count:
+            self._on_end()
             return False
+        self._session.write(self.stream, payload, self._reactor.loop.time())
+        self._reactor.wake(self._session)
+        if self._pending_events & _DEAD:
+            # What the peer said before it reset the connection leaves before we find that out.
+            self._reading = SOON
+            self._reactor.loop.call_soon(self._on_soon)
+            return False
+        if count == size:
+            self._read_bytes = READ_BYTES
+            return True
+        if self._pending_events:
+            return True
+        if count >= BUSY_BYTES and self._reactor.ticks.next(self._on_soon):
+            self._reading = SOON
+            return False
+        if isinstance(payload, PipedPayload):
+            return True  # a pipe's limit is pieces, however small: there may be more
+        self._read_later()  # the socket is empty now
+        return False
+
+    def _wait_for_room(self) -> None:
+        """The stream has none: ``on_writable`` comes when there is some."""
+        self._reading = ROOM
+        self._owner.note_full()
+        if self._pending_events & _DEAD:  # told once, and it may be long until we read again
+            self._on_unwanted(self._pending_events)
+
+    def _on_empty(self) -> None:
+        """The socket has nothing just now."""
+        if self._unwritable_code:
+            self.abort(self._unwritable_code)
+            return
+        self._pending_events &= ~URGENT
+        self._read_later()
+
+    def _on_end(self) -> None:
+        """The socket will bring nothing more."""
         if self._unwritable_code:  # the failed write took the error with it
             self.abort(self._unwritable_code)
-            return False
+            return
         self._fin_sent = True
         self._reading = NEVER
         self._session.finish(self.stream, self._reactor.loop.time())
         self._reactor.wake(self._session)
         self._close_if_over()
-        return False
 
     def _read_later(self) -> None:
         self._reading = EVENT
@@ -340,7 +353,7 @@ class TcpRelay(Relay):
         if self._unwritable_code:
             self._session.consumed(self.stream, len(view), self._reactor.loop.time())
             return
-        if self._pending is not None or self._fd < 0:
+        if self._backlog is not None or self._fd < 0:
             self._keep(view)
             return
         sent = 0
@@ -361,7 +374,7 @@ class TcpRelay(Relay):
 
     def direct_fd(self) -> int:
         """The socket's descriptor if bytes may go straight to it, else -1: some wait already."""
-        if not self.connected or self._pending is not None:
+        if not self.connected or self._backlog is not None:
             return -1
         return -1 if self._unwritable_code else self._fd
 
@@ -375,7 +388,7 @@ class TcpRelay(Relay):
             self.abort(code)
             return
         self._unwritable_code = code
-        self._pending = None
+        self._backlog = None
         self._pending_events |= _DEAD
         if not waits:
             self._reading = SOON
@@ -384,7 +397,7 @@ class TcpRelay(Relay):
     def on_fin(self) -> None:
         """The far side sends nothing more."""
         self._fin_received = True
-        if self.connected and self._pending is None:
+        if self.connected and self._backlog is None:
             self._shut_down()
 
     def on_opened(self) -> None:
@@ -403,43 +416,27 @@ class TcpRelay(Relay):
     # --- inside -------------------------------------------------------------------------------
 
     def _keep(self, view: memoryview) -> None:
-        """Copy what the socket did not take. Small pieces are joined, so that a peer that sends
-        bytes one by one can't make each cost an object.
-        """
-        if self._pending is None:
-            self._pending = deque()
-        if self._pending and len(self._pending[-1]) < JOINED_BYTES:
-            self._pending[-1] += view
-        else:
-            self._pending.append(bytearray(view))
+        """The socket does not take these now."""
+        if self._backlog is None:
+            self._backlog = Backlog()
+        self._backlog.keep(view)
         if self.connected:
             self._want(WRITE)
 
-    def _write_pending(self) -> None:
-        sock, pending = self._sock, self._pending
-        written = 0
-        try:
-            while pending:
-                with memoryview(pending[0]) as head:
-                    sent = sock.send(head[self._head_sent :])
-                written += sent
-                self._head_sent += sent
-                if self._head_sent < len(pending[0]):
-                    break
-                pending.popleft()
-                self._head_sent = 0
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            self.on_unwritable(error)
-            return
-        if written:
-            self._session.consumed(self.stream, written, self._reactor.loop.time())
-            self._reactor.wake_if_needed(self._session)
-        if pending:
-            self._want(WRITE)
-            return
-        self._pending = None
+    def _write_backlog(self) -> None:
+        if self._backlog is not None:
+            try:
+                written = self._backlog.write(self._sock)
+            except OSError as error:
+                self.on_unwritable(error)
+                return
+            if written:
+                self._session.consumed(self.stream, written, self._reactor.loop.time())
+                self._reactor.wake_if_needed(self._session)
+            if self._backlog:
+                self._want(WRITE)
+                return
+            self._backlog = None
         if self._fin_received:
             self._shut_down()
 
@@ -453,7 +450,7 @@ class TcpRelay(Relay):
         self._close_if_over()
 
     def _close_if_over(self) -> None:
-        if self._fin_sent and self._fin_received and self._pending is None:
+        if self._fin_sent and self._fin_received and self._backlog is None:
             self._reactor.readiness.forget(self._fd)
             self._sock.close()
             self.connected = False
@@ -462,7 +459,7 @@ class TcpRelay(Relay):
     def _drop(self) -> None:
         self.connected = False
         self._reading = NEVER
-        self._pending = None
+        self._backlog = None
         if self._fd >= 0:
             self._reactor.readiness.forget(self._fd)
             close_with_reset(self._sock)

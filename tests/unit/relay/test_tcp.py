@@ -195,7 +195,7 @@ def test_a_reader_that_stops_bounds_what_both_ends_hold_and_stalls_nobody_else(
             # Window and queues of ours, and the kernel's socket buffers on the way.
             assert pushed < MAX_WINDOW_BYTES + SEND_QUEUE_BYTES + 16_000_000
             [relay] = ends.client.relays
-            held = sum(len(piece) for piece in relay._pending or ()) - relay._head_sent
+            held = len(relay._backlog or ())
             assert INITIAL_WINDOW_BYTES // 4 < held <= MAX_WINDOW_BYTES
 
             program = ends.connect(*listener.getsockname())
@@ -527,7 +527,7 @@ def test_a_connection_that_is_over_takes_nobody_elses_events_with_it(way: int) -
         host.shutdown(socket.SHUT_WR)
         assert await threaded(lambda: program.recv(1)) == b""
         program.setblocking(False)
-        while far._pending is None:
+        while far._backlog is None:
             with suppress(BlockingIOError):
                 program.send(bytes(4096))
             await asyncio.sleep(0.002)
