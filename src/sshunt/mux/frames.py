@@ -26,7 +26,7 @@ Not here: what frames mean (session), and which may be lost (sent).
 """
 
 import struct
-from typing import List, NamedTuple, Tuple, Union
+from typing import Any, List, NamedTuple, Tuple
 
 from sshunt.mux.endpoints import decode_host_untrusted, encode_host
 from sshunt.mux.errors import RemoteProtocolError
@@ -118,8 +118,8 @@ HEADER_BYTES = 8
 DATA_HEAD_BYTES = 16
 
 #: One decoded frame: kind, stream, number, body. ``number`` is DATA's and FIN's offset, RESET's
-#: code; ``body`` is the payload of DATA and the raw body of the others.
-Frame = Tuple[int, int, int, Union[Payload, bytes]]
+#: code; ``body`` is the Payload of DATA and the raw body (bytes) of the others.
+Frame = Tuple[int, int, int, Any]
 
 
 class Destination(NamedTuple):

@@ -18,7 +18,7 @@ Who does what: which streams there are is the table's affair, what leaves is out
 what they have in common, the events, and what each frame that arrives means.
 """
 
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Callable, Dict, List, Optional, Tuple
 
 from sshunt.mux import frames
 from sshunt.mux.datagrams import Datagrams
@@ -292,16 +292,15 @@ class Session:
         if stream.receiver.final is not None:
             self._take_fin(stream)
 
-    def _on_data(self, number: int, offset: int, payload: Union[Payload, bytes]) -> None:
+    def _on_data(self, number: int, offset: int, payload: Payload) -> None:
         stream = self.streams.get(number)
         if stream is None:
             self.table.check_known(number)
             return
-        if isinstance(payload, Payload):
-            for ready in stream.receiver.receive(offset, payload):
-                self._events.append(DataReceived(stream, ready))
-            if stream.receiver.final is not None:
-                self._take_fin(stream)
+        for ready in stream.receiver.receive(offset, payload):
+            self._events.append(DataReceived(stream, ready))
+        if stream.receiver.final is not None:
+            self._take_fin(stream)
 
     def _on_ack(self, lane: Lane, _number: int, _value: int, body: bytes, now: float) -> None:
         position, held_s, arrived_us = frames.decode_ack_untrusted(body)

@@ -32,6 +32,7 @@ from sshunt.mux.limits import (
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     ENTRY_BYTES,
+    FLOW_QUANTUM_BYTES,
     FLOW_QUEUE_BYTES,
     MAX_FLOWS,
 )
@@ -333,7 +334,7 @@ def test_a_datagram_that_waited_too_long_is_dropped() -> None:
     assert client.dropped == 1
 
 
-def test_the_idle_time_of_a_flow_is_its_own() -> None:
+def test_how_long_a_datagram_may_wait_is_its_flow_s_own_affair() -> None:
     client = Datagrams(CLIENT)
     flow = client.open(VOICE, NOW)
     flow.age_s = 0.1
@@ -365,6 +366,25 @@ def test_when_all_flows_together_queue_too_much_the_oldest_datagrams_are_dropped
         client.send(flow, bytes(DATAGRAM_BYTES), NOW)
     assert [number for number, _, _ in leave(client)] == [flow.number for flow in flows[3:]]
     assert client.dropped == 3
+
+
+def test_a_flow_that_waits_for_its_turn_with_nothing_to_send_loses_nothing() -> None:
+    client = Datagrams(CLIENT)
+    busy = client.open(VOICE, NOW)
+    for _ in range(3):
+        client.send(busy, bytes(FLOW_QUANTUM_BYTES), NOW)
+    once = client.open(VOICE, NOW)
+    client.take(NOW)
+    client.send(once, b"once", NOW)
+    item = client.take(NOW)
+    assert item is not None
+    assert number_in(item[1]) == once.number
+    flows = [client.open(VOICE, NOW) for _ in range(DATAGRAM_QUEUE_BYTES // DATAGRAM_BYTES + 1)]
+    for flow in flows:
+        client.send(flow, bytes(DATAGRAM_BYTES), NOW)
+    left = leave(client)
+    assert len(left) + client.dropped == 2 + len(flows)
+    assert client.queued_bytes == 0
 
 
 def test_the_queue_of_empty_datagrams_is_bounded() -> None:

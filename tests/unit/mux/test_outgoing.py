@@ -43,6 +43,14 @@ class Side:
         return kinds(join(self.outgoing.transmit(self.lanes[lane], NOW, BYTES)))
 
 
+def test_a_datagram_without_a_byte_is_a_head_alone() -> None:
+    side = Side()
+    side.datagrams.send(side.datagrams.open(VOICE, NOW), b"", NOW)
+    (head,) = side.outgoing.transmit(side.lanes[1], NOW, BYTES)
+    assert kinds(join([head])) == [frames.DATAGRAM]
+    assert side.lanes[1].in_flight_bytes == len(join([head]))
+
+
 def test_the_order_is_acknowledgement_control_datagrams_data_ping() -> None:
     side = Side()
     side.write(side.stream(), b"data")

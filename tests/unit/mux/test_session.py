@@ -599,6 +599,16 @@ def test_a_writer_that_is_woken_and_reset_by_the_same_read_finds_no_room() -> No
     assert ends.client.room_bytes(near) == 0
 
 
+def test_what_is_consumed_after_a_reset_returns_no_credit() -> None:
+    ends = Ends()
+    near, far = ends.connect()
+    ends.client.write(near, Payload(bytes(LEAST_WINDOW_BYTES)), ends.now)
+    ends.send(ends.client)
+    ends.agent.reset(far, frames.RESET_ABORTED)
+    ends.agent.consumed(far, LEAST_WINDOW_BYTES, ends.now)
+    assert frames.WINDOW not in kinds(ends.transmit(ends.agent))
+
+
 def test_resetting_a_stream_twice_sends_one_reset() -> None:
     ends = Ends()
     _, far = ends.connect()

@@ -119,6 +119,15 @@ def test_a_newer_grant_may_call_credit_back_but_not_for_what_was_sent() -> None:
     assert (sender.limit, sender.has_work) == (60, False)
 
 
+def test_nothing_is_taken_where_nothing_may_leave() -> None:
+    idle, unpaid, reset = Sender(100), Sender(0), Sender(100)
+    for sender in (unpaid, reset):
+        sender.write(Payload(b"abc"))
+    reset.reset()
+    assert [sender.take(10) for sender in (idle, unpaid, reset)] == [None, None, None]
+    assert unpaid.queued_bytes == 3
+
+
 def test_room_is_what_credit_and_queue_allow() -> None:
     assert Sender(INITIAL_WINDOW_BYTES).room_bytes() == INITIAL_WINDOW_BYTES
     rich = Sender(MAX_WINDOW_BYTES)

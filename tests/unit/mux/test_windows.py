@@ -177,6 +177,16 @@ def test_an_idle_window_is_called_back_to_the_least() -> None:
     assert credit.idle(2 * IDLE_S) == []
 
 
+def test_a_window_that_may_not_be_called_back_yet_is_asked_last() -> None:
+    credit = SessionCredit()
+    first, second = (ReceiveWindow(credit, n, 0.0, INITIAL_WINDOW_BYTES) for n in (1, 3))
+    assert credit.idle(IDLE_S) == [1, 3]
+    first.keep(IDLE_S)
+    assert credit.idle(IDLE_S) == [3]
+    assert credit.idle(2 * IDLE_S) == [3, 1]
+    assert first.limit == second.limit == INITIAL_WINDOW_BYTES
+
+
 def test_a_window_that_holds_bytes_keeps_room_for_as_many_again() -> None:
     window = a_window(INITIAL_WINDOW_BYTES)
     window.consume(1000, 0.0, RTT_S)
