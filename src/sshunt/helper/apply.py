@@ -119,6 +119,7 @@ class Kernel:
         self._guard = guard
         try:
             if self._plan is None:
+                self._remove_tables()
                 self._make_without_plan()
         except KernelError as error:
             guard.remove()

@@ -22,6 +22,7 @@ from sshunt.helper.protocol import (
     Refusal,
     Refused,
     Reply,
+    Request,
     Resolvers,
     Retain,
     Suspected,
@@ -282,3 +283,17 @@ def test_a_guard_comes_with_a_table_that_only_marks(helper: Conversation) -> Non
     assert "redirect" in helper.rules() or "dnat" in helper.rules()
     helper.ask(Undo())
     assert (helper.tables() != []) == reply.guarded  # ssh is what may bring the rules back
+
+
+def test_a_guard_may_come_after_what_a_plan_before_has_left(host: Host) -> None:
+    here = replace(PLAN, redirects=(Redirect(What.CONNECTIONS, (host.v4, 12300)),))
+    replies = []
+    histories: list[list[Request]] = [[], [Apply(here), Undo()]]
+    for requests in histories:
+        with Conversation(host) as helper:
+            helper.greet()
+            for request in requests:
+                helper.ask(request)
+            replies.append(helper.ask(Guard()))
+            assert ("gone" in helper.rules()) == bool(requests)
+    assert replies[0] == replies[1]
