@@ -30,6 +30,7 @@ from sshunt.mux import frames
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.flow import (
+    DNS,
     NO_RESOURCES,
     NOT_PERMITTED,
     Asked,
@@ -232,7 +233,7 @@ class Remote(TunnelOwner, Carrier):
             return None
         (network, (host, port), _, _), wants_opened = connection.flow, connection.wants_opened
         stream = tunnel.open(Destination(network, host, port, wants_opened=wants_opened))
-        if self._report.hears_streams:
+        if self._report.hears_streams and network != DNS:  # a resolver's address says nothing
             self._report.say(StreamOpened(self.name, stream.id, host, port))
         if wants_opened:
             return Opening(tunnel, stream, connection)

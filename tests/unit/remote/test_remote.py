@@ -34,6 +34,7 @@ from sshunt.tell.report import (
     RemoteReconnected,
     Report,
     SessionLost,
+    StreamOpened,
 )
 from sshunt.transport.channel import Channel, Hearer
 from sshunt.transport.endings import cancelled
@@ -214,6 +215,18 @@ def test_a_connection_goes_to_its_host_and_back() -> None:
             assert path.host is not None
             path.host.close()
             await process.until(lambda: process.owner.freed == 1, "the end of the connection")
+
+    run(story)
+
+
+def test_a_programs_connection_is_told_of_and_one_to_a_resolver_is_not() -> None:
+    async def story(process: Process) -> None:
+        remote = await process.bring_up("office")
+        with ExitStack() as undo:
+            path, query = Path(undo), Path(undo)
+            remote.connect(path.connection)
+            remote.connect(SocketConnection(Relays(), Flow(DNS, (".", 53)), query.ours))
+            assert process.heard(StreamOpened) == ["office"]
 
     run(story)
 
