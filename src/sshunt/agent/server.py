@@ -2,7 +2,8 @@
 
     start    with one lane (its HELLO has been read, not yet answered)
     go on    take in further lanes that stubs bring; answer each HELLO
-    end      GOODBYE from the client, or no lane for the grace time that the client asked for
+    end      GOODBYE from the client, or no lane for the grace time that the client asked for; or
+             SIGTERM
 
 A session is the client's only once it has sent something behind its HELLO (it asks for an
 acknowledgement at once): it may have been stopped while it was starting, and knows nothing of a
@@ -16,6 +17,7 @@ import asyncio
 import gc
 import json
 import os
+import signal
 import socket
 from collections import deque
 from typing import Deque, Dict, List, Optional
@@ -72,6 +74,7 @@ def serve(lanes: List[AttachedLane], doorstep: Optional[Doorstep], token: bytes)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     keep_heap()
     loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGTERM, loop.stop)  # the host shuts down: reset what is open
     try:
         life = _Life(loop, lanes[0], doorstep, token)
         for lane in lanes:

@@ -220,6 +220,19 @@ def test_an_agent_that_ends_resets_what_it_has_connected(agent: Agent) -> None:
                 host.recv(1)  # an orderly end would say that all had come
 
 
+def test_an_agent_that_is_told_to_end_resets_what_it_has_connected(agent: Agent) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        stream = agent.session.open(Destination(frames.TCP, *listener.getsockname()))
+        agent.until(lambda: stream.opened)
+        with listener.accept()[0] as host:
+            host.settimeout(DEADLINE_S)
+            agent.process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionResetError):
+                host.recv(1)
+    assert agent.end() == 0
+
+
 def test_a_client_that_breaks_the_protocol_loses_the_lane_and_with_it_the_agent(
     agent: Agent,
 ) -> None:
