@@ -17,8 +17,9 @@ each datagram included, are at most DATAGRAM_QUEUE_BYTES in all; either side has
 open. What a peer says of flows that are unknown here costs an answer at most, in the same queue.
 
 Not yet: nobody sends a datagram over two lanes, though frames and receivers know serials. Open
-question: every DATAGRAM is acknowledged at once, which is right for queries and echoes; whether it
-is for ten thousand a second has to be measured.
+questions: every DATAGRAM is acknowledged at once, which is right for queries and echoes; whether it
+is for ten thousand a second has to be measured. And datagrams leave before all data, however many
+they are, and no pacer holds them back: right as long as all of them are questions.
 
 Not here: which lane (steering), what flows are for and when one has been idle for too long: that is
 for whoever serves them to say (``idle_s``).

@@ -46,7 +46,7 @@ class StreamReset(NamedTuple):
 
 
 class StreamWritable(NamedTuple):
-    """A stream whose ``room`` was 0 has room again."""
+    """A stream whose ``room_bytes`` were 0 has room again."""
 
     stream: Stream
 
