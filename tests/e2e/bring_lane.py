@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sshunt.config.remotes import Remote, parse_remote
+from sshunt.config.remotes import RemoteSpec, parse_remote
 from sshunt.errors import UserError
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, Hello, make_hello
 from sshunt.mux.session import Session
@@ -87,7 +87,7 @@ async def master_behind(channel_options: Sequence[str]) -> int:
     return await (await asyncio.create_subprocess_exec(*command)).wait()
 
 
-async def resume(remote: Remote, lane: Channel) -> Channel:
+async def resume(remote: RemoteSpec, lane: Channel) -> Channel:
     await confirm(lane)
     os.kill(lane.pid, signal.SIGKILL)
     await lane.ended

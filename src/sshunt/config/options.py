@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sshunt.config.remotes import Remote
+from sshunt.config.remotes import RemoteSpec
 from sshunt.config.targets import Target
 from sshunt.model import Endpoint
 
@@ -28,7 +28,7 @@ MAX_GRACE_S = 7 * 24 * 3600
 class Options:
     """The options of ``sshunt up``."""
 
-    remote: Remote
+    remote: RemoteSpec
     targets: tuple[Target, ...]
     excludes: tuple[Target, ...]
     listen4: Endpoint | None

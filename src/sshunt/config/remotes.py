@@ -17,8 +17,8 @@ _SCHEME = "ssh://"
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """Where the far side is, and how to get there."""
+class RemoteSpec:
+    """Where the far side is, and how to get there: what was typed, not the far side itself."""
 
     host: str
     user: str | None = None
@@ -48,9 +48,9 @@ def parse_remote(
     ssh_command: str = "ssh",
     python: str | None = None,
     delimiter: bool = True,
-) -> Remote:
-    """The Remote of ``-r [user@]host[:port]`` or ``-r ssh://...`` and ``-e``; IPv6 addresses may
-    stand in brackets. Raises UserError.
+) -> RemoteSpec:
+    """The RemoteSpec of ``-r [user@]host[:port]`` or ``-r ssh://...`` and ``-e``; IPv6 addresses
+    may stand in brackets. Raises UserError.
     """
     is_uri = text.startswith(_SCHEME)
     user, at, place = _split_uri(text) if is_uri else text.rpartition("@")
@@ -65,7 +65,7 @@ def parse_remote(
     if python is not None:
         check_python(python)
     number = None if port is None else _parse_port(text, port)
-    return Remote(host, user or None, number, _split_command(ssh_command), python, delimiter)
+    return RemoteSpec(host, user or None, number, _split_command(ssh_command), python, delimiter)
 
 
 #: What may stand in --python: it is quoted twice, by the login shell and by sh.

@@ -27,7 +27,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sshunt.config.remotes import Remote
+from sshunt.config.remotes import RemoteSpec
 from sshunt.errors import ExitCode, UserError
 from sshunt.host.terminal import TerminalModes
 from sshunt.model import Endpoint
@@ -71,18 +71,18 @@ _QUIET = ("-o", "BatchMode=yes")  # fail rather than ask
 OWN_CONNECTION = ("-S", "none")
 
 
-def ssh_argv(remote: Remote, ssh_options: Sequence[str], command: str) -> list[str]:
+def ssh_argv(spec: RemoteSpec, ssh_options: Sequence[str], command: str) -> list[str]:
     """The whole command line. Raises UserError if the ssh program can't be found."""
-    program, *arguments = remote.ssh_command
-    port = ["-p", str(remote.port)] if remote.port is not None else []
+    program, *arguments = spec.ssh_command
+    port = ["-p", str(spec.port)] if spec.port is not None else []
     return [
         find_program(program),
         *arguments,
         *ssh_options,
         *_OPTIONS,
         *port,
-        remote.destination,
-        *(["--"] if remote.delimiter else []),
+        spec.destination,
+        *(["--"] if spec.delimiter else []),
         command,
     ]
 
@@ -146,8 +146,8 @@ class SshChannel(Channel):
 class SshTransport:
     """Channels to one ssh server: see ``channel.Transport``."""
 
-    def __init__(self, remote: Remote, choices: Choices) -> None:
-        self._remote = remote
+    def __init__(self, spec: RemoteSpec, choices: Choices) -> None:
+        self._spec = spec
         self._choices = choices
         self._ways = Ways(is_shared=choices.sharing is Sharing.THEIRS)
         self._started: SshChannel | None = None  # ahead of ``open``
@@ -224,7 +224,7 @@ class SshTransport:
         is_past_theirs = "-S" in options  # -S none
         through_theirs = not is_past_theirs and _is_master(choices.control_path)
         return await _start_ssh(
-            self._remote,
+            self._spec,
             [*choices.cipher, *choices.session, *options],
             hearer,
             control=_control_socket() if choices.sharing is Sharing.OURS else None,
@@ -240,7 +240,7 @@ class SshTransport:
         try:
             await greet(channel, hello, hearer, deadline_s=deadline_s)
         except UserError as error:
-            if error.exit_code is ExitCode.AUTH and ":" in (self._remote.user or ""):
+            if error.exit_code is ExitCode.AUTH and ":" in (self._spec.user or ""):
                 error.hint = (
                     f"-r takes no password, all before the @ is the user name; {error.hint}"
                 )
@@ -269,7 +269,7 @@ class SshTransport:
         asks_agents = self._asks_agents(path_rtt_s)
         try:
             channel = await _start_ssh(
-                self._remote,
+                self._spec,
                 [*_QUIET, *self._choices.session, *self._options_beside(asks_agents=asks_agents)],
                 hearer,
                 env=None if asks_agents else ssh_unattended.environment(),
@@ -311,7 +311,7 @@ class SshTransport:
 
 
 async def _start_ssh(
-    remote: Remote,
+    spec: RemoteSpec,
     options: Sequence[str],
     hearer: Hearer,
     *,
@@ -325,7 +325,7 @@ async def _start_ssh(
     """
     try:
         shared = control.options if control is not None else ()
-        argv = ssh_argv(remote, [*options, *shared], remote_command(remote.python))
+        argv = ssh_argv(spec, [*options, *shared], remote_command(spec.python))
         modes = None if asks_nobody else TerminalModes()
         signals = Signals.BLOCKED if asks_nobody else Signals.IGNORED
         try:

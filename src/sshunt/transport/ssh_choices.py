@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sshunt.config.remotes import Remote
+from sshunt.config.remotes import RemoteSpec
 from sshunt.errors import UserError
 from sshunt.transport import ssh_unattended
 from sshunt.transport.ssh_program import find_program
@@ -65,19 +65,19 @@ class SshConfigQuery:
     Whoever starts it also closes it. Never raises.
     """
 
-    def __init__(self, remote: Remote) -> None:
+    def __init__(self, spec: RemoteSpec) -> None:
         self._asked: list[subprocess.Popen[bytes]] = []
         self._has_reader = False  # which then takes care of the processes' end
-        program, *arguments = remote.ssh_command
+        program, *arguments = spec.ssh_command
         if Path(program).name != "ssh":
             return
-        port = ["-p", str(remote.port)] if remote.port is not None else []
+        port = ["-p", str(spec.port)] if spec.port is not None else []
         with suppress(UserError, OSError):  # it is said when ssh is to connect
             ssh = find_program(program)
             # With a command, as ours will have one: without, some configurations are an error.
-            command = ["-o", "RemoteCommand=none", "-G", remote.destination, "true"]
+            command = ["-o", "RemoteCommand=none", "-G", spec.destination, "true"]
             self._ask([ssh, *arguments, *port, *command])
-            self._ask([ssh, "-F", "none", "-G", remote.destination])
+            self._ask([ssh, "-F", "none", "-G", spec.destination])
 
     def result(self) -> Choices:
         """Wait for the answers, and choose; once. ``close`` cuts it short."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.config.remotes import Remote
+from sshunt.config.remotes import RemoteSpec
 from sshunt.errors import ExitCode, UserError
 from sshunt.lab.hosts import is_alive
 from sshunt.mux.hello import CLIENT, FEATURE_CREATE, make_hello
@@ -34,7 +34,7 @@ def program(folder: Path, text: str, name: str = "ssh") -> str:
 
 def test_the_users_own_arguments_come_before_ours(tmp_path: Path) -> None:
     path = program(tmp_path, "exit 0")
-    remote = Remote("gate", "alice", 2222, (path, "-o", "ControlMaster=yes"))
+    remote = RemoteSpec("gate", "alice", 2222, (path, "-o", "ControlMaster=yes"))
     argv = ssh_argv(remote, ["-o", "Extra=1"], "command")
     assert argv[:3] == [path, "-o", "ControlMaster=yes"]
     assert argv.index("ControlMaster=yes") < argv.index("ControlMaster=no")
@@ -43,19 +43,19 @@ def test_the_users_own_arguments_come_before_ours(tmp_path: Path) -> None:
 
 
 def test_the_delimiter_before_the_command_can_be_left_out() -> None:
-    assert ssh_argv(Remote("gate", delimiter=False), [], "command")[-2:] == ["gate", "command"]
+    assert ssh_argv(RemoteSpec("gate", delimiter=False), [], "command")[-2:] == ["gate", "command"]
 
 
 def test_ssh_is_found_where_it_usually_is_when_the_path_is_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert ssh_argv(Remote("gate"), [], "command")[0].endswith("/ssh")
+    assert ssh_argv(RemoteSpec("gate"), [], "command")[0].endswith("/ssh")
 
 
 def test_an_ssh_that_is_not_there_is_said_so() -> None:
     with pytest.raises(UserError, match=r"no-such-ssh can't be started") as raised:
-        ssh_argv(Remote("gate", ssh_command=("no-such-ssh",)), [], "command")
+        ssh_argv(RemoteSpec("gate", ssh_command=("no-such-ssh",)), [], "command")
     assert raised.value.exit_code == ExitCode.CONNECT
 
 
@@ -63,7 +63,7 @@ def test_an_ssh_that_is_not_there_is_said_so() -> None:
 
 
 async def connect(
-    remote: Remote, heard: Heard | None = None, deadline_s: float = DEADLINE_S
+    remote: RemoteSpec, heard: Heard | None = None, deadline_s: float = DEADLINE_S
 ) -> None:
     hello = make_hello(CLIENT, bytes(32))
     await SshTransport(remote, NOTHING).open(hello, heard or Heard(), deadline_s=deadline_s)
@@ -74,7 +74,7 @@ def attempt(path: str, deadline_s: float = 20.0) -> tuple[UserError, list[str]]:
     heard = Heard()
 
     async def run() -> UserError:
-        remote = Remote("gate", ssh_command=(path,))
+        remote = RemoteSpec("gate", ssh_command=(path,))
         with pytest.raises(UserError) as raised:
             await connect(remote, heard, deadline_s)
         return raised.value
@@ -129,7 +129,7 @@ def test_a_cancelled_start_leaves_no_ssh_behind(tmp_path: Path) -> None:
     path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
 
     async def run() -> None:
-        remote = Remote("gate", ssh_command=(path,))
+        remote = RemoteSpec("gate", ssh_command=(path,))
         starting = asyncio.ensure_future(connect(remote))
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
@@ -146,7 +146,7 @@ def test_a_start_that_is_cancelled_again_and_again_leaves_no_ssh_behind(tmp_path
     path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
 
     async def run() -> None:
-        remote = Remote("gate", ssh_command=(path,))
+        remote = RemoteSpec("gate", ssh_command=(path,))
         starting = asyncio.ensure_future(connect(remote))
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ def test_children_of_ssh_end_with_a_cancelled_start(tmp_path: Path) -> None:
 
 
 def test_a_start_leaks_no_descriptor_whenever_it_is_cancelled(tmp_path: Path) -> None:
-    remote = Remote("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))
+    remote = RemoteSpec("gate", ssh_command=(program(tmp_path, "exec sleep 60"),))
 
     async def run() -> None:
         await (await asyncio.create_subprocess_exec("true")).wait()  # the loop's own descriptors
@@ -202,7 +202,7 @@ if {refuses}; then echo 'a@gate: Permission denied (publickey).' >&2; exit 255; 
 for last; do :; done
 exec /bin/sh -c "$last"
 """
-        self.remote = Remote("gate", ssh_command=(program(folder, text),))
+        self.remote = RemoteSpec("gate", ssh_command=(program(folder, text),))
 
     def runs(self) -> list[tuple[str, str]]:
         """(SSH_AUTH_SOCK, options) of each run."""
@@ -423,7 +423,7 @@ def test_what_was_started_ahead_and_never_opened_leaves_no_ssh_behind(tmp_path: 
     path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
 
     async def run() -> None:
-        transport = SshTransport(Remote("gate", ssh_command=(path,)), NOTHING)
+        transport = SshTransport(RemoteSpec("gate", ssh_command=(path,)), NOTHING)
         await transport.start(Heard())
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.config.remotes import Remote
+from sshunt.config.remotes import RemoteSpec
 from sshunt.transport import ssh_unattended
 from sshunt.transport.ssh_choices import SshConfigQuery
 from sshunt.transport.ssh_unattended import took_a_person
@@ -54,7 +54,7 @@ def test_options_that_this_ssh_does_not_know_are_not_set() -> None:
 def test_the_options_come_with_the_other_choices(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text("IdentityAgent /run/agent\n")
-    query = SshConfigQuery(Remote("gate", ssh_command=("ssh", "-F", str(file))))
+    query = SshConfigQuery(RemoteSpec("gate", ssh_command=("ssh", "-F", str(file))))
     assert "IdentityAgent=none" in query.result().unattended
 
 
