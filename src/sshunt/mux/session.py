@@ -310,10 +310,14 @@ class Session:
 
     def note_lanes(self, now: float) -> None:
         """What the lanes know has changed."""
-        lanes = self.lanes.values()
-        self.rtt_s = min([lane.rtt_s for lane in lanes if lane.rtt_s], default=0.0)
-        self.frame_bytes = max([lane.pacer.frame_bytes for lane in lanes], default=0)
-        shared_bytes = SEND_QUEUE_FRAMES * self.frame_bytes // max(len(self._scheduler.bulk), 1)
+        rtt_s, frame_bytes = 0.0, 0
+        for lane in self.lanes.values():
+            if lane.rtt_s and (lane.rtt_s < rtt_s or not rtt_s):
+                rtt_s = lane.rtt_s
+            if lane.pacer.frame_bytes > frame_bytes:
+                frame_bytes = lane.pacer.frame_bytes
+        self.rtt_s, self.frame_bytes = rtt_s, frame_bytes
+        shared_bytes = SEND_QUEUE_FRAMES * frame_bytes // (len(self._scheduler.bulk) or 1)
         self.table.queued.each_bytes = max(SEND_QUEUE_BYTES, shared_bytes)
         self._outgoing.steering.reserve_newest(now)
 
