@@ -31,10 +31,17 @@ def is_own_address(address: str) -> bool:
     parsed = ip_address(address)
     if parsed.is_loopback:
         return True
+    if parsed.is_multicast:
+        return False
     family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
     # A datagram socket's connect(2) sends nothing: it looks the route up. Only what goes to this
     # host itself comes from the same address.
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        if parsed.version == 4:
+            # Else what goes to the second of two addresses in one network comes from the first. And
+            # bind(2) is not enough: with ip_nonlocal_bind any address can be bound, but no route
+            # begins at one that is not ours.
+            sock.bind((address, 0))
         sock.connect((address, _PORT))
         return str(sock.getsockname()[0]) == address
     return False

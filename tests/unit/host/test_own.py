@@ -36,9 +36,12 @@ print([str(route.network) for route in own_routes(routes)], has_ipv6())
 """
 
 
-def in_a_namespace(*commands: str) -> str:
-    """What PROGRAM prints in a network of its own, after these commands of ip(8)."""
-    script = "; ".join([*(f"ip {command}" for command in commands), 'exec "$@"'])
+def in_a_namespace(*commands: str, switched_on: tuple[str, ...] = ()) -> str:
+    """What PROGRAM prints in a network of its own, after these commands of ip(8), and with these
+    options of the kernel's network switched on.
+    """
+    options = [f"echo 1 > /proc/sys/net/{option}" for option in switched_on]
+    script = "; ".join([*(f"ip {command}" for command in commands), *options, 'exec "$@"'])
     words = ["unshare", "--net", "sh", "-ec", script, "sh", sys.executable, "-c", PROGRAM]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -55,6 +58,20 @@ ETHERNET = (
 def test_an_address_of_this_host_is_this_host_itself_and_its_neighbours_are_not() -> None:
     own = ("address add 192.0.2.1/24 dev e0", "address add 2001:db8::1/64 dev e0 nodad")
     assert in_a_namespace(*ETHERNET, *own) == "['192.0.2.1/32', '2001:db8::1/128'] True"
+
+
+@needs_root
+def test_a_second_address_in_the_same_network_is_this_host_itself_too() -> None:
+    own = ("address add 192.0.2.1/24 dev e0", "address add 192.0.2.9/24 dev e0")
+    assert in_a_namespace(*ETHERNET, *own).startswith("['192.0.2.1/32', '192.0.2.9/32']")
+
+
+@needs_root
+def test_an_address_that_can_be_bound_all_the_same_is_not_this_host_s() -> None:
+    own = ("address add 192.0.2.1/24 dev e0", "address add 2001:db8::1/64 dev e0 nodad")
+    allowed = ("ipv4/ip_nonlocal_bind", "ipv6/ip_nonlocal_bind")
+    found = in_a_namespace(*ETHERNET, *own, switched_on=allowed)
+    assert found == "['192.0.2.1/32', '2001:db8::1/128'] True"
 
 
 @needs_root
