@@ -68,9 +68,9 @@ class Readiness:
         self._set.modify(fd, events | _CHANGES)
 
     def remove(self, fd: int) -> None:
-        """Watch it no more, although it stays open."""
-        del self._callbacks[fd]
-        self._set.unregister(fd)
+        """Watch it no more, although it stays open. Nothing happens if nothing is watched."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._set.unregister(fd)
 
     def forget(self, fd: int) -> None:
         """It will be closed at once."""

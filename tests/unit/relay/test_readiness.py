@@ -164,6 +164,19 @@ def test_a_removed_socket_is_not_reported_and_may_be_added_again(kind: type[Any]
 
 
 @pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
+def test_what_is_removed_only_when_all_is_closed_is_no_error(kind: type[Any]) -> None:
+    """As by a look-up that is given up with everything else: it ends a round of the loop later."""
+
+    async def conversation(readiness: Any) -> None:
+        watched = Watched(readiness, READING)
+        readiness.close()
+        readiness.remove(watched.near.fileno())
+        watched.close()
+
+    run(kind, conversation)
+
+
+@pytest.mark.parametrize("kind", [Readiness, LevelReadiness])
 def test_an_event_of_a_closed_socket_does_not_reach_the_next_with_its_number(
     kind: type[Any],
 ) -> None:
