@@ -408,10 +408,11 @@ class TcpRelay(Relay):
         self._drop()
 
     def abort(self, code: int) -> None:
-        """Our socket failed: tell the far side, close."""
-        self._session.reset(self.stream, code)
-        self._reactor.wake(self._session)
-        self._drop()
+        """Our socket failed: tell the far side, close. Nothing happens if the relay is over."""
+        if self.stream.owner is self:
+            self._session.reset(self.stream, code)
+            self._reactor.wake(self._session)
+            self._drop()
 
     # --- inside -------------------------------------------------------------------------------
 

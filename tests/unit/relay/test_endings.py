@@ -1,0 +1,160 @@
+"""A session that ends in the middle of something: nothing of it is left, and nobody else minds."""
+
+import asyncio
+import fcntl
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
+from sshunt.mux.frames import TCP, Destination
+from sshunt.mux.streams import Stream
+from sshunt.relay.lane import LaneIO
+from sshunt.relay.tunnel import TunnelOwner
+from tests.descriptors import no_more_descriptors
+from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+from tests.unit.relay.test_tcp import joined, reset
+from tests.unit.relay.test_tunnel import ask
+
+#: More than windows, queues and buffers hold: it is under way for as long as nobody reads.
+BULK = bytes(40_000_000)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    with no_more_descriptors():
+        yield
+
+
+class Ending(TunnelOwner):
+    """An owner who ends the session when he hears ``what`` for the first time."""
+
+    def __init__(self, what: str, end: Callable[[], None]) -> None:
+        self._what = what
+        self._end = end
+        self.heard: list[str] = []
+
+    def _hear(self, what: str) -> bool:
+        self.heard.append(what)
+        if what == self._what:
+            self._end()
+        return True
+
+    def on_request(self, stream: Stream, destination: Destination) -> bool:
+        return self._hear("request")
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        self._hear("reset")
+
+    def on_forgotten(self) -> None:
+        self._hear("forgotten")
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        return self._hear("datagram")
+
+    def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
+        self._hear("lane ended")
+
+    def on_lane_gone(self, lane_id: int) -> None:
+        self._hear("lane gone")
+
+    def on_goodbye(self, code: int, sentence: str) -> None:
+        self._hear("goodbye")
+
+
+def make_heard(ends: Ends, what: str, host: socket.socket) -> None:
+    """Do something of which the client's owner hears so."""
+    agent = ends.agent
+    if what == "request":
+        agent.open(Destination(TCP, "127.0.0.1", 1))
+    elif what in ("reset", "forgotten"):
+        reset(host)
+    elif what == "datagram":
+        ask(agent, b"hello")
+    elif what == "lane ended":
+        agent.lane_ended(agent.lanes[0], "cut by the test")
+    elif what == "lane gone":
+        agent.session.tell_lane_gone(7)
+    else:
+        agent.session.say_goodbye(frames.GOODBYE_DONE, "")
+    agent.wake()
+
+
+@pytest.mark.parametrize(
+    "what", ["request", "reset", "forgotten", "datagram", "lane ended", "lane gone", "goodbye"]
+)
+@pytest.mark.parametrize("more_lanes", [0, 1])
+def test_a_session_may_end_in_the_middle_of_bulk_with_whatever_its_owner_hears(
+    what: str, more_lanes: int, way: int
+) -> None:
+    async def conversation(ends: Ends) -> None:
+        for number in range(more_lanes):
+            ends.join(number + 1)
+        with listen() as listener:
+            pairs = [await joined(ends, listener) for _ in range(4)]
+        moving = []
+        for program, host in pairs[1:]:
+            for sock in (program, host):
+                moving.append(threaded(lambda s=sock: push(s)))  # type: ignore[misc]
+            moving.append(threaded(lambda s=program: drain(s)))  # type: ignore[misc]
+            moving.append(threaded(lambda s=host: drain(s)))  # type: ignore[misc]
+        moves = asyncio.gather(*moving)
+        await asyncio.sleep(0.05)
+        client = ends.client
+        owner = client._owner = Ending(what, client.close)
+        make_heard(ends, what, pairs[0][1])
+        for program, _ in pairs:  # all are over at this end
+            await threaded(lambda s=program: drain(s))  # type: ignore[misc]
+        assert what in owner.heard
+        assert not client.relays
+        assert not client.lanes
+        assert not client.reactor.pipes.in_use
+        client.wake()
+        ends.agent.close()
+        await moves
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+
+    run(conversation, way=way)
+
+
+def push(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.sendall(BULK)
+
+
+def drain(sock: socket.socket) -> None:
+    with suppress(OSError):
+        while sock.recv(1 << 20):
+            pass
+
+
+def test_a_relay_that_is_over_may_be_aborted_again_and_harms_nobody(way: int) -> None:
+    """Its descriptor's number is somebody else's by then."""
+
+    async def conversation(ends: Ends) -> None:
+        other, ours = socket.socketpair()
+        with listen() as listener:
+            one = ends.connect(*listener.getsockname())
+            one_host = await threaded(lambda: accept(listener))
+            [first] = ends.client.relays
+            number = first.sock.fileno()
+            first.abort(frames.RESET_ABORTED)
+            again = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, number))
+            ours.close()
+            assert again.fileno() == number
+            again.setblocking(False)
+            stream = ends.client.open(Destination(TCP, *listener.getsockname()))
+            ends.client.relay(stream).start(again)
+            other_host = await threaded(lambda: accept(listener))
+        first.abort(frames.RESET_ABORTED)
+        other.sendall(b"question")
+        assert await threaded(lambda: other_host.recv(100)) == b"question"
+        for sock in (one, one_host, other, other_host):
+            sock.close()
+
+    run(conversation, way=way)
