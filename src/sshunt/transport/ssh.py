@@ -35,7 +35,7 @@ from sshunt.mux.hello import Hello
 from sshunt.transport import ssh_known_address, ssh_unattended
 from sshunt.transport.bootstrap import remote_command
 from sshunt.transport.channel import Channel, Hearer
-from sshunt.transport.endings import cancelled
+from sshunt.transport.endings import cancelled, to_its_end
 from sshunt.transport.process import Pipes, Signals, spawn
 from sshunt.transport.ssh_choices import Choices, Sharing
 from sshunt.transport.ssh_program import find_program, no_ssh
@@ -359,7 +359,9 @@ def _is_master(control_path: str) -> bool:
 
 
 async def _while_it_answers(channel: Channel, greeting: Coroutine[Any, Any, None]) -> None:
-    """Await ``greeting``, unless after a while nobody at all has been reached. Raises UserError."""
+    """Await ``greeting``, unless after a while nobody at all has been reached. Raises UserError. A
+    failed or cancelled one leaves nothing of the channel behind, as ``greet``.
+    """
     task = asyncio.ensure_future(greeting)
     try:
         await asyncio.wait([task], timeout=SHARED_DEADLINE_S)
@@ -370,6 +372,13 @@ async def _while_it_answers(channel: Channel, greeting: Coroutine[Any, Any, None
                 ExitCode.CONNECT,
             )
         await asyncio.wait([task])
-    finally:
-        await cancelled(task)
+    except BaseException:
+        await to_its_end(_called_off(task, channel))
+        raise
     task.result()
+
+
+async def _called_off(greeting: "asyncio.Future[None]", channel: Channel) -> None:
+    await cancelled(greeting)
+    if not greeting.cancelled() and greeting.exception() is None:
+        await channel.abandon()  # it has come up in this very moment

@@ -418,6 +418,39 @@ def test_a_shared_connection_that_nobody_answers_through_is_given_up_soon(
     converse(ssh, theirs, conversation)
 
 
+def test_an_attempt_that_is_given_up_in_the_moment_of_its_success_leaves_no_ssh_behind(
+    tmp_path: Path,
+) -> None:
+    theirs = WITH_AGENT._replace(sharing=Sharing.THEIRS, control_path=str(tmp_path / "shared"))
+    ssh = FakeSsh(tmp_path, refuses="echo Connection closed by 192.0.2.2 port 22 >&2; false")
+
+    class GivesUp(Heard):
+        """At the line that is held back until the far side has answered."""
+
+        opening: "asyncio.Future[Channel]"
+
+        def on_line(self, line: str) -> None:
+            super().on_line(line)
+            self.opening.cancel()
+
+    async def run() -> None:
+        transport = SshTransport(ssh.remote, theirs)
+        transport.connection_lost(may_yet_answer=False)
+        heard = GivesUp()
+        hello = make_hello(CLIENT, TOKEN, features=FEATURE_CREATE)
+        heard.opening = asyncio.ensure_future(
+            transport.open(hello, heard, deadline_s=DEADLINE_S, resumes=True)
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await heard.opening
+        (channel,), (_,) = heard.channels, heard.lines
+        assert not is_alive(channel.pid)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(channel.read_fd)
+
+    asyncio.run(run())
+
+
 def test_what_was_started_ahead_and_never_opened_leaves_no_ssh_behind(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     path = program(tmp_path, f"echo $$ > {pid_file}; exec sleep 60")
