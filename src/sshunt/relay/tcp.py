@@ -167,6 +167,9 @@ class TcpRelay(Relay):
 
     def _add(self, events: int) -> bool:
         """Have our socket watched; False if that can't be, and the connection is over."""
+        if self.stream.owner is not self:  # with its session
+            close_with_reset(self._sock)
+            return False
         self._watched = events
         try:
             self._reactor.readiness.add(self._fd, self._on_event, events)

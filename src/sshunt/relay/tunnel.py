@@ -198,9 +198,11 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.session.datagrams.end(flow, self.loop.time())
 
     def relay(self, stream: Stream) -> TcpRelay:
-        """The relay of ``stream`` from now on, for a socket of this host."""
+        """The relay of ``stream`` from now on, for a socket of this host; over if we are closed."""
         relay = TcpRelay(self.reactor, self.session, self, stream)
         self.relays.add(relay)
+        if self._is_closed:
+            relay.abort(frames.RESET_ABORTED)
         return relay
 
     def relay_ended(self, relay: Relay) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,10 +13,12 @@ from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
+from sshunt.relay.incoming import StreamConnection
 from sshunt.relay.lane import LaneIO
+from sshunt.relay.reactor import SPLICE
 from sshunt.relay.tunnel import TunnelOwner
 from tests.descriptors import no_more_descriptors
-from tests.unit.relay.ends import Ends, accept, listen, run, threaded
+from tests.unit.relay.ends import Ends, accept, listen, read_all, run, threaded
 from tests.unit.relay.test_tcp import joined, reset
 from tests.unit.relay.test_tunnel import ask
 
@@ -158,3 +161,83 @@ def test_a_relay_that_is_over_may_be_aborted_again_and_harms_nobody(way: int) ->
             sock.close()
 
     run(conversation, way=way)
+
+
+def test_a_connection_that_comes_to_a_closed_session_is_reset_at_once(way: int) -> None:
+    async def conversation(ends: Ends) -> None:
+        client = ends.client
+        stream = client.session.open(Destination(TCP, "127.0.0.1", 1))
+        client.close()
+        with listen() as door:
+            program = await threaded(lambda: socket.create_connection(door.getsockname()))
+            ours = await threaded(lambda: accept(door))
+        ours.setblocking(False)
+        relay = client.relay(stream)
+        relay.start(ours)
+        program.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            await threaded(lambda: program.recv(1))
+        assert relay.is_over
+        assert not client.relays
+        program.close()
+
+    run(conversation, way=way)
+
+
+def test_a_stream_of_a_closed_session_gets_no_connection_any_more(way: int) -> None:
+    async def conversation(ends: Ends) -> None:
+        waiting: asyncio.Queue[StreamConnection] = asyncio.Queue()
+
+        def request(stream: Stream, destination: Destination) -> None:
+            waiting.put_nowait(StreamConnection(ends.agent, stream, destination))
+
+        ends.agent_hears.request = request
+        with listen() as listener:
+            ends.client.open(Destination(TCP, *listener.getsockname()))
+            connection = await asyncio.wait_for(waiting.get(), 10)
+            ends.agent.close()
+            ends.direct.connect(connection)
+            await asyncio.sleep(0.05)
+        assert not ends.agent.relays
+        connection.refused(frames.RESET_ABORTED)
+
+    run(conversation, way=way)
+
+
+def test_a_lane_that_ends_with_the_last_bytes_it_has_spliced_is_not_read_again() -> None:
+    """The FIN has come by another lane before; with it and the last byte the relay is over."""
+    half = 100_000
+
+    async def conversation(ends: Ends) -> None:
+        client = ends.client
+        ends.agent.close()
+        pipes = [(os.pipe(), os.pipe()) for _ in range(2)]
+        for number, ((to_client, _), (_, from_client)) in enumerate(pipes):
+            client.add_lane(number + 1, to_client, from_client)
+        await asyncio.sleep(0.05)  # the agent's lane is over by then
+        with listen() as door:
+            program = await threaded(lambda: socket.create_connection(door.getsockname()))
+            ours = await threaded(lambda: accept(door))
+        ours.setblocking(False)
+        stream = client.open(Destination(TCP, "192.0.2.1", 80))
+        client.relay(stream).start(ours)
+        program.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.05)
+        one, other = (from_agent for (_, from_agent), _ in pipes)
+        lane = client.lanes[1]
+        owner = client._owner = Ending("forgotten", lambda: client.lane_ended(lane, "by its owner"))
+        os.write(one, frames.encode_data_head(stream.id, 0, 2 * half) + bytes(half))
+        await asyncio.sleep(0.05)
+        os.write(other, frames.encode_fin(stream.id, 2 * half))
+        await asyncio.sleep(0.05)
+        os.write(one, bytes(half))
+        assert len(await threaded(lambda: read_all(program))) == 2 * half
+        await asyncio.sleep(0.05)
+        assert owner.heard == ["forgotten", "lane ended"]
+        assert client.spliced_bytes
+        for (_, writes), (reads, _) in pipes:
+            os.close(writes)
+            os.close(reads)
+        program.close()
+
+    run(conversation, way=SPLICE)
