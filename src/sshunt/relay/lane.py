@@ -246,7 +246,7 @@ class LaneIO:
         except BrokenPipeError:
             raise
         except OSError as error:  # what else is wrong with the lane, writing tells
-            if error.errno in REFUSALS:
+            if error.errno in REFUSALS and self.is_pipe:
                 self._reactor.pipes.refuse()
             piece.keep()
         return not piece.unsent_bytes
@@ -386,7 +386,7 @@ class LaneIO:
                 self._can_splice = False
             elif error.errno not in OUT_OF_RESOURCES:
                 stream.owner.on_unwritable(error)
-            return self._read()
+            return self._is_open and self._read()
         if not moved:
             return self._read()  # the end of the pipe
         self.spliced_bytes += moved
@@ -395,7 +395,7 @@ class LaneIO:
             self._short_until = self._lane.received + size - moved
         if stream.receiver.final is not None:
             self._owner.dispatch()
-        return moved == size
+        return moved == size and self._is_open
 
     def _process(self, data: memoryview) -> int:
         """Use everything in ``data``. How large the last payload is that began in it; -1 if the

@@ -4,9 +4,12 @@ import asyncio
 import os
 import select
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+
+import pytest
 
 from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
@@ -70,7 +73,7 @@ def run(
     conversation: Callable[[Remotes], Awaitable[None]], count: int = 2, way: int = AUTO
 ) -> None:
     async def whole() -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(16))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
         remotes = Remotes(count, way)
         try:
             await conversation(remotes)
@@ -112,12 +115,8 @@ def test_bulk_of_two_sessions_at_once_reaches_the_right_programs() -> None:
             ]
             hosts = [await threaded(lambda s=listener: accept(s)) for listener in listeners]  # type: ignore[misc]
 
-        def send(sock: socket.socket, data: bytes) -> None:
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-
         sending = [
-            threaded(lambda s=sock, d=data: send(s, d))  # type: ignore[misc]
+            threaded(lambda s=sock, d=data: send_all(s, d))  # type: ignore[misc]
             for ends in (programs, hosts)
             for sock, data in zip(ends, contents, strict=True)
         ]
@@ -135,6 +134,89 @@ def test_bulk_of_two_sessions_at_once_reaches_the_right_programs() -> None:
             sock.close()
 
     run(conversation, way=SPLICE)
+
+
+def test_a_session_whose_lane_takes_no_pages_leaves_the_others_theirs() -> None:
+    """What is in pipes when its lane dies leaves over the next one, which is a socket here."""
+
+    async def conversation(remotes: Remotes) -> None:
+        client, agent = remotes.clients[0], remotes.agents[0]
+        with listen() as listener:
+            programs = [remotes.connect(number, listener.getsockname()) for number in range(2)]
+            hosts = [await threaded(lambda: accept(listener)) for _ in range(2)]
+        programs[0].sendall(b"which of them are you?")
+        heard, _, _ = await threaded(lambda: select.select(hosts, [], [], DEADLINE_S))
+        assert heard[0].recv(100)
+        hosts.sort(key=lambda host: host not in heard)
+        agent.loop.remove_reader(agent.lanes[0]._read_fd)  # it hangs
+        sending = asyncio.ensure_future(threaded(lambda: send_all(programs[0], BULK)))
+        await until(lambda: remotes.near.pipes.in_use > 0)
+        for tunnel in (client, agent):
+            tunnel.lane_ended(tunnel.lanes[0], "cut by the test")
+        for tunnel, end in zip((client, agent), socket.socketpair(), strict=True):
+            number = end.detach()
+            tunnel.add_lane(1, number, number)
+        assert await threaded(lambda: read_all(hosts[0])) == BULK
+        await sending
+        sending = asyncio.ensure_future(threaded(lambda: send_all(programs[1], BULK)))
+        assert await threaded(lambda: read_all(hosts[1])) == BULK
+        await sending
+        assert remotes.clients[1].teed_bytes >= len(BULK) // 4
+        for sock in (*programs, *hosts):
+            sock.close()
+
+    run(conversation, way=SPLICE)
+
+
+def send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("piece", [64, 1_000_000], ids=["crumbs", "bulk"])
+def test_a_session_that_is_flooded_leaves_the_other_its_turn(piece: int) -> None:
+    async def conversation(remotes: Remotes) -> None:
+        with listen() as listener:
+            flooding = [remotes.connect(0, listener.getsockname()) for _ in range(4)]
+            flooded = [await threaded(lambda: accept(listener)) for _ in range(4)]
+            asking = remotes.connect(1, listener.getsockname())
+            answering = await threaded(lambda: accept(listener))
+        moved = [0, 0]  # up and down
+        is_over = threading.Event()
+        flood = [
+            threaded(lambda s=sock: push_until(s, piece, is_over))  # type: ignore[misc]
+            for sock in (*flooding, *flooded)
+        ] + [
+            threaded(lambda s=sock, w=way: count(s, moved, w))  # type: ignore[misc]
+            for way, socks in enumerate((flooded, flooding))
+            for sock in socks
+        ]
+        flows = asyncio.gather(*flood)
+        await until(lambda: all(each > 10 * piece for each in moved))
+        before = list(moved)
+        for _ in range(20):
+            asking.sendall(b"question")
+            assert await threaded(lambda: answering.recv(100)) == b"question"
+            answering.sendall(b"answer")
+            assert await threaded(lambda: asking.recv(100)) == b"answer"
+        assert [now > past for now, past in zip(moved, before, strict=True)] == [True, True]
+        is_over.set()
+        await flows
+        for sock in (*flooding, *flooded, asking, answering):
+            sock.close()
+
+    run(conversation)
+
+
+def push_until(sock: socket.socket, piece: int, is_over: threading.Event) -> None:
+    while not is_over.is_set():
+        sock.sendall(bytes(piece))
+    sock.shutdown(socket.SHUT_WR)
+
+
+def count(sock: socket.socket, moved: list[int], way: int) -> None:
+    while part := sock.recv(1 << 20):
+        moved[way] += len(part)
 
 
 def test_further_sessions_cost_neither_an_epoll_set_nor_a_timer() -> None:
