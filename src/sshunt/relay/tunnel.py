@@ -121,6 +121,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             GoodbyeReceived: self._on_goodbye,
             LaneGone: self._on_lane_gone,
         }
+        self._are_pipes = False  # the lanes, all of them
         self._is_closed = False
         self._protocol_errors = 0  # in a row
         self._relief: Optional[asyncio.TimerHandle] = None  # while sockets wait for room
@@ -139,6 +140,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
             self.session.lose_lane(lane_id, self.loop.time())
             raise
         self.lanes[lane_id] = lane
+        self._note_lanes()
         self.wake()
         return lane
 
@@ -155,6 +157,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         """A lane died: close it, give its unacknowledged frames to the others."""
         if self.lanes.pop(lane.lane_id, None) is None:
             return
+        self._note_lanes()
         if broke_protocol:
             self._protocol_errors += 1
         elif self.loop.time() - lane.up_at >= LIVED_S:
@@ -169,6 +172,9 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.dispatch()
         self.wake()
         self._owner.on_lane_ended(lane, reason)
+
+    def _note_lanes(self) -> None:
+        self._are_pipes = bool(self.lanes) and all(lane.is_pipe for lane in self.lanes.values())
 
     # --- its streams --------------------------------------------------------------------------
 
@@ -226,7 +232,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         """True if what is read in bulk should stay in the kernel."""
         if self.session.frame_bytes < PIPED_FRAME_BYTES and not self.reactor.always_pipes:
             return False
-        return bool(self.lanes) and all(lane.is_pipe for lane in self.lanes.values())
+        return self._are_pipes
 
     @property
     def teed_bytes(self) -> int:
