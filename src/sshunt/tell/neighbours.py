@@ -13,6 +13,8 @@ is lost just then names nobody: the new one may be meant to be its way.
 Not here: the conversation (control), other users' sessions, which are not ours to ask.
 """
 
+import time
+
 from sshunt.errors import UserError
 from sshunt.model import Endpoint, check_endpoint
 from sshunt.tell.control import MOST_ENDPOINTS, ask, sessions
@@ -20,16 +22,24 @@ from sshunt.tell.control import MOST_ENDPOINTS, ask, sessions
 #: The time that a session has to answer. They do at once, unless they are stopped (Ctrl-Z).
 ANSWER_S = 0.5
 
+#: The time for all of them: a start waits for it, and so does a stop meanwhile. Another user may
+#: hold names that look like this user's sessions, and let callers wait.
+ASKING_S = 2.0
+
 #: Sessions that are asked, at most. Users have a few.
 MOST_ASKED = 16
 
 
 def ways_of_others() -> tuple[Endpoint, ...]:
-    """Whom they are connected to. Waits for them, ANSWER_S for each at most."""
+    """Whom they are connected to. Waits ANSWER_S for each at most, ASKING_S for all."""
     found: dict[Endpoint, None] = {}
+    deadline_s = time.monotonic() + ASKING_S
     for session in sessions()[:MOST_ASKED]:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            break
         try:
-            answer = ask(session, "about", deadline_s=ANSWER_S)
+            answer = ask(session, "about", deadline_s=min(ANSWER_S, left_s))
         except UserError:
             continue  # it begins or ends just now, is stopped, or is nobody of ours
         found.update(dict.fromkeys(ways_untrusted(answer.get("ways"))))

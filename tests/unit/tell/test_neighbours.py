@@ -65,3 +65,24 @@ def test_sessions_are_asked_and_one_that_is_stopped_is_not_waited_for(
         monkeypatch.setattr(neighbours, "sessions", lambda: [*names, name])
         asked = loop.run_in_executor(None, ways_of_others)
         assert loop.run_until_complete(asked) == (("203.0.113.7", 22), ("2001:db8::7", 22))
+
+
+def test_sessions_that_are_stopped_are_not_waited_for_one_after_the_other(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "ASKING_S", 0.5)
+    with ExitStack() as stack:
+        stopped, its_place = session_name.draw()
+        running, place = session_name.draw()
+        assert its_place is not None
+        assert place is not None
+        its_place.listen(1)
+        stack.callback(its_place.close)
+        stack.callback(ControlServer(loop, place, says([["203.0.113.7", 22]])).close)
+        for names, found in (
+            ([running, stopped], (("203.0.113.7", 22),)),
+            ([stopped, running], ()),
+        ):
+            monkeypatch.setattr(neighbours, "sessions", lambda asked=names: asked)
+            asked = loop.run_in_executor(None, ways_of_others)
+            assert loop.run_until_complete(asked) == found
