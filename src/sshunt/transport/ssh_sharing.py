@@ -32,6 +32,10 @@ _LONGEST_PATH = 80
 _PREFIX = "sshunt-ssh-"
 _NAME = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{16}")
 
+#: What ssh reads in a path of its configuration in a way of its own. (It does not know quotes in
+#: all versions.)
+_NOT_PLAIN = re.compile(r"[\s\"'\\$]")
+
 #: The socket's name in its directory. ssh binds another one first, NAME.XXXXXXXXXXXXXXXX.
 _SOCKET = "s"
 
@@ -110,13 +114,13 @@ class ControlSocket:
 
 
 def private_place() -> str | None:
-    """The user's runtime directory, if it is theirs alone and its path is short enough.
+    """The user's runtime directory, if it is theirs alone and its path is short and plain enough.
 
     It may be somebody else's: sudo and su can leave the variable as it was.
     """
     place = os.environ.get("XDG_RUNTIME_DIR", "")
     length = len(os.fsencode(f"{place}/{_PREFIX}")) + 16 + len(f"/{_SOCKET}")
-    if not place.startswith("/") or length > _LONGEST_PATH:
+    if not place.startswith("/") or length > _LONGEST_PATH or _NOT_PLAIN.search(place):
         return None
     with suppress(OSError):
         if _is_private(os.lstat(place)) and os.access(place, os.W_OK | os.X_OK):

@@ -1,6 +1,7 @@
 """The control socket of our own: where it lies, whose it may be, and what is left of it."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -138,6 +139,25 @@ def test_a_runtime_directory_with_a_long_path_or_behind_a_link_is_not_used(
     for runtime in (long, link):
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
         assert ssh_sharing.private_place() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "a b", "a\tb", 'a"b', "a'b", "a\\b", "${HOME}", "50%", "#"]
+)
+def test_ssh_understands_the_path_whatever_the_runtime_directory_is_called(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    runtime = folder / name
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    control = ControlSocket()
+    argv = ["ssh", "-F", "none", *control.options, "-G", "gate", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (told,) = re.findall(r"^controlpath (.*)$", done.stdout, re.MULTILINE)
+    assert Path(told.replace("%%", "%")) == path_of(control)
+    control.close()
+    runtime.rmdir()
 
 
 def test_the_next_start_removes_what_a_killed_one_left_and_leaves_living_ones(
