@@ -26,7 +26,7 @@ from functools import partial
 
 from sshunt.relay.flow import Connection, Relay, Relays
 from sshunt.relay.reactor import Reactor
-from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
+from sshunt.relay.readiness import DEAD, READING, WRITE
 from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_priority
 
 #: One read: what may wait in each direction.
@@ -34,9 +34,6 @@ READ_BYTES = 128 * 1024
 
 #: Reads of one direction before the other descriptors have their turn.
 READS_PER_TURN = 8
-
-_READING = READ | URGENT | ENDED
-_DEAD = ERROR | HUNG_UP
 
 
 class Splices(Relays):
@@ -144,12 +141,12 @@ class Splice(Relay):
     def connect(self, sock: socket.socket) -> None:
         """As in Relay."""
         self._far = _Side(sock)
-        self._add(self._far, _READING | WRITE)
+        self._add(self._far, READING | WRITE)
 
     def take_connection(self, sock: socket.socket) -> None:
         """As in Relay."""
         self._far = _Side(sock)
-        if self._add(self._far, _READING):
+        if self._add(self._far, READING):
             self._come_up(self._far)
 
     def abort(self, code: int) -> None:
@@ -188,7 +185,7 @@ class Splice(Relay):
         if self._is_connecting:
             if side is far:
                 self._on_connecting(far, events)
-            elif events & _DEAD and error_of(side.sock):
+            elif events & DEAD and error_of(side.sock):
                 self.abort(0)  # nobody is there to be told
             return
         if far is None or self._is_over:
@@ -199,7 +196,7 @@ class Splice(Relay):
         if events & WRITE:
             self._move(other, side)
         self._move(side, other)
-        if events & _DEAD and not self._is_over and (side.can_read or side.has_ended):
+        if events & DEAD and not self._is_over and (side.can_read or side.has_ended):
             # It will not be read now, so reading does not tell. EPIPE is no news of one that still
             # has something to be read: see TcpRelay._on_unwanted.
             error = error_of(side.sock)
@@ -302,7 +299,7 @@ class Splice(Relay):
     def _watch(self, side: _Side, other: _Side) -> None:
         """Ask for the events of ``side`` that are wanted now."""
         is_level = self._reactor.readiness.is_level
-        events = 0 if side.has_ended or (is_level and other.pending is not None) else _READING
+        events = 0 if side.has_ended or (is_level and other.pending is not None) else READING
         if side.pending is not None:
             events |= WRITE
         if not is_level:

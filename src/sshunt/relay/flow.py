@@ -80,15 +80,21 @@ class Relay:
         raise NotImplementedError
 
     def connect(self, sock: socket.socket) -> None:
-        """``sock`` is connecting, and the relay's now: it tells the near end how that ends."""
+        """``sock`` is connecting, and the relay's now: it tells the near end how that ends. One
+        that is over closes it.
+        """
         raise NotImplementedError
 
     def take_connection(self, sock: socket.socket) -> None:
-        """``sock`` is connected, and the relay's now: tell the near end, and begin."""
+        """``sock`` is connected, and the relay's now: tell the near end, and begin. One that is
+        over closes it.
+        """
         raise NotImplementedError
 
     def abort(self, code: int) -> None:
-        """There is no far end, or none any more: tell the near end why, close everything."""
+        """There is no far end, or none any more: tell the near end why, close everything. Nothing
+        happens if it is over.
+        """
         raise NotImplementedError
 
 

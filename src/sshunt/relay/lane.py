@@ -84,10 +84,9 @@ class LaneIO:
 
     __slots__ = (
         "_backlog",
-        "_can_wait",
         "_bulk_reads",
         "_can_splice",
-        "_short_until",
+        "_can_wait",
         "_is_open",
         "_lane",
         "_moved_bytes",
@@ -97,6 +96,7 @@ class LaneIO:
         "_read_fd",
         "_reading",
         "_session",
+        "_short_until",
         "_write_fd",
         "_writing",
         "is_pipe",

@@ -11,6 +11,9 @@ Where there is no epoll, asyncio's readers and writers do the same: ``is_level``
 a state as long as it lasts, so that what is not wanted has to be taken out. Errors of sockets that
 are neither read nor written are then noticed when that goes on.
 
+Invariant: who is called back may close sockets, others' too, but adds none. So a number means one
+socket as long as one round's events are told.
+
 Not here: what an event means to a connection (tcp), how its bytes move (tcp, lane).
 """
 
@@ -25,6 +28,10 @@ WRITE = 0x4
 ERROR = 0x8
 HUNG_UP = 0x10
 ENDED = 0x2000  # the peer sends nothing more
+
+#: Those that say that there may be something to read; those of a socket that may have been reset.
+READING = READ | URGENT | ENDED
+DEAD = ERROR | HUNG_UP
 
 _CHANGES = 1 << 31  # EPOLLET
 

@@ -38,7 +38,7 @@ from sshunt.relay.backlog import Backlog
 from sshunt.relay.flow import Relay
 from sshunt.relay.piped import PipedPayload
 from sshunt.relay.reactor import Reactor
-from sshunt.relay.readiness import ENDED, ERROR, HUNG_UP, READ, URGENT, WRITE
+from sshunt.relay.readiness import DEAD, ENDED, READ, READING, URGENT, WRITE
 from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_priority
 from sshunt.relay.ticks import BUSY_BYTES
 
@@ -54,15 +54,9 @@ READS_PER_ROUND = 2
 #: How reading goes on.
 EVENT, SOON, ROOM, NEVER = 0, 1, 2, 3
 
-#: The events that are asked of the set for reading.
-_READING = READ | URGENT | ENDED
-
-#: The events of a socket that may have been reset.
-_DEAD = ERROR | HUNG_UP
-
 #: The events of one that reads short although it has more: up to an urgent byte, or before its
 #: end.
-_HAS_MORE = URGENT | ENDED | _DEAD
+_HAS_MORE = URGENT | ENDED | DEAD
 
 
 class RelayOwner:
@@ -93,12 +87,12 @@ class TcpRelay(Relay):
         "_fin_received",
         "_fin_sent",
         "_owner",
+        "_pending_events",
         "_reactor",
         "_read_bytes",
         "_reading",
         "_session",
         "_sock",
-        "_pending_events",
         "_unwritable_code",
         "_watched",
         "connected",
@@ -154,7 +148,7 @@ class TcpRelay(Relay):
         """``sock`` is connected, and ours now: read from it, write what has come for it."""
         self._sock = sock
         self._fd = sock.fileno()
-        if self._add(_READING):
+        if self._add(READING):
             self._begin()
         if self.connected:
             self._read_on()  # most programs have said something by now
@@ -163,7 +157,7 @@ class TcpRelay(Relay):
         """``sock`` is connecting, and ours now: tell the far side how it ends."""
         self._sock = sock
         self._fd = sock.fileno()
-        self._add(_READING | WRITE)
+        self._add(READING | WRITE)
 
     def _add(self, events: int) -> bool:
         """Have our socket watched; False if that can't be, and the connection is over."""
@@ -207,7 +201,7 @@ class TcpRelay(Relay):
             if self._backlog is None:
                 if self._reactor.readiness.is_level:
                     self._watch(self._watched & ~WRITE)
-            elif not (events & _DEAD and self._reading == SOON):  # it would fail too soon
+            elif not (events & DEAD and self._reading == SOON):  # it would fail too soon
                 self._write_backlog()
 
     def _on_connected(self, events: int) -> None:
@@ -230,11 +224,11 @@ class TcpRelay(Relay):
         kernel knows nothing of the connection any more. Linux forgets one that was closed after a
         minute (tcp(7), tcp_fin_timeout), however slowly its last bytes are read.
         """
-        error = error_of(self._sock) if events & _DEAD else 0
+        error = error_of(self._sock) if events & DEAD else 0
         if error and error != errno.EPIPE:
             self.abort(reset_code(error))
         elif self._watched & READ:
-            self._watch(self._watched & ~_READING)
+            self._watch(self._watched & ~READING)
 
     def _want(self, events: int) -> None:
         if self._watched & events != events:
@@ -286,7 +280,7 @@ class TcpRelay(Relay):
             return False
         self._session.write(self.stream, payload, self._reactor.loop.time())
         self._reactor.wake(self._session)
-        if self._pending_events & _DEAD:
+        if self._pending_events & DEAD:
             # What the peer said before it reset the connection leaves before we find that out.
             self._reading = SOON
             self._reactor.loop.call_soon(self._on_soon)
@@ -308,7 +302,7 @@ class TcpRelay(Relay):
         """The stream has none: ``on_writable`` comes when there is some."""
         self._reading = ROOM
         self._owner.note_full()
-        if self._pending_events & _DEAD:  # told once, and it may be long until we read again
+        if self._pending_events & DEAD:  # told once, and it may be long until we read again
             self._on_unwanted(self._pending_events)
 
     def _on_empty(self) -> None:
@@ -332,8 +326,8 @@ class TcpRelay(Relay):
 
     def _read_later(self) -> None:
         self._reading = EVENT
-        if self._watched & _READING != _READING:
-            self._watch(self._watched | _READING)
+        if self._watched & READING != READING:
+            self._watch(self._watched | READING)
 
     def _receive(self, room: int) -> Tuple[Payload, int, int]:
         """What the socket has, how much that is, and how much could have come: in a pipe if that is
@@ -392,7 +386,7 @@ class TcpRelay(Relay):
             return
         self._unwritable_code = code
         self._backlog = None
-        self._pending_events |= _DEAD
+        self._pending_events |= DEAD
         if not waits:
             self._reading = SOON
             self._reactor.loop.call_soon(self._on_soon)

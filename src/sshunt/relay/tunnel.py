@@ -103,7 +103,6 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         self.loop = reactor.loop
         self.session = session
         self.outlives_lanes = outlives_lanes
-        self._past_teed = self._past_spliced = 0
         self.was_heard = False  # something came behind the HELLO of a lane that is over
         self.lanes: Dict[int, LaneIO] = {}
         self.relays: Set[Any] = set()  # TcpRelay, or what waits to become one
@@ -123,6 +122,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
         }
         self._are_pipes = False  # the lanes, all of them
         self._is_closed = False
+        self._past_teed = self._past_spliced = 0  # bytes of lanes that are over
         self._protocol_errors = 0  # in a row
         self._relief: Optional[asyncio.TimerHandle] = None  # while sockets wait for room
         reactor.add(session, self)
