@@ -202,6 +202,7 @@ class Tunnel(Pumped, LaneOwner, RelayOwner):
     def give_up(self, flow: DatagramFlow) -> None:
         """Nobody waits for the answer any more. Nothing happens if it has come."""
         self.session.datagrams.end(flow, self.loop.time())
+        self.wake()
 
     def relay(self, stream: Stream) -> TcpRelay:
         """The relay of ``stream`` from now on, for a socket of this host; over if we are closed."""

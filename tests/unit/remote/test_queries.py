@@ -10,7 +10,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from sshunt.mux.events import DatagramReceived
+from sshunt.mux.events import DatagramReceived, FlowEnded
 from sshunt.relay import dns as relay_dns
 from sshunt.relay.flow import Asked, Question
 from sshunt.remote import queries as module
@@ -153,6 +153,24 @@ def test_a_question_that_is_given_up_is_not_answered_and_leaves_its_room() -> No
         assert len(far.queries) == 0
         await asyncio.sleep(0.05)
         assert far.answers == []
+
+    talk(story)
+
+
+def test_the_far_side_hears_of_a_question_that_is_given_up_though_nothing_else_is_said() -> None:
+    class Asked:
+        ended: bool = False
+
+        def on_flow_ended(self, _event: FlowEnded) -> None:
+            self.ended = True
+
+    async def story(far: Far) -> None:
+        asked, there = far.ask(), Asked()
+        await until(lambda: bool(far.asked))
+        far.asked[0].flow.owner = there
+        await asyncio.sleep(0.3)  # until all is acknowledged
+        asked.give_up()
+        await until(lambda: there.ended)
 
     talk(story)
 
