@@ -52,20 +52,20 @@ def parse_statistics_untrusted(data: bytes) -> Statistics:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise RemoteProtocolError("beliefs that are no JSON")
+        raise RemoteProtocolError("statistics that are no JSON")
     return statistics_untrusted(found)
 
 
 def statistics_untrusted(found: Any) -> Statistics:
     """The same, decoded already: what ``Tunnel.statistics`` returns."""
     if not isinstance(found, dict) or not isinstance(found.get("lanes"), dict):
-        raise RemoteProtocolError("beliefs without lanes")
+        raise RemoteProtocolError("statistics without lanes")
     lanes: dict[int, LaneStatistics] = {}
     for number, lane in list(found["lanes"].items())[:MAX_LANES]:
         if not (isinstance(number, str) and number.isascii() and number.isdigit()):
-            raise RemoteProtocolError("beliefs of no lane")
+            raise RemoteProtocolError("statistics of no lane")
         if not isinstance(lane, dict) or lane.get("phase") not in (STEADY, PROBING, CONTENDED):
-            raise RemoteProtocolError("beliefs in no phase")
+            raise RemoteProtocolError("statistics in no phase")
         numbers = {
             field.name: _number(lane.get(field.name))
             for field in fields(LaneStatistics)
@@ -82,5 +82,5 @@ def _number(value: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise RemoteProtocolError("beliefs without a number")
+        raise RemoteProtocolError("statistics without a number")
     return number

@@ -76,7 +76,7 @@ EVENTS: list[Event] = [
     report.ChannelsChosen("gate"),
     report.LanesLimited("gate"),
     MEASURED,
-    report.StatisticsRefused("gate", "beliefs that are no JSON"),
+    report.StatisticsRefused("gate", "statistics that are no JSON"),
     report.StreamOpened("gate", 7, "10.0.0.1", 443),
     report.StreamReset("gate", 7, "refused by the far host"),
     report.FrontPaused(
