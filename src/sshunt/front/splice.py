@@ -32,8 +32,8 @@ from sshunt.relay.sockets import close_with_reset, error_of, reset_code, set_pri
 #: One read: what may wait in each direction.
 READ_BYTES = 128 * 1024
 
-#: Reads of one direction before the other descriptors have their turn.
-READS_PER_TURN = 8
+#: Reads of one direction in one round of the event loop; then others have their turn.
+READS_PER_ROUND = 8
 
 
 class Splices(Relays):
@@ -66,7 +66,7 @@ class Splices(Relays):
 class _Side:
     """One socket, what still has to be written to it, and what is known of it."""
 
-    __slots__ = ("can_read", "fd", "has_ended", "is_shut", "is_watched", "pending", "sock", "told")
+    __slots__ = ("can_read", "fd", "has_ended", "is_shut", "pending", "sock", "watched")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -75,8 +75,7 @@ class _Side:
         self.can_read = False  # it may have something
         self.has_ended = False  # it says nothing more
         self.is_shut = False  # it has been told that nothing more comes
-        self.is_watched = False
-        self.told = 0  # the events asked for
+        self.watched: int | None = None  # the events asked for; None: it is not in the set
 
 
 class Splice(Relay):
@@ -155,7 +154,7 @@ class Splice(Relay):
             return
         self._is_over = True
         for side in (self._near, self._far):
-            if side is not None and side.is_watched:
+            if side is not None and side.watched is not None:
                 self._reactor.readiness.forget(side.fd)
         if self._far is not None:
             close_with_reset(self._far.sock)
@@ -177,7 +176,7 @@ class Splice(Relay):
         except OSError as error:
             self.abort(reset_code(error.errno or 0))
             return False
-        side.is_watched, side.told = True, events
+        side.watched = events
         return True
 
     def _on_event(self, side: _Side, events: int) -> None:
@@ -224,7 +223,7 @@ class Splice(Relay):
 
     def _move(self, source: _Side, sink: _Side) -> None:
         """Move what ``source`` says to ``sink`` until one of them has had enough."""
-        for _ in range(READS_PER_TURN):
+        for _ in range(READS_PER_ROUND):
             if self._is_over or (sink.pending is not None and not self._write(sink, source)):
                 break
             if source.has_ended:
@@ -302,8 +301,8 @@ class Splice(Relay):
         events = 0 if side.has_ended or (is_level and other.pending is not None) else READING
         if side.pending is not None:
             events |= WRITE
-        if not is_level:
-            events |= side.told  # changes are told only once: what is not wanted does no harm
-        if events != side.told:
-            side.told = events
+        if not is_level:  # changes are told only once: what is not wanted does no harm
+            events |= side.watched or 0
+        if events != side.watched:
+            side.watched = events
             self._reactor.readiness.change(side.fd, events)

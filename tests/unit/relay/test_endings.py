@@ -13,7 +13,7 @@ from sshunt.mux import frames
 from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.incoming import StreamConnection
+from sshunt.relay.incoming import FlowQuestion, StreamConnection
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import SPLICE
 from sshunt.relay.tunnel import TunnelOwner
@@ -202,6 +202,26 @@ def test_a_stream_of_a_closed_session_gets_no_connection_any_more(way: int) -> N
         connection.refused(frames.RESET_ABORTED)
 
     run(conversation, way=way)
+
+
+def test_a_question_of_a_closed_session_may_still_be_answered_or_refused() -> None:
+    async def conversation(ends: Ends) -> None:
+        waiting: asyncio.Queue[FlowQuestion] = asyncio.Queue()
+
+        def on_datagram(event: DatagramReceived) -> None:
+            waiting.put_nowait(FlowQuestion(ends.agent, event.flow, event.data))
+
+        ends.agent_hears.datagram = on_datagram
+        for message in (b"one", b"other"):
+            assert ends.client.ask(frames.DNS, message, None) is not None
+        questions = [await asyncio.wait_for(waiting.get(), 10) for _ in range(2)]
+        ends.agent.close()
+        questions[0].answer(b"an answer")
+        questions[1].refused(frames.RESET_ABORTED)
+        questions[0].refused(frames.RESET_ABORTED)
+        await asyncio.sleep(0.01)
+
+    run(conversation)
 
 
 def test_a_lane_that_ends_with_the_last_bytes_it_has_spliced_is_not_read_again() -> None:
