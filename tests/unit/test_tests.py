@@ -26,6 +26,7 @@ NOT_YET: set[str] = set()
 #: What a test module that bears no module's name is about.
 OF_NO_MODULE = {
     "mux.test_protocol_document": "docs/protocol.md, beside the code",
+    "relay.test_endings": "sessions that end in the middle of something, over real sockets",
     "relay.test_whole_data_path": "all of relay at once, under everything that can go wrong",
     "test_documents": "the pages of docs",
     "test_glossary": "docs/glossary.md",
