@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from sshunt.agent.rendezvous import meeting_name
 from sshunt.errors import ExitCode
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     ACCEPTED,
@@ -42,6 +44,7 @@ from tests.agent.far_side import (
     marked,
     python2,
 )
+from tests.unit.agent.test_server import an_agent
 
 INTERPRETERS = interpreters()
 
@@ -103,6 +106,42 @@ def test_bulk_arrives_whole_on_every_way_of_payload(python: str, way: int, said:
 def test_names_are_looked_up_by_udp_and_by_tcp(python: str) -> None:
     done = run_ours(python, "names.py")
     assert (done.stdout, done.stderr) == ("udp True tcp True left 0\n", "")
+
+
+#: An agent that asks, at this port, somebody who never answers; and a look-up that takes its time.
+SLOW_NAMES = """
+import time
+from sshunt.direct import dial
+from sshunt.relay import dns
+dns.PORT = {port}
+dns.settings = lambda: dns.Settings(("127.0.0.1",))
+dial._getaddrinfo = lambda host, port: time.sleep(0.5) or []
+"""
+QUERY = bytes.fromhex("123401000001000000000000") + b"\x01a\x07example\0\0\x01\0\x01"
+
+
+def test_an_agent_that_ends_while_it_looks_up_names_does_so_in_order(python: str) -> None:
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = silent.getsockname()
+        by_udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        by_udp.bind(address)
+        before = SLOW_NAMES.format(port=address[1])
+        agent = stack.enter_context(an_agent(python=python, before=before))
+        session = agent.session
+        flow = session.datagrams.open(FlowTarget(frames.DNS, ".", 0, 7), 0.0)
+        session.datagrams.send(flow, QUERY, 0.0)
+        stream = session.open(Destination(frames.DNS, ".", 53))
+        session.write(stream, Payload(len(QUERY).to_bytes(2, "big") + QUERY), 0.0)
+        session.open(Destination(frames.TCP, "slow.example", 80))
+        agent.until(lambda: True)
+        for sock in (silent, by_udp):
+            sock.settimeout(20)
+        assert by_udp.recv(100) == QUERY
+        with silent.accept()[0]:
+            session.say_goodbye(frames.GOODBYE_DONE, "")
+            agent.until(lambda: not session.lanes[agent.lane].outstanding)
+            assert agent.end() == 0
 
 
 def test_a_second_lane_finds_the_agent_that_outlived_the_first(python: str, token: bytes) -> None:

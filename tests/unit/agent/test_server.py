@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from sshunt.agent import server
 from sshunt.mux import frames
 from sshunt.mux.events import DataReceived, Event, FinReceived, GoodbyeReceived, StreamReset
 from sshunt.mux.frames import Destination
@@ -48,11 +50,17 @@ serve([AttachedLane(os.dup(0), os.dup(1), hello, None)], None, hello.token)
 
 
 class Agent:
-    """The program, its answer, and the client's session with it. Nothing moves by itself."""
+    """The program, its answer, and the client's session with it. Nothing moves by itself.
+    ``before``: what else it does, before all.
+    """
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: Hello, python: str = sys.executable, before: str = "") -> None:
+        source = str(Path(server.__file__).parents[2])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [python, "-c", before + PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": source, "PYTHONDONTWRITEBYTECODE": "1"},
         )
         self.lane = hello.lane
         self.session = Session(CLIENT)
@@ -107,8 +115,10 @@ class Agent:
 
 
 @contextmanager
-def an_agent(hello: Hello = HELLO) -> Iterator[Agent]:
-    agent = Agent(hello)
+def an_agent(
+    hello: Hello = HELLO, python: str = sys.executable, before: str = ""
+) -> Iterator[Agent]:
+    agent = Agent(hello, python, before)
     try:
         yield agent
     finally:
