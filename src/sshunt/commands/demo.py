@@ -145,7 +145,7 @@ def _proofs(lab: Lab) -> Iterator[Proof]:
             yield _try("first byte of a new connection", lambda: _new_connections(lab))
         yield _try("a closed port does not look open", lambda: _closed_port(lab))
         _say("killing its ssh in the middle of a download")
-        yield _try("a download outlives its ssh, killed", lambda: _outlived(lab, tunnel, size))
+        yield _try("... and it goes on, byte for byte", lambda: _outlived(lab, tunnel, size))
         _say("killing sshunt with kill -9")
         tunnel.kill()
         killed = time.monotonic()
