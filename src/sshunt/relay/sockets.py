@@ -36,6 +36,7 @@ _CODE_OF_ERRNO = {
     errno.ETIMEDOUT: frames.RESET_TIMED_OUT,
     errno.ECONNRESET: frames.RESET_ABORTED,
     errno.EPIPE: frames.RESET_ABORTED,
+    errno.ENOTCONN: frames.RESET_ABORTED,  # shutdown(2): it was reset meanwhile
     errno.EMFILE: frames.RESET_NO_RESOURCES,
     errno.ENFILE: frames.RESET_NO_RESOURCES,
     errno.ENOBUFS: frames.RESET_NO_RESOURCES,

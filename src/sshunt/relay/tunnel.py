@@ -13,8 +13,9 @@ yet, of lanes that end, of the peer's goodbye.
 It lives as long as its session: the next one has a tunnel of its own, and what belongs to this one
 (relays, lanes, questions) never hears of another.
 
-Invariants: every stream of the session has an owner with TcpRelay's methods until it is forgotten;
-no payload of the read buffer is kept past ``dispatch``; nothing happens after ``close``.
+Invariants: every stream of the session has an owner with TcpRelay's methods until that is over; no
+payload of the read buffer is kept past ``dispatch``; nothing happens after ``close``, and a relay
+that is asked for then is over.
 
 Not here: what a process has once (reactor).
 """

@@ -15,6 +15,7 @@ from functools import partial
 
 import pytest
 
+from sshunt.mux import frames
 from sshunt.mux.frames import TCP, Destination
 from sshunt.mux.limits import INITIAL_WINDOW_BYTES, MAX_WINDOW_BYTES, SEND_QUEUE_BYTES
 from sshunt.relay import lane, linux, piped
@@ -569,6 +570,31 @@ def test_a_reset_behind_unread_data_is_noticed_though_the_stream_is_full() -> No
         await settle(ends)
 
     run(conversation)
+
+
+def test_a_reset_that_is_met_while_the_program_hangs_up_is_told_as_one(way: int) -> None:
+    """The FIN is passed on to a socket that is not connected any more (shutdown(2), ENOTCONN)."""
+
+    async def conversation(ends: Ends) -> None:
+        codes: asyncio.Queue[int] = asyncio.Queue()
+        ends.client_hears.reset = lambda _, code: codes.put_nowait(code)
+        with listen() as listener:
+            program, host = await joined(ends, listener)
+        [near], [far] = ends.client.relays, ends.agent.relays
+        host.setblocking(False)
+        while far._reading != ROOM:
+            with suppress(BlockingIOError):
+                host.send(bytes(65_536))
+            await asyncio.sleep(0)
+        # In one round of the loop: the program's end is on its way, and then the host is gone.
+        ends.client.session.finish(near.stream, ends.client.loop.time())
+        ends.client.pump()
+        reset(host)
+        assert await asyncio.wait_for(codes.get(), DEADLINE_S) == frames.RESET_ABORTED
+        program.close()
+        await settle(ends)
+
+    run(conversation, way=way)
 
 
 def test_a_socket_that_cannot_be_watched_is_refused_and_the_next_one_served(way: int) -> None:
