@@ -51,11 +51,13 @@ class FlowQuestion(Question):
     def answer(self, message: bytes) -> None:
         """As in Question."""
         self._tunnel.session.datagrams.send(self._flow, message, self._tunnel.loop.time())
+        self._flow.owner = None  # nothing is left to the collector, see GC_THRESHOLD
         self._tunnel.wake()
 
     def refused(self, code: int) -> None:
         """As in Question; nothing happens if it was answered: with that the flow is over."""
         self._tunnel.session.datagrams.end(self._flow, self._tunnel.loop.time(), code)
+        self._flow.owner = None
         self._tunnel.wake()
 
     def on_datagram(self, event: DatagramReceived) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import errno
+import gc
+
+import pytest
 
 from sshunt.mux import frames
 from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FlowTarget
@@ -119,6 +122,43 @@ def test_a_question_that_is_refused_ends_its_flow_with_the_code() -> None:
         assert await asker.hear() == FLOW_NOT_PERMITTED
 
     run(conversation)
+
+
+@pytest.mark.parametrize("how", ["answered", "refused", "given up"])
+def test_a_question_that_is_over_leaves_nothing_to_the_collector(how: str) -> None:
+    """It runs once in a hundred thousand objects (sockets.GC_THRESHOLD)."""
+
+    class Refused(Asked):
+        def __init__(self, question: FlowQuestion) -> None:
+            self.question = question
+
+        def give_up(self) -> None:
+            self.question.refused(NO_RESOURCES)
+
+    async def conversation(ends: Ends) -> None:
+        _, question = await asked(ends)
+        [flow] = ends.client.session.datagrams.flows.values()
+        if how == "answered":
+            question.answer(b"an answer")
+        elif how == "refused":
+            question.refused(NO_RESOURCES)
+        else:
+            question.asked = Refused(question)
+            ends.client.give_up(flow)
+            ends.client.wake()
+        while ends.agent.session.datagrams.flows:
+            await asyncio.sleep(0.002)
+        question.asked = Asked()
+        del question
+        await asyncio.sleep(0.05)
+        assert not [each for each in gc.get_objects() if isinstance(each, FlowQuestion)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(conversation)
+    finally:
+        gc.enable()
 
 
 def test_who_waits_no_longer_is_given_up_by_the_carrier() -> None:
