@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from sshunt.mux.streams import Stream
 from sshunt.relay.incoming import FlowQuestion, StreamConnection
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import SPLICE
+from sshunt.relay.tcp import TcpRelay
 from sshunt.relay.tunnel import TunnelOwner
 from tests.descriptors import no_more_descriptors
 from tests.unit.relay.ends import Ends, accept, listen, read_all, run, threaded
-from tests.unit.relay.test_tcp import joined, reset
+from tests.unit.relay.test_tcp import joined, reset, settle
 from tests.unit.relay.test_tunnel import ask
 
 #: More than windows, queues and buffers hold: it is under way for as long as nobody reads.
@@ -161,6 +163,39 @@ def test_a_relay_that_is_over_may_be_aborted_again_and_harms_nobody(way: int) ->
             sock.close()
 
     run(conversation, way=way)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_connection_that_is_over_leaves_nothing_to_the_collector(name: str) -> None:
+    """It runs once in a hundred thousand objects (sockets.GC_THRESHOLD)."""
+
+    async def conversation(ends: Ends) -> None:
+        with listen() as listener:
+            port = listener.getsockname()[1]
+            for is_reset in (False, True):
+                program = ends.connect(name, port)
+                host = await threaded(lambda: accept(listener))
+                await threaded(lambda s=program: s.sendall(b"question"))  # type: ignore[misc]
+                assert await threaded(lambda s=host: s.recv(100))  # type: ignore[misc]
+                program.close()
+                if is_reset:
+                    reset(host)
+                else:
+                    host.close()
+        refused = ends.connect(name, port)
+        assert await threaded(lambda: refused.recv(1)) == b""
+        refused.close()
+        await settle(ends)
+        await asyncio.sleep(1.1)  # the dialer looks at those that it has begun every second
+        kinds = (TcpRelay, StreamConnection, Stream)
+        assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(conversation)
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_comes_to_a_closed_session_is_reset_at_once(way: int) -> None:
