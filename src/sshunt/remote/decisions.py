@@ -23,7 +23,7 @@ class LaneFacts(NamedTuple):
     rtt_s: float
 
 
-class Facts(NamedTuple):
+class LinkFacts(NamedTuple):
     """What can be seen at the time of an input."""
 
     lanes: tuple[LaneFacts, ...] = ()

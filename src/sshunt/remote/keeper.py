@@ -1,6 +1,6 @@
 """When a remote's link counts as lost, and what is done about it: a machine of states. Pure.
 
-Its driver (``upkeep``) tells what has happened, what can be seen (``Facts``) and what time it is;
+Its driver (``upkeep``) tells what has happened, what can be seen (``LinkFacts``), what time it is.
 ``Link`` answers with ``decisions``, to be carried out in that order. Liveness:
 
     a lane's pipe ended                       at once: its program says so
@@ -52,10 +52,10 @@ from sshunt.remote.decisions import (
     Decision,
     Drop,
     ElsewhereAnswered,
-    Facts,
     Failed,
     GiveUp,
     LaneFacts,
+    LinkFacts,
     LoseSession,
     Lost,
     PersonNeeded,
@@ -224,7 +224,7 @@ class Link:
 
     # --- what has happened ------------------------------------------------------------------------
 
-    def on_time(self, facts: Facts, now: float) -> list[Decision]:
+    def on_time(self, facts: LinkFacts, now: float) -> list[Decision]:
         """Time has passed."""
         if now >= self._poll_at and self.state is not State.OVER:
             self._poll_at = now + (
@@ -235,7 +235,9 @@ class Link:
             self._on_deadline(facts, now)
         return self._decided()
 
-    def on_news(self, why: str, facts: Facts, now: float, *, asked: bool = False) -> list[Decision]:
+    def on_news(
+        self, why: str, facts: LinkFacts, now: float, *, asked: bool = False
+    ) -> list[Decision]:
         """There is reason to doubt the lanes, or to hope: poll them, try again at once. Where a
         person was needed, only if it is a person who ``asked``.
         """
@@ -254,7 +256,7 @@ class Link:
             self._try_now(facts, now)
         return self._decided()
 
-    def on_lane_ended(self, why: str, facts: Facts, now: float) -> list[Decision]:
+    def on_lane_ended(self, why: str, facts: LinkFacts, now: float) -> list[Decision]:
         """A lane is over, and not among ``facts`` any more."""
         if self.state is State.OVER:
             return []
@@ -274,12 +276,12 @@ class Link:
         self._poll_at = now
         return self._decided()
 
-    def on_ending(self, agent_died: bool, facts: Facts, now: float) -> list[Decision]:
+    def on_ending(self, agent_died: bool, facts: LinkFacts, now: float) -> list[Decision]:
         """The last lane's program has ended; what it says about the agent."""
         self._judge(agent_died, facts, now)
         return self._decided()
 
-    def on_connected(self, facts: Facts, now: float) -> list[Decision]:
+    def on_connected(self, facts: LinkFacts, now: float) -> list[Decision]:
         """The attempt has brought a lane. If it is not among ``facts``, it has ended already: of
         what came with its HELLO.
         """
@@ -292,7 +294,7 @@ class Link:
         return self._decided()
 
     def on_failed(
-        self, error: UserError, facts: Facts, now: float, *, gone_at: bytes | None = None
+        self, error: UserError, facts: LinkFacts, now: float, *, gone_at: bytes | None = None
     ) -> list[Decision]:
         """The attempt failed. ``gone_at``: somebody answered that there is no such session; which
         machine, b"" if it does not say.
@@ -316,12 +318,12 @@ class Link:
         self._pause(PERSON_PAUSE_S, now)
         return self._decided()
 
-    def on_abandoned(self, facts: Facts, now: float) -> list[Decision]:
+    def on_abandoned(self, facts: LinkFacts, now: float) -> list[Decision]:
         """The attempt had reached nobody, and has been ended."""
         self._attempt(facts, now)
         return self._decided()
 
-    def on_probed(self, is_answered: bool, facts: Facts, now: float) -> list[Decision]:
+    def on_probed(self, is_answered: bool, facts: LinkFacts, now: float) -> list[Decision]:
         """The server's address answers, or it does not."""
         self._is_answered = is_answered
         if is_answered:
@@ -334,7 +336,7 @@ class Link:
 
     # --- the lanes --------------------------------------------------------------------------------
 
-    def _poll(self, facts: Facts, now: float) -> None:
+    def _poll(self, facts: LinkFacts, now: float) -> None:
         suspects = [lane for lane in facts.lanes if self._is_suspect(lane, now)]
         quiet = [lane for lane in facts.lanes if not lane.is_owing and lane.quiet_s > PING_EVERY_S]
         if not facts.lanes:
@@ -352,7 +354,7 @@ class Link:
         least_s = QUIET_S if now < self._polls_fast_until else SUSPECT_S
         return lane.unanswered_s > max(SUSPECT_RTTS * lane.rtt_s, least_s)
 
-    def _lose(self, why: str, silent_s: float, facts: Facts, now: float) -> None:
+    def _lose(self, why: str, silent_s: float, facts: LinkFacts, now: float) -> None:
         if self.is_down:
             return
         self._move(Input.LOST)
@@ -384,7 +386,7 @@ class Link:
 
     # --- the session ------------------------------------------------------------------------------
 
-    def _judge(self, agent_died: bool, facts: Facts, now: float) -> None:
+    def _judge(self, agent_died: bool, facts: LinkFacts, now: float) -> None:
         if facts.is_held and agent_died:
             self._lose_session("its agent died")
             facts = facts._replace(is_held=False)
@@ -397,7 +399,7 @@ class Link:
         self._is_same_session = False
         self._decide(LoseSession(why))
 
-    def _is_gone(self, host: bytes, facts: Facts, now: float) -> bool:
+    def _is_gone(self, host: bytes, facts: LinkFacts, now: float) -> bool:
         """True if it is to be believed that the far side does not hold the session."""
         if not facts.is_held:
             return False
@@ -411,7 +413,7 @@ class Link:
 
     # --- another lane -----------------------------------------------------------------------------
 
-    def _resume(self, facts: Facts, now: float) -> None:
+    def _resume(self, facts: LinkFacts, now: float) -> None:
         """The link has been lost, and all is known about it."""
         if self._attempts.are_over:
             self._give_up()
@@ -426,7 +428,7 @@ class Link:
     def _pause(self, pause_s: float, now: float) -> None:
         self.next_attempt_at = self._deadline = now + pause_s
 
-    def _on_deadline(self, facts: Facts, now: float) -> None:
+    def _on_deadline(self, facts: LinkFacts, now: float) -> None:
         if self.state is State.JUDGING:
             self._decide(Stop())
             self._judge(False, facts, now)
@@ -440,7 +442,7 @@ class Link:
         else:
             self._probe(now)
 
-    def _try_now(self, facts: Facts, now: float) -> None:
+    def _try_now(self, facts: LinkFacts, now: float) -> None:
         """There is hope: end a pause, a probe, or an attempt that began without it."""
         if self.state is State.PROBING:
             self._decide(Stop())
@@ -456,7 +458,7 @@ class Link:
         self._probed_at = now
         self._decide(Probe())
 
-    def _attempt(self, facts: Facts, now: float) -> None:
+    def _attempt(self, facts: LinkFacts, now: float) -> None:
         self._move(Input.DUE)
         self._deadline = math.inf
         down_s = now - (self.down_since or 0.0)

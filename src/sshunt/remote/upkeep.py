@@ -25,7 +25,7 @@ from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.remote import decisions as decided
 from sshunt.remote.attempts import PROBE_EVERY_S
-from sshunt.remote.decisions import Decision, Facts, LaneFacts
+from sshunt.remote.decisions import Decision, LaneFacts, LinkFacts
 from sshunt.remote.keeper import Link
 from sshunt.remote.pool import Pool
 from sshunt.tell.report import (
@@ -49,7 +49,7 @@ PROBED_PEERS = 4
 ATTEMPT_DEADLINE_S = 30.0
 
 #: How a work ended: what is to be told to the link, with what can be seen then, and the time.
-Outcome: TypeAlias = Callable[[Facts, float], list[Decision]]
+Outcome: TypeAlias = Callable[[LinkFacts, float], list[Decision]]
 
 
 class Owner(Protocol):
@@ -141,9 +141,9 @@ class Upkeep:
 
     # --- what the link decides ----------------------------------------------------------------
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> LinkFacts:
         now = self._loop.time()
-        return Facts(
+        return LinkFacts(
             lanes=tuple(
                 LaneFacts(
                     lane.id,

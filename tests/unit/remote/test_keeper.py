@@ -29,7 +29,7 @@ from sshunt.remote.attempts import (
     PROBE_EVERY_S,
     SILENT_S,
 )
-from sshunt.remote.decisions import Decision, Facts, LaneFacts
+from sshunt.remote.decisions import Decision, LaneFacts, LinkFacts
 from sshunt.remote.keeper import (
     CHECK_EVERY_S,
     FAST_POLLING_S,
@@ -86,7 +86,7 @@ class Story:
         self.now = 0.0
         self.link = Recorded(0.0, grace_s=grace_s, max_retries=max_retries, chance=lambda: chance)
         self.lanes = {0: Lane(0.0)}
-        self.facts = Facts()  # but for the lanes
+        self.facts = LinkFacts()  # but for the lanes
         self.heard: list[tuple[float, Decision]] = []
         self.busy: str | None = None  # what is under way
         self.needs_person = False  # the transport says so of each failure
@@ -188,7 +188,7 @@ class Story:
     def state(self) -> State:
         return self.link.state
 
-    def _seen(self) -> Facts:
+    def _seen(self) -> LinkFacts:
         return self.facts._replace(lanes=tuple(self._lanes_seen()))
 
     def _lanes_seen(self) -> Iterator[LaneFacts]:
@@ -875,7 +875,7 @@ def test_a_session_that_is_over_is_no_news_from_whoever_says_so() -> None:
 
 def test_what_the_table_does_not_have_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="CONNECTED in UP"):
-        Story().link.on_connected(Facts((LaneFacts(1, 0.0, False, 0.0, 0.0),)), 1.0)
+        Story().link.on_connected(LinkFacts((LaneFacts(1, 0.0, False, 0.0, 0.0),)), 1.0)
 
 
 def test_every_state_but_the_end_leads_back_up() -> None:
@@ -966,7 +966,7 @@ def test_any_sequence_of_inputs_leaves_one_thing_under_way_or_a_deadline(seed: i
     """No illegal transition, and at most one thing under way: ``Link`` and ``Story`` see to it."""
     chance = random.Random(seed)
     story = Story(grace_s=600, max_retries=chance.choice([None, 5]), chance=chance.random())
-    story.facts = Facts(
+    story.facts = LinkFacts(
         agent_host=b"one",
         outlives_lanes=chance.random() < 0.8,
         can_probe=chance.random() < 0.8,
