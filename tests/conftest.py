@@ -14,14 +14,17 @@ from sshunt.lab.world import Lab
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C reach what is tested also where the tests were started with ``&`` in a script, and
-    let what draws by itself use the seed that hypothesis is given (./dev fuzz).
+    """Let signals reach what is tested also where the tests were started with ``&`` in a script, or
+    by nohup; and let what draws by itself use the seed that hypothesis is given (./dev fuzz).
     """
     config.addinivalue_line("markers", "many: does one thing over and over, to reach a limit")
     if seed := config.getoption("--hypothesis-seed"):
         os.environ["SSHUNT_FUZZ_SEED"] = seed
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     _leave_nothing_in_a_checkout_of_somebody_else()
 
 
