@@ -39,7 +39,6 @@ OF_NO_MODULE = {
 
 #: Test modules that do not import their module, and how they reach it.
 WITHOUT_AN_IMPORT = {
-    "agent.test_server": "in a program of its own, whose client the test is",
     "direct.test_conversation": "between both ends (both_ends)",
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",

@@ -187,10 +187,15 @@ def test_a_connection_that_is_over_leaves_nothing_to_the_collector(name: str) ->
         refused.close()
         await settle(ends)
         await asyncio.sleep(1.1)  # the dialer looks at those that it has begun every second
+        assert not [each for each in of_connections() if id(each) not in before]
+
+    def of_connections() -> list[object]:
         kinds = (TcpRelay, StreamConnection, Stream)
-        assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
+        return [each for each in gc.get_objects() if isinstance(each, kinds)]
 
     gc.collect()
+    others = of_connections()  # other tests', which somebody still holds
+    before = {id(each) for each in others}
     gc.disable()
     try:
         run(conversation)
