@@ -178,10 +178,7 @@ class Up(RemoteOwner):
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for work in works:
-                work.cancel()
-            for work in works:
-                await cancelled(work)
+            await cancelled(*works)
         self.raise_bug()
         if self._rules.failed.done():
             raise self._rules.failed.result()

@@ -367,14 +367,11 @@ class Pool:
         """Open no more, and wait for every channel to end. Close the tunnel's lanes first."""
         self._most = 1
         self._identity.forget()  # what comes up all the same is let go
-        for opening in self._opening:
-            opening.cancel()
         for member in self._members.values():
             self._end(member.channel)
         self._past = self.moved()
         self._members.clear()
-        for opening in list(self._opening):
-            await cancelled(opening)
+        await cancelled(*self._opening)
         while self._ending:
             await asyncio.wait(self._ending)
 

@@ -20,7 +20,7 @@ Not here: who is connected over it (route.router), what its state means for the 
 
 import asyncio
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -55,7 +55,7 @@ from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import FarSideNotTold, Report, StreamOpened, StreamReset
 from sshunt.tell.snapshot import Snapshot
 from sshunt.transport.channel import Transport
-from sshunt.transport.endings import cancelled, to_its_end
+from sshunt.transport.endings import cancelled
 
 #: How long the far side may take to answer our goodbye before we just hang up.
 GOODBYE_DEADLINE_S = 1.0
@@ -160,7 +160,7 @@ class Remote(TunnelOwner, Carrier):
             done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._upkeep.stop()
-            await to_its_end(_all_cancelled(works))  # who cancels us may do so again meanwhile
+            await cancelled(*works)
         for work in done:
             work.result()
 
@@ -310,8 +310,3 @@ class Remote(TunnelOwner, Carrier):
     def on_forgotten(self) -> None:
         """As the tunnel says."""
         self._owner.on_freed()
-
-
-async def _all_cancelled(works: Iterable["asyncio.Future[None]"]) -> None:
-    for work in works:
-        await cancelled(work)

@@ -13,19 +13,22 @@ from typing import Any
 AGAIN_S = 0.1
 
 
-async def cancelled(task: "asyncio.Future[Any]") -> None:
-    """Cancel ``task`` until it is done. What it raises then is of no interest any more; who wants
-    its result asks it afterwards. If we are cancelled meanwhile, that is raised when it is done.
+async def cancelled(*tasks: "asyncio.Future[Any]") -> None:
+    """Cancel ``tasks`` until all are done. What they raise then is of no interest any more; who
+    wants a result asks it afterwards. If we are cancelled meanwhile, that is raised when all are
+    done.
     """
     was_cancelled = False
-    while not task.done():
-        task.cancel()
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
         try:
-            await asyncio.wait([task], timeout=AGAIN_S)
+            await asyncio.wait(pending, timeout=AGAIN_S)
         except asyncio.CancelledError:
             was_cancelled = True
-    if not task.cancelled():
-        task.exception()  # seen: asyncio need not complain of it
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen: asyncio need not complain of it
     if was_cancelled:
         raise asyncio.CancelledError
 

@@ -39,6 +39,26 @@ def test_an_error_raised_before_the_cancellation_is_kept() -> None:
     asyncio.run(run())
 
 
+def test_several_are_cancelled_at_once_and_all_waited_for_although_we_are_cancelled_too() -> None:
+    async def slow(seconds: float) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await to_its_end(asyncio.sleep(seconds))
+
+    async def run() -> None:
+        tasks = [asyncio.ensure_future(slow(seconds)) for seconds in (0.05, 0.2, 0.0)]
+        await asyncio.sleep(0)
+        outer = asyncio.ensure_future(cancelled(*tasks))
+        await asyncio.sleep(0.02)
+        outer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await outer
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(run())
+
+
 def test_a_task_that_is_cancelled_is_waited_for_although_we_are_cancelled_too() -> None:
     async def slow() -> None:
         try:
