@@ -49,9 +49,6 @@ class Scheduler:
         self.bulk: Deque[Stream] = deque()
         self._sparse_run_bytes = 0
 
-    def __len__(self) -> int:
-        return len(self.sparse) + len(self.bulk)
-
     def activate(self, stream: Stream, now: float, rtt_s: float) -> None:
         """``stream`` may have work: queue it unless it is queued already."""
         if stream.scheduled or not stream.sender.has_work:

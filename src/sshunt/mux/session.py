@@ -52,7 +52,7 @@ from sshunt.mux.outgoing import Outgoing, Piece
 from sshunt.mux.path import Path
 from sshunt.mux.payload import Payload
 from sshunt.mux.sent import ControlQueue
-from sshunt.mux.streams import CLOSED, FINISHED, Stream
+from sshunt.mux.streams import CLOSED, Stream
 from sshunt.mux.table import StreamTable
 
 #: The frames that are acknowledged at once. PING asks for nothing but that; an echo should not wait
@@ -355,9 +355,9 @@ class Session:
             self._take_fin(stream)
 
     def _on_reset(self, _lane: Lane, number: int, code: int, *_: object) -> None:
-        stream = self.streams.get(number)
-        if stream is None or stream.receiver.state is stream.sender.state is FINISHED:
-            self.table.note_reset(number)  # over, however slow its reader
+        stream = self.table.live(number)
+        if stream is None:
+            self.table.note_reset(number)
             return
         stream.reset()
         self.table.forget(stream)

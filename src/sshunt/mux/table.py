@@ -125,11 +125,18 @@ class StreamTable:
 
     def find(self, number: int) -> Optional[Stream]:
         """The stream, None if it is over; raises RemoteProtocolError if it never was."""
-        stream = self.streams.get(number)
+        stream = self.live(number)
         if stream is None:
             self.check_known(number)
-        elif stream.receiver.state is stream.sender.state is FINISHED:
-            return None  # here for the sake of its reader alone
+        return stream
+
+    def live(self, number: int) -> Optional[Stream]:
+        """The stream; None if there is none, or both sides have said all: then it is here for the
+        sake of its reader alone.
+        """
+        stream = self.streams.get(number)
+        if stream is None or stream.receiver.state is stream.sender.state is FINISHED:
+            return None
         return stream
 
     def check_known(self, number: int) -> None:
