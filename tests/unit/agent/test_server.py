@@ -217,29 +217,31 @@ def test_a_client_that_never_said_more_than_its_hello_leaves_no_agent(agent: Age
     assert agent.end() == 0
 
 
-def test_an_agent_that_ends_resets_what_it_has_connected(agent: Agent) -> None:
+@contextmanager
+def connected(agent: Agent) -> Iterator[socket.socket]:
+    """A host that the agent has connected to."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(DEADLINE_S)
         stream = agent.session.open(Destination(frames.TCP, *listener.getsockname()))
         agent.until(lambda: stream.opened)
         with listener.accept()[0] as host:
             host.settimeout(DEADLINE_S)
-            agent.session.say_goodbye(frames.GOODBYE_DONE, "")
-            agent.until(lambda: not agent.session.lanes[agent.lane].outstanding)
-            with pytest.raises(ConnectionResetError):
-                host.recv(1)  # an orderly end would say that all had come
+            yield host
+
+
+def test_an_agent_that_ends_resets_what_it_has_connected(agent: Agent) -> None:
+    with connected(agent) as host:
+        agent.session.say_goodbye(frames.GOODBYE_DONE, "")
+        agent.until(lambda: not agent.session.lanes[agent.lane].outstanding)
+        with pytest.raises(ConnectionResetError):
+            host.recv(1)  # an orderly end would say that all had come
 
 
 def test_an_agent_that_is_told_to_end_resets_what_it_has_connected(agent: Agent) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(DEADLINE_S)
-        stream = agent.session.open(Destination(frames.TCP, *listener.getsockname()))
-        agent.until(lambda: stream.opened)
-        with listener.accept()[0] as host:
-            host.settimeout(DEADLINE_S)
-            agent.process.send_signal(signal.SIGTERM)
-            with pytest.raises(ConnectionResetError):
-                host.recv(1)
+    with connected(agent) as host:
+        agent.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionResetError):
+            host.recv(1)
     assert agent.end() == 0
 
 

@@ -46,6 +46,8 @@ MANY_ROUTES = tuple(
     Route(ip_network(f"10.{n >> 8}.{n & 255}.0/25"), Action.REMOTE) for n in range(20_000)
 )
 
+needs_tun = pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun")
+
 
 @pytest.fixture(params=["owned", "plain"])
 def helper(host: Host, request: pytest.FixtureRequest) -> Iterator[Conversation]:
@@ -170,11 +172,10 @@ def test_an_address_that_was_never_this_host_s_is_not_retained(helper: Conversat
     assert helper.tables() == [f"inet sshunt-{SESSION}"]
 
 
+@needs_tun
 def test_an_address_that_goes_while_it_is_retained_stays_for_this_host_alone(
     helper: Conversation,
 ) -> None:
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("needs /dev/net/tun")
     host, address = helper.host, "192.0.2.9"
     host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
     try:
@@ -190,11 +191,10 @@ def test_an_address_that_goes_while_it_is_retained_stays_for_this_host_alone(
     assert helper.tables() == [f"inet sshunt-{SESSION}"]
 
 
+@needs_tun
 def test_an_address_that_goes_while_a_plan_is_read_is_kept_from_others_all_the_same(
     helper: Conversation,
 ) -> None:
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("needs /dev/net/tun")
     host, address = helper.host, "192.0.2.9"
     helper.ask(Apply(PLAN))
     for _ in range(2):
