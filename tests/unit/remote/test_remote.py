@@ -118,7 +118,8 @@ class Process:
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """All of a remote's processes: stub, agent."""
         for pid in marked(self.marks[name]):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it was about to end
+                os.kill(pid, number)
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         for _ in range(int(DEADLINE_S / 0.01)):
