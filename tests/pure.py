@@ -33,7 +33,13 @@ TESTS = ROOT / "tests/unit"
 FOLDERS = ("mux", "route", "config", "capture")
 SINGLE = (
     *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
-    *("helper/protocol", "transport/ssh_ways", "transport/ssh_diagnosis", "transport/hello_search"),
+    *(
+        "helper/protocol",
+        "helper/wire",
+        "transport/ssh_ways",
+        "transport/ssh_diagnosis",
+        "transport/hello_search",
+    ),
     *("tell/report", "tell/sentences", "tell/figures"),
 )
 

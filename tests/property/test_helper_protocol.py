@@ -24,10 +24,9 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
     can_be_retained,
-    decode_request_untrusted,
-    encode_request,
 )
 from sshunt.helper.server import taken_line
+from sshunt.helper.wire import decode_request_untrusted, encode_request
 from sshunt.model import Action, Endpoint, Network, Route
 
 pytestmark = pytest.mark.fuzz

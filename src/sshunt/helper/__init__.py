@@ -1,7 +1,8 @@
 """The privileged process: root, standard library only, and as little of it as possible.
 
     __main__    what sudo runs
-    protocol    requests and replies, and their strict decoding; pure
+    protocol    requests and replies, and their limits; pure
+    wire        how they are written, and their strict decoding; pure
     server      one session's conversation: order, deadlines, undo at the end
     starter     whose helper it is: the process that started it
     apply       what one session has made in the kernel, and how it is undone

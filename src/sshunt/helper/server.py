@@ -67,9 +67,8 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
     Welcome,
-    decode_request_untrusted,
-    encode_reply,
 )
+from sshunt.helper.wire import decode_request_untrusted, encode_reply
 
 #: The deadline for a request to come whole, and for a reply to be taken. Each takes milliseconds.
 REQUEST_DEADLINE_S = 10.0

@@ -36,9 +36,8 @@ from sshunt.helper.protocol import (
     Suspected,
     Suspects,
     Undo,
-    decode_reply,
-    encode_request,
 )
+from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.host.elevate import HelperProcess
 from sshunt.model import Endpoint
 

@@ -13,9 +13,8 @@ from sshunt.helper.protocol import (
     Reply,
     Request,
     Welcome,
-    decode_reply,
-    encode_request,
 )
+from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.lab.hosts import Host
 
 DEADLINE_S = 20.0

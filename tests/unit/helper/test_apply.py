@@ -28,8 +28,8 @@ from sshunt.helper.protocol import (
     Suspected,
     Suspects,
     Undo,
-    encode_request,
 )
+from sshunt.helper.wire import encode_request
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import SESSION, Conversation

@@ -18,9 +18,8 @@ from sshunt.helper.protocol import (
     VERSION,
     Hello,
     Welcome,
-    decode_reply,
-    encode_request,
 )
+from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.lab.hosts import Host
 from tests.unit.helper.conversation import DEADLINE_S, SESSION
 

@@ -32,9 +32,9 @@ from sshunt.helper.protocol import (
     Suspected,
     Suspects,
     Undo,
-    encode_request,
 )
 from sshunt.helper.server import taken_line
+from sshunt.helper.wire import encode_request
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation

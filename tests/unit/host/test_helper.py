@@ -30,9 +30,8 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
     Welcome,
-    decode_request_untrusted,
-    encode_reply,
 )
+from sshunt.helper.wire import decode_request_untrusted, encode_reply
 from sshunt.host.helper import CLOSE_DEADLINE_S, REQUEST_DEADLINE_S, Helper
 from tests.unit.host import clock
 from tests.unit.host.clock import put_forward
