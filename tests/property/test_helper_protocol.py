@@ -25,8 +25,7 @@ from sshunt.helper.protocol import (
     Undo,
     can_be_retained,
 )
-from sshunt.helper.server import taken_line
-from sshunt.helper.wire import decode_request_untrusted, encode_request
+from sshunt.helper.wire import decode_request_untrusted, encode_request, taken_line
 from sshunt.model import Action, Endpoint, Network, Route
 
 pytestmark = pytest.mark.fuzz

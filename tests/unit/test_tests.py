@@ -43,6 +43,8 @@ WITHOUT_AN_IMPORT = {
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",
     "helper.test_main": "as a program",
+    "helper.test_packets": "in a helper, whose child it is",
+    "helper.test_server": "in a helper, which does what it is asked",
     "host.test_parent": "in programs of its own, which end before their children",
     "host.test_terminal": "in a program of its own, which has a terminal",
     "relay.test_lane": "lanes are made by their tunnel",

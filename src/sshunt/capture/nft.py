@@ -139,6 +139,10 @@ _BEFORE_NAT_PRIORITY = -101
 #: the moment in which the nat chains are looked at, and nobody else sees it.
 OURS_MARK = 0x02000000
 
+#: The mark of packets that the packet process makes: a bit that neither container networks nor
+#: VPNs use. What bears it is neither tracked nor captured, but where a rule says so.
+INJECTED_MARK = 0x04000000
+
 _NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
 
 _OWNED = "\tflags owner;"
@@ -156,6 +160,17 @@ class Cgroup(NamedTuple):
 
     path: str  # relative to the root of the hierarchy, without a leading slash
     level: int  # how many directories below the root
+
+
+class PacketGroups(NamedTuple):
+    """The groups in which somebody reads what rules log (NFLOG); 0: nobody does."""
+
+    syns: int
+    echoes: int
+
+
+#: Nobody reads anything.
+NO_GROUPS = PacketGroups(0, 0)
 
 
 def table_name(session: str) -> str:
@@ -202,11 +217,13 @@ def render(
     cgroup: Cgroup | None,
     served: Mapping[int, Links] = _ANY_LINK,
     earlier: Iterable[Endpoint] = (),
+    packets: PacketGroups = NO_GROUPS,
 ) -> str:
     """The table that captures what ``plan`` says; see ``as_commands``.
 
     ``served`` are the links from which forwarded connections of a family are captured, ``earlier``
-    the listeners of plans before this one, as ``listeners_that_may_go`` names them.
+    the listeners of plans before this one, as ``listeners_that_may_go`` names them, ``packets``
+    where somebody reads what is logged.
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """

@@ -204,6 +204,7 @@ async def _ask_helper(
     rules.want(Wanted())
     await rules.settled()
     report.say(HelperStarted(rules.guarded))
+    rules.start_packets()  # meanwhile ssh logs in
     return rules
 
 
@@ -262,6 +263,7 @@ async def _capture(
 ) -> Plan:
     """The rules, applied."""
     plan = captured.plan(session_id, up.peers())
+    await rules.looks_at()
     await up.capture(plan)
     served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))

@@ -7,6 +7,12 @@
     starter     whose helper it is: the process that started it
     apply       what one session has made in the kernel, and how it is undone
 
+The packet process, a child of the helper:
+
+    packets          its life, and what a part of it is
+    packet_protocol  what the client says to it, and it to the client; pure
+    nflog            packets that rules log
+
 These serve apply alone, and nothing else touches the kernel:
 
     nftables    tables

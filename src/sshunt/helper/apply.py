@@ -40,6 +40,7 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from itertools import chain
+from socket import SOCK_SEQPACKET
 
 from sshunt.capture import links, nft
 from sshunt.capture.plan import Method, Plan
@@ -59,10 +60,18 @@ from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.netlink import Change
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
-from sshunt.helper.privileges import drop_capabilities, separate_mounts
+from sshunt.helper.packets import PacketProcess
+from sshunt.helper.privileges import (
+    DAC_OVERRIDE,
+    NET_ADMIN,
+    NET_RAW,
+    drop_capabilities,
+    separate_mounts,
+)
 from sshunt.helper.processes import open_proc, requester
 from sshunt.helper.protocol import MAX_LISTENERS, KernelError, Refusal
 from sshunt.helper.resolvers import HostResolvers
+from sshunt.helper.starter import is_one_of_a_pair
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
 
@@ -88,7 +97,7 @@ class Kernel:
         self._resolvers = HostResolvers()
         can_guard = cgroups.levels_can_be_trusted()
         can_guard = separate_mounts() and can_guard
-        drop_capabilities()
+        drop_capabilities((DAC_OVERRIDE, NET_ADMIN, NET_RAW))  # the last for who looks at packets
         self._parent: str | None = None
         if can_guard and self._client is not None:
             self._parent = cgroups.parent_of(self._client, session, marks)
@@ -98,6 +107,7 @@ class Kernel:
         self._owned = False
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
+        self._packets: PacketProcess | None = None
         self._retained = RetainedAddresses()
         self._wanted: tuple[str, ...] = ()  # what is retained
         self._hushed: frozenset[str] = frozenset()  # those that no interface has
@@ -128,6 +138,22 @@ class Kernel:
                 raise
             return False
         return True
+
+    def packets(self, channel: socket.socket) -> tuple[bool, bool]:
+        """Look at packets for the client, who has the other end of ``channel``: whether SYNs and
+        echo requests can be looked at here. Raises KernelError.
+        """
+        if self._packets is not None or not is_one_of_a_pair(channel.fileno(), SOCK_SEQPACKET):
+            channel.close()
+            raise KernelError(Refusal.NO_CHANNEL, "one socketpair's end is asked for, once")
+        self._packets = PacketProcess(channel, self._proc)
+        drop_capabilities((DAC_OVERRIDE, NET_ADMIN))
+        return self._packets.syn_group > 0, self._packets.echo_group > 0
+
+    @property
+    def packet_process(self) -> int:
+        """A descriptor that is readable when the packet process has ended; -1 if there is none."""
+        return -1 if self._packets is None else self._packets.fileno()
 
     def _make_without_plan(self) -> None:
         """Make the table of a session that captures nothing, if it would hold anything; raises
@@ -165,6 +191,8 @@ class Kernel:
             self._make(plan)
         else:
             self._replace_plan(plan)
+        if self._packets is not None:
+            self._packets.tell(plan)
         return self._owned
 
     def _remember_listeners(self, plan: Plan) -> None:
@@ -366,6 +394,8 @@ class Kernel:
     def undo(self) -> None:
         """Retain no address, remove the rules, leave the guard; raises KernelError."""
         self._remove_tables()
+        if self._packets is not None:
+            self._packets.tell(None)
         self._make_without_plan()
 
     def _remove_tables(self) -> None:
@@ -383,6 +413,9 @@ class Kernel:
         try:
             self._remove_tables()
         finally:
+            if self._packets is not None:
+                self._packets.end()
+                self._packets = None
             if self._guard is not None:
                 self._guard.remove()
                 self._guard = None
@@ -394,9 +427,17 @@ class Kernel:
     def _render(self, plan: Plan, owner: bool) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
         served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
+        packets = nft.NO_GROUPS
+        if self._packets is not None:
+            packets = nft.PacketGroups(self._packets.syn_group, self._packets.echo_group)
         try:
             return _RENDER[plan.method](
-                plan, owner=owner, cgroup=cgroup, served=served, earlier=self._listeners
+                plan,
+                owner=owner,
+                cgroup=cgroup,
+                served=served,
+                earlier=self._listeners,
+                packets=packets,
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))

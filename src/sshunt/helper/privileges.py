@@ -27,8 +27,9 @@ the hierarchy in others, and is not there behind ``ip netns exec``.
 
 import ctypes
 import os
+import signal
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TextIO
 
 #: The place of control groups, for us and for libnftables.
@@ -50,9 +51,11 @@ _PR_SET_NAME = 15
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAP_DAC_OVERRIDE = 1  # cgroups that were delegated to a user belong to him
-_CAP_NET_ADMIN = 12  # nftables, retained addresses
-_KEPT = (_CAP_DAC_OVERRIDE, _CAP_NET_ADMIN)
+_PR_SET_PDEATHSIG = 1
+
+#: Capabilities: cgroups that were delegated to a user belong to him; nftables, retained addresses,
+#: conntrack, NFLOG; raw sockets.
+DAC_OVERRIDE, NET_ADMIN, NET_RAW = 1, 12, 13
 
 #: Options that mountinfo shows beside a file system's own: proc(5), and SELinux'.
 _NOT_OF_CGROUP2 = frozenset({"rw", "ro", "seclabel"})
@@ -134,21 +137,29 @@ def options_in(mountinfo: Iterable[str]) -> Iterator[list[str]]:
             yield [word for word in every if word not in _NOT_OF_CGROUP2 and "=" not in word]
 
 
-def drop_capabilities() -> None:
-    """Keep what the rest of our life needs. The bounding set first, for whatever we start.
+def drop_capabilities(kept: Collection[int]) -> None:
+    """Keep these, which the rest of our life needs. The bounding set first, for whatever we start.
 
-    Failure is no error: then we keep what sudo gave us, as every other program does.
+    Failure is no error: then we keep what sudo gave us, as every other program does. The bounding
+    set is smaller only the first time, which takes from us what is needed to make it so.
     """
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     capability = 0
     while _prctl(_PR_CAPBSET_READ, capability) >= 0:  # EINVAL: the kernel knows no more of them
-        if capability not in _KEPT:
+        if capability not in kept:
             _prctl(_PR_CAPBSET_DROP, capability)
         capability += 1
-    kept = sum(1 << capability for capability in _KEPT)
+    mask = sum(1 << capability for capability in kept)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     # Two sets of 32 capabilities: effective, permitted, inheritable of each.
-    ctypes.CDLL(None).capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
+    ctypes.CDLL(None).capset(header, struct.pack("=6I", mask, mask, 0, 0, 0, 0))
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill us when ``parent``, who has just forked us, ends; at once if it has."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def take_name(name: bytes, arguments: tuple[int, int]) -> None:

@@ -20,6 +20,7 @@ import errno
 import os
 import select
 import socket
+from contextlib import suppress
 
 from sshunt.helper.starter import maker_of
 
@@ -95,6 +96,17 @@ class Process:
 def open_proc() -> int:
     """A descriptor of /proc, by which processes are found when there is no /proc any more."""
     return os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+
+
+def close_others(kept: set[int], proc: int) -> None:
+    """Close all descriptors of ours but the first three and those ``kept``, as a child does that
+    has something else to do. ``proc`` is one of /proc.
+    """
+    listing = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    for name in os.listdir(listing):
+        if int(name) > 2 and int(name) not in kept:
+            with suppress(OSError):  # the one that listdir itself had open
+                os.close(int(name))
 
 
 def requester(client: socket.socket, proc: int) -> Process | None:

@@ -7,11 +7,13 @@ wakes now and then to say that we live. SIGTERM and news are heard while a reply
 
 Which request is allowed when::
 
-    state   HELLO    GUARD   APPLY      BYPASS, RESOLVERS,       UNDO     end of stream, SIGTERM
-                                        RETAIN, SUSPECTS
+    state   HELLO    GUARD,  APPLY      BYPASS, RESOLVERS,       UNDO     end of stream, SIGTERM
+                     PACKETS            RETAIN, SUSPECTS
     NEW     -> IDLE  -       -          -                        -        exit
     IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
     ACTIVE  -        ACTIVE  ACTIVE     ACTIVE                   -> IDLE  undo, exit
+
+The end of the packet process is the end of the conversation, too: nobody reads what rules log then.
 
 What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
 refused with BAD_REQUEST, and then the conversation ends, because a client that sends such bytes is
@@ -37,7 +39,8 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 
@@ -46,7 +49,6 @@ from sshunt.helper.apply import Kernel
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.protocol import (
     MAX_HELPERS,
-    MAX_REQUEST_BYTES,
     VERSION,
     Applied,
     Apply,
@@ -56,6 +58,8 @@ from sshunt.helper.protocol import (
     Guarded,
     Hello,
     KernelError,
+    Packeted,
+    Packets,
     Refusal,
     Refused,
     Reply,
@@ -68,12 +72,15 @@ from sshunt.helper.protocol import (
     Undo,
     Welcome,
 )
-from sshunt.helper.wire import decode_request_untrusted, encode_reply
+from sshunt.helper.wire import decode_request_untrusted, encode_reply, taken_line
 
 #: The deadline for a request to come whole, and for a reply to be taken. Each takes milliseconds.
 REQUEST_DEADLINE_S = 10.0
 
 _READ_BYTES = 64 * 1024
+
+#: Sockets that may ride on what is read at once, or wait for the request that they belong to.
+_MOST_RIDERS = 4
 
 _AT_ONCE = socket.MSG_DONTWAIT
 
@@ -94,8 +101,8 @@ class State(Enum):
 
 _ALLOWED = {
     State.NEW: (Hello,),
-    State.IDLE: (Guard, Apply, Undo),
-    State.ACTIVE: (Guard, Apply, Bypass, Resolvers, Retain, Suspects, Undo),
+    State.IDLE: (Guard, Packets, Apply, Undo),
+    State.ACTIVE: (Guard, Packets, Apply, Bypass, Resolvers, Retain, Suspects, Undo),
 }
 
 
@@ -158,6 +165,20 @@ class _Service:
         self._state = State.NEW
         self._session = ""
         self._kernel: Kernel | None = None
+        self._riders: deque[socket.socket] = deque()  # for requests that are still to come
+
+    def take_riders(self, descriptors: Iterable[int]) -> None:
+        """These have come with what was read. What is no socket, or too many, is closed."""
+        for descriptor in descriptors:
+            try:
+                rider = socket.socket(fileno=descriptor)
+            except OSError:
+                os.close(descriptor)
+                continue
+            if len(self._riders) < _MOST_RIDERS:
+                self._riders.append(rider)
+            else:
+                rider.close()
 
     def answer(self, line: bytes) -> tuple[Reply, bool]:
         """The reply to a request, and whether it is the last one."""
@@ -186,6 +207,11 @@ class _Service:
         """A descriptor that is readable when it is time to ``follow``; -1 if there is none."""
         return -1 if self._kernel is None else self._kernel.news
 
+    @property
+    def packet_process(self) -> int:
+        """A descriptor that is readable when the packet process has ended; -1 if there is none."""
+        return -1 if self._kernel is None else self._kernel.packet_process
+
     def follow(self) -> None:
         """To be called when the interfaces' addresses have changed."""
         if self._kernel is not None:
@@ -193,6 +219,8 @@ class _Service:
 
     def close(self) -> None:
         """Undo whatever is done."""
+        while self._riders:
+            self._riders.popleft().close()
         if self._kernel is not None:
             with suppress(KernelError):  # there is nobody left to tell; our end does the rest
                 self._kernel.close()
@@ -208,6 +236,11 @@ class _Service:
         match request:
             case Guard():
                 return Guarded(self._kernel.guard())
+            case Packets():
+                if not self._riders:
+                    return Refused(Refusal.NO_CHANNEL, "no socket rides on the request")
+                syns, echoes = self._kernel.packets(self._riders.popleft())
+                return Packeted(syns, echoes)
             case Apply():
                 if request.plan.session != self._session:
                     return Refused(Refusal.BAD_REQUEST, "a plan of another session")
@@ -237,7 +270,7 @@ class _Service:
 
 
 class _TerminatedError(Exception):
-    """SIGTERM has come."""
+    """SIGTERM has come, or the packet process is gone."""
 
 
 class _Ears:
@@ -256,10 +289,12 @@ class _Ears:
         """
         self._poll.register(self._client, event)
         news = self._service.news
-        if news >= 0:
-            self._poll.register(news, select.POLLIN)  # again each time, which changes nothing
+        packets = self._service.packet_process
+        for descriptor in (news, packets):
+            if descriptor >= 0:
+                self._poll.register(descriptor, select.POLLIN)  # again, which changes nothing
         ready = {descriptor for descriptor, _ in self._poll.poll(_milliseconds(wait_s))}
-        if self._termination in ready:
+        if self._termination in ready or packets in ready:
             raise _TerminatedError
         if news in ready:
             self._service.follow()
@@ -288,9 +323,10 @@ def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
         elif is_readable:
             try:
-                data = client.recv(_READ_BYTES, _AT_ONCE)
+                data, riders, _, _ = socket.recv_fds(client, _READ_BYTES, _MOST_RIDERS, _AT_ONCE)
             except BlockingIOError:
                 continue  # somebody else has read it
+            service.take_riders(riders)
             if not data:
                 return
             buffer += data
@@ -308,16 +344,6 @@ def _send(client: socket.socket, data: bytes, ears: _Ears) -> None:
             if left_s < 0:
                 raise TimeoutError("nobody takes the reply")
             ears.wait(select.POLLOUT, left_s)
-
-
-def taken_line(buffer: bytearray) -> bytes:
-    """The first line, taken out of the buffer; nothing if it is not whole and may still become."""
-    end = buffer.find(b"\n")
-    if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
-        return b""
-    line = bytes(buffer if end < 0 else buffer[: end + 1])
-    del buffer[: len(line)]
-    return line
 
 
 def _milliseconds(wait_s: float) -> int | None:

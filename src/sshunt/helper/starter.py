@@ -23,15 +23,15 @@ from collections.abc import Mapping
 _UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
-def is_one_of_a_pair(descriptor: int) -> bool:
-    """True for one end of a stream socketpair(2)."""
+def is_one_of_a_pair(descriptor: int, type_: int = socket.SOCK_STREAM) -> bool:
+    """True for one end of a socketpair(2) of this type."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as sock:
             kind = sock.family, sock.type
             names = sock.getsockname(), sock.getpeername()
     except OSError:
         return False  # not a socket, or not connected
-    return kind == (socket.AF_UNIX, socket.SOCK_STREAM) and names == ("", "")
+    return kind == (socket.AF_UNIX, type_) and names == ("", "")
 
 
 def maker_of(client: socket.socket) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from functools import partial
 
 from sshunt.helper import cgroups
 from sshunt.helper.privileges import CGROUP_ROOT, take_name
-from sshunt.helper.processes import Process
+from sshunt.helper.processes import Process, close_others
 
 #: The time that the helper has to end after its client has hung up. Its own deadline for a request
 #: is 10 s.
@@ -101,13 +101,7 @@ def _begin(inherited: set[int], arguments: tuple[int, int], proc: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     take_name(_NAME, arguments)
-    listing = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
-    for name in os.listdir(listing):
-        if int(name) > 2 and int(name) not in inherited:
-            try:
-                os.close(int(name))
-            except OSError:
-                pass  # the one that listdir itself had open
+    close_others(inherited, proc)
 
 
 def _wait(tie: socket.socket, client: socket.socket, helper: int | None) -> None:

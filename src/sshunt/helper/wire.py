@@ -83,6 +83,16 @@ def decode_reply(line: bytes) -> Reply:
         raise ReplyError(f"not a reply: {error}"[:200])
 
 
+def taken_line(buffer: bytearray) -> bytes:
+    """The first line, taken out of the buffer; nothing if it is not whole and may still become."""
+    end = buffer.find(b"\n")
+    if end < 0 and len(buffer) <= MAX_REQUEST_BYTES:
+        return b""
+    line = bytes(buffer if end < 0 else buffer[: end + 1])
+    del buffer[: len(line)]
+    return line
+
+
 # --- values -------------------------------------------------------------------------------------
 
 

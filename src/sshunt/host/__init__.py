@@ -3,6 +3,7 @@
 rules               the rules of a session: what is wanted is made so
 wanted              which rules these are, and what to ask for next; pure
 helper              talks to the privileged process
+packets             talks to the packet process, which the privileged one starts
 elevate             starts it, through sudo or doas
 network             news of this host's network
 parent              children of ours that end when we do

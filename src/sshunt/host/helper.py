@@ -11,8 +11,10 @@ Not here: starting it (elevate), what it does (helper.server), what it is asked,
 """
 
 import asyncio
+import errno
+import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sshunt.capture.plan import Plan
 from sshunt.errors import ExitCode, UserError
@@ -26,6 +28,8 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Packeted,
+    Packets,
     Refusal,
     Refused,
     Reply,
@@ -127,6 +131,15 @@ class Helper:
         self.guarded = isinstance(reply, Guarded) and reply.guarded
         return self.guarded
 
+    async def packets(self, channel: socket.socket) -> Packeted:
+        """Have packets looked at; whoever has the other end of ``channel`` hears of them (packets).
+        Closes ``channel``. Raises UserError.
+        """
+        with channel:
+            line = encode_request(Packets())
+            reply = await self._ask_encoded(line, riders=(channel.fileno(),))
+        return reply if isinstance(reply, Packeted) else Packeted(syns=False, echoes=False)
+
     async def apply(self, plan: Plan) -> None:
         """Capture what the plan says, instead of what one before it said; raises UserError, and
         then nothing has changed. Retained addresses stay so.
@@ -189,13 +202,18 @@ class Helper:
     async def _ask(self, request: Request) -> Reply:
         return await self._ask_encoded(encode_request(request))
 
-    async def _ask_encoded(self, line: bytes, deadline_s: float = REQUEST_DEADLINE_S) -> Reply:
+    async def _ask_encoded(
+        self, line: bytes, deadline_s: float = REQUEST_DEADLINE_S, riders: Sequence[int] = ()
+    ) -> Reply:
         async with self._turn:
             if self.gone.is_set():
                 raise _lost(self._fate_of_rules)
             replied: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
             try:
-                self._writer.write(line)
+                if riders:
+                    self._send_with(line, riders)
+                else:
+                    self._writer.write(line)
                 self._unanswered.append(replied)
                 await asyncio.wait_for(self._writer.drain(), deadline_s)
                 reply = await asyncio.wait_for(replied, deadline_s)
@@ -208,6 +226,14 @@ class Helper:
         if isinstance(reply, Refused):
             raise _refusal(reply)
         return reply
+
+    def _send_with(self, line: bytes, riders: Sequence[int]) -> None:
+        """All of it at once, past asyncio: what was asked before has been answered, so there is
+        room for a line. Raises OSError.
+        """
+        with self._writer.get_extra_info("socket").dup() as sock:
+            if socket.send_fds(sock, [line], riders) != len(line):
+                raise OSError(errno.ENOBUFS, "no room for a line")
 
     @property
     def _fate_of_rules(self) -> str:

@@ -25,8 +25,18 @@ import asyncio
 from contextlib import suppress
 
 from sshunt.errors import UserError
-from sshunt.helper.protocol import Apply, Bypass, Guard, Request, Resolvers, Retain, Undo
+from sshunt.helper.protocol import (
+    Apply,
+    Bypass,
+    Guard,
+    Packeted,
+    Request,
+    Resolvers,
+    Retain,
+    Undo,
+)
 from sshunt.host.helper import CLOSE_DEADLINE_S, Helper
+from sshunt.host.packets import PacketChannel
 from sshunt.host.wanted import NOTHING, Wanted, after, after_refusal, next_optional, next_request
 from sshunt.tell.report import Report, RulesRefused
 
@@ -50,6 +60,9 @@ class Rules:
         self._retry_at = 0.0
         self._news = asyncio.Event()
         self._is_settled = asyncio.Event()
+        #: The conversation with the packet process.
+        self.packets = PacketChannel(loop)
+        self._looking: asyncio.Future[Packeted] | None = None
         self._worker = asyncio.ensure_future(self._work())
         self._worker.add_done_callback(self._on_worker_end)
 
@@ -67,6 +80,17 @@ class Rules:
     def owner(self) -> bool:
         """True if the kernel removes the rules by itself."""
         return self._helper.owner
+
+    def start_packets(self) -> None:
+        """Have packets looked at from now on; see ``looks_at``."""
+        self._looking = asyncio.ensure_future(self._helper.packets(self.packets.theirs))
+        self._looking.add_done_callback(_seen)
+
+    async def looks_at(self) -> Packeted:
+        """Which packets can be looked at here, once ``start_packets`` was called; raises
+        UserError.
+        """
+        return Packeted(False, False) if self._looking is None else await self._looking
 
     async def suspects(self) -> tuple[str, ...]:
         """Chains of others that may stop what is captured, for a person to read; raises
@@ -103,8 +127,11 @@ class Rules:
     async def close(self) -> None:
         """Undo everything, and wait until the helper has ended."""
         self._worker.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         with suppress(UserError):
             await self._helper.close()
+        self.packets.close()
 
     async def _settle(self) -> None:
         if not self._worker.done():  # by a mistake of ours
@@ -174,3 +201,9 @@ class Rules:
         if not worker.cancelled() and (error := worker.exception()) is not None:
             context = {"message": "the rules' worker ended", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
+
+
+def _seen(done: "asyncio.Future[Packeted]") -> None:
+    """Whoever wants to know what became of it asks; if we end before, nobody does."""
+    if not done.cancelled():
+        done.exception()

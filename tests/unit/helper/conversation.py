@@ -74,7 +74,11 @@ class Conversation:
 
     def say(self, line: bytes) -> Reply:
         self.socket.sendall(line)
-        return decode_reply(self._lines.readline())
+        return decode_reply(self.line())
+
+    def line(self) -> bytes:
+        """The next thing that it says."""
+        return self._lines.readline()
 
     def greet(self, session: str = SESSION) -> None:
         assert self.ask(Hello(VERSION, session)) == Welcome(VERSION)

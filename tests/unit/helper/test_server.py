@@ -14,7 +14,6 @@ import pytest
 
 from sshunt.capture.plan import Plan, Redirect, What
 from sshunt.helper.protocol import (
-    MAX_REQUEST_BYTES,
     VERSION,
     Applied,
     Apply,
@@ -33,7 +32,6 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
 )
-from sshunt.helper.server import taken_line
 from sshunt.helper.wire import encode_request
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
@@ -233,17 +231,3 @@ def test_several_requests_may_be_sent_at_once(helper: Conversation) -> None:
 
 
 # --- lines ----------------------------------------------------------------------------------------
-
-
-def test_lines_are_taken_from_the_buffer_one_by_one() -> None:
-    buffer = bytearray(b"one\ntwo\nthr")
-    assert [taken_line(buffer) for _ in range(3)] == [b"one\n", b"two\n", b""]
-    assert buffer == b"thr"
-
-
-def test_a_line_without_end_is_taken_as_it_is_once_it_is_too_long() -> None:
-    buffer = bytearray(MAX_REQUEST_BYTES)
-    assert taken_line(buffer) == b""
-    buffer += b"x"
-    assert len(taken_line(buffer)) == MAX_REQUEST_BYTES + 1
-    assert not buffer

@@ -35,7 +35,13 @@ from sshunt.helper.protocol import (
     Undo,
     Welcome,
 )
-from sshunt.helper.wire import decode_reply, decode_request_untrusted, encode_reply, encode_request
+from sshunt.helper.wire import (
+    decode_reply,
+    decode_request_untrusted,
+    encode_reply,
+    encode_request,
+    taken_line,
+)
 from sshunt.model import Action, Route
 
 _ROUTE = ["10.0.0.0/8", "remote", 0, 65535]
@@ -230,3 +236,17 @@ def test_a_long_message_keeps_its_end_and_fits_into_a_reply() -> None:
 def test_what_is_not_exactly_a_reply_is_an_error(line: bytes) -> None:
     with pytest.raises(ReplyError):
         decode_reply(line)
+
+
+def test_lines_are_taken_from_the_buffer_one_by_one() -> None:
+    buffer = bytearray(b"one\ntwo\nthr")
+    assert [taken_line(buffer) for _ in range(3)] == [b"one\n", b"two\n", b""]
+    assert buffer == b"thr"
+
+
+def test_a_line_without_end_is_taken_as_it_is_once_it_is_too_long() -> None:
+    buffer = bytearray(MAX_REQUEST_BYTES)
+    assert taken_line(buffer) == b""
+    buffer += b"x"
+    assert len(taken_line(buffer)) == MAX_REQUEST_BYTES + 1
+    assert not buffer
