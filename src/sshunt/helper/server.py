@@ -39,6 +39,7 @@ import signal
 import socket
 import time
 import traceback
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -81,6 +82,8 @@ _READ_BYTES = 64 * 1024
 
 #: Sockets that may ride on what is read at once, or wait for the request that they belong to.
 _MOST_RIDERS = 4
+
+_RIDERS_BYTES = socket.CMSG_SPACE(_MOST_RIDERS * array("i").itemsize)
 
 _AT_ONCE = socket.MSG_DONTWAIT
 
@@ -323,10 +326,10 @@ def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator
             deadline = time.monotonic() + REQUEST_DEADLINE_S if buffer else math.inf
         elif is_readable:
             try:
-                data, riders, _, _ = socket.recv_fds(client, _READ_BYTES, _MOST_RIDERS, _AT_ONCE)
+                data, ancillary, _, _ = client.recvmsg(_READ_BYTES, _RIDERS_BYTES, _AT_ONCE)
             except BlockingIOError:
                 continue  # somebody else has read it
-            service.take_riders(riders)
+            service.take_riders(_descriptors(ancillary))
             if not data:
                 return
             buffer += data
@@ -344,6 +347,15 @@ def _send(client: socket.socket, data: bytes, ears: _Ears) -> None:
             if left_s < 0:
                 raise TimeoutError("nobody takes the reply")
             ears.wait(select.POLLOUT, left_s)
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Those that have come. (socket.recv_fds hears no flags, and might wait for nothing.)"""
+    found = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _milliseconds(wait_s: float) -> int | None:
