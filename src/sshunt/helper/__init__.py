@@ -9,7 +9,8 @@
 
 The packet process, a child of the helper:
 
-    packets          its life, and what a part of it is
+    packets          its life
+    part             what a part of it is
     packet_protocol  what the client says to it, and it to the client; pure
     nflog            packets that rules log
 

@@ -25,11 +25,12 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from sshunt.capture.plan import Plan
 from sshunt.helper.packet_protocol import ECHO_KINDS, MAX_MESSAGE_BYTES, SYN_KINDS, PacketError
+from sshunt.helper.part import Out, Part
 from sshunt.helper.privileges import NET_ADMIN, NET_RAW, drop_capabilities, end_with_parent
 from sshunt.helper.processes import close_others
 from sshunt.helper.protocol import Apply, KernelError, Refusal, Undo
@@ -50,51 +51,14 @@ _READ_BYTES = 64 * 1024
 _BEGUN = struct.Struct("!HH")
 
 
-class Out:
-    """Messages to the client."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-
-    def send(self, kind: int, body: bytes) -> bool:
-        """False if it is lost: the client does not take them as fast, or is gone."""
-        try:
-            self._channel.send(bytes((kind,)) + body, socket.MSG_DONTWAIT)
-        except OSError:
-            return False
-        return True
-
-
-class Part:
-    """What serves a range of ``kinds``. Its descriptors are polled from its first moment on.
-
-    ``group`` is the NFLOG group that it reads, for the rules; 0: none.
-    """
-
-    kinds = range(0)
-    group = 0
-
-    def descriptors(self) -> Sequence[int]:
-        """What is polled for reading, as long as we live."""
-        return ()
-
-    def on_readable(self, descriptor: int) -> None:
-        """One of them is readable."""
-
-    def on_message(self, kind: int, body: bytes) -> None:
-        """The client says something; raises PacketError for what can't be."""
-        raise PacketError(f"a message of kind {kind}")
-
-    def on_plan(self, plan: Plan | None) -> None:
-        """This is what is captured now."""
-
-    def on_tick(self, now: float) -> None:
-        """Time goes by (monotonic, s)."""
-
-
 def parts(out: Out) -> list[Part]:
     """What the process does; a part that this kernel has nothing for is left out."""
-    return []
+    found: list[Part] = []
+    makers: tuple[Callable[[Out], Part], ...] = ()
+    for make in makers:
+        with suppress(OSError):
+            found.append(make(out))
+    return found
 
 
 class PacketProcess:
