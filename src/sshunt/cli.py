@@ -64,6 +64,7 @@ examples:
   sshunt --dns -r gate 10.0.0.0/8               names of the network over there, too
   sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
   sshunt reconnect                              connect again now, not at the next attempt
+  sshunt sudoers                                the line that spares you the password
   sshunt demo                                   see it work on a throw-away network
 
 exit status:
@@ -87,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sshunt.commands import reconnect
 
             return reconnect.reconnect(words[1:], console)
+        if words[:1] == ["sudoers"]:
+            from sshunt.commands import sudoers
+
+            return sudoers.sudoers(words[1:], console)
         if words[:1] == ["help"]:
             words[0] = "--help"
         if words[:1] == ["up"]:
@@ -125,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_such_command(word: str) -> UserError:
     return UserError(
-        f"there is no command {word!r}; there are up, reconnect, demo and help",
+        f"there is no command {word!r}; there are up, reconnect, sudoers, demo and help",
         f"{_NO_COMMANDS[word]} (for a host of that name: sshunt up ... {word})",
         ExitCode.USAGE,
     )
@@ -192,7 +197,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="sshunt",
         usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n"
-        "       sshunt reconnect [SESSION]\n       sshunt demo",
+        "       sshunt reconnect [SESSION]\n       sshunt sudoers [--user NAME] [--doas]\n"
+        "       sshunt demo",
         description="Reach a remote network from unmodified programs over a plain ssh login.\n"
         "Nothing is installed on the server, no root is needed there.",
         epilog=_EPILOG,

@@ -70,6 +70,9 @@ def test_a_sudo_rule_with_the_printed_command_suffices_for_a_passwordless_start(
     else:
         python, _, args = command.partition(" ")
         rule, place = f"permit nopass dan as root cmd {python} args {args}\n", "/etc/doas.conf"
+    asked = [*program, "sudoers", "--user", "dan", *(["--doas"] if tool == "doas" else [])]
+    told = lab.client.run(asked, user="dan", check=False)
+    assert told.stdout == (rule if told.returncode == 0 else "")  # where it is not root's alone
     path = lab.folder / f"rule-{time.monotonic_ns()}"
     path.write_text(rule)
     path.chmod(0o400)

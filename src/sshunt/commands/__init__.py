@@ -5,5 +5,6 @@ captured   what up captures: routes, sockets, the plan made of them
 up         the tunnel: names are resolved, listeners bound, the helper asked, ssh started, in order
 running    what goes on from there until the end
 reconnect  running sessions are asked to try again now
+sudoers    the line that spares a user the password, where that is safe
 demo       a throw-away office in network namespaces, and the tunnel at work there
 """

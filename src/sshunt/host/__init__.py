@@ -4,7 +4,8 @@ rules               the rules of a session: what is wanted is made so
 wanted              which rules these are, and what to ask for next; pure
 helper              talks to the privileged process
 packets             talks to the packet process, which the privileged one starts
-elevate             starts it, through sudo or doas
+elevate             starts it, through sudo, doas or run0
+trust               whether files are root's alone
 network             news of this host's network
 parent              children of ours that end when we do
 own                 what this host is itself: its addresses, whether it has IPv6

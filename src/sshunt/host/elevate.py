@@ -1,8 +1,16 @@
-"""Starting the privileged helper: directly when we are root, otherwise through sudo or doas.
+"""Starting the privileged helper: directly when we are root, otherwise by a tool that may do so.
 
-They ask for the password on the terminal themselves; we never see it. A socketpair is made here,
-one end becomes the helper's standard input (sudo and doas close everything above stderr). What
-was started exits as soon as the helper stands on its own feet, so sudo is only there for a moment.
+    sudo, sudo-rs   the prompt is given by SUDO_PROMPT, which sudo takes as it does -p; sudo-rs
+                    before 0.2.5 ends with a usage error at -p, and asks in its own words
+    doas            has words of its own
+    run0            of systemd 257 or later, whose --pipe hands our socket on as it is. The first
+                    process starts the helper then, in a service that has to live on when what was
+                    started has ended (KillMode=process)
+
+The first of them that there is. They ask for the password on the terminal themselves; we never see
+it. A socketpair is made here, one end becomes the helper's standard input (sudo and doas close
+everything above stderr). What was started exits as soon as the helper stands on its own feet, so
+sudo is only there for a moment.
 
 A started helper has done nothing yet: it waits for a greeting (``helper``), and ends when the
 socket closes. So it may be started early, while the rest of the client is still being loaded.
@@ -28,20 +36,37 @@ from sshunt.errors import ExitCode, UserError
 END_ATTEMPTS, END_EVERY_S = 10, 0.1
 
 _HELPER = Path(sshunt.helper.__path__[0]) / "__main__.py"
+
+#: What may start it, in the order in which they are looked for, and what stands between each and
+#: the helper.
+_TOOLS: dict[str, list[str]] = {
+    "sudo": [],
+    "doas": [],
+    "run0": ["--pipe", "--background=", "--property=KillMode=process"],
+}
+
+#: There only where systemd is the first process (sd_booted(3)), which run0 asks.
+_SYSTEMD = "/run/systemd/system"
+
 _PROMPT = "[sshunt] sudo password for %p: "
 
 
 class HelperProcess:
     """A helper that is being started; raises UserError if that is impossible.
 
-    ``tool`` is what stands in front of it: "sudo", "doas", or None when we are root.
+    ``tool`` is what stands in front of it: "sudo", "doas", "run0", or None when we are root.
     """
 
     def __init__(self) -> None:
         command, self.tool = _command()
         ours, theirs = socket.socketpair()
         try:
-            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                env={**os.environ, "SUDO_PROMPT": _PROMPT} if self.tool == "sudo" else None,
+            )
         except OSError as error:
             ours.close()
             raise UserError(
@@ -99,11 +124,10 @@ def _command() -> tuple[list[str], str | None]:
     command = helper_command()
     if os.geteuid() == 0:
         return command, None
-    sudo, doas = shutil.which("sudo"), shutil.which("doas")
-    if sudo is not None:
-        return [sudo, "-p", _PROMPT, "--", *command], "sudo"
-    if doas is not None:
-        return [doas, "--", *command], "doas"
+    for tool, options in _TOOLS.items():
+        program = shutil.which(tool)
+        if program is not None and (tool != "run0" or os.path.isdir(_SYSTEMD)):
+            return [program, *options, "--", *command], tool
     raise UserError(
         "redirecting connections needs root, and neither sudo nor doas is installed",
         "install sudo, or run sshunt as root",

@@ -1,4 +1,4 @@
-"""A helper is started: directly by root, by sudo or doas for others."""
+"""A helper is started: directly by root, by sudo, doas or run0 for others."""
 
 import os
 import signal
@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from sshunt.errors import ExitCode, UserError
+from sshunt.host import elevate
 from sshunt.host.elevate import HelperProcess, helper_command, is_free
 
 #: A sudo or doas that says what it was started with, on the socket that it was given.
 _TOOL = """#!/bin/sh
-for word in "$(basename "$0")" "$@"; do printf '%s\\n' "$word"; done
+for word in "$SUDO_PROMPT" "$(basename "$0")" "$@"; do printf '%s\\n' "$word"; done
 exit 7
 """
 
@@ -95,20 +96,50 @@ def test_a_tool_that_still_asks_is_ended(with_tools: Tools, name: str) -> None:
 @pytest.mark.parametrize(
     ("tools", "expected"),
     [
-        (["sudo"], ["sudo", "-p", "[sshunt] sudo password for %p: ", "--"]),
-        (["doas"], ["doas", "--"]),
-        (["sudo", "doas"], ["sudo", "-p", "[sshunt] sudo password for %p: ", "--"]),
+        (["sudo"], ["[sshunt] sudo password for %p: ", "sudo", "--"]),
+        (["doas"], ["", "doas", "--"]),
+        (["run0"], ["", "run0", "--pipe", "--background=", "--property=KillMode=process", "--"]),
+        (["run0", "doas"], ["", "doas", "--"]),
+        (["run0", "sudo", "doas"], ["[sshunt] sudo password for %p: ", "sudo", "--"]),
     ],
 )
-def test_sudo_is_asked_before_doas_and_both_for_exactly_this_command(
-    with_tools: Tools, tools: list[str], expected: list[str]
+def test_sudo_is_asked_before_doas_and_run0_and_each_for_exactly_this_command(
+    with_tools: Tools,
+    tools: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(elevate, "_SYSTEMD", str(tmp_path))  # it runs here
     with_tools(*tools)
     assert not is_free()
     process = HelperProcess()
-    assert process.tool == expected[0]
+    assert process.tool == expected[1]
     assert said(process) == [*expected, *helper_command()]
     assert ended(process) == 7
+
+
+#: sudo-rs before 0.2.5, as far as it matters: what it does not know is a usage error.
+_SUDO_RS = """#!/bin/sh
+[ "$1" = -- ] || { printf 'unrecognized option %s\\n' "$1"; exit 1; }
+printf 'asked for %s\\n' "$2"
+"""
+
+
+def test_a_sudo_that_knows_no_prompt_is_given_none(with_tools: Tools) -> None:
+    with_tools("sudo", tool=_SUDO_RS)
+    process = HelperProcess()
+    assert said(process) == [f"asked for {sys.executable}"]
+    assert ended(process) == 0
+
+
+def test_run0_is_no_way_where_systemd_is_not_the_first_process(
+    with_tools: Tools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(elevate, "_SYSTEMD", str(tmp_path / "none"))
+    with_tools("run0")
+    with pytest.raises(UserError, match="neither sudo nor doas"):
+        HelperProcess()
 
 
 def test_without_sudo_and_doas_it_is_an_error_of_privilege(with_tools: Tools) -> None:
