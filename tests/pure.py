@@ -35,6 +35,8 @@ SINGLE = (
     *("model", "remote/keeper", "remote/attempts", "remote/demand", "host/wanted"),
     *(
         "helper/protocol",
+        "helper/segments",
+        "helper/syn_messages",
         "helper/wire",
         "transport/ssh_ways",
         "transport/ssh_diagnosis",

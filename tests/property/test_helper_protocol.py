@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sshunt.capture.nft import render
-from sshunt.capture.plan import Method, Plan, Redirect, What
+from sshunt.capture.plan import Connect, Method, Plan, Redirect, What
 from sshunt.helper.protocol import (
     MAX_REQUEST_BYTES,
     MAX_RETAINED,
@@ -69,6 +69,7 @@ _plans = st.builds(
     _bypasses,
     _resolvers,
     st.sampled_from(Method),
+    st.sampled_from(Connect),
 )
 _requests = st.one_of(
     st.builds(Hello, st.integers(0, 2**31), _sessions),

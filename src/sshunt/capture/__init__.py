@@ -3,5 +3,6 @@
 plan      what to capture: listeners, routes, exceptions; flattens routes into regions
 nft       plan -> nftables rule text
 retained  a former address that is retained means this host to itself alone
+nft_held  its chains that hold SYNs back until the far side has connected
 links     whose connections are captured besides this host's own
 """

@@ -19,7 +19,7 @@ is a firewall's, which sees their connections go to the listener's port (README)
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import TypeAlias
 
@@ -48,6 +48,25 @@ def served(plan: Plan, proc: int, link_of: Callable[[str], str]) -> dict[int, Li
     ``link_of`` names the link that has an address, or says "".
     """
     return {family: _served(plan, family, proc, link_of) for family in (4, 6)}
+
+
+def addresses_of(served: Mapping[int, Links], link_of: Mapping[str, str]) -> dict[int, str]:
+    """An address of this host in each family, as other hosts know it: of a link that is served, if
+    one has any. Nothing for a family without one. ``link_of`` has all addresses and their links.
+    """
+    found = {}
+    for family, links in served.items():
+        candidates = [
+            address
+            for address in link_of
+            if (":" in address) == (family == 6)
+            and not ip_address(address).is_loopback
+            and not ip_address(address).is_link_local
+        ]
+        candidates.sort(key=lambda address: links is not None and link_of[address] not in links)
+        if candidates:
+            found[family] = candidates[0]
+    return found
 
 
 def refusal(plan: Plan, family: int, served: Links) -> str:

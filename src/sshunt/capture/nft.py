@@ -81,11 +81,19 @@ Not here: choosing and applying (helper), geometry (plan).
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
 from sshunt.capture.links import Links
-from sshunt.capture.plan import DNS_PORT, Plan, Region, remote_regions
+from sshunt.capture.nft_held import (
+    NOT_A_SYN,
+    Holding,
+    held_chains,
+    injected_chains,
+    known_sets,
+)
+from sshunt.capture.plan import DNS_PORT, Connect, Plan, Region, remote_regions
 from sshunt.model import Endpoint, check_endpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -139,16 +147,11 @@ _BEFORE_NAT_PRIORITY = -101
 #: the moment in which the nat chains are looked at, and nobody else sees it.
 OURS_MARK = 0x02000000
 
-#: The mark of packets that the packet process makes: a bit that neither container networks nor
-#: VPNs use. What bears it is neither tracked nor captured, but where a rule says so.
-INJECTED_MARK = 0x04000000
-
-_NOT_A_SYN = "tcp flags & (fin | syn | rst | ack) != syn"
-
 _OWNED = "\tflags owner;"
 _BEGINS_PART = re.compile(r"\t(set|chain) ")
 
 _ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
+_NO_ADDRESS: Mapping[int, str] = {}
 
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
 _ENDPOINT_TYPE = {family: f"{address} . inet_service" for family, address in _ADDRESS_TYPE.items()}
@@ -218,12 +221,13 @@ def render(
     served: Mapping[int, Links] = _ANY_LINK,
     earlier: Iterable[Endpoint] = (),
     packets: PacketGroups = NO_GROUPS,
+    own: Mapping[int, str] = _NO_ADDRESS,
 ) -> str:
     """The table that captures what ``plan`` says; see ``as_commands``.
 
     ``served`` are the links from which forwarded connections of a family are captured, ``earlier``
     the listeners of plans before this one, as ``listeners_that_may_go`` names them, ``packets``
-    where somebody reads what is logged.
+    where somebody reads what is logged, ``own`` an address of this host by which others reach it.
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """
@@ -236,19 +240,36 @@ def render(
         lines += _set(name, _ENDPOINT_TYPE[int(name[-1])], "", elements)
     for family in families:
         lines += _sets(plan, family)
+    holding = _holding(plan, families, packets)
+    lines += known_sets(holding) if holding else []
     for name, addresses in resolver_sets(plan).items():
         lines += _set(name, _ADDRESS_TYPE[int(name[-1])], "", ", ".join(map(str, addresses)))
     if asked:
         lines += _dns_chain(plan, asked, cgroup)
     if cgroup is not None:
         lines += _mark_chains(cgroup)
-    for family in families:
-        lines += _capture_chain(plan, family)  # before it is gone to
+    regions = partial(_region_chain, plan)
+    for family in families:  # before it is gone to
+        lines += regions(f"capture{family}", family, _redirection(*_arrives_at(plan, family)))
     alive = [] if owner else [f"\t\tmeta l4proto != @{ALIVE_SET} return"]
-    lines += _output_chain(families, asked, alive, cgroup)
     forwarded = {family: served[family] for family in families if plan.forwards(family)}
-    lines += _prerouting_chain(forwarded, alive)
-    lines += _gone_chains([*listeners_that_may_go(plan), *earlier])
+    far = held_listeners(plan, own) if holding else {}
+    captured_held: list[str] = []
+    if holding:
+        to = {family: _redirection(*endpoint) for family, endpoint in far.items()}
+        chains, goes_there = injected_chains(holding, to, regions)
+        lines += chains
+        captured_held = [goes_there]
+    lines += _output_chain([*alive, *captured_held], _own_lines(families, asked, cgroup))
+    if from_others := _forwarded_lines(forwarded):
+        lines += _prerouting_chain([*alive, *from_others])
+    if holding:
+        held = {f: links for f, links in forwarded.items() if _held_when_forwarded(plan, f, far)}
+        own_held = _own_lines(families, asked, cgroup, dns="return", to="hold")
+        others_held = _forwarded_lines(held, to="hold")
+        others_held = [*alive, *others_held] if others_held else []
+        lines += held_chains(holding, [*alive, *own_held], others_held, regions)
+    lines += _gone_chains([*listeners_that_may_go(plan), *far.values(), *earlier])
     lines += _bound_chains(plan, families)
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -269,6 +290,19 @@ def listeners_that_may_go(plan: Plan) -> list[Endpoint]:
     families = [family for family in (4, 6) if plan.listener(family) is not None]
     arrivals = [_arrives_at(plan, family) for family in families]
     return [(a, port) for a, port in arrivals if not ip_address(a).is_loopback]
+
+
+def held_listeners(plan: Plan, own: Mapping[int, str]) -> dict[int, Endpoint]:
+    """Where forwarded connections that were held are redirected to, by their family, if that is
+    another endpoint than for this host's own: the listener on a certain address of ``own``.
+    """
+    found: dict[int, Endpoint] = {}
+    for family, address in own.items():
+        listener = plan.listener(family)
+        is_everywhere = listener is not None and ip_address(listener[0]).is_unspecified
+        if listener is not None and is_everywhere and plan.connect is not Connect.FAST:
+            found[family] = address, listener[1]
+    return found
 
 
 def resolver_sets(plan: Plan) -> dict[str, list[Address]]:
@@ -345,7 +379,7 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
             for transport in ("tcp", "udp")
         ]
     lines.append(f"\t\t{_BY_AN_AGENT} return")
-    lines.append(f"\t\tmeta l4proto tcp {_NOT_A_SYN} return")
+    lines.append(f"\t\tmeta l4proto tcp {NOT_A_SYN} return")
     for family in families:
         _, port = plan.dns(family) or ("", 0)
         of_family = f"meta nfproto ipv{family} meta l4proto {{ tcp, udp }}"
@@ -374,16 +408,40 @@ def _mark_chains(cgroup: Cgroup) -> list[str]:
     ]
 
 
-def _output_chain(
-    families: list[int], asked: list[int], alive: list[str], cgroup: Cgroup | None
-) -> list[str]:
-    lines = [
+def _holding(plan: Plan, families: list[int], packets: PacketGroups) -> Holding | None:
+    if plan.connect is Connect.FAST or not packets.syns or not families:
+        return None
+    return Holding(packets.syns, tuple(families), knows=plan.connect is Connect.AUTO)
+
+
+def _held_when_forwarded(plan: Plan, family: int, far: Mapping[int, Endpoint]) -> bool:
+    """False for a listener on all addresses of a host that has none."""
+    return family in far or not ip_address((plan.listener(family) or ("::", 0))[0]).is_unspecified
+
+
+def _output_chain(first: list[str], own: list[str]) -> list[str]:
+    return [
         "\tchain output {",
         f"\t\ttype nat hook output priority {_PRIORITY}; policy accept;",
-        *alive,
+        *first,
+        *own,
+        "\t}",
+    ]
+
+
+def _own_lines(
+    families: list[int],
+    asked: list[int],
+    cgroup: Cgroup | None,
+    *,
+    dns: str = "goto dns",
+    to: str = "capture",
+) -> list[str]:
+    """What is left alone of this host's own, and where the rest goes."""
+    lines = [
         *(
             f"\t\t{_PROTOCOL[family]} daddr @resolvers{family}"
-            f" meta l4proto {{ tcp, udp }} th dport {DNS_PORT} goto dns"
+            f" meta l4proto {{ tcp, udp }} th dport {DNS_PORT} {dns}"
             for family in asked
         ),
         *_left_alone(),
@@ -394,8 +452,8 @@ def _output_chain(
     for family in families:
         protocol = _PROTOCOL[family]
         lines.append(f"\t\t{protocol} daddr . tcp dport @bypass{family} return")
-        lines.append(f"\t\tmeta nfproto ipv{family} goto capture{family}")
-    return [*lines, "\t}"]
+        lines.append(f"\t\tmeta nfproto ipv{family} goto {to}{family}")
+    return lines
 
 
 def _in_cgroup(cgroup: Cgroup) -> str:
@@ -404,21 +462,22 @@ def _in_cgroup(cgroup: Cgroup) -> str:
     return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
-def _prerouting_chain(forwarded: Mapping[int, Links], alive: list[str]) -> list[str]:
+def _forwarded_lines(forwarded: Mapping[int, Links], *, to: str = "capture") -> list[str]:
+    """What is left alone of what is forwarded, and where the rest goes; none if there is none."""
     captured = []
     for family, links in forwarded.items():
         names = ", ".join(f'"{name}"' for name in links or ())
         from_links = "" if links is None else f" iifname {{ {names} }}"
         if links is None or links:
-            captured.append(f"\t\tmeta nfproto ipv{family}{from_links} goto capture{family}")
-    if not captured:
-        return []
+            captured.append(f"\t\tmeta nfproto ipv{family}{from_links} goto {to}{family}")
+    return [*_left_alone(), *captured] if captured else []
+
+
+def _prerouting_chain(forwarded: list[str]) -> list[str]:
     return [
         "\tchain prerouting {",
         f"\t\ttype nat hook prerouting priority {_PRIORITY}; policy accept;",
-        *alive,
-        *_left_alone(),
-        *captured,
+        *forwarded,
         "\t}",
     ]
 
@@ -426,15 +485,14 @@ def _prerouting_chain(forwarded: Mapping[int, Links], alive: list[str]) -> list[
 def _left_alone() -> list[str]:
     return [
         "\t\tmeta l4proto != tcp return",
-        f"\t\t{_NOT_A_SYN} return",
+        f"\t\t{NOT_A_SYN} return",
         "\t\tfib daddr type local return",
     ]
 
 
-def _capture_chain(plan: Plan, family: int) -> list[str]:
+def _region_chain(plan: Plan, name: str, family: int, verdict: str) -> list[str]:
     protocol = _PROTOCOL[family]
-    verdict = _redirection(plan, family)
-    lines = [f"\tchain capture{family} {{"]
+    lines = [f"\tchain {name} {{"]
     if family == 6:
         # Link-local addresses mean nothing beyond the link, and ::/0 does not mean the neighbour.
         lines.append("\t\tip6 daddr fe80::/10 return")
@@ -446,16 +504,15 @@ def _capture_chain(plan: Plan, family: int) -> list[str]:
     return [*lines, "\t}"]
 
 
-def _redirection(plan: Plan, family: int) -> str:
-    """The statement that sends a connection to the listener of this family.
+def _redirection(address: str, port: int) -> str:
+    """The statement that sends a connection to a listener.
 
     ``redirect`` means loopback for this host's own connections and the incoming interface's first
     address for forwarded ones; a listener on any other single address needs dnat.
     """
-    address, port = _arrives_at(plan, family)
     if address in ("127.0.0.1", "::1"):
         return f"redirect to :{port}"
-    if family == 4:
+    if ip_address(address).version == 4:
         return f"dnat ip to {address}:{port}"
     return f"dnat ip6 to [{address}]:{port}"
 
@@ -481,7 +538,7 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
         "\t}",
         "\tchain reset_bound {",
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        f"\t\t{_NOT_A_SYN} return",
+        f"\t\t{NOT_A_SYN} return",
         *resetting,
         "\t}",
     ]

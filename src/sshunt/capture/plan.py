@@ -85,6 +85,14 @@ class Method(str, Enum):
     NFT = "nft"  # nftables, by redirection
 
 
+class Connect(str, Enum):
+    """When a program's connect() succeeds."""
+
+    AUTO = "auto"  # as HONEST, but at once where somebody has answered a moment ago
+    HONEST = "honest"  # when the far side is connected; it fails as that fails
+    FAST = "fast"  # at once, whatever is there
+
+
 class Redirect(NamedTuple):
     """Where something that is redirected arrives, of the family that this address has."""
 
@@ -104,6 +112,7 @@ class Plan:
     bypass: tuple[Endpoint, ...] = ()  # the real peers of our own ssh processes; never captured
     resolvers: tuple[str, ...] = ()  # whom this host's programs ask names
     method: Method = Method.NFT
+    connect: Connect = Connect.FAST
 
     def __post_init__(self) -> None:
         check_session(self.session)

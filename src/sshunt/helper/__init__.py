@@ -13,6 +13,9 @@ The packet process, a child of the helper:
     part             what a part of it is
     packet_protocol  what the client says to it, and it to the client; pure
     nflog            packets that rules log
+    held_syns        SYNs that are held back until the far side has connected
+    syn_messages     what is said about them; pure
+    segments         the packets that answer them, as bytes; pure
 
 These serve apply alone, and nothing else touches the kernel:
 

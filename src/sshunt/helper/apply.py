@@ -426,7 +426,8 @@ class Kernel:
 
     def _render(self, plan: Plan, owner: bool) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
-        served = links.served(plan, self._proc, lambda a: self._interfaces.links.get(a, ""))
+        link_of = self._interfaces.links
+        served = links.served(plan, self._proc, lambda a: link_of.get(a, ""))
         packets = nft.NO_GROUPS
         if self._packets is not None:
             packets = nft.PacketGroups(self._packets.syn_group, self._packets.echo_group)
@@ -438,6 +439,7 @@ class Kernel:
                 served=served,
                 earlier=self._listeners,
                 packets=packets,
+                own=links.addresses_of(served, link_of),
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))

@@ -17,7 +17,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple, cast
 
-from sshunt.capture.plan import DNS_PORT, Method, Plan, Redirect, What, check_session
+from sshunt.capture.plan import DNS_PORT, Connect, Method, Plan, Redirect, What, check_session
 from sshunt.helper.protocol import (
     MAX_BYPASS,
     MAX_MESSAGE,
@@ -187,6 +187,7 @@ class _Form(NamedTuple):
 _PLAN: _Fields = {
     "session": _session,
     "method": lambda value: Method(_typed(value, str)),
+    "connect": lambda value: Connect(_typed(value, str)),
     "redirects": _redirects,
     "routes": _routes,
     "bypass": _endpoints,

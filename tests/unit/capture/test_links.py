@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.capture import links
-from sshunt.capture.links import Links
+from sshunt.capture.links import Links, addresses_of
 from sshunt.capture.plan import Plan, redirects
 
 _LINKS = {"192.0.2.1": "lan0", "198.51.100.1": "wlan0", "203.0.113.1": 'a"b', "2001:db8::1": "lan0"}
@@ -91,3 +91,19 @@ def test_the_real_proc_says_of_a_listener_for_this_host_only_that_it_serves_no_l
         assert links.served(plan, proc, lambda address: "lo") == {4: (), 6: ()}
     finally:
         os.close(proc)
+
+
+def test_an_address_of_a_link_that_is_served_is_preferred() -> None:
+    link_of = {
+        "127.0.0.1": "lo",
+        "192.0.2.1": "wan0",
+        "10.0.0.1": "lan0",
+        "fe80::1": "lan0",
+        "2001:db8::1": "wan0",
+    }
+    assert addresses_of({4: ("lan0",), 6: ("lan0",)}, link_of) == {
+        4: "10.0.0.1",
+        6: "2001:db8::1",
+    }
+    assert addresses_of({4: None, 6: None}, link_of)[4] == "192.0.2.1"
+    assert addresses_of({4: (), 6: ()}, {"127.0.0.1": "lo", "::1": "lo"}) == {}

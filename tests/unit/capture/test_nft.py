@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from sshunt.capture.nft import (
+    NO_GROUPS,
     Cgroup,
+    PacketGroups,
     as_commands,
     bypass_sets,
+    held_listeners,
     listeners_that_may_go,
     render,
     render_without_plan,
@@ -26,7 +29,7 @@ from sshunt.capture.nft import (
     table_name,
     table_names,
 )
-from sshunt.capture.plan import Plan, redirects
+from sshunt.capture.plan import Connect, Plan, redirects
 from sshunt.model import Action, Route
 from sshunt.relay.sockets import DIALED_PRIORITY
 
@@ -71,6 +74,9 @@ _NAMES = Plan(
 
 _FROM_LINKS = {4: ("lan0", "wlan0.5"), 6: ()}
 
+_GROUPS = PacketGroups(20000, 0)
+_AUTO = replace(_NAMES, connect=Connect.AUTO)
+
 _TEXTS = {
     "office": render(_OFFICE, owner=True, cgroup=None),
     "everything": render(_EVERYTHING, owner=True, cgroup=_CGROUP),
@@ -78,6 +84,15 @@ _TEXTS = {
     "forwarded-ipv6-only": render(_FORWARDED_IPV6_ONLY, owner=False, cgroup=None),
     "from-links": render(_EVERYTHING, owner=True, cgroup=None, served=_FROM_LINKS),
     "names": render(_NAMES, owner=True, cgroup=_CGROUP),
+    "held": render(_AUTO, owner=True, cgroup=_CGROUP, packets=_GROUPS),
+    "held-everything": render(
+        replace(_EVERYTHING, connect=Connect.HONEST),
+        owner=False,
+        cgroup=None,
+        served=_FROM_LINKS,
+        packets=_GROUPS,
+        own={4: "192.0.2.1"},
+    ),
     "earlier": render(
         _OFFICE, owner=True, cgroup=None, earlier=listeners_that_may_go(_ONE_ADDRESS)
     ),
@@ -203,3 +218,53 @@ def test_commands_say_the_table_of_each_part_and_not_who_owns_it() -> None:
     assert begun
     place = f"inet {table_name(_SESSION)}"
     assert all(re.fullmatch(rf"add (set|chain) {place} \w+ {{", line) for line in begun)
+
+
+def _chain(text: str, name: str) -> list[str]:
+    found = re.search(rf"^\tchain {name} {{\n(.*?)^\t}}", text, re.MULTILINE | re.DOTALL)
+    return found[1].splitlines() if found else []
+
+
+@pytest.mark.parametrize("connect", [Connect.AUTO, Connect.HONEST])
+@pytest.mark.parametrize("plan", [_OFFICE, _EVERYTHING, _ONE_ADDRESS, _NAMES])
+@pytest.mark.parametrize("owner", [True, False])
+def test_what_is_held_is_exactly_what_would_be_redirected(
+    plan: Plan, connect: Connect, owner: bool
+) -> None:
+    text = render(
+        replace(plan, connect=connect),
+        owner=owner,
+        cgroup=_CGROUP,
+        served=_FROM_LINKS,
+        packets=_GROUPS,
+        own={4: "192.0.2.1", 6: "2001:db8::1"},
+    )
+    for hook in ("output", "prerouting"):
+        redirected = _chain(text, hook)[1:]
+        held = _chain(text, f"hold_{hook}")[1:]
+        as_held = [
+            line.replace("goto capture", "goto hold").replace("goto dns", "return")
+            for line in redirected
+            if "goto captured_held" not in line
+        ]
+        assert [line for line in held if "goto injected" not in line] == as_held
+    for family in (4, 6):
+        regions = [
+            re.sub(r" (redirect|dnat) .*", "", line) for line in _chain(text, f"capture{family}")
+        ]
+        held = [line.replace(" goto held", "") for line in _chain(text, f"hold{family}")]
+        assert [line for line in held if "@known" not in line] == regions
+
+
+def test_where_nobody_reads_or_nobody_wants_it_nothing_is_held() -> None:
+    fast = render(_NAMES, owner=True, cgroup=_CGROUP, packets=_GROUPS)
+    assert render(_AUTO, owner=True, cgroup=_CGROUP, packets=NO_GROUPS) == fast == _TEXTS["names"]
+    assert "log" not in fast
+
+
+def test_held_forwarded_connections_are_sent_to_an_address_that_can_answer_by_a_wire() -> None:
+    everywhere = replace(_EVERYTHING, connect=Connect.AUTO)
+    assert held_listeners(everywhere, {4: "192.0.2.1"}) == {4: ("192.0.2.1", 12300)}
+    assert held_listeners(_EVERYTHING, {4: "192.0.2.1"}) == {}
+    for plan in (_OFFICE, _ONE_ADDRESS):
+        assert held_listeners(replace(plan, connect=Connect.AUTO), {4: "192.0.2.9"}) == {}

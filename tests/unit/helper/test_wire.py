@@ -48,6 +48,7 @@ _ROUTE = ["10.0.0.0/8", "remote", 0, 65535]
 _PLAN = {
     "session": "01234567",
     "method": "nft",
+    "connect": "auto",
     "redirects": [["connections", "127.0.0.1", 1], ["queries", "127.0.0.1", 2]],
     "routes": [_ROUTE],
     "bypass": [],
@@ -101,6 +102,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(session=None),
         _apply(method="iptables"),
         _apply(method=None),
+        _apply(connect="never"),
+        _apply(connect=None),
         _apply(redirects=None),
         _apply(redirects={}),
         _apply(redirects=[None]),

@@ -1,0 +1,163 @@
+"""The rules that hold SYNs back until the far side has connected, for the nft method. Pure.
+
+A connection is redirected only when somebody over there has answered: its SYN is logged (NFLOG) and
+dropped, before connection tracking has seen it, and whoever reads the group has the far side
+connect. Then he sends that very SYN again, marked, or says that there is nobody::
+
+    output, prerouting (only what would be redirected)           -290, before tracking (-200)
+        marked: a SYN .......... its destination is known for KNOWN_S from now on; goes on
+        marked: a FIN .......... its destination is not known any more; dropped
+        marked: anything else .. goes on, untracked
+        to a known destination . goes on (--connect auto), as with --connect fast
+        a SYN into a region .... logged, dropped
+
+    output, nat                                                  -110
+        marked ................. redirected, whoever it comes from
+        anything else .......... as ever (nft)
+
+* *The same traffic.* What is held is exactly what would be redirected, or programs would hang: the
+  lines that leave connections alone are made once, and are in the chains of both kinds; so are the
+  regions.
+* *Before tracking.* A SYN that is tracked and then dropped would be forgotten, but one that is
+  sent again while it is not must be new to the nat chains.
+* *The mark* is a bit that only root can set, and the packet process re-sends only what was logged.
+* *Known destinations* cost no round trip: the kernel puts them into a set itself, when the marked
+  SYN passes, and takes them out again after KNOWN_S. The one that has failed meanwhile is taken out
+  by a word in the form of a packet, a FIN that goes nowhere. Rejected: a request to the helper,
+  which has the only socket that may alter our table, for it may be busy with thousands of routes. A
+  full set takes no more, and such destinations are asked for each time.
+* *Forwarded.* A marked SYN leaves from this host, whoever's it is. ``redirect`` would then mean
+  127.0.0.1, whose answer can't leave by a wire; so where the listener has no address of its own,
+  one of this host's is named.
+
+Not here: who reads the group (helper.held_syns), the rest of the table (nft).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+#: The mark of packets that the packet process makes: a bit that neither container networks nor
+#: VPNs use. What bears it is neither tracked nor captured, but where a rule says so.
+INJECTED_MARK = 0x04000000
+
+#: The time for which a destination that has answered is taken to be there.
+KNOWN_S = 30
+
+#: The most destinations that are known: some 100 bytes of the kernel's memory each.
+MOST_KNOWN = 65536
+
+#: The bytes of a packet that are logged: helper.segments' SNAP_BYTES.
+SNAP_BYTES = 256
+
+#: A priority before connection tracking (-200), behind its defragmentation (-400).
+_HOLDING_PRIORITY = -290
+
+_SYN_FLAGS = "tcp flags & (fin | syn | rst | ack)"
+NOT_A_SYN = f"{_SYN_FLAGS} != syn"
+
+_IS_INJECTED = f"meta mark & {INJECTED_MARK:#010x} != 0"
+
+_TYPE = {4: "ipv4_addr . inet_service", 6: "ipv6_addr . inet_service"}
+_DESTINATION = {4: "ip daddr . tcp dport", 6: "ip6 daddr . tcp dport"}
+
+
+class Holding(NamedTuple):
+    """What the rules have to know."""
+
+    group: int  # in which somebody reads the SYNs
+    families: tuple[int, ...]  # 4, 6: of those with a listener
+    knows: bool  # destinations that have answered are redirected at once
+
+
+def known_sets(holding: Holding) -> list[str]:
+    """The sets of known destinations."""
+    if not holding.knows:
+        return []
+    lines = []
+    for family in holding.families:
+        lines += [
+            f"\tset known{family} {{",
+            f"\t\ttype {_TYPE[family]}; flags dynamic,timeout; timeout {KNOWN_S}s;"
+            f" size {MOST_KNOWN};",
+            "\t}",
+        ]
+    return lines
+
+
+def held_chains(
+    holding: Holding,
+    output: list[str],
+    prerouting: list[str],
+    regions: Callable[[str, int, str], list[str]],
+) -> list[str]:
+    """The chains that log and drop. ``output`` and ``prerouting`` are the lines that leave alone
+    what is not captured, and end in ``goto hold4`` and ``goto hold6``; ``regions`` makes the chain
+    of a name, family and verdict for what is.
+    """
+    lines = [
+        "\tchain held {",
+        f"\t\tlog group {holding.group} snaplen {SNAP_BYTES}",
+        "\t\tdrop",
+        "\t}",
+    ]
+    for family in holding.families:
+        chain = regions(f"hold{family}", family, "goto held")
+        if holding.knows:
+            chain.insert(1, f"\t\t{_DESTINATION[family]} @known{family} return")
+        lines += chain
+    lines += _injected(holding)
+    lines += [
+        "\tchain hold_output {",
+        f"\t\ttype filter hook output priority {_HOLDING_PRIORITY}; policy accept;",
+        f"\t\t{_IS_INJECTED} goto injected",
+        *output,
+        "\t}",
+    ]
+    if prerouting:
+        lines += [
+            "\tchain hold_prerouting {",
+            f"\t\ttype filter hook prerouting priority {_HOLDING_PRIORITY}; policy accept;",
+            *prerouting,
+            "\t}",
+        ]
+    return lines
+
+
+def _injected(holding: Holding) -> list[str]:
+    learning, forgetting = [], ["\t\tdrop"]
+    if holding.knows:
+        of_each = [f"@known{f} {{ {_DESTINATION[f]} }}" for f in holding.families]
+        learning = [f"\t\tupdate {each}" for each in of_each]
+        forgetting = [*(f"\t\tdelete {each}" for each in of_each), *forgetting]
+    return [
+        "\tchain retracted {",
+        *forgetting,
+        "\t}",
+        "\tchain injected {",
+        "\t\tmeta l4proto != tcp notrack return",
+        f"\t\t{_SYN_FLAGS} == fin goto retracted",
+        f"\t\t{NOT_A_SYN} notrack return",
+        *learning,
+        "\t}",
+    ]
+
+
+def injected_chains(
+    holding: Holding,
+    forwarded_to: Mapping[int, str],
+    regions: Callable[[str, int, str], list[str]],
+) -> tuple[list[str], str]:
+    """The chains of nat for what was held, and the rule that leads there.
+
+    ``forwarded_to`` are the statements that send a forwarded connection to the listener, where that
+    is another than for this host's own.
+    """
+    chains, lines = [], []
+    for family in holding.families:
+        of_family = f"\t\tmeta nfproto ipv{family}"
+        if family in forwarded_to:
+            chains += regions(f"capture{family}_far", family, forwarded_to[family])
+            lines.append(f"{of_family} fib saddr type != local goto capture{family}_far")
+        lines.append(f"{of_family} goto capture{family}")
+    chains += ["\tchain captured_held {", *lines, "\t}"]
+    return chains, f"\t\t{_IS_INJECTED} goto captured_held"

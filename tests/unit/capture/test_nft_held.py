@@ -1,0 +1,44 @@
+"""The chains that hold SYNs, for themselves; with all others they are in test_nft."""
+
+from sshunt.capture.nft_held import Holding, held_chains, injected_chains, known_sets
+
+
+def _regions(name: str, family: int, verdict: str) -> list[str]:
+    return [f"\tchain {name} {{", f"\t\tregions {family} {verdict}", "\t}"]
+
+
+_AUTO = Holding(20000, (4, 6), knows=True)
+_HONEST = Holding(20000, (4,), knows=False)
+
+
+def test_known_destinations_are_let_go_before_regions_are_looked_at() -> None:
+    text = "\n".join(held_chains(_AUTO, [], [], _regions))
+    assert text.index("@known4 return") < text.index("regions 4 goto held")
+    assert [line.split()[1] for line in known_sets(_AUTO) if "set" in line] == ["known4", "known6"]
+
+
+def test_with_honest_nobody_is_known() -> None:
+    assert known_sets(_HONEST) == []
+    assert not any("known" in line for line in held_chains(_HONEST, [], [], _regions))
+
+
+def test_forwarded_ones_are_held_only_where_some_are_captured() -> None:
+    for prerouting in ([], ["\t\tmeta nfproto ipv4 goto hold4"]):
+        chains = held_chains(_HONEST, [], prerouting, _regions)
+        assert ("\tchain hold_prerouting {" in chains) == bool(prerouting)
+
+
+def test_what_is_logged_is_dropped_behind_it() -> None:
+    chains = held_chains(_HONEST, [], [], _regions)
+    logged = chains.index("\t\tlog group 20000 snaplen 256")
+    assert chains[logged + 1] == "\t\tdrop"
+
+
+def test_a_forwarded_one_that_was_held_goes_to_the_listener_that_others_reach() -> None:
+    chains, rule = injected_chains(_AUTO, {4: "dnat ip to 192.0.2.1:5"}, _regions)
+    text = "\n".join(chains)
+    assert rule.endswith("goto captured_held")
+    assert "regions 4 dnat ip to 192.0.2.1:5" in text
+    first, second = "fib saddr type != local goto capture4_far", "nfproto ipv4 goto capture4\n"
+    assert 0 < text.index(first) < text.index(second)
+    assert "capture6_far" not in text
