@@ -12,7 +12,11 @@ Whoever holds a Connection, Association or Question owns it, and ends it in one 
 
 A near end that wants to be told (``wants_opened``: SOCKS, a SYN that is held back) hears ``opened``
 from its relay when the far end is up, and only then answers its program; the others have answered
-theirs already. Codes are those of frames.RESET_*.
+theirs already. Codes are those of frames.RESET_*, of associations FLOW_*.
+
+An Association and its Outlet are two ends of one thing: what a program sends goes into the outlet,
+what comes back is delivered to the association. Datagrams may be lost anywhere, and nobody is told;
+what is known of one that did not arrive is said (``failed``), and the flow goes on.
 
 Nothing here is a coroutine: a carrier's ``connect`` returns at once, thousands of times a second.
 
@@ -23,7 +27,7 @@ Not here: near ends that are a session's (incoming), what joins two sockets (fro
 import socket
 from typing import NamedTuple, Optional, Tuple
 
-from sshunt.mux import frames
+from sshunt.mux import datagram_frames, frames
 from sshunt.relay.sockets import close_with_reset
 
 #: What a flow is made of, as the protocol numbers it; DNS: whatever a resolver can be asked by.
@@ -32,6 +36,19 @@ TCP, UDP, ECHO, DNS = frames.TCP, frames.UDP, frames.ECHO, frames.DNS
 #: Codes for refusals of our own.
 NO_RESOURCES, NOT_PERMITTED = frames.RESET_NO_RESOURCES, frames.RESET_NOT_PERMITTED
 ABORTED = frames.RESET_ABORTED
+
+#: What became of a datagram, or why a flow is over (docs/protocol.md, 6.1).
+FLOW_DONE = datagram_frames.FLOW_DONE
+FLOW_REFUSED = datagram_frames.FLOW_REFUSED
+FLOW_HOST_UNREACHABLE = datagram_frames.FLOW_HOST_UNREACHABLE
+FLOW_NET_UNREACHABLE = datagram_frames.FLOW_NET_UNREACHABLE
+FLOW_TIMED_OUT = datagram_frames.FLOW_TIMED_OUT
+FLOW_NAME_UNKNOWN = datagram_frames.FLOW_NAME_UNKNOWN
+FLOW_NO_RESOURCES = datagram_frames.FLOW_NO_RESOURCES
+FLOW_NOT_PERMITTED = datagram_frames.FLOW_NOT_PERMITTED
+FLOW_OTHER = datagram_frames.FLOW_OTHER
+FLOW_TOO_LARGE = datagram_frames.FLOW_TOO_LARGE
+FLOW_HOPS_EXCEEDED = datagram_frames.FLOW_HOPS_EXCEEDED
 
 #: A numeric address or a name, and a port.
 Endpoint = Tuple[str, int]
@@ -153,31 +170,65 @@ class SocketConnection(Connection):
 
 
 class Association:
-    """A flow of datagrams (UDP, ECHO). ``idle_s``: it is over after that long without one."""
+    """A flow of datagrams (UDP, ECHO) of a program, as whoever carries it sees it.
 
-    __slots__ = ("flow", "idle_s")
+    ``idle_s``         it is over after that long without a datagram either way; may change
+    ``source``         the number of the program's socket: flows of one network and number leave the
+                       far host by one socket, which has the port of ``flow.source`` if that is free
+    ``dont_fragment``  what does not pass in one piece is to be dropped, and said (FLOW_TOO_LARGE)
+    ``any_peer``       the source wants to hear from everybody, not only from addresses it wrote to
+    """
 
-    def __init__(self, flow: Flow, idle_s: float) -> None:
+    __slots__ = ("any_peer", "dont_fragment", "flow", "idle_s", "source")
+
+    def __init__(
+        self,
+        flow: Flow,
+        idle_s: float,
+        *,
+        source: int = 0,
+        dont_fragment: bool = False,
+        any_peer: bool = False,
+    ) -> None:
         self.flow = flow
         self.idle_s = idle_s
+        self.source = source
+        self.dont_fragment = dont_fragment
+        self.any_peer = any_peer
 
-    def deliver(self, datagram: bytes) -> None:
-        """One that came back."""
+    def deliver(self, datagram: bytes, segment_bytes: int = 0) -> None:
+        """One that came back, or several of ``segment_bytes`` each (the last may be shorter)."""
         raise NotImplementedError
+
+    def failed(self, code: int, value: int = 0) -> None:
+        """One did not arrive; the flow goes on. ``value``, of FLOW_TOO_LARGE: the most bytes that a
+        datagram may have there, 0 if that is not known.
+        """
 
     def ended(self, code: int) -> None:
-        """It is over."""
+        """It is over; its outlet takes nothing more."""
         raise NotImplementedError
+
+    def stranger(self, peer: Endpoint) -> "Optional[Association]":
+        """``peer``, to whom this source has no flow, has written to it: a flow for what he sends;
+        None: it is not wanted. What the source answers him is a flow of its own, and then his is
+        over.
+        """
+        return None
 
 
 class Outlet:
-    """Where an association's datagrams leave."""
+    """Where an association's datagrams leave; this one leads nowhere."""
 
-    def send(self, datagram: bytes) -> None:
-        """One more; it may be lost."""
+    __slots__ = ()
+
+    def send(self, datagram: bytes, segment_bytes: int = 0) -> None:
+        """One more, or several of ``segment_bytes`` each (the last may be shorter); they may be
+        lost.
+        """
 
     def close(self) -> None:
-        """There are no more."""
+        """There are no more, and nothing that comes back is wanted. May be called twice."""
 
 
 class Question:

@@ -2,11 +2,12 @@
 
     connect, ask --up----> a stream, a question of the session
                  --down--> held until it is up again; refused
+    associate    --------> a flow, whose datagrams are lost while it is down
 
 It has a transport, a session in the process's reactor, a pool of lanes, the upkeep of its link, the
-connections that wait while it is lost, the DNS queries under way, and what both ends say of their
-lanes. There may be several in a process: they share the reactor and the report, which are given to
-them, and nothing else. Whatever ends here ends nobody else's.
+connections that wait while it is lost, the DNS queries under way, the flows of datagrams, and what
+both ends say of their lanes. There may be several in a process: they share the reactor and the
+report, which are given to them, and nothing else. Whatever ends here ends nobody else's.
 
 Its owner hears when it goes down and up, and when a connection is over, whose descriptor somebody
 may be waiting for.
@@ -27,6 +28,7 @@ from typing import NamedTuple, Protocol
 from sshunt.errors import ExitCode, UserError
 from sshunt.model import Endpoint
 from sshunt.mux import frames
+from sshunt.mux.events import DatagramReceived
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
 from sshunt.relay.flow import (
@@ -45,6 +47,7 @@ from sshunt.relay.flow import (
 from sshunt.relay.lane import LaneIO
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import TunnelOwner
+from sshunt.remote.associations import Associations
 from sshunt.remote.holding import HeldConnections
 from sshunt.remote.opening import Opening
 from sshunt.remote.pool import Pool, Traffic
@@ -112,6 +115,7 @@ class Remote(TunnelOwner, Carrier):
             reactor, self, transport, report, terms.name, most=terms.lanes, grace_s=terms.grace_s
         )
         self._queries = Queries(reactor.loop)
+        self._associations = Associations(reactor.loop, self._pool)
         self._telemetry = Telemetry(terms.name, self._pool, report)
         self._upkeep = Upkeep(
             terms.name,
@@ -168,6 +172,7 @@ class Remote(TunnelOwner, Carrier):
         """Reset the programs' connections, fail their queries. May be called twice."""
         self._held.reset_all()
         self._queries.fail_all()
+        self._associations.end_all()
         self._pool.tunnel.reset_all()
 
     async def end(self) -> None:
@@ -185,6 +190,7 @@ class Remote(TunnelOwner, Carrier):
             self._report.say(FarSideNotTold(self.name, is_lost, self._terms.grace_s))
         self._held.reset_all()
         self._queries.close()
+        self._associations.close()
         self._pool.tunnel.close()
 
     async def close(self) -> None:
@@ -222,9 +228,8 @@ class Remote(TunnelOwner, Carrier):
         return Asked()
 
     def associate(self, association: Association) -> Outlet:
-        """As in Carrier. Open question: none that lasts is asked for yet (UDP)."""
-        association.ended(NO_RESOURCES)
-        return Outlet()
+        """As in Carrier. While it is down, datagrams are lost, as on any cut cable."""
+        return self._associations.associate(association)
 
     def _open(self, connection: SocketConnection) -> Relay | None:
         tunnel = self._pool.tunnel
@@ -288,6 +293,10 @@ class Remote(TunnelOwner, Carrier):
         """As the upkeep says."""
         self._held.release(self._open)
         self._owner.on_up(self)
+
+    def on_datagram(self, event: DatagramReceived) -> bool:
+        """As the tunnel says: somebody has written to a source of ours."""
+        return self._associations.take_stranger(event)
 
     def on_lane_ended(self, lane: LaneIO, reason: str) -> None:
         """As the tunnel says."""

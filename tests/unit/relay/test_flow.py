@@ -102,6 +102,12 @@ def test_what_a_kind_of_end_must_say_for_itself_is_an_error_until_it_does() -> N
             call()
 
 
+def test_a_near_end_of_datagrams_need_not_care_for_errors_and_strangers() -> None:
+    association = Association(Flow(UDP, ("192.0.2.1", 53)), 30.0)
+    association.failed(NO_RESOURCES)
+    assert association.stranger(("192.0.2.1", 54)) is None
+
+
 def test_connecting_is_no_coroutine() -> None:
     """A carrier's face returns at once: thousands of connections a second come by it."""
     for method in (Carrier.connect, Carrier.associate, Carrier.ask):
