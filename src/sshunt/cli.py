@@ -92,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sshunt.commands import sudoers
 
             return sudoers.sudoers(words[1:], console)
+        if words[:1] == ["install-helper"]:
+            from sshunt.commands import install_helper
+
+            return install_helper.install_helper(words[1:], console)
         if words[:1] == ["help"]:
             words[0] = "--help"
         if words[:1] == ["up"]:
@@ -130,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_such_command(word: str) -> UserError:
     return UserError(
-        f"there is no command {word!r}; there are up, reconnect, sudoers, demo and help",
+        f"there is no command {word!r};"
+        " there are up, reconnect, sudoers, install-helper, demo and help",
         f"{_NO_COMMANDS[word]} (for a host of that name: sshunt up ... {word})",
         ExitCode.USAGE,
     )
@@ -198,7 +203,7 @@ def _parser() -> _Parser:
         prog="sshunt",
         usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n"
         "       sshunt reconnect [SESSION]\n       sshunt sudoers [--user NAME] [--doas]\n"
-        "       sshunt demo",
+        "       sshunt install-helper [--socket]\n       sshunt demo",
         description="Reach a remote network from unmodified programs over a plain ssh login.\n"
         "Nothing is installed on the server, no root is needed there.",
         epilog=_EPILOG,

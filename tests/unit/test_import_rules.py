@@ -55,6 +55,7 @@ TOUCHES_THE_KERNEL = {
     "privileges.py": {"ctypes"},
     "marks.py": {"fcntl"},  # the server's, too: a slot is taken before anything is asked
     "addresses.py": {"fcntl"},
+    "starter.py": {"fcntl"},  # whose network a socket is of; nothing is changed by it
 }
 OF_APPLY = {"nftables", "netlink", "changes", "guard", "cgroups", "sweeper", "processes"}
 OF_APPLY |= {"privileges", "addresses", "chains", "interfaces", "resolvers"}

@@ -6,5 +6,7 @@ up         the tunnel: names are resolved, listeners bound, the helper asked, ss
 running    what goes on from there until the end
 reconnect  running sessions are asked to try again now
 sudoers    the line that spares a user the password, where that is safe
+install_helper  a copy of the helper that is root's alone, for every sshunt of this host
+units      that one as a service of systemd
 demo       a throw-away office in network namespaces, and the tunnel at work there
 """

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sshunt.errors import ExitCode, UserError
-from sshunt.host.elevate import helper_command
+from sshunt.host.elevate import LAUNCHER, helper_command
 from sshunt.host.trust import below, problems
 from sshunt.tell.console import Console
 
@@ -77,7 +77,8 @@ def sudoers(argv: Sequence[str], console: Console) -> int:
             console.line(f"and {len(found) - _SHOWN} more")
         raise UserError(
             f"whoever can change what root runs is root: no line for {command[0]}",
-            "install sshunt as root, into folders of root's: see docs/howto/passwordless.md",
+            "have a copy that is root's alone: sudo"
+            f" {os.path.abspath(sys.argv[0])} install-helper; or see docs/howto/passwordless.md",
             ExitCode.PRIVILEGE,
         )
     write = doas_line if words.doas else sudoers_line
@@ -122,7 +123,12 @@ def _check_words(command: Sequence[str]) -> None:
 
 def _all_that_is_read(command: Sequence[str]) -> Iterator[str]:
     """Paths that matter when this command is run; raises UserError."""
-    python, *options, program = command
+    if command == [LAUNCHER]:
+        python, *options = Path(LAUNCHER).read_text().splitlines()[0].removeprefix("#!").split()
+        program = str(Path(LAUNCHER).parent / "lib/sshunt/helper/__main__.py")
+        yield LAUNCHER
+    else:
+        python, *options, program = command
     package = Path(program).parents[1]
     done = subprocess.run(
         [python, *options, "-c", _ASK, str(package.parent)],

@@ -44,7 +44,7 @@ from sshunt.model import Endpoint
 #: The version of what is said here: client and helper speak the same one, or not at all.
 VERSION = 6
 
-#: The helper's only exit status beside 0: its standard input is not the socketpair.
+#: The helper's only exit status beside 0: its standard input is not what it has to be.
 EXIT_NO_SOCKET = 3
 
 #: The most routes of a plan. Thousands are seen in the field (whole countries: 10,000); doubled.
@@ -113,6 +113,7 @@ class Refusal(str, Enum):
     NO_NFT = "no-nft"  # libnftables is not installed
     NO_NF_TABLES = "no-nf-tables"  # the kernel has none
     NO_CHANNEL = "no-channel"  # no socketpair rides on the request
+    ELSEWHERE = "elsewhere"  # the client is in another network namespace
     NO_PLACE = "no-place"  # there is no /run that root can write
     TOO_MANY = "too-many"  # this user has as many helpers as he may
     CRASHED = "crashed"  # libnftables ends the process in which it is called

@@ -109,11 +109,13 @@ _ALLOWED = {
 }
 
 
-def serve(client: socket.socket, *, user: int = 0, owner: bool = True) -> None:
+def serve(
+    client: socket.socket, *, user: int = 0, elsewhere: bool = False, owner: bool = True
+) -> None:
     """Carry out requests until the client is gone or SIGTERM comes; leaves nothing behind.
 
-    ``user`` is whose helper this is (starter). ``owner=False`` makes plain tables even where the
-    kernel could own them.
+    ``user`` is whose helper this is, who is refused if he is ``elsewhere`` (starter).
+    ``owner=False`` makes plain tables even where the kernel could own them.
     """
     client.setblocking(False)
     slot: Mark | None = None
@@ -127,6 +129,8 @@ def serve(client: socket.socket, *, user: int = 0, owner: bool = True) -> None:
                 raise KernelError(
                     Refusal.TOO_MANY, f"{MAX_HELPERS} helpers of this user are running"
                 )
+        if elsewhere:
+            raise KernelError(Refusal.ELSEWHERE, "the helper is in another network namespace")
         _converse(client, _Service(client, marks, owner=owner))
     except KernelError as error:
         _refuse(client, Refused(error.kind, error.message))

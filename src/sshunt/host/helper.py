@@ -42,7 +42,7 @@ from sshunt.helper.protocol import (
     Undo,
 )
 from sshunt.helper.wire import decode_reply, encode_request
-from sshunt.host.elevate import HelperProcess
+from sshunt.host.elevate import SERVICE, HelperProcess
 from sshunt.model import Endpoint
 
 #: The deadline for the greeting where a password is asked for: sudo's own passwd_timeout is 5
@@ -80,7 +80,9 @@ _HINTS = {
     Refusal.NOT_OURS: "what is kept is what this host has had since sshunt was started",
     Refusal.NOT_RETAINED: "a TUN device is needed: modprobe tun,"
     " or docker run --device /dev/net/tun",
-    Refusal.VERSION: "two versions of sshunt are mixed here: install it again",
+    Refusal.VERSION: "two versions of sshunt are mixed here: install it again (where the helper was"
+    " installed for all: sshunt install-helper, as root)",
+    Refusal.ELSEWHERE: "run it as root there: root's sshunt starts a helper of its own",
 }
 
 
@@ -271,7 +273,9 @@ async def _greet(helper: Helper, process: HelperProcess, session: str) -> None:
     """Say HELLO and wait for the end of what was started; raises UserError."""
     refused: UserError | None = None
     try:
-        await helper.greet(session, PASSWORD_DEADLINE_S if process.tool else START_DEADLINE_S)
+        await helper.greet(session, PASSWORD_DEADLINE_S if process.asks else START_DEADLINE_S)
+    except _LostError as error:
+        refused = _no_service() if process.tool == SERVICE else error
     except UserError as error:
         refused = error
     try:
@@ -303,8 +307,21 @@ def _not_started(what: str, tool: str | None) -> UserError:
     )
 
 
-def _lost(fate_of_rules: str) -> UserError:
+def _no_service() -> UserError:
     return UserError(
+        f"the service {SERVICE} did not answer",
+        f"`journalctl -u '{SERVICE}@*'` may say why; without it, sudo is asked:"
+        f" systemctl stop {SERVICE}.socket",
+        ExitCode.PRIVILEGE,
+    )
+
+
+class _LostError(UserError):
+    """The conversation has ended."""
+
+
+def _lost(fate_of_rules: str) -> UserError:
+    return _LostError(
         f"the privileged helper is gone{fate_of_rules}",
         "was it killed? start sshunt again (it removes what is left of such sessions)",
         ExitCode.CAPTURE,

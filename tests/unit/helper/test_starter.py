@@ -3,12 +3,21 @@
 import os
 import pwd
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sshunt.helper.starter import is_one_of_a_pair, user_of
+from sshunt.helper import starter
+from sshunt.helper.starter import (
+    caller_of,
+    is_accepted,
+    is_of_another_network,
+    is_one_of_a_pair,
+    user_of,
+)
+from sshunt.lab.hosts import Host
 
 _AS_ANOTHER = 1000
 
@@ -110,3 +119,94 @@ def test_a_user_with_many_uids_is_the_one_whom_sudo_or_doas_served(
         os.seteuid(0)
     with ours, theirs:
         assert user_of(theirs, environment) == user
+
+
+# --- started by the service manager ---------------------------------------------------------------
+
+
+def test_of_a_connection_to_the_service_s_socket_only_the_accepted_end_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "SERVICE_SOCKET", str(tmp_path / "name"))
+    client, accepted, listener = connected_to_a_name(tmp_path)
+    with client, accepted, listener:
+        assert is_accepted(accepted.fileno())
+        assert not is_accepted(client.fileno())
+        assert not is_accepted(listener.fileno())
+        with socket.socket(socket.AF_UNIX) as named:
+            named.bind(str(tmp_path / "caller"))  # whoever does that is no client of ours
+            named.connect(str(tmp_path / "name"))
+            with listener.accept()[0] as other:
+                assert not is_accepted(other.fileno())
+
+
+@pytest.mark.parametrize(
+    "make", [connected_to_a_name, connected_to_an_abstract_name, of_messages, over_tcp]
+)
+def test_other_connections_and_pairs_are_not_the_service_s(
+    make: Callable[[Path], tuple[socket.socket, ...]], tmp_path: Path
+) -> None:
+    for sock in make(tmp_path):
+        with sock:
+            assert not is_accepted(sock.fileno())
+    for end in socket.socketpair():
+        with end:
+            assert not is_accepted(end.fileno())
+
+
+def called_by(uid: int, gid: int, folder: Path) -> tuple[socket.socket, str]:
+    """A connection of somebody's with this uid and group, as it was accepted."""
+    path = str(folder / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        os.chmod(path, 0o666)
+        os.chown(path, 0, gid)
+        listener.listen()
+        folder.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([gid])
+                os.setgid(gid)
+                os.setuid(uid)
+                socket.socket(socket.AF_UNIX).connect(path)
+            finally:
+                os._exit(0)
+        accepted = listener.accept()[0]
+        os.waitpid(child, 0)
+    return accepted, path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+def test_a_caller_is_root_or_a_known_member_of_the_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        accepted, path = called_by(nobody.pw_uid, nobody.pw_gid, Path(folder))
+        with accepted:
+            assert caller_of(accepted, path) == nobody.pw_uid
+            os.chown(path, 0, 0)
+            assert caller_of(accepted, path) is None  # not by name, whatever groups it had then
+            assert caller_of(accepted, "/nonexistent") is None
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        accepted, path = called_by(54_321, nobody.pw_gid, Path(folder))
+        with accepted:
+            assert caller_of(accepted, path) is None  # one of 65,536 that a user may have
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        accepted, path = called_by(0, 0, Path(folder))
+        with accepted:
+            assert caller_of(accepted, path) == 0
+
+
+def test_a_socket_of_this_network_namespace_is_known_as_such() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert not is_of_another_network(theirs)
+
+
+def test_a_socket_of_another_network_namespace_is_known_as_such(host: Host) -> None:
+    with host.entered():
+        ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert is_of_another_network(theirs)
