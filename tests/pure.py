@@ -37,6 +37,8 @@ SINGLE = (
         "helper/protocol",
         "helper/segments",
         "helper/syn_messages",
+        "helper/echo_messages",
+        "helper/echo_packets",
         "helper/wire",
         "transport/ssh_ways",
         "transport/ssh_diagnosis",

@@ -525,6 +525,8 @@ _FOREIGN_LISTENER = {
     "routes": [],
     "bypass": [],
     "resolvers": [],
+    "connect": "fast",
+    "echoes": False,
 }
 
 

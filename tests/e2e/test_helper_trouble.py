@@ -71,8 +71,10 @@ class Conversation:
     def apply(self, session: str, routes: list[Any], **more: Any) -> dict[str, Any]:
         self.ask("hello", version=VERSION, session=session)
         redirects = [["connections", "127.0.0.1", 1]]
-        plan = {"session": session, "method": "nft", "redirects": redirects, "routes": routes}
-        return self.ask("apply", plan={**plan, "bypass": [], "resolvers": [], **more})
+        plan: dict[str, Any] = {"session": session, "method": "nft"}
+        plan |= {"redirects": redirects, "routes": routes}
+        plan |= {"bypass": [], "resolvers": [], "connect": "fast", "echoes": False}
+        return self.ask("apply", plan={**plan, **more})
 
     def has_ended(self) -> bool:
         return self._answers.read() == b""
@@ -426,10 +428,11 @@ sys.stdin.read()
 def test_a_helper_hears_signals_whatever_its_starter_does_with_them(lab: Lab) -> None:
     session = "feedfacefeed"
     redirects = [["connections", "127.0.0.1", 1]]
-    plan = {"session": session, "method": "nft", "redirects": redirects, "routes": _EVERY}
+    plan: dict[str, Any] = {"session": session, "method": "nft", "redirects": redirects}
+    plan |= {"routes": _EVERY, "bypass": [], "resolvers": [], "connect": "fast", "echoes": False}
     requests: list[dict[str, Any]] = [
         {"request": "hello", "version": VERSION, "session": session},
-        {"request": "apply", "plan": {**plan, "bypass": [], "resolvers": []}},
+        {"request": "apply", "plan": plan},
     ]
     lines = [json.dumps(request) + "\n" for request in requests]
     client = as_ben(lab, [sys.executable, "-c", _DEAF, *lines])

@@ -70,6 +70,7 @@ _plans = st.builds(
     _resolvers,
     st.sampled_from(Method),
     st.sampled_from(Connect),
+    st.booleans(),
 )
 _requests = st.one_of(
     st.builds(Hello, st.integers(0, 2**31), _sessions),

@@ -76,7 +76,7 @@ kernel takes out after ALIVE_S, and the helper puts in again; what redirects loo
 Regions that hold every port go into a set of addresses; the others into a set of address . port. A
 family without a listener has no sets and no rules: its connections go on as if we were not there.
 
-Not here: choosing and applying (helper), geometry (plan).
+Not here: choosing and applying (helper), geometry (plan), echo requests (echo_rules).
 """
 
 import re
@@ -85,8 +85,10 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
+from sshunt.capture.echo_rules import echo_chains
 from sshunt.capture.links import Links
 from sshunt.capture.nft_held import (
+    INJECTED_MARK,
     NOT_A_SYN,
     Holding,
     held_chains,
@@ -271,6 +273,12 @@ def render(
         lines += held_chains(holding, [*alive, *own_held], others_held, regions)
     lines += _gone_chains([*listeners_that_may_go(plan), *far.values(), *earlier])
     lines += _bound_chains(plan, families)
+    if plan.echoes and packets.echoes and families:
+        ours = [f"\t\t{_BY_AN_AGENT} return"]
+        ours += [] if cgroup is None else [f"\t\t{_in_cgroup(cgroup)} return"]
+        lines += echo_chains(
+            packets.echoes, INJECTED_MARK, families, _coming_by(forwarded), alive, ours
+        )
     lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -334,7 +342,7 @@ def _alive_set() -> list[str]:
     return [
         f"\tset {ALIVE_SET} {{",
         f"\t\ttype inet_proto; flags timeout; timeout {ALIVE_S}s;",
-        "\t\telements = { tcp, udp }",
+        "\t\telements = { tcp, udp, 1, 58 }",
         "\t}",
     ]
 
@@ -464,12 +472,10 @@ def _in_cgroup(cgroup: Cgroup) -> str:
 
 def _forwarded_lines(forwarded: Mapping[int, Links], *, to: str = "capture") -> list[str]:
     """What is left alone of what is forwarded, and where the rest goes; none if there is none."""
-    captured = []
-    for family, links in forwarded.items():
-        names = ", ".join(f'"{name}"' for name in links or ())
-        from_links = "" if links is None else f" iifname {{ {names} }}"
-        if links is None or links:
-            captured.append(f"\t\tmeta nfproto ipv{family}{from_links} goto {to}{family}")
+    captured = [
+        f"\t\tmeta nfproto ipv{family}{links} goto {to}{family}"
+        for family, links in _coming_by(forwarded).items()
+    ]
     return [*_left_alone(), *captured] if captured else []
 
 
@@ -480,6 +486,16 @@ def _prerouting_chain(forwarded: list[str]) -> list[str]:
         *forwarded,
         "\t}",
     ]
+
+
+def _coming_by(forwarded: Mapping[int, Links]) -> dict[int, str]:
+    """For each family of which something forwarded is captured, the match for where it comes by."""
+    found = {}
+    for family, links in forwarded.items():
+        names = ", ".join(f'"{name}"' for name in links or ())
+        if links is None or links:
+            found[family] = "" if links is None else f" iifname {{ {names} }}"
+    return found
 
 
 def _left_alone() -> list[str]:

@@ -113,6 +113,7 @@ class Plan:
     resolvers: tuple[str, ...] = ()  # whom this host's programs ask names
     method: Method = Method.NFT
     connect: Connect = Connect.FAST
+    echoes: bool = False  # echo requests into regions that hold every port, too
 
     def __post_init__(self) -> None:
         check_session(self.session)

@@ -17,6 +17,9 @@ The packet process, a child of the helper:
     held_syns        SYNs that are held back until the far side has connected
     syn_messages     what is said about them; pure
     segments         the packets that answer them, as bytes; pure
+    echoes           a part: echo requests, which it answers as the client says
+    echo_messages    what the two say of them; pure
+    echo_packets     requests and answers as bytes; pure
 
 These serve apply alone, and nothing else touches the kernel:
 

@@ -377,7 +377,11 @@ class Kernel:
         """
         if self.is_plain:
             # Removed and added: elements can't be given more time where they are before Linux 6.12.
-            keys = [protocol_key(number) for number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)]
+            numbers = (
+                *(socket.IPPROTO_TCP, socket.IPPROTO_UDP),
+                *(socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6),
+            )
+            keys = [protocol_key(number) for number in numbers]
             try:
                 self._replace({nft.ALIVE_SET: keys})
             finally:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sshunt.capture.plan import Plan
+from sshunt.helper.echoes import Echoes
 from sshunt.helper.held_syns import HeldSyns
 from sshunt.helper.packet_protocol import ECHO_KINDS, MAX_MESSAGE_BYTES, SYN_KINDS, PacketError
 from sshunt.helper.part import Out, Part
@@ -55,7 +56,7 @@ _BEGUN = struct.Struct("!HH")
 def parts(out: Out) -> list[Part]:
     """What the process does; a part that this kernel has nothing for is left out."""
     found: list[Part] = []
-    makers: tuple[Callable[[Out], Part], ...] = (HeldSyns,)
+    makers: tuple[Callable[[Out], Part], ...] = (HeldSyns, Echoes)
     for make in makers:
         with suppress(OSError):
             found.append(make(out))

@@ -192,6 +192,7 @@ _PLAN: _Fields = {
     "routes": _routes,
     "bypass": _endpoints,
     "resolvers": _resolvers,
+    "echoes": _bool,
 }
 
 _REQUESTS = (

@@ -100,6 +100,16 @@ _TEXTS = {
     "gone": render_without_plan(
         _SESSION, None, owner=True, earlier=listeners_that_may_go(_ONE_ADDRESS)
     ),
+    "echoes": render(
+        replace(_EVERYTHING, echoes=True),
+        owner=True,
+        cgroup=_CGROUP,
+        served=_FROM_LINKS,
+        packets=PacketGroups(0, 20064),
+    ),
+    "echoes-plain": render(
+        replace(_OFFICE, echoes=True), owner=False, cgroup=None, packets=PacketGroups(0, 20064)
+    ),
     "nothing": render(Plan(_SESSION, (), (_route("::/0"),)), owner=False, cgroup=None),
 }
 
@@ -123,6 +133,12 @@ def test_a_plan_is_rendered_as_the_golden_file_says(name: str) -> None:
     if os.environ.get("SSHUNT_GOLDEN") == "write":
         path.write_text(_TEXTS[name])
     assert _TEXTS[name] == path.read_text()
+
+
+def test_where_nobody_reads_them_echo_requests_are_left_alone() -> None:
+    nobody = render(replace(_OFFICE, echoes=True), owner=True, cgroup=None)
+    unwanted = render(_OFFICE, owner=True, cgroup=None, packets=PacketGroups(0, 20064))
+    assert nobody == unwanted == _TEXTS["office"]
 
 
 @pytest.mark.parametrize("name", _TEXTS)

@@ -53,6 +53,7 @@ _PLAN = {
     "routes": [_ROUTE],
     "bypass": [],
     "resolvers": ["127.0.0.53"],
+    "echoes": True,
 }
 
 
@@ -128,6 +129,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(routes=[[167772160, "remote", 0, 1]]),
         _apply(routes=[_ROUTE] * (MAX_ROUTES + 1)),
         _apply(bypass=[["127.0.0.1", 22]] * (MAX_BYPASS + 1)),
+        _apply(echoes=None),
+        _apply(echoes=1),
         _apply(resolvers="127.0.0.53"),
         _apply(resolvers=["localhost"]),
         _apply(resolvers=["fe80::1%eth0"]),
