@@ -2,6 +2,7 @@
 
     carrier       this host as a carrier of flows: all that follows behind one face
     dial          connections to the real hosts
+    echo          echo requests of ping and traceroute
     resolve       DNS queries, asked of this host's resolvers
     order         in which order the resolvers are asked; pure
     race          who answers a query

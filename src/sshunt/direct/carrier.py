@@ -3,13 +3,15 @@
 The far side gives it all that the client asks for. At the client it is the far end of what stays
 here. Near ends may be streams of a session or sockets: it makes no difference here.
 
-Not here yet: datagrams; an association is ended at once.
+Not here yet: datagrams of UDP; an association of those is ended at once.
 """
 
 from sshunt.direct.dial import Dialer
+from sshunt.direct.echo import Echoes
 from sshunt.direct.resolve import Resolver
 from sshunt.relay.flow import (
     DNS,
+    ECHO,
     NOT_PERMITTED,
     Asked,
     Association,
@@ -29,6 +31,7 @@ class Direct(Carrier):
     def __init__(self, reactor: Reactor) -> None:
         self._dialer = Dialer(reactor)
         self._resolver = Resolver(reactor)
+        self._echoes = Echoes(reactor)
 
     @property
     def is_up(self) -> bool:
@@ -44,6 +47,8 @@ class Direct(Carrier):
 
     def associate(self, association: Association) -> Outlet:
         """As in Carrier."""
+        if association.flow.network == ECHO:
+            return self._echoes.associate(association)
         association.ended(NOT_PERMITTED)
         return Outlet()
 
@@ -55,3 +60,4 @@ class Direct(Carrier):
         """Give up what is under way."""
         self._dialer.close()
         self._resolver.close()
+        self._echoes.close()

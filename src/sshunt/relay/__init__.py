@@ -13,6 +13,7 @@
     shares     room that several share: who has most loses his oldest first
     alarm      one deadline of the event loop, kept to a fraction of a millisecond
     dns        what both ends must know of DNS: a message's head, and whom a host asks
+    echo       what both ends must know of echo requests: what their datagrams have in them
     accepting  connections of a listening socket, taken in with pauses
     sockets    options that every relayed socket has; what a system error means to the other end
     linux      what Linux can do and Python can't
