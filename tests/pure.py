@@ -40,6 +40,7 @@ SINGLE = (
         "helper/echo_messages",
         "helper/echo_packets",
         "helper/wire",
+        "helper/udp_messages",
         "transport/ssh_ways",
         "transport/ssh_diagnosis",
         "transport/hello_search",

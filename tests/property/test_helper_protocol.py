@@ -58,13 +58,25 @@ _kept = st.lists(
     st.ip_addresses().map(str).filter(can_be_retained), max_size=MAX_RETAINED, unique=True
 ).map(tuple)
 _resolvers = st.lists(st.ip_addresses().map(str), max_size=5).map(tuple)
+
+
+def _well_formed(redirects: list[Redirect]) -> tuple[Redirect, ...]:
+    """Datagrams arrive where connections do."""
+    connected = {each.endpoint[0] for each in redirects if each.what is What.CONNECTIONS}
+    return tuple(
+        each
+        for each in redirects
+        if each.what is not What.DATAGRAMS or each.endpoint[0] in connected
+    )
+
+
 _plans = st.builds(
     Plan,
     _sessions,
     st.lists(
         st.builds(Redirect, st.sampled_from(What), _endpoints4 | _endpoints6),
         unique_by=lambda redirect: (redirect.what, ":" in redirect.endpoint[0]),
-    ).map(tuple),
+    ).map(_well_formed),
     st.lists(_routes(), max_size=5).map(tuple),
     _bypasses,
     _resolvers,

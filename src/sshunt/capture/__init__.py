@@ -3,6 +3,7 @@
 plan      what to capture: listeners, routes, exceptions; flattens routes into regions
 nft       plan -> nftables rule text
 echo_rules  its part about echo requests
+nft_datagrams  its part for UDP
 retained  a former address that is retained means this host to itself alone
 nft_held  its chains that hold SYNs back until the far side has connected
 links     whose connections are captured besides this host's own

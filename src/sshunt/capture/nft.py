@@ -12,6 +12,7 @@ What a new connection meets, in order (only the first packet of a connection pas
                                                     can be reached from outside; see links)
     to port 53 of a resolver (output only) . redirected to our DNS, unless made inside our cgroup
                                              or by an agent
+    UDP .................................... see nft_datagrams
     not TCP ................................ left alone
     not a SYN .............................. left alone
     to an address of this host ............. left alone
@@ -80,11 +81,12 @@ Not here: choosing and applying (helper), geometry (plan), echo requests (echo_r
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
+from sshunt.capture import nft_datagrams
 from sshunt.capture.echo_rules import echo_chains
 from sshunt.capture.links import Links
 from sshunt.capture.nft_held import (
@@ -150,7 +152,7 @@ _BEFORE_NAT_PRIORITY = -101
 OURS_MARK = 0x02000000
 
 _OWNED = "\tflags owner;"
-_BEGINS_PART = re.compile(r"\t(set|chain) ")
+_BEGINS_PART = re.compile(r"\t(set|chain|ct timeout) (\S+) \{")
 
 _ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
 _NO_ADDRESS: Mapping[int, str] = {}
@@ -207,9 +209,8 @@ def as_commands(table: str, name: str | None = None) -> str:
     place = f"{family} {name or rendered_name}"
     commands = []
     for line in lines:
-        if _BEGINS_PART.match(line):
-            kind, name, _ = line.split()
-            commands.append(f"add {kind} {place} {name} {{")
+        if part := _BEGINS_PART.match(line):
+            commands.append(f"add {part[1]} {place} {part[2]} {{")
         elif line != _OWNED:
             commands.append(line)
     return "\n".join(commands) + "\n"
@@ -224,12 +225,14 @@ def render(
     earlier: Iterable[Endpoint] = (),
     packets: PacketGroups = NO_GROUPS,
     own: Mapping[int, str] = _NO_ADDRESS,
+    timed: bool = True,
 ) -> str:
     """The table that captures what ``plan`` says; see ``as_commands``.
 
     ``served`` are the links from which forwarded connections of a family are captured, ``earlier``
     the listeners of plans before this one, as ``listeners_that_may_go`` names them, ``packets``
-    where somebody reads what is logged, ``own`` an address of this host by which others reach it.
+    where somebody reads what is logged, ``own`` an address of this host by which others reach it;
+    ``timed``: the kernel can remember flows for as long as we say (nft_datagrams).
     With ``owner`` the kernel (5.12 and newer) removes the table when the process that made it is
     gone. Raises ValueError if the routes are too many pieces or the cgroup can't be written.
     """
@@ -253,6 +256,7 @@ def render(
     regions = partial(_region_chain, plan)
     for family in families:  # before it is gone to
         lines += regions(f"capture{family}", family, _redirection(*_arrives_at(plan, family)))
+    lines += _datagram_chains(plan, cgroup, timed=timed)
     alive = [] if owner else [f"\t\tmeta l4proto != @{ALIVE_SET} return"]
     forwarded = {family: served[family] for family in families if plan.forwards(family)}
     far = held_listeners(plan, own) if holding else {}
@@ -262,8 +266,10 @@ def render(
         chains, goes_there = injected_chains(holding, to, regions)
         lines += chains
         captured_held = [goes_there]
-    lines += _output_chain([*alive, *captured_held], _own_lines(families, asked, cgroup))
-    if from_others := _forwarded_lines(forwarded):
+    datagrams = _datagram_listeners(plan)
+    own_lines = _own_lines(families, asked, cgroup, datagrams=bool(datagrams))
+    lines += _output_chain([*alive, *captured_held], own_lines)
+    if from_others := _forwarded_lines(forwarded, datagrams=datagrams):
         lines += _prerouting_chain([*alive, *from_others])
     if holding:
         held = {f: links for f, links in forwarded.items() if _held_when_forwarded(plan, f, far)}
@@ -294,9 +300,15 @@ def bypass_sets(plan: Plan) -> dict[str, list[tuple[Address, int]]]:
 
 
 def listeners_that_may_go(plan: Plan) -> list[Endpoint]:
-    """Where connections are redirected to, as far as this host may lose the address."""
-    families = [family for family in (4, 6) if plan.listener(family) is not None]
-    arrivals = [_arrives_at(plan, family) for family in families]
+    """Where connections, and datagrams, are redirected to, as far as this host may lose the
+    address.
+    """
+    arrivals = [
+        _own_address(endpoint)
+        for arrives in (plan.listener, plan.datagrams)
+        for family in (4, 6)
+        if (endpoint := arrives(family)) is not None
+    ]
     return [(a, port) for a, port in arrivals if not ip_address(a).is_loopback]
 
 
@@ -427,6 +439,31 @@ def _held_when_forwarded(plan: Plan, family: int, far: Mapping[int, Endpoint]) -
     return family in far or not ip_address((plan.listener(family) or ("::", 0))[0]).is_unspecified
 
 
+def _datagram_listeners(plan: Plan) -> dict[int, Endpoint]:
+    """Where this host's own datagrams arrive, by family."""
+    found = {family: plan.datagrams(family) for family in (4, 6)}
+    return {family: _own_address(endpoint) for family, endpoint in found.items() if endpoint}
+
+
+def _datagram_chains(plan: Plan, cgroup: Cgroup | None, *, timed: bool) -> list[str]:
+    listeners = _datagram_listeners(plan)
+    if not listeners:
+        return []
+    verdicts = {family: _redirection(*endpoint) for family, endpoint in listeners.items()}
+    not_ours = [_BY_AN_AGENT, *([] if cgroup is None else [_in_cgroup(cgroup)])]
+    return [
+        *(nft_datagrams.timeouts(listeners) if timed else []),
+        *nft_datagrams.untracked(),
+        *nft_datagrams.chains(verdicts, not_ours, timed=timed),
+        *nft_datagrams.strays(listeners, any_address=_at_any_address(plan)),
+    ]
+
+
+def _at_any_address(plan: Plan) -> list[int]:
+    endpoints = ((family, plan.datagrams(family)) for family in (4, 6))
+    return [family for family, at in endpoints if at and ip_address(at[0]).is_unspecified]
+
+
 def _output_chain(first: list[str], own: list[str]) -> list[str]:
     return [
         "\tchain output {",
@@ -444,6 +481,7 @@ def _own_lines(
     *,
     dns: str = "goto dns",
     to: str = "capture",
+    datagrams: bool = False,
 ) -> list[str]:
     """What is left alone of this host's own, and where the rest goes."""
     lines = [
@@ -452,6 +490,7 @@ def _own_lines(
             f" meta l4proto {{ tcp, udp }} th dport {DNS_PORT} {dns}"
             for family in asked
         ),
+        *(["\t\tmeta l4proto udp goto datagrams_output"] if datagrams else []),
         *_left_alone(),
         f"\t\t{_BY_AN_AGENT} return",
     ]
@@ -470,13 +509,21 @@ def _in_cgroup(cgroup: Cgroup) -> str:
     return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
-def _forwarded_lines(forwarded: Mapping[int, Links], *, to: str = "capture") -> list[str]:
+def _forwarded_lines(
+    forwarded: Mapping[int, Links], *, to: str = "capture", datagrams: Container[int] = ()
+) -> list[str]:
     """What is left alone of what is forwarded, and where the rest goes; none if there is none."""
+    coming_by = _coming_by(forwarded)
     captured = [
         f"\t\tmeta nfproto ipv{family}{links} goto {to}{family}"
-        for family, links in _coming_by(forwarded).items()
+        for family, links in coming_by.items()
     ]
-    return [*_left_alone(), *captured] if captured else []
+    captured_datagrams = [
+        f"\t\tmeta nfproto ipv{family} meta l4proto udp{links} goto datagrams"
+        for family, links in coming_by.items()
+        if family in datagrams
+    ]
+    return [*captured_datagrams, *_left_alone(), *captured] if captured else []
 
 
 def _prerouting_chain(forwarded: list[str]) -> list[str]:
@@ -551,6 +598,7 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
         f"\t\ttype nat hook postrouting priority {_NOTING_PRIORITY}; policy accept;",
         '\t\toifname "lo" return',
         *noting,
+        *nft_datagrams.bound(_datagram_listeners(plan)),
         "\t}",
         "\tchain reset_bound {",
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
@@ -562,20 +610,22 @@ def _bound_chains(plan: Plan, families: list[int]) -> list[str]:
 
 def _gone_chains(listeners: Iterable[Endpoint]) -> list[str]:
     """The reset of what would go to another host, since a listener's address is not ours now."""
-    translated = [
-        f"{_PROTOCOL[ip_address(address).version]} daddr {address} tcp dport {port} ct status dnat"
+    translated = {
+        f"{_PROTOCOL[ip_address(address).version]} daddr {address} {protocol} dport {port}"
+        " ct status dnat": refusal
         for address, port in dict.fromkeys(listeners)
-    ]
+        for protocol, refusal in (("tcp", "reject with tcp reset"), ("udp", "reject"))
+    }
     if not translated:
         return []
     return [
         "\tchain gone {",
         f"\t\ttype filter hook output priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        *(f"\t\t{each} fib daddr type != local reject with tcp reset" for each in translated),
+        *(f"\t\t{each} fib daddr type != local {how}" for each, how in translated.items()),
         "\t}",
         "\tchain gone_forward {",
         f"\t\ttype filter hook forward priority {_BEHIND_NAT_PRIORITY}; policy accept;",
-        *(f"\t\t{each} reject with tcp reset" for each in translated),
+        *(f"\t\t{each} {how}" for each, how in translated.items()),
         "\t}",
     ]
 
@@ -585,9 +635,14 @@ def _arrives_at(plan: Plan, family: int) -> Endpoint:
     listener = plan.listener(family)
     if listener is None:
         raise ValueError(f"no IPv{family} listener")
+    return _own_address(listener)
+
+
+def _own_address(listener: Endpoint) -> Endpoint:
+    """The same at one address, where it is at any."""
     address, port = listener
     if ip_address(address).is_unspecified:
-        address = "127.0.0.1" if family == 4 else "::1"
+        address = "::1" if ":" in address else "127.0.0.1"
     return str(ip_address(address)), port
 
 

@@ -77,6 +77,7 @@ class What(str, Enum):
 
     CONNECTIONS = "connections"  # TCP, into the regions that are REMOTE
     QUERIES = "queries"  # TCP and UDP, to port 53 of the resolvers
+    DATAGRAMS = "datagrams"  # UDP, into the same regions; at an address where connections arrive
 
 
 class Method(str, Enum):
@@ -102,8 +103,8 @@ class Redirect(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to capture. Raises ValueError for a session, address or port that is not one, and for
-    two redirects of the same.
+    """What to capture. Raises ValueError for a session, address or port that is not one, for two
+    redirects of the same, and for datagrams that would arrive elsewhere than connections.
     """
 
     session: str  # 8..16 lower-case hexadecimal digits; names what is made in the kernel
@@ -120,6 +121,10 @@ class Plan:
         kinds = {(what, check_endpoint(endpoint).version) for what, endpoint in self.redirects}
         if len(kinds) != len(self.redirects):
             raise ValueError("two redirects of the same")
+        connected = {address for what, (address, _) in self.redirects if what is What.CONNECTIONS}
+        for what, (address, _) in self.redirects:
+            if what is What.DATAGRAMS and address not in connected:
+                raise ValueError("datagrams arrive where no connections do")
         for address in self.resolvers:
             check_endpoint((address, DNS_PORT))
         for endpoint in self.bypass:
@@ -135,6 +140,10 @@ class Plan:
     def dns(self, family: int) -> Endpoint | None:
         """Where queries to resolvers of this family (4 or 6) are answered, if anywhere."""
         return self._arrives_at(What.QUERIES, family)
+
+    def datagrams(self, family: int) -> Endpoint | None:
+        """Where redirected datagrams of this family (4 or 6) arrive, if anywhere."""
+        return self._arrives_at(What.DATAGRAMS, family)
 
     def forwards(self, family: int) -> bool:
         """True if forwarded traffic is captured too.
@@ -152,12 +161,15 @@ class Plan:
 
 
 def redirects(
-    connections: Iterable[Endpoint], queries: Iterable[Endpoint] = ()
+    connections: Iterable[Endpoint],
+    queries: Iterable[Endpoint] = (),
+    datagrams: Iterable[Endpoint] = (),
 ) -> tuple[Redirect, ...]:
-    """Those of a plan whose connections and queries arrive there."""
+    """Those of a plan whose connections, queries and datagrams arrive there."""
     return (
         *(Redirect(What.CONNECTIONS, endpoint) for endpoint in connections),
         *(Redirect(What.QUERIES, endpoint) for endpoint in queries),
+        *(Redirect(What.DATAGRAMS, endpoint) for endpoint in datagrams),
     )
 
 

@@ -20,6 +20,10 @@ The packet process, a child of the helper:
     echoes           a part: echo requests, which it answers as the client says
     echo_messages    what the two say of them; pure
     echo_packets     requests and answers as bytes; pure
+    udp_flows        its part for UDP: where flows lead, strangers' datagrams, errors
+    udp_messages     what is said about them; pure
+    conntrack        what the kernel knows of redirected flows
+    in_their_name    sockets that send in the name of hosts over there
 
 These serve apply alone, and nothing else touches the kernel:
 

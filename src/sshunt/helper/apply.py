@@ -69,7 +69,7 @@ from sshunt.helper.privileges import (
     separate_mounts,
 )
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import MAX_LISTENERS, KernelError, Refusal
+from sshunt.helper.protocol import MAX_LISTENERS, KernelError, Packeted, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.helper.starter import is_one_of_a_pair
 from sshunt.helper.sweeper import Sweeper
@@ -105,6 +105,7 @@ class Kernel:
         self._plan: Plan | None = None
         self._listeners: dict[Endpoint, None] = {}  # of all plans, on addresses that may go
         self._owned = False
+        self._timed = True  # flows of UDP can be remembered for as long as we say
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
         self._packets: PacketProcess | None = None
@@ -139,16 +140,17 @@ class Kernel:
             return False
         return True
 
-    def packets(self, channel: socket.socket) -> tuple[bool, bool]:
-        """Look at packets for the client, who has the other end of ``channel``: whether SYNs and
-        echo requests can be looked at here. Raises KernelError.
+    def packets(self, channel: socket.socket) -> Packeted:
+        """Look at packets for the client, who has the other end of ``channel``: at those that can
+        be looked at here. Raises KernelError.
         """
         if self._packets is not None or not is_one_of_a_pair(channel.fileno(), SOCK_SEQPACKET):
             channel.close()
             raise KernelError(Refusal.NO_CHANNEL, "one socketpair's end is asked for, once")
         self._packets = PacketProcess(channel, self._proc)
         drop_capabilities((DAC_OVERRIDE, NET_ADMIN))
-        return self._packets.syn_group > 0, self._packets.echo_group > 0
+        found = self._packets
+        return Packeted(found.syn_group > 0, found.echo_group > 0, found.has_udp)
 
     @property
     def packet_process(self) -> int:
@@ -187,10 +189,14 @@ class Kernel:
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=first))
         self._see_to_our_end()
         self._remember_listeners(plan)
-        if first:
-            self._make(plan)
-        else:
-            self._replace_plan(plan)
+        apply = self._make if first else self._replace_plan
+        try:
+            apply(plan)
+        except KernelError as error:
+            if error.kind in BROKEN or not self._timed or not _has_datagrams(plan):
+                raise
+            self._timed = False  # if that was not the reason, it fails again
+            apply(plan)
         if self._packets is not None:
             self._packets.tell(plan)
         return self._owned
@@ -444,9 +450,14 @@ class Kernel:
                 earlier=self._listeners,
                 packets=packets,
                 own=links.addresses_of(served, link_of),
+                timed=self._timed,
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
+
+
+def _has_datagrams(plan: Plan) -> bool:
+    return any(plan.datagrams(family) is not None for family in (4, 6))
 
 
 def _alive(marks: Marks, table: str) -> Mark:

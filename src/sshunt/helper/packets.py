@@ -31,11 +31,18 @@ from contextlib import suppress
 from sshunt.capture.plan import Plan
 from sshunt.helper.echoes import Echoes
 from sshunt.helper.held_syns import HeldSyns
-from sshunt.helper.packet_protocol import ECHO_KINDS, MAX_MESSAGE_BYTES, SYN_KINDS, PacketError
+from sshunt.helper.packet_protocol import (
+    ECHO_KINDS,
+    MAX_MESSAGE_BYTES,
+    SYN_KINDS,
+    UDP_KINDS,
+    PacketError,
+)
 from sshunt.helper.part import Out, Part
 from sshunt.helper.privileges import NET_ADMIN, NET_RAW, drop_capabilities, end_with_parent
 from sshunt.helper.processes import close_others
 from sshunt.helper.protocol import Apply, KernelError, Refusal, Undo
+from sshunt.helper.udp_flows import UdpFlows
 from sshunt.helper.wire import decode_request_untrusted, encode_request, taken_line
 
 #: How often parts look at what has become old.
@@ -49,14 +56,15 @@ _DEADLINE_S = 10.0
 
 _READ_BYTES = 64 * 1024
 
-#: How the child says that it has begun: the NFLOG groups of SYNs and echo requests, 0: none.
-_BEGUN = struct.Struct("!HH")
+#: How the child says that it has begun: the NFLOG groups of SYNs and echo requests, 0: none; and
+#: whether flows of UDP can be looked up.
+_BEGUN = struct.Struct("!HH?")
 
 
 def parts(out: Out) -> list[Part]:
     """What the process does; a part that this kernel has nothing for is left out."""
     found: list[Part] = []
-    makers: tuple[Callable[[Out], Part], ...] = (HeldSyns, Echoes)
+    makers: tuple[Callable[[Out], Part], ...] = (UdpFlows, HeldSyns, Echoes)
     for make in makers:
         with suppress(OSError):
             found.append(make(out))
@@ -65,7 +73,7 @@ def parts(out: Out) -> list[Part]:
 
 class PacketProcess:
     """The process, as the helper sees it. ``syn_group`` and ``echo_group`` are for the rules; 0:
-    there is none.
+    there is none. ``has_udp``: flows of UDP can be looked up.
     """
 
     def __init__(self, channel: socket.socket, proc: int) -> None:
@@ -94,7 +102,7 @@ class PacketProcess:
         if len(begun) != _BEGUN.size:
             self.end()
             raise KernelError(Refusal.KERNEL, "the packet process ended")
-        self.syn_group, self.echo_group = _BEGUN.unpack(begun)
+        self.syn_group, self.echo_group, self.has_udp = _BEGUN.unpack(begun)
 
     def fileno(self) -> int:
         """Readable when it has ended."""
@@ -126,7 +134,8 @@ def _live(control: socket.socket, channel: socket.socket) -> None:
     drop_capabilities((NET_ADMIN, NET_RAW))
     all_parts = parts(Out(channel))
     groups = {part.kinds.start: part.group for part in all_parts}
-    control.send(_BEGUN.pack(groups.get(SYN_KINDS.start, 0), groups.get(ECHO_KINDS.start, 0)))
+    logged = (groups.get(kinds.start, 0) for kinds in (SYN_KINDS, ECHO_KINDS))
+    control.send(_BEGUN.pack(*logged, UDP_KINDS.start in groups))
     with suppress(PacketError):
         _Loop(control, channel, all_parts).run()
 

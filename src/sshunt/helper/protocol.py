@@ -228,6 +228,11 @@ class Packeted:
 
     syns: bool
     echoes: bool
+    datagrams: bool  # where those of a redirected flow lead
+
+
+#: Nothing can be looked at.
+NOT_PACKETED = Packeted(syns=False, echoes=False, datagrams=False)
 
 
 @dataclass(frozen=True, slots=True)

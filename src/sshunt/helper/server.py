@@ -59,7 +59,6 @@ from sshunt.helper.protocol import (
     Guarded,
     Hello,
     KernelError,
-    Packeted,
     Packets,
     Refusal,
     Refused,
@@ -246,8 +245,7 @@ class _Service:
             case Packets():
                 if not self._riders:
                     return Refused(Refusal.NO_CHANNEL, "no socket rides on the request")
-                syns, echoes = self._kernel.packets(self._riders.popleft())
-                return Packeted(syns, echoes)
+                return self._kernel.packets(self._riders.popleft())
             case Apply():
                 if request.plan.session != self._session:
                     return Refused(Refusal.BAD_REQUEST, "a plan of another session")

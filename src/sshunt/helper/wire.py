@@ -210,7 +210,7 @@ _REQUESTS = (
 _REPLIES = (
     _Form("welcome", Welcome, {"version": _int}),
     _Form("guarded", Guarded, {"guarded": _bool}),
-    _Form("packeted", Packeted, {"syns": _bool, "echoes": _bool}),
+    _Form("packeted", Packeted, {"syns": _bool, "echoes": _bool, "datagrams": _bool}),
     _Form("applied", Applied, {"owner": _bool}),
     _Form("done", Done, {}),
     _Form("suspected", Suspected, {"chains": _texts}),

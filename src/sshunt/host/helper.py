@@ -21,6 +21,7 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import (
     EXIT_NO_SOCKET,
     MAX_REPLY_BYTES,
+    NOT_PACKETED,
     VERSION,
     Applied,
     Apply,
@@ -140,7 +141,7 @@ class Helper:
         with channel:
             line = encode_request(Packets())
             reply = await self._ask_encoded(line, riders=(channel.fileno(),))
-        return reply if isinstance(reply, Packeted) else Packeted(syns=False, echoes=False)
+        return reply if isinstance(reply, Packeted) else NOT_PACKETED
 
     async def apply(self, plan: Plan) -> None:
         """Capture what the plan says, instead of what one before it said; raises UserError, and

@@ -26,6 +26,7 @@ from contextlib import suppress
 
 from sshunt.errors import UserError
 from sshunt.helper.protocol import (
+    NOT_PACKETED,
     Apply,
     Bypass,
     Guard,
@@ -90,7 +91,7 @@ class Rules:
         """Which packets can be looked at here, once ``start_packets`` was called; raises
         UserError.
         """
-        return Packeted(False, False) if self._looking is None else await self._looking
+        return NOT_PACKETED if self._looking is None else await self._looking
 
     async def suspects(self) -> tuple[str, ...]:
         """Chains of others that may stop what is captured, for a person to read; raises

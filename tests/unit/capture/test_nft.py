@@ -72,6 +72,22 @@ _NAMES = Plan(
     resolvers=("192.0.2.53", "2001:db8::53", "127.0.0.53", "192.0.2.53"),
 )
 
+_DATAGRAMS = Plan(
+    _SESSION,
+    redirects([("127.0.0.1", 12300), ("::1", 12301)], (), [("127.0.0.1", 12300), ("::1", 12301)]),
+    (_route("10.0.0.0/8"), _route("fd00::/8", Action.REMOTE, 53, 53)),
+    (("203.0.113.7", 22),),
+)
+_FORWARDED_DATAGRAMS = Plan(
+    _SESSION,
+    redirects(
+        [("0.0.0.0", 12300), ("2001:db8:1::1", 12301)],
+        (),
+        [("0.0.0.0", 12302), ("2001:db8:1::1", 12303)],
+    ),
+    (_route("10.0.0.0/8"), _route("fd00::/8")),
+)
+
 _FROM_LINKS = {4: ("lan0", "wlan0.5"), 6: ()}
 
 _GROUPS = PacketGroups(20000, 0)
@@ -95,6 +111,10 @@ _TEXTS = {
     ),
     "earlier": render(
         _OFFICE, owner=True, cgroup=None, earlier=listeners_that_may_go(_ONE_ADDRESS)
+    ),
+    "datagrams": render(_DATAGRAMS, owner=True, cgroup=_CGROUP),
+    "forwarded-datagrams": render(
+        _FORWARDED_DATAGRAMS, owner=False, cgroup=None, served={4: ("lan0",), 6: None}, timed=False
     ),
     "marking": render_without_plan(_SESSION, _CGROUP, owner=True),
     "gone": render_without_plan(

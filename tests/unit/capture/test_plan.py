@@ -66,6 +66,14 @@ def test_of_each_family_connections_and_queries_arrive_at_one_place_each() -> No
             Plan("01234567", twice, ())
 
 
+def test_datagrams_arrive_where_connections_of_their_family_do() -> None:
+    four, six = ("127.0.0.1", 1), ("::1", 1)
+    plan = Plan("01234567", redirects([four, six], (), [("127.0.0.1", 2)]), ())
+    assert (plan.datagrams(4), plan.datagrams(6)) == (("127.0.0.1", 2), None)
+    with pytest.raises(ValueError, match="where no connections do"):
+        Plan("01234567", redirects([four], (), [six]), ())
+
+
 def test_forwarded_traffic_is_captured_only_by_a_listener_that_others_can_reach() -> None:
     plan = Plan("01234567", redirects([("127.0.0.1", 1), ("::", 1)]), ())
     assert not plan.forwards(4)

@@ -84,7 +84,7 @@ def client(lab: Lab) -> Iterator[Client]:
         line = encode_request(Packets())
         socket.send_fds(helper.socket, [line], [theirs.fileno()])
         theirs.close()
-        assert decode_reply(helper.line()) == Packeted(syns=True, echoes=True)
+        assert decode_reply(helper.line()) == Packeted(syns=True, echoes=True, datagrams=True)
         assert isinstance(helper.ask(Apply(plan)), Applied)
         yield Client(helper, ours)
 

@@ -203,7 +203,7 @@ def test_a_longer_plan_is_refused_before_it_is_sent() -> None:
     [
         Welcome(1),
         Guarded(True),
-        Packeted(syns=True, echoes=False),
+        Packeted(syns=True, echoes=False, datagrams=True),
         Guarded(False),
         Applied(True),
         Done(),

@@ -1,0 +1,48 @@
+"""What connection tracking is asked, on a host of the lab."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from sshunt.helper.conntrack import Conntrack, Reply
+from sshunt.helper.udp_messages import Original
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
+from tests.unit.helper.udp import LOOPBACK, PEER, UdpClient, capturing, packed, udp
+
+
+@pytest.fixture(scope="module")
+def client(lab: Lab) -> Iterator[UdpClient]:
+    with capturing(lab) as client:
+        yield client
+
+
+def questions_on(host: Host) -> Conntrack:
+    with host.entered():
+        return Conntrack()
+
+
+def test_many_flows_are_found_at_once_and_unknown_ones_are_not(client: UdpClient) -> None:
+    conntrack = questions_on(client.host)
+    address = packed(client.host.v4)
+    with udp(client.host, client.host.v4) as program:
+        replies, expected = [], []
+        for port in range(1000, 1040):
+            program.sendto(b"hello", (PEER[4], port))
+            key = client.arrived(4, LOOPBACK[4])
+            replies.append(Reply(key.local, client.port[4], key.program, key.port))
+            expected.append(Original(address, program.getsockname()[1], packed(PEER[4]), port))
+        unknown = replies[0]._replace(source_port=1)
+        assert conntrack.find(4, [unknown, *replies, unknown]) == [None, *expected, None]
+    conntrack.close()
+
+
+def test_what_was_not_redirected_is_not_found(client: UdpClient) -> None:
+    conntrack = questions_on(client.host)
+    with udp(client.host, LOOPBACK[6]) as one, udp(client.host, LOOPBACK[6]) as other:
+        one.sendto(b"hello", other.getsockname())
+        ends = packed(LOOPBACK[6]), one.getsockname()[1], packed(LOOPBACK[6])
+        answers = Reply(ends[2], other.getsockname()[1], ends[0], ends[1])
+        itself = Reply(ends[0], ends[1], ends[2], other.getsockname()[1])
+        assert conntrack.find(6, [answers, itself]) == [None, None]
+    conntrack.close()

@@ -1,0 +1,53 @@
+"""Sockets that send in the name of others, on a host of the lab."""
+
+import socket
+import struct
+
+from sshunt.helper.in_their_name import InTheirName, checksum
+from sshunt.helper.udp_messages import Original
+from sshunt.lab.world import Lab
+from tests.unit.helper.udp import PEER, packed, udp
+
+
+def test_the_checksum_is_the_internet_s() -> None:
+    # RFC 1071, 3: the example's sum is ddf2.
+    data = bytes.fromhex("0001f203f4f5f6f7")
+    assert checksum(data) == ~0xDDF2 & 0xFFFF
+    assert checksum(data + struct.pack("!H", checksum(data))) == 0
+    assert checksum(b"\1") == checksum(b"\1\0")
+
+
+def test_they_hear_nothing_of_what_this_host_is_sent(lab: Lab) -> None:
+    with lab.client.entered():
+        sockets = InTheirName(4)
+    with udp(lab.client, "127.0.0.1") as one, udp(lab.client, "127.0.0.1") as other:
+        one.sendto(b"hello", other.getsockname())
+        assert other.recv(10) == b"hello"
+        sockets._datagrams.setblocking(False)
+        try:
+            heard = sockets._datagrams.recv(100)
+        except BlockingIOError:
+            heard = b""
+        assert heard == b""
+    sockets.close()
+
+
+def test_another_host_takes_a_datagram_in_a_peer_s_name(lab: Lab) -> None:
+    for family, host in ((4, lab.neighbour.v4), (6, lab.neighbour.v6)):
+        with lab.client.entered():
+            sockets = InTheirName(family)
+        with udp(lab.neighbour, host) as program:
+            end = Original(packed(host), program.getsockname()[1], packed(PEER[family]), 9)
+            for payload in (b"", b"odd", bytes(9000)):
+                sockets.send(packed(PEER[family]), 53, end, payload)
+                heard, who = program.recvfrom(10_000)
+                assert (heard, who[:2]) == (payload, (PEER[family], 53))
+        sockets.close()
+
+
+def test_a_program_that_is_nowhere_is_no_error(lab: Lab) -> None:
+    with lab.client.entered():
+        sockets = InTheirName(4)
+    nowhere = Original(socket.inet_aton("255.255.255.255"), 1, packed(PEER[4]), 9)
+    sockets.send(packed(PEER[4]), 53, nowhere, b"x")
+    sockets.close()
