@@ -14,7 +14,7 @@ import pytest
 from sshunt.agent.rendezvous import meeting_name
 from sshunt.errors import ExitCode
 from sshunt.mux import frames
-from sshunt.mux.datagram_frames import FlowTarget
+from sshunt.mux.datagram_frames import FLOW_REFUSED, FlowTarget
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     ACCEPTED,
@@ -106,6 +106,12 @@ def test_bulk_arrives_whole_on_every_way_of_payload(python: str, way: int, said:
 def test_names_are_looked_up_by_udp_and_by_tcp(python: str) -> None:
     done = run_ours(python, "names.py")
     assert (done.stdout, done.stderr) == ("udp True tcp True left 0\n", "")
+
+
+def test_datagrams_batches_errors_and_other_ports_pass_by_udp(python: str) -> None:
+    done = run_ours(python, "datagrams.py")
+    said = f"(b'one', 0) True failed {FLOW_REFUSED} stranger other (b'', 0) left 0\n"
+    assert (done.stdout, done.stderr) == (said * 2, "")
 
 
 #: An agent that asks, at this port, somebody who never answers; and a look-up that takes its time.

@@ -43,7 +43,7 @@ from sshunt.mux.hello import (
 from sshunt.mux.limits import DEAD_LANES, MAX_GRACE_S, MAX_LANES
 from sshunt.mux.session import Session
 from sshunt.mux.streams import Stream
-from sshunt.relay.incoming import FlowQuestion, StreamConnection
+from sshunt.relay.incoming import FlowAssociation, FlowQuestion, StreamConnection
 from sshunt.relay.lane import CHANNEL_WINDOW_BYTES, LaneIO
 from sshunt.relay.reactor import AUTO, COPY, SPLICE, Reactor
 from sshunt.relay.sockets import GC_THRESHOLD, keep_heap
@@ -212,7 +212,7 @@ class _Life(TunnelOwner):
         return True
 
     def on_datagram(self, event: DatagramReceived) -> bool:
-        """The client, or a program, asks something."""
+        """The client, or a program, asks something, or begins a flow."""
         datagrams, now = self._tunnel.session.datagrams, self._loop.time()
         network = event.flow.target.network
         if network == frames.DNS:
@@ -220,6 +220,10 @@ class _Life(TunnelOwner):
             question.asked = self._direct.ask(question)
         elif network == frames.STATISTICS:
             datagrams.send(event.flow, json.dumps(self._tunnel.statistics()).encode(), now)
+        elif network in (frames.UDP, frames.ECHO):
+            association = FlowAssociation(self._tunnel, event.flow)
+            association.outlet = self._direct.associate(association)
+            association.on_datagram(event)
         else:
             return False
         return True

@@ -3,16 +3,18 @@
 The far side gives it all that the client asks for. At the client it is the far end of what stays
 here. Near ends may be streams of a session or sockets: it makes no difference here.
 
-Not here yet: datagrams of UDP; an association of those is ended at once.
+Datagrams are carried where they are UDP or ECHO; other associations are ended at once.
 """
 
 from sshunt.direct.dial import Dialer
 from sshunt.direct.echo import Echoes
 from sshunt.direct.resolve import Resolver
+from sshunt.direct.udp import UdpSockets
 from sshunt.relay.flow import (
     DNS,
     ECHO,
-    NOT_PERMITTED,
+    FLOW_NOT_PERMITTED,
+    UDP,
     Asked,
     Association,
     Carrier,
@@ -32,6 +34,7 @@ class Direct(Carrier):
         self._dialer = Dialer(reactor)
         self._resolver = Resolver(reactor)
         self._echoes = Echoes(reactor)
+        self._udp = UdpSockets(reactor, self._dialer)
 
     @property
     def is_up(self) -> bool:
@@ -47,9 +50,11 @@ class Direct(Carrier):
 
     def associate(self, association: Association) -> Outlet:
         """As in Carrier."""
+        if association.flow.network == UDP:
+            return self._udp.associate(association)
         if association.flow.network == ECHO:
             return self._echoes.associate(association)
-        association.ended(NOT_PERMITTED)
+        association.ended(FLOW_NOT_PERMITTED)
         return Outlet()
 
     def ask(self, question: Question) -> Asked:
@@ -57,7 +62,8 @@ class Direct(Carrier):
         return self._resolver.ask(question)
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Give up what is under way, and the flows of datagrams."""
+        self._udp.close()
         self._dialer.close()
         self._resolver.close()
         self._echoes.close()

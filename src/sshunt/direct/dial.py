@@ -86,7 +86,7 @@ class Dialer:
             connection.refused(frames.RESET_NOT_PERMITTED)
             return
         relay = connection.relay()
-        family = _family(destination[0])
+        family = family_of(destination[0])
         if family is not None:
             self._connect(relay, family, destination)
             return
@@ -97,6 +97,18 @@ class Dialer:
         lookup = asyncio.ensure_future(self._look_up(relay, destination), loop=self._loop)
         self._lookups.add(lookup)
         lookup.add_done_callback(self._lookups.discard)
+
+    async def look_up(self, destination: Endpoint) -> List[Any]:
+        """What getaddrinfo(3) finds, for somebody else; raises OSError, UnicodeError, RuntimeError.
+        See ``lookup_code``.
+        """
+        if self._resolving >= MAX_LOOKUPS:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        self._resolving += 1
+        try:
+            return await self._resolve(destination)
+        finally:
+            self._resolving -= 1
 
     def close(self) -> None:
         """Give up the look-ups under way, and watch connects no more."""
@@ -150,7 +162,7 @@ class Dialer:
             found = await self._resolve(destination)
         except (OSError, UnicodeError, RuntimeError) as error:
             if not relay.is_over:
-                relay.abort(_lookup_code(error))
+                relay.abort(lookup_code(error))
             return
         finally:
             self._resolving -= 1
@@ -228,7 +240,7 @@ def _getaddrinfo(host: str, port: int) -> List[Any]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-def _lookup_code(error: Exception) -> int:
+def lookup_code(error: Exception) -> int:
     """The reset code for a look-up that failed."""
     if isinstance(error, socket.gaierror):  # its errno is one of the EAI_ codes
         return _CODE_OF_EAI.get(error.errno or 0, frames.RESET_NAME_UNKNOWN)
@@ -252,7 +264,7 @@ def _new_socket(family: int) -> socket.socket:
     return sock
 
 
-def _family(host: str) -> Optional[int]:
+def family_of(host: str) -> Optional[int]:
     """The address family of a numeric address, None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:

@@ -216,6 +216,9 @@ class Association:
         """
         return None
 
+    def answers_by(self, outlet: "Outlet") -> None:
+        """Of a stranger's flow: what he is answered could leave by ``outlet``, too."""
+
 
 class Outlet:
     """Where an association's datagrams leave; this one leads nowhere."""

@@ -74,7 +74,9 @@ class Associations:
         stranger = next(iter(carried)).association.stranger((target.host, target.port))
         if stranger is None:
             return False
-        self._add(_Carried(self, stranger, self._sessions.tunnel, event.flow)).on_datagram(event)
+        added = self._add(_Carried(self, stranger, self._sessions.tunnel, event.flow))
+        stranger.answers_by(added)
+        added.on_datagram(event)
         return True
 
     def end_all(self) -> None:

@@ -3,16 +3,25 @@
 import asyncio
 import errno
 import gc
+from collections.abc import Callable
 
 import pytest
 
 from sshunt.mux import frames
-from sshunt.mux.datagram_frames import FLOW_NOT_PERMITTED, FlowTarget
+from sshunt.mux.datagram_frames import (
+    ANY_PEER,
+    DONT_FRAGMENT,
+    FLOW_NOT_PERMITTED,
+    FLOW_OTHER,
+    FLOW_TOO_LARGE,
+    FlowTarget,
+)
 from sshunt.mux.events import DatagramReceived, FlowEnded, FlowFailed
+from sshunt.mux.flows import DatagramFlow
 from sshunt.mux.frames import Destination
 from sshunt.mux.streams import Stream
-from sshunt.relay.flow import NO_RESOURCES, TCP, Asked, Flow
-from sshunt.relay.incoming import FlowQuestion, StreamConnection
+from sshunt.relay.flow import FLOW_DONE, NO_RESOURCES, TCP, UDP, Asked, Flow, Outlet
+from sshunt.relay.incoming import FlowAssociation, FlowQuestion, StreamConnection
 from sshunt.relay.sockets import reset_code
 from tests.unit.relay.ends import Ends, accept, listen, run, threaded
 
@@ -177,5 +186,126 @@ def test_who_waits_no_longer_is_given_up_by_the_carrier() -> None:
         while not noted.given_up:
             await asyncio.sleep(0.002)
         question.answer(b"too late")
+
+    run(conversation)
+
+
+# --- flows of datagrams ---------------------------------------------------------------------------
+
+
+class Sent(Outlet):
+    """One that writes down what leaves by it."""
+
+    def __init__(self) -> None:
+        self.sent: list[object] = []
+
+    def send(self, datagram: bytes, segment_bytes: int = 0) -> None:
+        self.sent.append((datagram, segment_bytes))
+
+    def close(self) -> None:
+        self.sent.append("closed")
+
+
+class Program:
+    """The owner of the client's end of a flow."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def on_datagram(self, event: DatagramReceived) -> None:
+        self.heard.append((event.data, event.segment_bytes))
+
+    def on_flow_failed(self, event: FlowFailed) -> None:
+        self.heard.append(("failed", event.code, event.value))
+
+    def on_flow_ended(self, event: FlowEnded) -> None:
+        self.heard.append(("ended", event.code))
+
+
+def carried(ends: Ends, flags: int = 0) -> tuple[DatagramFlow, Program, asyncio.Future[object]]:
+    """A flow that a program has begun with b"one", and the association that comes of it."""
+    arrived: asyncio.Future[object] = ends.agent.loop.create_future()
+
+    def take(event: DatagramReceived) -> None:
+        association = FlowAssociation(ends.agent, event.flow)
+        association.outlet = Sent()
+        association.on_datagram(event)
+        arrived.set_result(association)
+
+    ends.agent_hears.datagram = take
+    datagrams, now = ends.client.session.datagrams, ends.client.loop.time()
+    flow = datagrams.open(FlowTarget(frames.UDP, "192.0.2.1", 7, 5, 4321, flags), now)
+    flow.owner = program = Program()
+    datagrams.send(flow, b"one", now)
+    ends.client.wake()
+    return flow, program, arrived
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never happened")
+
+
+def test_a_flow_of_the_other_side_says_what_it_wants_and_hears_what_became_of_it() -> None:
+    async def conversation(ends: Ends) -> None:
+        flow, program, arrived = carried(ends, ANY_PEER | DONT_FRAGMENT)
+        association = await arrived
+        assert isinstance(association, FlowAssociation)
+        assert association.flow == Flow(UDP, ("192.0.2.1", 7), ("", 4321))
+        assert (association.source, association.any_peer, association.dont_fragment) == (5, 1, 1)
+        datagrams, now = ends.client.session.datagrams, ends.client.loop.time()
+        datagrams.fail(flow, FLOW_OTHER, now)  # nobody is told
+        datagrams.send(flow, b"aabb", now, 2)
+        ends.client.wake()
+        association.deliver(b"back")
+        association.failed(FLOW_TOO_LARGE, 1472)
+        await until(lambda: len(program.heard) == 2)
+        association.ended(FLOW_DONE)
+        await until(lambda: len(program.heard) == 3)
+        expected = [(b"back", 0), ("failed", FLOW_TOO_LARGE, 1472), ("ended", FLOW_DONE)]
+        assert program.heard == expected
+        assert isinstance(association.outlet, Sent)
+        assert association.outlet.sent == [(b"one", 0), (b"aabb", 2)]
+
+    run(conversation)
+
+
+def test_the_outlet_of_a_flow_that_the_other_side_has_ended_is_closed() -> None:
+    async def conversation(ends: Ends) -> None:
+        flow, _, arrived = carried(ends)
+        association = await arrived
+        assert isinstance(association, FlowAssociation)
+        ends.client.give_up(flow)
+        outlet = association.outlet
+        assert isinstance(outlet, Sent)
+        await until(lambda: outlet.sent[1:] == ["closed"])
+
+    run(conversation)
+
+
+def test_a_stranger_gets_a_flow_of_this_side_s_own_while_there_may_be_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def conversation(ends: Ends) -> None:
+        _, _, arrived = carried(ends)
+        association = await arrived
+        assert isinstance(association, FlowAssociation)
+        heard: list[DatagramReceived] = []
+        ends.client_hears.datagram = heard.append
+        stranger = association.stranger(("192.0.2.1", 8))
+        assert stranger is not None
+        answers = Sent()
+        stranger.answers_by(answers)
+        stranger.deliver(b"hello")
+        await until(lambda: bool(heard))
+        assert heard[0].flow.target == FlowTarget(frames.UDP, "192.0.2.1", 8, 5)
+        ends.client.session.datagrams.send(heard[0].flow, b"welcome", ends.client.loop.time())
+        ends.client.wake()
+        await until(lambda: answers.sent == [(b"welcome", 0)])
+        monkeypatch.setattr("sshunt.mux.datagrams.MAX_FLOWS", 1)
+        assert association.stranger(("192.0.2.1", 9)) is None
 
     run(conversation)

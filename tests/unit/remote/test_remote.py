@@ -16,9 +16,12 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.model import Action, Route
 from sshunt.relay.flow import (
     DNS,
+    FLOW_DONE,
     TCP,
     Connection,
+    Endpoint,
     Flow,
+    Outlet,
     Question,
     Relays,
     SocketConnection,
@@ -40,6 +43,7 @@ from sshunt.transport.endings import cancelled
 from sshunt.transport.local import LocalTransport
 from tests.agent.far_side import eventually, marked
 from tests.descriptors import no_more_descriptors
+from tests.unit.remote.test_associations import Near
 
 DEADLINE_S = 20.0
 
@@ -323,6 +327,56 @@ def test_while_it_is_lost_connections_wait_and_questions_are_refused() -> None:
             await path.carries(b"it has waited")
 
     run(story)
+
+
+def test_datagrams_go_on_with_the_same_far_port_when_it_is_back_and_in_another_session() -> None:
+    async def story(process: Process) -> None:
+        remote = await process.bring_up("office")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+            host.bind(("127.0.0.1", 0))
+            host.setblocking(False)
+            near = Near(host.getsockname())
+            outlet = remote.associate(near)
+            loop = asyncio.get_running_loop()
+
+            async def carries(data: bytes) -> int:
+                """There and back; the far port."""
+                got, far = await asyncio.wait_for(_received(host, outlet, data), DEADLINE_S)
+                assert got == data
+                host.sendto(data, far)
+                await process.until(lambda: near.heard[-1:] == [data], "the way back")
+                return int(far[1])
+
+            port = await carries(b"one")
+            process.kill("office", signal.SIGSTOP)
+            remote.on_news("somebody asks", asked=True)
+            await process.until(lambda: not remote.is_up, "the loss")
+            outlet.send(b"lost")
+            process.kill("office", signal.SIGCONT)
+            await process.until(lambda: remote.is_up, "its return")
+            await asyncio.sleep(0.2)
+            assert await carries(b"two") == port
+            process.kill("office")
+            await process.until(lambda: process.heard(SessionLost) == ["office"], "the loss")
+            await process.until(lambda: remote.is_up, "its return")
+            await carries(b"three")
+            remote.end_connections()
+            assert near.heard[-1] == ("ended", FLOW_DONE)
+            assert loop is process.loop
+
+    run(story)
+
+
+async def _received(host: socket.socket, outlet: Outlet, data: bytes) -> tuple[bytes, Endpoint]:
+    """What comes of ``data``, which is sent until it does: a datagram may be lost."""
+    while True:
+        outlet.send(data)
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+            with suppress(BlockingIOError):
+                got, far = host.recvfrom(65535)
+                if got == data:
+                    return got, far
 
 
 def test_of_those_that_waited_as_many_go_on_as_the_far_side_allows() -> None:
