@@ -64,6 +64,7 @@ examples:
   sshunt --dns -r gate 10.0.0.0/8               names of the network over there, too
   sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
   sshunt reconnect                              connect again now, not at the next attempt
+  sshunt cleanup                                remove what a session that was killed has left
   sshunt sudoers                                the line that spares you the password
   sshunt demo                                   see it work on a throw-away network
 
@@ -96,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sshunt.commands import install_helper
 
             return install_helper.install_helper(words[1:], console)
+        if words[:1] == ["cleanup"]:
+            from sshunt.commands import cleanup
+
+            return cleanup.cleanup(words[1:], console)
         if words[:1] == ["help"]:
             words[0] = "--help"
         if words[:1] == ["up"]:
@@ -193,6 +198,7 @@ def parse(words: Sequence[str]) -> Options:
         grace_s=args.grace,
         max_retries=args.max_retries,
         fail_open=args.fail == "open",
+        fail_block=args.fail == "block",
         zero_copy=args.zero_copy,
         dns=args.dns,
     )
@@ -202,7 +208,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="sshunt",
         usage="sshunt [up] -r [USER@]HOST[:PORT] [options] TARGET...\n"
-        "       sshunt reconnect [SESSION]\n       sshunt sudoers [--user NAME] [--doas]\n"
+        "       sshunt reconnect [SESSION]\n       sshunt cleanup\n"
+        "       sshunt sudoers [--user NAME] [--doas]\n"
         "       sshunt install-helper [--socket]\n       sshunt demo",
         description="Reach a remote network from unmodified programs over a plain ssh login.\n"
         "Nothing is installed on the server, no root is needed there.",
@@ -272,11 +279,12 @@ def _parser() -> _Parser:
     )
     add(
         "--fail",
-        choices=("closed", "open"),
+        choices=("closed", "open", "block"),
         default="closed",
         help="while the connection is lost, connections to the targets wait (closed), or go the "
-        "way they would without sshunt (open: unprotected, by whatever network there is); "
-        "default: closed",
+        "way they would without sshunt (open: unprotected, by whatever network there is); block: "
+        "as closed, and nothing reaches the targets another way, even if sshunt is killed, until "
+        "it is started again or sshunt cleanup; default: closed",
     )
     add(
         "--zero-copy",

@@ -2,6 +2,7 @@
 
 plan      what to capture: listeners, routes, exceptions; flattens routes into regions
 nft       plan -> nftables rule text
+block     the kill switch, a table of its own
 echo_rules  its part about echo requests
 nft_datagrams  its part for UDP
 retained  a former address that is retained means this host to itself alone

@@ -98,7 +98,7 @@ from sshunt.capture.nft_held import (
     known_sets,
 )
 from sshunt.capture.plan import DNS_PORT, Connect, Plan, Region, remote_regions
-from sshunt.model import Endpoint, check_endpoint
+from sshunt.model import Endpoint, Route, check_endpoint
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
@@ -141,7 +141,7 @@ _NOTED = f"flags dynamic,timeout; timeout {_NOTED_S}s; size {_MOST_NOTED};"
 
 #: How an agent's own connections are known: relay.sockets' DIALED_PRIORITY, which the helper has no
 #: business to load; in two halves, as tc(8) writes priorities.
-_BY_AN_AGENT = "meta priority 0:3"
+BY_AN_AGENT = "meta priority 0:3"
 
 #: The priority just before nat's (-100). Between it and the one behind, our own queries bear
 #: OURS_MARK.
@@ -151,7 +151,8 @@ _BEFORE_NAT_PRIORITY = -101
 #: the moment in which the nat chains are looked at, and nobody else sees it.
 OURS_MARK = 0x02000000
 
-_OWNED = "\tflags owner;"
+_FLAGS = "\tflags "
+_OWNED = f"{_FLAGS}owner;"
 _BEGINS_PART = re.compile(r"\t(set|chain|ct timeout) (\S+) \{")
 
 _ANY_LINK: Mapping[int, Links] = {4: None, 6: None}
@@ -211,7 +212,7 @@ def as_commands(table: str, name: str | None = None) -> str:
     for line in lines:
         if part := _BEGINS_PART.match(line):
             commands.append(f"add {part[1]} {place} {part[2]} {{")
-        elif line != _OWNED:
+        elif not line.startswith(_FLAGS):
             commands.append(line)
     return "\n".join(commands) + "\n"
 
@@ -241,8 +242,7 @@ def render(
     lines = [f"table inet {table_name(plan.session)} {{"]
     lines += [_OWNED] if owner else _alive_set()
     for name, endpoints in bypass_sets(plan).items():
-        elements = ", ".join(f"{address} . {port}" for address, port in endpoints)
-        lines += _set(name, _ENDPOINT_TYPE[int(name[-1])], "", elements)
+        lines += endpoint_set(name, int(name[-1]), endpoints)
     for family in families:
         lines += _sets(plan, family)
     holding = _holding(plan, families, packets)
@@ -280,8 +280,8 @@ def render(
     lines += _gone_chains([*listeners_that_may_go(plan), *far.values(), *earlier])
     lines += _bound_chains(plan, families)
     if plan.echoes and packets.echoes and families:
-        ours = [f"\t\t{_BY_AN_AGENT} return"]
-        ours += [] if cgroup is None else [f"\t\t{_in_cgroup(cgroup)} return"]
+        ours = [f"\t\t{BY_AN_AGENT} return"]
+        ours += [] if cgroup is None else [f"\t\t{in_cgroup(cgroup)} return"]
         lines += echo_chains(
             packets.echoes, INJECTED_MARK, families, _coming_by(forwarded), alive, ours
         )
@@ -347,6 +347,35 @@ def render_without_plan(
     return "\n".join([*lines, *_gone_chains(earlier), "}"]) + "\n"
 
 
+def region_sets(routes: Iterable[Route], family: int) -> list[str]:
+    """The two sets of a family's REMOTE regions; raises ValueError if those are too many."""
+    regions = remote_regions(routes, family)
+    whole = [_address_range(region, family) for region in regions if region.every_port]
+    partial = [
+        f"{_address_range(region, family)} . {_range(region.first_port, region.last_port)}"
+        for region in regions
+        if not region.every_port
+    ]
+    interval = "flags interval; "
+    return [
+        *_set(f"remote{family}", _ADDRESS_TYPE[family], interval, ", ".join(whole)),
+        *_set(f"remote{family}_ports", _ENDPOINT_TYPE[family], interval, ", ".join(partial)),
+    ]
+
+
+def endpoint_set(name: str, family: int, endpoints: Iterable[tuple[Address, int]]) -> list[str]:
+    """A set of (address, port)."""
+    elements = ", ".join(f"{address} . {port}" for address, port in endpoints)
+    return _set(name, _ENDPOINT_TYPE[family], "", elements)
+
+
+def in_cgroup(cgroup: Cgroup) -> str:
+    """What matches packets of its sockets; raises ValueError if it can't be written."""
+    if not cgroup_path_is_harmless(cgroup.path):
+        raise ValueError("a cgroup whose name can't be written into a rule")
+    return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
+
+
 # --- parts of the table -------------------------------------------------------------------------
 
 
@@ -365,19 +394,9 @@ def _with_bypass(plan: Plan) -> list[int]:
 
 
 def _sets(plan: Plan, family: int) -> list[str]:
-    regions = remote_regions(plan.routes, family)
-    address_type = _ADDRESS_TYPE[family]
-    whole = [_address_range(region, family) for region in regions if region.every_port]
-    partial = [
-        f"{_address_range(region, family)} . {_range(region.first_port, region.last_port)}"
-        for region in regions
-        if not region.every_port
-    ]
-    endpoint_type = _ENDPOINT_TYPE[family]
     return [
-        *_set(f"remote{family}", address_type, "flags interval; ", ", ".join(whole)),
-        *_set(f"remote{family}_ports", endpoint_type, "flags interval; ", ", ".join(partial)),
-        *_set(f"bound{family}", endpoint_type, _NOTED, ""),
+        *region_sets(plan.routes, family),
+        *_set(f"bound{family}", _ENDPOINT_TYPE[family], _NOTED, ""),
     ]
 
 
@@ -391,14 +410,14 @@ def _set(name: str, element_type: str, flags: str, elements: str) -> list[str]:
 def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[str]:
     lines = ["\tchain dns {"]
     if cgroup is not None:
-        lines.append(f"\t\t{_in_cgroup(cgroup)} return")
+        lines.append(f"\t\t{in_cgroup(cgroup)} return")
         lines += [
             f"\t\tmeta mark & {OURS_MARK:#010x} != 0"
             f" {_PROTOCOL[family]} daddr . {transport} dport @bypass{family} return"
             for family in families
             for transport in ("tcp", "udp")
         ]
-    lines.append(f"\t\t{_BY_AN_AGENT} return")
+    lines.append(f"\t\t{BY_AN_AGENT} return")
     lines.append(f"\t\tmeta l4proto tcp {NOT_A_SYN} return")
     for family in families:
         _, port = plan.dns(family) or ("", 0)
@@ -409,7 +428,7 @@ def _dns_chain(plan: Plan, families: list[int], cgroup: Cgroup | None) -> list[s
 
 def _mark_chains(cgroup: Cgroup) -> list[str]:
     """What tells our own queries from others' in the tables of all sessions; see the head."""
-    ours = f"meta l4proto {{ tcp, udp }} {_in_cgroup(cgroup)}"
+    ours = f"meta l4proto {{ tcp, udp }} {in_cgroup(cgroup)}"
     return [
         "\tchain mark_ours {",
         f"\t\ttype filter hook output priority {_BEFORE_NAT_PRIORITY}; policy accept;",
@@ -450,7 +469,7 @@ def _datagram_chains(plan: Plan, cgroup: Cgroup | None, *, timed: bool) -> list[
     if not listeners:
         return []
     verdicts = {family: _redirection(*endpoint) for family, endpoint in listeners.items()}
-    not_ours = [_BY_AN_AGENT, *([] if cgroup is None else [_in_cgroup(cgroup)])]
+    not_ours = [BY_AN_AGENT, *([] if cgroup is None else [in_cgroup(cgroup)])]
     return [
         *(nft_datagrams.timeouts(listeners) if timed else []),
         *nft_datagrams.untracked(),
@@ -492,21 +511,15 @@ def _own_lines(
         ),
         *(["\t\tmeta l4proto udp goto datagrams_output"] if datagrams else []),
         *_left_alone(),
-        f"\t\t{_BY_AN_AGENT} return",
+        f"\t\t{BY_AN_AGENT} return",
     ]
     if cgroup is not None:
-        lines.append(f"\t\t{_in_cgroup(cgroup)} return")
+        lines.append(f"\t\t{in_cgroup(cgroup)} return")
     for family in families:
         protocol = _PROTOCOL[family]
         lines.append(f"\t\t{protocol} daddr . tcp dport @bypass{family} return")
         lines.append(f"\t\tmeta nfproto ipv{family} goto {to}{family}")
     return lines
-
-
-def _in_cgroup(cgroup: Cgroup) -> str:
-    if not cgroup_path_is_harmless(cgroup.path):
-        raise ValueError("a cgroup whose name can't be written into a rule")
-    return f'socket cgroupv2 level {cgroup.level} "{cgroup.path}"'
 
 
 def _forwarded_lines(

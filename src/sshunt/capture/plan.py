@@ -115,6 +115,7 @@ class Plan:
     method: Method = Method.NFT
     connect: Connect = Connect.FAST
     echoes: bool = False  # echo requests into regions that hold every port, too
+    blocks: bool = False  # nothing reaches the regions another way, even after our end (block)
 
     def __post_init__(self) -> None:
         check_session(self.session)

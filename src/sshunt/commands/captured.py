@@ -45,8 +45,11 @@ class Captured:
         routes: tuple[Route, ...],
         listeners: list[socket.socket],
         dns_sockets: list[DnsSockets],
+        *,
+        blocks: bool = False,
     ) -> None:
         self.routes = routes
+        self.blocks = blocks  # nothing reaches them another way
         self.listeners = listeners
         self.dns_sockets = dns_sockets
 
@@ -79,13 +82,14 @@ class Captured:
             routes=self.routes,
             bypass=bypass,
             resolvers=system_resolvers() if queries else (),
+            blocks=self.blocks,
         )
 
 
 def open_sockets(options: Options, routes: tuple[Route, ...], report: Report) -> Captured:
     """The sockets for ``routes``, and those of the routes that have one; raises UserError."""
     listeners, routes = _bind(options, routes, report)
-    captured = Captured(routes, listeners, [])
+    captured = Captured(routes, listeners, [], blocks=options.fail_block)
     try:
         captured.dns_sockets = _dns_sockets(options, report)
     except BaseException:
@@ -163,7 +167,8 @@ def _bind(
                 if not optional or not _remote(rest):
                     raise
                 report.say(Ipv6Skipped())
-                routes = rest
+                if not options.fail_block:  # it may come by IPv6 later
+                    routes = rest
     except BaseException:
         for sock in listeners:
             sock.close()

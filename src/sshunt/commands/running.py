@@ -49,6 +49,7 @@ from sshunt.tell.report import (
     ResolversChanged,
     ResolversSkipped,
     SshPeerSeen,
+    TargetsStayBlocked,
     UnseenWayFound,
 )
 from sshunt.tell.status import StatusLine
@@ -102,6 +103,7 @@ class Up(RemoteOwner):
         self._names: DnsForwarder | None = None
         self._facts = Facts(fail_open=options.fail_open)
         self._wanted = wanted(self._facts)
+        self._stays_blocked = False  # at our end
         self._unseen_ways: tuple[Endpoint, ...] = ()  # other users' programs that ssh goes through
         self._ways_of_others: tuple[Endpoint, ...] = ()  # see neighbours
         self._events: NetworkEvents | None = None
@@ -209,6 +211,16 @@ class Up(RemoteOwner):
             self._learn()
             with suppress(UserError, asyncio.TimeoutError):  # it was worth trying
                 await asyncio.wait_for(self._rules.settled(), RESTORE_DEADLINE_S)
+
+    def stay_blocked(self) -> None:
+        """We end without being asked to: ``unblock`` is not to do anything."""
+        self._stays_blocked = True
+        self._report.say(TargetsStayBlocked())
+
+    async def unblock(self) -> None:
+        """Lift the kill switch: we were asked to stop, or have yet to be up."""
+        if not self._stays_blocked:
+            await self._rules.unblock()
 
     def end_local(self) -> None:
         """Accept no more, and reset the programs' connections. May be called twice.

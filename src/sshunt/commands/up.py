@@ -13,17 +13,20 @@ Each step puts its undoing on one stack; whatever ends the session, a signal whi
 included, unwinds it. Every undoing has a deadline.
 
 Invariants: the rules exist from step 6 to step 8, also while the connection is lost (unless --fail
-open says otherwise): nothing leaks out another way; the client itself needs no privilege.
+open says otherwise): nothing leaks out another way. A kill switch (--fail block) is made before
+them, and goes after them, but only if we were asked to stop; the client itself needs no privilege.
 """
 
 import asyncio
 import gc
+import os
 import secrets
 import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from sshunt.capture import nft
+from sshunt.capture.block import render_block
 from sshunt.capture.plan import Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
 from sshunt.config.options import Options
@@ -45,12 +48,14 @@ from sshunt.tell.report import (
     CapturedLost,
     ForwardedBarred,
     HelperStarted,
+    OthersBlock,
     RemoteConnected,
     Report,
     RulesApplied,
     SessionNamed,
     ShutdownStarted,
     StartStopped,
+    TargetsBlocked,
 )
 from sshunt.transport.endings import cancelled
 from sshunt.transport.ssh import SshTransport
@@ -96,6 +101,8 @@ def dry_run(options: Options, console: Console) -> str:
         captured.check()
         plan = captured.plan(secrets.token_hex(4))
         rules = nft.render(plan, owner=True, cgroup=None, served=served(plan, report))
+        if plan.blocks:
+            rules = render_block(plan, os.getuid(), None, persists=True) + rules
     finally:
         captured.close()
     return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + rules
@@ -136,6 +143,8 @@ async def _run(
         finally:
             console.status("")
             report.say(up.closed(by_signal))
+            if options.fail_block and not by_signal:
+                up.stay_blocked()
     up.raise_bug()  # of the end, for nobody else looks any more
     return ExitCode.OK
 
@@ -167,7 +176,7 @@ async def _start(
     captured = await _open_sockets(options, report, undo)
     captured.check()  # too many routes are told before a password is asked
     rules = await _ask_helper(session_id, helper_process, report, undo)
-    _check_dns(captured, rules)
+    _check_guard(captured, rules)
     up = await _log_in(options, console, report, rules, query, session_id, undo)
     up.accept(captured.listeners, captured.dns_sockets, captured.routes)
     await up.remote.check()
@@ -208,7 +217,14 @@ async def _ask_helper(
     return rules
 
 
-def _check_dns(captured: Captured, rules: Rules) -> None:
+def _check_guard(captured: Captured, rules: Rules) -> None:
+    if captured.blocks and not rules.guarded:
+        raise UserError(
+            "the targets can't be blocked here: without a control group (cgroup v2) ssh itself"
+            " can't be told from others, and it could not find its server again",
+            "leave --fail block out",
+            ExitCode.CAPTURE,
+        )
     if captured.dns_sockets and not rules.guarded:
         raise UserError(
             "DNS can't be forwarded here: without a control group (cgroup v2) ssh's own queries"
@@ -264,9 +280,15 @@ async def _capture(
     """The rules, applied."""
     plan = captured.plan(session_id, up.peers())
     await rules.looks_at()
+    if plan.blocks:
+        undo.push_async_callback(up.unblock)
     await up.capture(plan)
     served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))
+    if plan.blocks:
+        report.say(TargetsBlocked())
+    if rules.others_block:
+        report.say(OthersBlock(rules.others_block))
     undo.push_async_callback(rules.undo)
     undo.callback(up.end_local)  # once more: the resets need the rules, see there
     undo.push_async_callback(up.restore_rules)

@@ -39,5 +39,6 @@ class Options:
     grace_s: int = DEFAULT_GRACE_S
     max_retries: int | None = None  # None: for ever
     fail_open: bool = False
+    fail_block: bool = False  # blocked also after our own death
     zero_copy: str = "auto"  # or "always", "never"
     dns: bool = False

@@ -28,6 +28,7 @@ The packet process, a child of the helper:
 These serve apply alone, and nothing else touches the kernel:
 
     nftables    tables
+    blocks      kill switches
     changes     what is in their sets, replaced in place
     marks       which of our tables' owners are alive
     guard       the client's control group

@@ -24,6 +24,8 @@ what an interface had while we were there, resolvers are those that root reads i
 Where a listener's address goes later, what has been redirected to it is reset (capture.nft): for
 that, the listeners of all plans are remembered as long as we live.
 
+**The kill switch** (blocks) is made before the table, and stays when all else goes.
+
 Undo runs backwards: retained addresses, table; at the end the cgroup, too. The guard outlives the
 rules: what it holds, ssh, is what may bring them back. With it goes a table that captures nothing
 and tells other sessions whose queries are ssh's; what has been redirected to a listener that may go
@@ -34,19 +36,21 @@ Not here: rule text (capture.nft), how an address is retained (addresses), the o
 """
 
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from itertools import chain
 from socket import SOCK_SEQPACKET
+from types import MappingProxyType
 
 from sshunt.capture import links, nft
 from sshunt.capture.plan import Method, Plan
 from sshunt.capture.retained import RETAINED_SET, render_retained, retained_in_families
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import RetainedAddresses
+from sshunt.helper.blocks import Blocks, peer_keys
 from sshunt.helper.chains import suspects
 from sshunt.helper.changes import (
     address_key,
@@ -69,7 +73,7 @@ from sshunt.helper.privileges import (
     separate_mounts,
 )
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import MAX_LISTENERS, KernelError, Packeted, Refusal
+from sshunt.helper.protocol import MAX_LISTENERS, MAX_REMOVED, KernelError, Packeted, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.helper.starter import is_one_of_a_pair
 from sshunt.helper.sweeper import Sweeper
@@ -83,9 +87,17 @@ class Kernel:
     """What one session has made in the kernel. Not thread-safe; lives as long as the helper."""
 
     def __init__(
-        self, session: str, client: socket.socket, marks: Marks, *, owner: bool = True
+        self,
+        session: str,
+        client: socket.socket,
+        marks: Marks,
+        *,
+        user: int = 0,
+        owner: bool = True,
     ) -> None:
-        """Load, separate, drop, clean; raises KernelError. ``owner=False`` forces a plain table."""
+        """Load, separate, drop, clean; raises KernelError. ``user`` is who asks, ``owner=False``
+        forces plain tables.
+        """
         self._session = session
         self._want_owner = owner
         self._interfaces = Interfaces()
@@ -103,6 +115,7 @@ class Kernel:
             self._parent = cgroups.parent_of(self._client, session, marks)
         self._table = nft.table_name(session)  # the one for inet, if there is one
         self._plan: Plan | None = None
+        self.blocked_by_others = 0  # kill switches of dead sessions, as of the latest plan
         self._listeners: dict[Endpoint, None] = {}  # of all plans, on addresses that may go
         self._owned = False
         self._timed = True  # flows of UDP can be remembered for as long as we say
@@ -112,10 +125,12 @@ class Kernel:
         self._retained = RetainedAddresses()
         self._wanted: tuple[str, ...] = ()  # what is retained
         self._hushed: frozenset[str] = frozenset()  # those that no interface has
-        remove_leftover_tables(self._nft, marks)
+        self._blocks = Blocks(self._nft, session, user, marks, persists=owner)
+        #: What dead sessions had left, and is removed.
+        self.removed = remove_leftover_tables(self._nft, marks)
         marks.sweep()
         if self._parent is not None:
-            cgroups.remove_leftovers(self._parent)
+            self.removed += cgroups.remove_leftovers(self._parent)
 
     def guard(self) -> bool:
         """Move the client into a cgroup of its own; False if that can't be had here."""
@@ -128,6 +143,7 @@ class Kernel:
         if guard is None:
             return False
         self._guard = guard
+        self._blocks.let_out(guard.cgroup)
         try:
             if self._plan is None:
                 self._remove_tables()
@@ -189,7 +205,19 @@ class Kernel:
         plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=first))
         self._see_to_our_end()
         self._remember_listeners(plan)
-        apply = self._make if first else self._replace_plan
+        self._blocks.begin(plan, self._guard.cgroup if self._guard is not None else None)
+        try:
+            self._make_or_replace(plan, self._make if first else self._replace_plan)
+        except KernelError:
+            self._blocks.back()
+            raise
+        self.blocked_by_others = self._blocks.commit(plan)
+        if self._packets is not None:
+            self._packets.tell(plan)
+        return self._owned
+
+    def _make_or_replace(self, plan: Plan, apply: Callable[[Plan], None]) -> None:
+        """Without time-outs of datagrams' own where the kernel has none; raises KernelError."""
         try:
             apply(plan)
         except KernelError as error:
@@ -197,9 +225,6 @@ class Kernel:
                 raise
             self._timed = False  # if that was not the reason, it fails again
             apply(plan)
-        if self._packets is not None:
-            self._packets.tell(plan)
-        return self._owned
 
     def _remember_listeners(self, plan: Plan) -> None:
         """Before there are rules: those that are taken back a moment later may have redirected."""
@@ -251,7 +276,8 @@ class Kernel:
             {
                 name: [endpoint_key(address, port) for address, port in endpoints]
                 for name, endpoints in nft.bypass_sets(self._plan).items()
-            }
+            },
+            blocked=peer_keys(self._plan),
         )
 
     def resolvers(self, addresses: Iterable[str]) -> None:
@@ -270,10 +296,19 @@ class Kernel:
             raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
         return self._plan
 
-    def _replace(self, sets: Mapping[str, Collection[bytes]]) -> None:
-        """Put these keys in the place of what is in sets of the session's table, all at once."""
-        table = self._table
-        replaced = [replace_elements("inet", table, name, keys) for name, keys in sets.items()]
+    def _replace(
+        self,
+        sets: Mapping[str, Collection[bytes]],
+        *,
+        blocked: Mapping[str, Collection[bytes]] = MappingProxyType({}),
+    ) -> None:
+        """Put these keys in the place of what is in sets of the session's table, and in those of
+        what it blocks, all at once.
+        """
+        replaced = [replace_elements("inet", self._table, name, sets[name]) for name in sets]
+        block = self._blocks.name
+        if block is not None:
+            replaced += [replace_elements("inet", block, name, blocked[name]) for name in blocked]
         self._nft.change(list(chain.from_iterable(replaced)))
 
     def retain(self, addresses: Iterable[str]) -> None:
@@ -408,6 +443,16 @@ class Kernel:
             self._packets.tell(None)
         self._make_without_plan()
 
+    def unblock(self) -> None:
+        """Block no more."""
+        self._blocks.lift()
+
+    def clean_up(self) -> tuple[str, ...]:
+        """Remove also what dead sessions block; names all that was removed."""
+        removed = (*self.removed, *self._blocks.lift_dead())[:MAX_REMOVED]
+        self.removed = []
+        return removed
+
     def _remove_tables(self) -> None:
         self._retain_none()  # before those go that keep it from others
         names = nft.table_names(self._session)
@@ -418,7 +463,7 @@ class Kernel:
 
     def close(self) -> None:
         """Undo, let the client out of its guard, be dead for those who come after us; raises
-        KernelError.
+        KernelError. What is blocked stays so.
         """
         try:
             self._remove_tables()

@@ -132,8 +132,11 @@ def _is_dead(table: str, session: str, marks: Marks) -> bool:
     return table == nft.table_name(session) or not marks.is_alive(table)
 
 
-def remove_leftovers(parent: str) -> None:
-    """Remove empty cgroups of dead sessions, here and above. Those of living ones are not empty."""
+def remove_leftovers(parent: str) -> list[str]:
+    """Remove empty cgroups of dead sessions, here and above, and name those. Those of living ones
+    are not empty.
+    """
+    removed = []
     place = parent
     while place.startswith(CGROUP_ROOT):
         for name in os.listdir(place):
@@ -141,8 +144,10 @@ def remove_leftovers(parent: str) -> None:
                 try:
                     os.rmdir(os.path.join(place, name))
                 except OSError:
-                    pass  # busy: alive
+                    continue  # busy: alive
+                removed.append(f"cgroup {os.path.join(place, name)}")
         place = os.path.dirname(place)
+    return removed
 
 
 def levels_can_be_trusted() -> bool:

@@ -28,7 +28,7 @@ _NUMBER = struct.Struct("!I")
 _NESTED = 0x8000  # NLA_F_NESTED
 
 _NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 2
-_NFT_TABLE_F_OWNER = 0x2
+_OWNER, _PERSISTS = 0x2, 0x4  # NFT_TABLE_F_*
 _NFTA_SET_ELEM_LIST_TABLE, _NFTA_SET_ELEM_LIST_SET, _NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 _NFTA_LIST_ELEM = 1
 _NFTA_SET_ELEM_KEY = 1
@@ -37,10 +37,11 @@ _NFTA_DATA_VALUE = 1
 _PART = 4  # bytes
 
 
-def new_table(family: str, name: str, *, owner: bool) -> Change:
-    """Make an empty table; an error if there is one."""
-    flags = attribute(_NFTA_TABLE_FLAGS, _NUMBER.pack(_NFT_TABLE_F_OWNER if owner else 0))
-    body = _head(family) + _text(_NFTA_TABLE_NAME, name) + flags
+def new_table(family: str, name: str, *, owner: bool, persists: bool = False) -> Change:
+    """Make an empty table; an error if there is one. With ``persists`` it outlives its owner."""
+    flags = (_OWNER if owner else 0) | (_PERSISTS if persists else 0)
+    body = _head(family) + _text(_NFTA_TABLE_NAME, name)
+    body += attribute(_NFTA_TABLE_FLAGS, _NUMBER.pack(flags))
     return Change(_NEW_TABLE, body, EXCLUSIVE | CREATE)
 
 

@@ -39,6 +39,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sshunt.capture import nft
+from sshunt.capture.block import read_block_name
 from sshunt.helper.changes import FAMILIES, delete_table, new_table
 from sshunt.helper.marks import Marks
 from sshunt.helper.netlink import Change, Netlink, attributes
@@ -117,14 +118,16 @@ class Nftables:
         self.fill("inet", name, render(False), owner=False)
         return False
 
-    def fill(self, family: str, name: str, table: str, *, owner: bool) -> None:
+    def fill(
+        self, family: str, name: str, table: str, *, owner: bool, persists: bool = False
+    ) -> None:
         """Make a table that is rendered, whole or not at all; raises KernelError.
 
         A table that the kernel lets us make but not remove again is left for the next try (apply).
         """
-        self.change([new_table(family, name, owner=owner)])
+        self.change([new_table(family, name, owner=owner, persists=persists)])
         try:
-            self._run(nft.as_commands(table, name))
+            self.run(nft.as_commands(table, name))
         except KernelError:
             with suppress(KernelError):
                 self.delete((family, name))
@@ -156,8 +159,8 @@ class Nftables:
             denied = error.errno == errno.EPERM
             raise KernelError(Refusal.NOT_PERMITTED if denied else Refusal.KERNEL, str(error))
 
-    def _run(self, commands: str) -> None:
-        """Carry them out; raises KernelError."""
+    def run(self, commands: str) -> None:
+        """Have the library carry out commands, all or none; raises KernelError."""
         message = _in_a_child(lambda: self._complaint(commands))
         if not message:
             return
@@ -200,6 +203,16 @@ def _is_open(descriptor: int) -> bool:
 
 def our_tables() -> list[tuple[str, str]]:
     """Family and name of all sessions' tables, of living and dead ones; raises KernelError."""
+    return [(family, name) for family, name in _tables() if TABLE_NAME.fullmatch(name)]
+
+
+def block_tables() -> list[str]:
+    """The names of all kill switches (capture.block); raises KernelError."""
+    return [name for family, name in _tables() if family == "inet" and read_block_name(name)]
+
+
+def _tables() -> list[tuple[str, str]]:
+    """Family and name of all tables, of those families in which we make any."""
     try:
         netlink = Netlink(_NETLINK_NETFILTER)
         try:
@@ -212,7 +225,7 @@ def our_tables() -> list[tuple[str, str]]:
             raise KernelError(Refusal.NOT_PERMITTED, str(error))
         # EPROTONOSUPPORT, EINVAL: there is nobody who could answer.
         raise KernelError(Refusal.NO_NF_TABLES, f"this kernel has no nf_tables ({error.strerror})")
-    return [(family, name) for family, name in tables if family and TABLE_NAME.fullmatch(name)]
+    return [(family, name) for family, name in tables if family]
 
 
 def _table(message: bytes) -> tuple[str, str]:
@@ -221,8 +234,11 @@ def _table(message: bytes) -> tuple[str, str]:
     return _FAMILIES.get(family, ""), name.rstrip(b"\0").decode("latin-1")
 
 
-def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
-    """Remove the plain tables of dead sessions; raises KernelError."""
+def remove_leftover_tables(nftables: Nftables, marks: Marks) -> list[str]:
+    """Remove the plain tables of dead sessions, and name those; raises KernelError. Not their kill
+    switches, which are there to outlive them (blocks).
+    """
+    removed = []
     tables: dict[str, list[tuple[str, str]]] = {}  # by the name of their session
     for family, name in our_tables():
         session = name.removesuffix(nft.SECOND_SUFFIX)
@@ -234,7 +250,9 @@ def remove_leftover_tables(nftables: Nftables, marks: Marks) -> None:
         for family, name in theirs:
             with suppress(KernelError):  # it is owned: by whom we can't see here
                 nftables.delete((family, name))
+                removed.append(f"{family} {name}")
         mark.close()
+    return removed
 
 
 # --- children -----------------------------------------------------------------------------------

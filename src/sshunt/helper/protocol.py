@@ -84,6 +84,9 @@ _NEVER_RETAINED = (
 #: root's.
 MAX_HELPERS = 16
 
+#: The most things that are named of what dead sessions have left.
+MAX_REMOVED = 64
+
 #: The longest request: MAX_ROUTES of the longest kind (an IPv6 network with a port range: 80
 #: bytes), and some.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
@@ -207,6 +210,18 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class Unblock:
+    """Lift the session's kill switch. Neither UNDO nor the end of the stream does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """Remove all that dead sessions have left, their kill switches included, as far as the user may
+    who asks.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """Answers Hello."""
 
@@ -237,14 +252,17 @@ NOT_PACKETED = Packeted(syns=False, echoes=False, datagrams=False)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Answers Apply. With ``owner`` the kernel itself removes the rules when the helper dies."""
+    """Answers Apply. With ``owner`` the kernel itself removes the rules when the helper dies.
+    ``others_block``: how many dead sessions' kill switches are there beside what was applied.
+    """
 
     owner: bool
+    others_block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Answers Bypass, Resolvers, Retain and Undo."""
+    """Answers Bypass, Resolvers, Retain, Undo and Unblock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +273,13 @@ class Suspected:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleaned:
+    """Answers Cleanup, for a person to read."""
+
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Answers anything: nothing was changed, or what was changed has been undone."""
 
@@ -262,8 +287,20 @@ class Refused:
     message: str
 
 
-Request: TypeAlias = Hello | Guard | Packets | Apply | Bypass | Resolvers | Retain | Suspects | Undo
-Reply: TypeAlias = Welcome | Guarded | Packeted | Applied | Done | Suspected | Refused
+Request: TypeAlias = (
+    Hello
+    | Guard
+    | Packets
+    | Apply
+    | Bypass
+    | Resolvers
+    | Retain
+    | Suspects
+    | Undo
+    | Unblock
+    | Cleanup
+)
+Reply: TypeAlias = Welcome | Guarded | Packeted | Applied | Done | Suspected | Cleaned | Refused
 
 #: How many descriptors ride on a request, where any do.
 DESCRIPTORS: dict[type, int] = {Packets: 1}

@@ -13,6 +13,8 @@ Which request is allowed when::
     IDLE    -        IDLE    -> ACTIVE  -                        IDLE     undo, exit
     ACTIVE  -        ACTIVE  ACTIVE     ACTIVE                   -> IDLE  undo, exit
 
+    UNBLOCK is allowed in IDLE and ACTIVE, CLEANUP in IDLE; neither changes the state.
+
 The end of the packet process is the end of the conversation, too: nobody reads what rules log then.
 
 What is not in the table is refused with WRONG_ORDER and changes nothing. What does not decode is
@@ -54,6 +56,8 @@ from sshunt.helper.protocol import (
     Applied,
     Apply,
     Bypass,
+    Cleaned,
+    Cleanup,
     Done,
     Guard,
     Guarded,
@@ -69,6 +73,7 @@ from sshunt.helper.protocol import (
     Retain,
     Suspected,
     Suspects,
+    Unblock,
     Undo,
     Welcome,
 )
@@ -103,8 +108,8 @@ class State(Enum):
 
 _ALLOWED = {
     State.NEW: (Hello,),
-    State.IDLE: (Guard, Packets, Apply, Undo),
-    State.ACTIVE: (Guard, Packets, Apply, Bypass, Resolvers, Retain, Suspects, Undo),
+    State.IDLE: (Guard, Packets, Apply, Undo, Unblock, Cleanup),
+    State.ACTIVE: (Guard, Packets, Apply, Bypass, Resolvers, Retain, Suspects, Undo, Unblock),
 }
 
 
@@ -130,7 +135,7 @@ def serve(
                 )
         if elsewhere:
             raise KernelError(Refusal.ELSEWHERE, "the helper is in another network namespace")
-        _converse(client, _Service(client, marks, owner=owner))
+        _converse(client, _Service(client, marks, user=user, owner=owner))
     except KernelError as error:
         _refuse(client, Refused(error.kind, error.message))
     finally:
@@ -164,9 +169,10 @@ def _refuse(client: socket.socket, refusal: Refused) -> None:
 class _Service:
     """The state of the conversation."""
 
-    def __init__(self, client: socket.socket, marks: Marks, *, owner: bool) -> None:
+    def __init__(self, client: socket.socket, marks: Marks, *, user: int, owner: bool) -> None:
         self._client = client
         self._marks = marks
+        self._user = user
         self._owner = owner
         self._state = State.NEW
         self._session = ""
@@ -251,7 +257,7 @@ class _Service:
                     return Refused(Refusal.BAD_REQUEST, "a plan of another session")
                 owner = self._kernel.apply(request.plan)
                 self._state = State.ACTIVE
-                return Applied(owner)
+                return Applied(owner, self._kernel.blocked_by_others)
             case Bypass():
                 self._kernel.bypass(request.endpoints)
             case Resolvers():
@@ -263,13 +269,19 @@ class _Service:
             case Undo():
                 self._kernel.undo()
                 self._state = State.IDLE
+            case Unblock():
+                self._kernel.unblock()
+            case Cleanup():
+                return Cleaned(self._kernel.clean_up())
         return Done()
 
     def _hello(self, request: Hello) -> Reply:
         if request.version != VERSION:
             return Refused(Refusal.VERSION, f"the helper speaks version {VERSION} only")
         self._session = request.session
-        self._kernel = Kernel(request.session, self._client, self._marks, owner=self._owner)
+        self._kernel = Kernel(
+            request.session, self._client, self._marks, user=self._user, owner=self._owner
+        )
         self._state = State.IDLE
         return Welcome(VERSION)
 

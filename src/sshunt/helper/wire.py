@@ -28,6 +28,8 @@ from sshunt.helper.protocol import (
     Applied,
     Apply,
     Bypass,
+    Cleaned,
+    Cleanup,
     Done,
     Guard,
     Guarded,
@@ -44,6 +46,7 @@ from sshunt.helper.protocol import (
     Retain,
     Suspected,
     Suspects,
+    Unblock,
     Undo,
     Welcome,
 )
@@ -193,6 +196,7 @@ _PLAN: _Fields = {
     "bypass": _endpoints,
     "resolvers": _resolvers,
     "echoes": _bool,
+    "blocks": _bool,
 }
 
 _REQUESTS = (
@@ -205,15 +209,18 @@ _REQUESTS = (
     _Form("retain", Retain, {"addresses": _texts}),
     _Form("suspects", Suspects, {}),
     _Form("undo", Undo, {}),
+    _Form("unblock", Unblock, {}),
+    _Form("cleanup", Cleanup, {}),
 )
 
 _REPLIES = (
     _Form("welcome", Welcome, {"version": _int}),
     _Form("guarded", Guarded, {"guarded": _bool}),
     _Form("packeted", Packeted, {"syns": _bool, "echoes": _bool, "datagrams": _bool}),
-    _Form("applied", Applied, {"owner": _bool}),
+    _Form("applied", Applied, {"owner": _bool, "others_block": _int}),
     _Form("done", Done, {}),
     _Form("suspected", Suspected, {"chains": _texts}),
+    _Form("cleaned", Cleaned, {"removed": _texts}),
     _Form("refused", Refused, {"kind": lambda value: Refusal(_str(value)), "message": _str}),
 )
 

@@ -26,6 +26,8 @@ from sshunt.helper.protocol import (
     Applied,
     Apply,
     Bypass,
+    Cleaned,
+    Cleanup,
     Guard,
     Guarded,
     Hello,
@@ -40,6 +42,7 @@ from sshunt.helper.protocol import (
     Retain,
     Suspected,
     Suspects,
+    Unblock,
     Undo,
 )
 from sshunt.helper.wire import decode_reply, encode_request
@@ -118,6 +121,7 @@ class Helper:
         self.gone = asyncio.Event()
         self.guarded = False  # True: a cgroup keeps our own connections from being captured
         self.owner = False  # True: the kernel removes the rules by itself
+        self.others_block = 0  # dead sessions' kill switches that are still there
         self._applied = False  # True: there are rules
         self._writer = writer
         self._turn = asyncio.Lock()
@@ -153,6 +157,7 @@ class Helper:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
         reply = await self._ask_encoded(request)
         self.owner = isinstance(reply, Applied) and reply.owner
+        self.others_block = reply.others_block if isinstance(reply, Applied) else 0
         self._applied = True
 
     async def bypass(self, endpoints: Iterable[Endpoint]) -> None:
@@ -180,6 +185,15 @@ class Helper:
         """Leave the kernel as it was; the helper stays."""
         await self._ask(Undo())
         self._applied = False
+
+    async def unblock(self) -> None:
+        """Lift the kill switch, if there is one. Nothing else does."""
+        await self._ask(Unblock())
+
+    async def cleanup(self) -> tuple[str, ...]:
+        """Remove what dead sessions have left, their kill switches included; names it."""
+        reply = await self._ask(Cleanup())
+        return reply.removed if isinstance(reply, Cleaned) else ()
 
     async def close(self) -> None:
         """Undo, and wait until the helper has ended. Never raises UserError."""

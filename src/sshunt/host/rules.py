@@ -13,8 +13,9 @@ something else is wanted. Either leaves the kernel as it was (helper.protocol).
 say about it.
 
 **The end.** ``undo`` removes the rules and leaves the guard, since ssh is not yet at its end;
-``close`` ends the helper, and with it all there is. Both have deadlines and raise nothing: there is
-nobody left who could do anything about it, and a helper that is stuck ends by its own.
+``unblock`` lifts the kill switch; ``close`` ends the helper, and with it all there is but that. All
+have deadlines and raise nothing: there is nobody left who could do anything about it, and a helper
+that is stuck ends by its own.
 
 Invariants: one request at a time; what is applied is what was acknowledged, never what was refused.
 
@@ -82,6 +83,11 @@ class Rules:
         """True if the kernel removes the rules by itself."""
         return self._helper.owner
 
+    @property
+    def others_block(self) -> int:
+        """How many dead sessions' kill switches there are beside what was applied."""
+        return self._helper.others_block
+
     def start_packets(self) -> None:
         """Have packets looked at from now on; see ``looks_at``."""
         self._looking = asyncio.ensure_future(self._helper.packets(self.packets.theirs))
@@ -124,6 +130,11 @@ class Rules:
         self.want(Wanted(guard=self._wanted.guard))
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._settle(), CLOSE_DEADLINE_S)
+
+    async def unblock(self) -> None:
+        """Lift the kill switch."""
+        with suppress(UserError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._helper.unblock(), CLOSE_DEADLINE_S)
 
     async def close(self) -> None:
         """Undo everything, and wait until the helper has ended."""

@@ -364,6 +364,20 @@ class RulesApplied(NamedTuple):
     by_kernel: bool
 
 
+class TargetsBlocked(NamedTuple):
+    """Nothing reaches the targets but through us, and so it stays if we are killed."""
+
+
+class TargetsStayBlocked(NamedTuple):
+    """We end, and what we routed can't be reached until somebody lifts that."""
+
+
+class OthersBlock(NamedTuple):
+    """Dead sessions, so many, block what they routed."""
+
+    sessions: int
+
+
 class RulesRefused(NamedTuple):
     """An optional part of them could not be had; it is tried again."""
 
@@ -471,6 +485,9 @@ Event: TypeAlias = (
     | CapturedLost
     | ForwardedBarred
     | RulesApplied
+    | TargetsBlocked
+    | TargetsStayBlocked
+    | OthersBlock
     | RulesRefused
     | ForwardedCaptured
     | ForwardedSkipped

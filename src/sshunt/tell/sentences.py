@@ -309,6 +309,19 @@ def _rules_applied(event: report.RulesApplied) -> str:
     return f"the rules are in place; the {owner} removes them"
 
 
+def _targets_blocked(_event: report.TargetsBlocked) -> str:
+    return "nothing reaches the targets another way, and so it stays if sshunt is killed"
+
+
+def _targets_stay_blocked(_event: report.TargetsStayBlocked) -> str:
+    return "the targets stay blocked until sshunt is started again (to lift that: sshunt cleanup)"
+
+
+def _others_block(event: report.OthersBlock) -> str:
+    sessions = counted(event.sessions, "dead session")
+    return f"the targets of {sessions} are still blocked (to lift that: sshunt cleanup)"
+
+
 def _rules_refused(event: report.RulesRefused) -> str:
     return event.why
 
@@ -390,6 +403,9 @@ _TOLD: dict[type, _Told] = {
     report.CapturedLost: (ALWAYS, _captured_lost),
     report.ForwardedBarred: (ALWAYS, _forwarded_barred),
     report.RulesApplied: (DETAIL, _rules_applied),
+    report.TargetsBlocked: (DETAIL, _targets_blocked),
+    report.TargetsStayBlocked: (ALWAYS, _targets_stay_blocked),
+    report.OthersBlock: (ALWAYS, _others_block),
     report.RulesRefused: (DETAIL, _rules_refused),
     report.ForwardedCaptured: (DETAIL, _forwarded_captured),
     report.ForwardedSkipped: (ALWAYS, _forwarded_skipped),

@@ -33,14 +33,15 @@ if "patient" in sys.argv:
     server.REQUEST_DEADLINE_S = 600.0
 if "impatient" in sys.argv:
     nftables.CALL_DEADLINE_S = 3.0
-server.serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
+user = [int(word[5:]) for word in sys.argv if word.startswith("user=")]
+server.serve(socket.socket(fileno=0), user=sum(user), owner="plain" not in sys.argv)
 """
 
 
 class Conversation:
     """``hasty``: a client's request must come whole within half a second. ``impatient``: a call
     into libnftables is stuck after three. ``patient``: a reply may wait for ten minutes until it is
-    taken. ``plain``: tables that the kernel does not own.
+    taken. ``plain``: tables that the kernel does not own. ``user=UID``: he has asked, not root.
     """
 
     def __init__(self, host: Host, *differences: str) -> None:

@@ -54,6 +54,7 @@ _PLAN = {
     "bypass": [],
     "resolvers": ["127.0.0.53"],
     "echoes": True,
+    "blocks": False,
 }
 
 
@@ -131,6 +132,8 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(bypass=[["127.0.0.1", 22]] * (MAX_BYPASS + 1)),
         _apply(echoes=None),
         _apply(echoes=1),
+        _apply(blocks=None),
+        _apply(blocks=0),
         _apply(resolvers="127.0.0.53"),
         _apply(resolvers=["localhost"]),
         _apply(resolvers=["fe80::1%eth0"]),
