@@ -39,6 +39,7 @@ SINGLE = (
         "helper/syn_messages",
         "helper/echo_messages",
         "helper/echo_packets",
+        "front/echo_datagrams",
         "helper/wire",
         "helper/udp_messages",
         "transport/ssh_ways",

@@ -201,6 +201,7 @@ def parse(words: Sequence[str]) -> Options:
         fail_block=args.fail == "block",
         zero_copy=args.zero_copy,
         dns=args.dns,
+        ping=not args.no_ping,
     )
 
 
@@ -242,6 +243,12 @@ def _parser() -> _Parser:
         action="store_true",
         help="look up names on the far side: what this host's programs ask its resolvers (those in "
         "/etc/resolv.conf) is asked of the far side's instead",
+    )
+    add(
+        "--no-ping",
+        action="store_true",
+        help="leave ping and traceroute alone; else programs hear what hosts and routers there "
+        "answer",
     )
     add("-e", "--ssh-cmd", default="ssh", metavar="CMD", help="ssh and its options; default: ssh")
     add("--python", metavar="PROGRAM", help="the Python on the remote host; default: found there")

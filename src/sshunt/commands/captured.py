@@ -73,8 +73,10 @@ class Captured:
         except ValueError as error:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
 
-    def plan(self, session_id: str, bypass: tuple[Endpoint, ...] = ()) -> Plan:
-        """What the helper is asked for. ``check`` it before."""
+    def plan(
+        self, session_id: str, bypass: tuple[Endpoint, ...] = (), *, echoes: bool = False
+    ) -> Plan:
+        """What the helper is asked for. ``check`` it before. ``echoes``: echo requests, too."""
         queries = [pair.endpoint for pair in self.dns_sockets]
         return Plan(
             session=session_id,
@@ -83,6 +85,7 @@ class Captured:
             bypass=bypass,
             resolvers=system_resolvers() if queries else (),
             blocks=self.blocks,
+            echoes=echoes,
         )
 
 

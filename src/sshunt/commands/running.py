@@ -25,10 +25,12 @@ from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
 from sshunt.front.dns import DnsForwarder
 from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
+from sshunt.front.echo import Echoes
 from sshunt.front.listener import Listener
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.front.splice import Splices
+from sshunt.helper.packet_protocol import ECHO_KINDS
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
@@ -43,6 +45,7 @@ from sshunt.tell.control import ControlServer, about, says
 from sshunt.tell.neighbours import ways_of_others
 from sshunt.tell.report import (
     AddressesRetained,
+    EchoesSkipped,
     PeersBypassed,
     RemoteClosed,
     Report,
@@ -99,6 +102,9 @@ class Up(RemoteOwner):
         self._router = Router(rest=self._direct)
         self._splices = Splices(self._reactor, self.on_freed)
         self.arrivals = Arrivals()
+        self._echoes = Echoes(
+            rules.packets.send, self._router.associate, self._loop.time, self._report
+        )
         self._listeners: list[Listener] = []
         self._names: DnsForwarder | None = None
         self._facts = Facts(fail_open=options.fail_open)
@@ -142,6 +148,15 @@ class Up(RemoteOwner):
         )
         self._names.resolvers = system_resolvers()
         self._names.start()
+
+    def answers_echoes(self, *, there_are: bool) -> bool:
+        """Answer echo requests from now on, if that is wanted; ``there_are``: it is possible."""
+        if not there_are and self._options.ping:
+            self._report.say(EchoesSkipped())
+        if not there_are or not self._options.ping:
+            return False
+        self._rules.packets.subscribe(ECHO_KINDS, self._echoes.hear)
+        return True
 
     async def ask_others(self) -> None:
         """Learn whom this user's other sessions are connected to: see ``neighbours``."""
@@ -232,6 +247,7 @@ class Up(RemoteOwner):
             listener.close()
         if self._names is not None:
             self._names.close()
+        self._echoes.close()
         self.remote.end_connections()
         self._splices.close()
         self._direct.close()

@@ -278,8 +278,10 @@ async def _capture(
     undo: AsyncExitStack,
 ) -> Plan:
     """The rules, applied."""
-    plan = captured.plan(session_id, up.peers())
-    await rules.looks_at()
+    looked_at = await rules.looks_at()
+    plan = captured.plan(
+        session_id, up.peers(), echoes=up.answers_echoes(there_are=looked_at.echoes)
+    )
     if plan.blocks:
         undo.push_async_callback(up.unblock)
     await up.capture(plan)

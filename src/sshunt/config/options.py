@@ -42,3 +42,4 @@ class Options:
     fail_block: bool = False  # blocked also after our own death
     zero_copy: str = "auto"  # or "always", "never"
     dns: bool = False
+    ping: bool = True

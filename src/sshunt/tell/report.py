@@ -438,6 +438,21 @@ class ResolversSkipped(NamedTuple):
     addresses: tuple[str, ...]
 
 
+# --- ping -----------------------------------------------------------------------------------------
+
+
+class EchoesSkipped(NamedTuple):
+    """This kernel can't hand over echo requests, so they are left alone."""
+
+
+class EchoesByPing(NamedTuple):
+    """The far side's user may not send echo requests, and has ping(8) do it."""
+
+
+class EchoesNotPermitted(NamedTuple):
+    """The far side can't send any."""
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 #: Events after which a remote is up, or is not.
@@ -497,6 +512,9 @@ Event: TypeAlias = (
     | AddressesRetained
     | ResolversChanged
     | ResolversSkipped
+    | EchoesSkipped
+    | EchoesByPing
+    | EchoesNotPermitted
 )
 
 #: Events that happen with each connection.

@@ -361,6 +361,27 @@ def _resolvers_skipped(event: report.ResolversSkipped) -> str:
     return uncovered(event.addresses)
 
 
+# --- ping -----------------------------------------------------------------------------------------
+
+
+def _echoes_skipped(_event: report.EchoesSkipped) -> str:
+    return "this kernel can't hand over packets (NFLOG): ping and traceroute are left alone"
+
+
+def _echoes_by_ping(_event: report.EchoesByPing) -> str:
+    return (
+        "ping: the far side may not ask hosts itself (net.ipv4.ping_group_range there); its ping"
+        " program does, for a few requests at a time"
+    )
+
+
+def _echoes_not_permitted(_event: report.EchoesNotPermitted) -> str:
+    return (
+        "ping: nothing is answered, for the far side may not ask hosts (net.ipv4.ping_group_range"
+        " there), and has no ping program that could"
+    )
+
+
 #: A level, or what finds it out, and the sentence.
 _Told = tuple[int | Callable[[Any], int], Callable[[Any], str]]
 
@@ -414,4 +435,7 @@ _TOLD: dict[type, _Told] = {
     report.AddressesRetained: (DETAIL, _addresses_retained),
     report.ResolversChanged: (DETAIL, _resolvers_changed),
     report.ResolversSkipped: (ALWAYS, _resolvers_skipped),
+    report.EchoesSkipped: (DETAIL, _echoes_skipped),
+    report.EchoesByPing: (ALWAYS, _echoes_by_ping),
+    report.EchoesNotPermitted: (ALWAYS, _echoes_not_permitted),
 }

@@ -105,6 +105,9 @@ EVENTS: list[Event] = [
     report.ResolversChanged(("192.0.2.53", "192.0.2.54")),
     report.ResolversChanged(()),
     report.ResolversSkipped(("fe80::1%eth0", "2001:db8::1", "2001:db8::2")),
+    report.EchoesSkipped(),
+    report.EchoesByPing(),
+    report.EchoesNotPermitted(),
 ]
 
 #: Facts that nobody reads of.
