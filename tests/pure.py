@@ -42,6 +42,7 @@ SINGLE = (
         "front/echo_datagrams",
         "helper/wire",
         "helper/udp_messages",
+        "helper/pace",
         "transport/ssh_ways",
         "transport/ssh_diagnosis",
         "transport/hello_search",

@@ -207,7 +207,7 @@ async def _ask_helper(
     session_id: str, helper_process: HelperProcess | None, report: Report, undo: AsyncExitStack
 ) -> Rules:
     """The helper, which guards us from here on."""
-    helper = await start_helper(session=session_id, process=helper_process)
+    helper = await start_helper(session=session_id, process=helper_process, report=report)
     rules = Rules(helper, report)
     undo.push_async_callback(rules.close)
     rules.want(Wanted())

@@ -4,6 +4,8 @@
     protocol    requests and replies, and their limits; pure
     wire        how they are written, and their strict decoding; pure
     server      one session's conversation: order, deadlines, undo at the end
+    pace        how fast requests are carried out; pure
+    audit       a line in the host's log for each
     service     the names by which it is a service; pure
     starter     whose helper it is: the process that started it
     apply       what one session has made in the kernel, and how it is undone

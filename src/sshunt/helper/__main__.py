@@ -67,7 +67,10 @@ def main() -> int:
     os.chdir("/")
 
     if not accepted:
-        if os.fork():
+        child = os.fork()
+        if child:
+            if by_first_process:
+                starter.join(client, child)
             os._exit(0)
         os.setsid()
 

@@ -9,7 +9,7 @@ and in this order:
 2. libnftables is loaded; its netlink socket is what will own our table.
 3. A root of our own, with control groups where libnftables looks for them and little else: no file
    of the host's can be opened, and no module loaded, from here on.
-4. Capabilities that later steps don't need are dropped for good.
+4. Capabilities that later steps don't need are dropped for good (privileges has the stages).
 5. What dead sessions left behind is removed. Before anything else, because a left-over rule may
    capture the ssh connection that is about to be made.
 
@@ -69,7 +69,12 @@ from sshunt.helper.privileges import (
     DAC_OVERRIDE,
     NET_ADMIN,
     NET_RAW,
+    SETPCAP,
+    SYS_ADMIN,
+    SYS_CHROOT,
+    SYS_PTRACE,
     drop_capabilities,
+    leave_no_core,
     separate_mounts,
 )
 from sshunt.helper.processes import open_proc, requester
@@ -81,6 +86,14 @@ from sshunt.model import Endpoint
 
 #: What renders a plan as a table, by its method.
 _RENDER = {Method.NFT: nft.render}
+
+
+def begin() -> None:
+    """To be called before the client is heard: what answering a greeting does not need is gone."""
+    leave_no_core()
+    drop_capabilities(
+        (DAC_OVERRIDE, NET_ADMIN, NET_RAW, SETPCAP, SYS_ADMIN, SYS_CHROOT, SYS_PTRACE)
+    )
 
 
 class Kernel:
@@ -113,6 +126,8 @@ class Kernel:
         self._parent: str | None = None
         if can_guard and self._client is not None:
             self._parent = cgroups.parent_of(self._client, session, marks)
+        self._kept = {NET_ADMIN, DAC_OVERRIDE} if self._parent is not None else {NET_ADMIN}
+        drop_capabilities({*self._kept, NET_RAW})
         self._table = nft.table_name(session)  # the one for inet, if there is one
         self._plan: Plan | None = None
         self.blocked_by_others = 0  # kill switches of dead sessions, as of the latest plan
@@ -164,7 +179,7 @@ class Kernel:
             channel.close()
             raise KernelError(Refusal.NO_CHANNEL, "one socketpair's end is asked for, once")
         self._packets = PacketProcess(channel, self._proc)
-        drop_capabilities((DAC_OVERRIDE, NET_ADMIN))
+        drop_capabilities(self._kept)
         found = self._packets
         return Packeted(found.syn_group > 0, found.echo_group > 0, found.has_udp)
 

@@ -17,6 +17,14 @@ itself was loaded from, which the client uses as well.
 
 So all modules have to be loaded, and all files opened that are needed later, before that.
 
+**Capabilities** go as soon as nothing of our life needs them any more:
+
+    until the greeting   SYS_ADMIN, SYS_CHROOT, SYS_PTRACE, SETPCAP: a root of our own
+    until PACKETS        NET_RAW: for the packet process, which keeps it
+    to the end           NET_ADMIN; DAC_OVERRIDE only where there can be a control group
+    the packet process   NET_ADMIN, NET_RAW
+    the sweeper          DAC_OVERRIDE where it has a control group to remove, else none
+
 **The options of cgroup2** (nsdelegate, memory_recursiveprot) belong to the whole hierarchy, and a
 mount in the first cgroup namespace sets them all: one without options takes them from the host
 (cgroup_get_tree in kernel/cgroup/cgroup.c). So we mount with those that the host has.
@@ -27,6 +35,7 @@ the hierarchy in others, and is not there behind ``ip netns exec``.
 
 import ctypes
 import os
+import resource
 import signal
 import struct
 from collections.abc import Collection, Iterable, Iterator
@@ -56,6 +65,13 @@ _PR_SET_PDEATHSIG = 1
 #: Capabilities: cgroups that were delegated to a user belong to him; nftables, retained addresses,
 #: conntrack, NFLOG; raw sockets.
 DAC_OVERRIDE, NET_ADMIN, NET_RAW = 1, 12, 13
+
+#: Those that are needed until the greeting has been answered, and never again: to let go of
+#: capabilities, to enter another root, to look at the first process' mounts, to mount.
+SETPCAP, SYS_CHROOT, SYS_PTRACE, SYS_ADMIN = 8, 18, 19, 21
+
+#: Two sets of 32 capabilities: effective, permitted, inheritable of each (capget(2)).
+_CAPABILITIES = struct.Struct("=6I")
 
 #: Options that mountinfo shows beside a file system's own: proc(5), and SELinux'.
 _NOT_OF_CGROUP2 = frozenset({"rw", "ro", "seclabel"})
@@ -138,10 +154,12 @@ def options_in(mountinfo: Iterable[str]) -> Iterator[list[str]]:
 
 
 def drop_capabilities(kept: Collection[int]) -> None:
-    """Keep these, which the rest of our life needs. The bounding set first, for whatever we start.
+    """Keep these, as far as we have them, which the rest of our life needs. The bounding set first,
+    for whatever we start.
 
     Failure is no error: then we keep what sudo gave us, as every other program does. The bounding
-    set is smaller only the first time, which takes from us what is needed to make it so.
+    set gets smaller as long as SETPCAP is kept; after that nothing in it can be had any more, for
+    no program that we might run gains privileges.
     """
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     capability = 0
@@ -151,8 +169,18 @@ def drop_capabilities(kept: Collection[int]) -> None:
         capability += 1
     mask = sum(1 << capability for capability in kept)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    # Two sets of 32 capabilities: effective, permitted, inheritable of each.
-    ctypes.CDLL(None).capset(header, struct.pack("=6I", mask, mask, 0, 0, 0, 0))
+    sets = ctypes.create_string_buffer(_CAPABILITIES.size)
+    libc = ctypes.CDLL(None)
+    if libc.capget(header, sets) == 0:  # to ask for one that we have not is to be refused all
+        _, low, _, _, high, _ = _CAPABILITIES.unpack(sets.raw)
+        mask &= low | high << 32
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    libc.capset(header, _CAPABILITIES.pack(low, low, 0, high, high, 0))
+
+
+def leave_no_core() -> None:
+    """No file of what was in our memory, should we crash."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def end_with_parent(parent: int) -> None:

@@ -33,6 +33,7 @@ Not here: how they are written (wire), when which request is allowed (server), a
 about it (apply).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address, ip_network
@@ -315,3 +316,22 @@ def can_be_retained(address: str) -> bool:
     if str(parsed) != address or "%" in address:
         return False
     return not any(parsed in network for network in _NEVER_RETAINED)
+
+
+def described(request: Request) -> str:
+    """What is asked for, in a few words, for a log."""
+    match request:
+        case Apply(plan):
+            return (
+                f"apply {len(plan.routes)} routes, listeners"
+                f" {_named(f'{address} port {port}' for _, (address, port) in plan.redirects)}"
+            )
+        case Bypass(endpoints):
+            return f"bypass {_named(f'{address} port {port}' for address, port in endpoints)}"
+        case Resolvers(addresses) | Retain(addresses):
+            return f"{type(request).__name__.lower()} {_named(addresses)}"
+    return type(request).__name__.lower()
+
+
+def _named(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words)) or "none"

@@ -27,6 +27,9 @@ request has deadlines of its own (nftables, guard). The client has the same open
 may make it a blocking one behind our back, or read what we were told is there. So no call of ours
 trusts in what the socket was made to be.
 
+Requests are carried out at a pace (``pace``): who asks without pause waits, and has what there is
+for him. Each is written down (``audit``).
+
 Each of a user's helpers has a slot from its first moment on, whether the client ever says anything
 or not. One too many waits for the greeting, since nobody reads an answer before, and says so;
 how many may wait like that is limited, too, and one more of these ends without a word.
@@ -48,8 +51,10 @@ from contextlib import suppress
 from enum import Enum, auto
 
 from sshunt.capture.nft import RENEW_EVERY_S
-from sshunt.helper.apply import Kernel
+from sshunt.helper.apply import Kernel, begin
+from sshunt.helper.audit import Audit
 from sshunt.helper.marks import Mark, Marks
+from sshunt.helper.pace import Pace
 from sshunt.helper.protocol import (
     MAX_HELPERS,
     VERSION,
@@ -76,7 +81,9 @@ from sshunt.helper.protocol import (
     Unblock,
     Undo,
     Welcome,
+    described,
 )
+from sshunt.helper.starter import maker_of
 from sshunt.helper.wire import decode_request_untrusted, encode_reply, taken_line
 
 #: The deadline for a request to come whole, and for a reply to be taken. Each takes milliseconds.
@@ -122,6 +129,8 @@ def serve(
     ``owner=False`` makes plain tables even where the kernel could own them.
     """
     client.setblocking(False)
+    begin()
+    audit = Audit(user, maker_of(client)[0])
     slot: Mark | None = None
     try:
         marks = Marks()
@@ -135,19 +144,24 @@ def serve(
                 )
         if elsewhere:
             raise KernelError(Refusal.ELSEWHERE, "the helper is in another network namespace")
-        _converse(client, _Service(client, marks, user=user, owner=owner))
+        _converse(client, _Service(client, marks, audit, user=user, owner=owner))
     except KernelError as error:
         _refuse(client, Refused(error.kind, error.message))
     finally:
+        audit.close()
         if slot is not None:
             slot.close()
 
 
 def _converse(client: socket.socket, service: "_Service") -> None:
     ears = _Ears(client, service)
+    pace = Pace()
     try:
         for line in _requests(client, ears, service):
+            ears.rest(pace.wait_s(time.monotonic()))
+            begun = time.monotonic()
             reply, last = service.answer(line)
+            pace.spent(time.monotonic(), time.monotonic() - begun)
             _send(client, encode_reply(reply), ears)
             if last:
                 break
@@ -169,9 +183,12 @@ def _refuse(client: socket.socket, refusal: Refused) -> None:
 class _Service:
     """The state of the conversation."""
 
-    def __init__(self, client: socket.socket, marks: Marks, *, user: int, owner: bool) -> None:
+    def __init__(
+        self, client: socket.socket, marks: Marks, audit: Audit, *, user: int, owner: bool
+    ) -> None:
         self._client = client
         self._marks = marks
+        self._audit = audit
         self._user = user
         self._owner = owner
         self._state = State.NEW
@@ -195,9 +212,18 @@ class _Service:
     def answer(self, line: bytes) -> tuple[Reply, bool]:
         """The reply to a request, and whether it is the last one."""
         try:
-            return self._carry_out(decode_request_untrusted(line)), False
+            request = decode_request_untrusted(line)
         except RequestError as error:
-            return Refused(Refusal.BAD_REQUEST, str(error)), True
+            refused = Refused(Refusal.BAD_REQUEST, str(error))
+            self._audit.answered(self._session, "what is no request", refused)
+            return refused, True
+        reply, last = self._answer(request)
+        self._audit.answered(self._session, described(request), reply)
+        return reply, last
+
+    def _answer(self, request: Request) -> tuple[Reply, bool]:
+        try:
+            return self._carry_out(request), False
         except KernelError as error:
             return Refused(error.kind, error.message), self._kernel is None
         except Exception:  # noqa: BLE001 (the top of the process: told, then the session ends)
@@ -287,7 +313,7 @@ class _Service:
 
 
 class _TerminatedError(Exception):
-    """SIGTERM has come, or the packet process is gone."""
+    """SIGTERM has come, or the packet process or the client is gone."""
 
 
 class _Ears:
@@ -316,6 +342,17 @@ class _Ears:
         if news in ready:
             self._service.follow()
         return self._client.fileno() in ready
+
+    def rest(self, wait_s: float) -> None:
+        """Ask no more of the kernel for so long; raises _TerminatedError, also when the client has
+        gone meanwhile.
+        """
+        end = time.monotonic() + wait_s
+        while (left_s := end - time.monotonic()) > 0:
+            if self.wait(0, min(left_s, RENEW_EVERY_S)):  # POLLHUP is always told
+                raise _TerminatedError
+            if self._service.must_renew:
+                self._service.renew()
 
 
 def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator[bytes]:

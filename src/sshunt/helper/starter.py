@@ -24,6 +24,10 @@ Such a helper is in the host's network namespace, as one that run0 has started, 
 calls may be in another one, a container with the socket in it. He would change what he does not
 see: he is refused (``is_of_another_network``).
 
+**Started by run0** we are in a service that ends with the process that was started, and all that is
+in its control group with it; what run0 asks of PAM allows no other way (systemd.kill(5)). So who is
+to live on is put into the client's control group, in which sudo would have left it (``join``).
+
 **Whose helper it is**, for the number that each user may have: whom sudo, doas or run0 say that
 they have served, since a user may have many uids to make a socketpair with. They set their
 variables themselves. A socketpair of root's means that root's own client has started us, whatever
@@ -39,6 +43,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 
 from sshunt.helper.service import SERVICE_SOCKET
 
@@ -124,3 +129,16 @@ def is_of_another_network(client: socket.socket) -> bool:
         return os.fstat(its).st_ino != os.stat("/proc/self/ns/net").st_ino
     finally:
         os.close(its)
+
+
+def join(client: socket.socket, child: int) -> None:
+    """Put a child into the client's control group, if that can be had: systemd's, as it is mounted
+    wherever there is run0.
+    """
+    pid, _ = maker_of(client)
+    with suppress(OSError):
+        with open(f"/proc/{pid}/cgroup", newline="\n") as file:
+            paths = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        for path in paths:
+            with open(f"/sys/fs/cgroup{path}/cgroup.procs", "w") as file:
+                file.write(str(child))

@@ -30,7 +30,12 @@ import socket
 from functools import partial
 
 from sshunt.helper import cgroups
-from sshunt.helper.privileges import CGROUP_ROOT, take_name
+from sshunt.helper.privileges import (
+    CGROUP_ROOT,
+    DAC_OVERRIDE,
+    drop_capabilities,
+    take_name,
+)
 from sshunt.helper.processes import Process, close_others
 
 #: The time that the helper has to end after its client has hung up. Its own deadline for a request
@@ -65,6 +70,7 @@ class Sweeper:
             if self._pid == 0:
                 try:
                     _begin(inherited, arguments, proc)
+                    drop_capabilities(() if directory is None else (DAC_OVERRIDE,))
                     theirs.send(_READY)
                     _wait(theirs, client, helper)
                     client.close()

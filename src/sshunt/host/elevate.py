@@ -7,8 +7,8 @@
                     before 0.2.5 ends with a usage error at -p, and asks in its own words
     doas            has words of its own
     run0            of systemd 257 or later, whose --pipe hands our socket on as it is. The first
-                    process starts the helper then, in a service that has to live on when what was
-                    started has ended (KillMode=process)
+                    process starts the helper then, in a service that ends with what was started:
+                    the helper leaves that for our control group (helper.starter)
 
 The first of them that there is. Where root has installed a helper for all (LAUNCHER), and it is
 root's alone, that one is started instead of ours: a rule may allow it without a password.
@@ -63,7 +63,7 @@ _HELPER = Path(sshunt.helper.__path__[0]) / "__main__.py"
 _TOOLS: dict[str, list[str]] = {
     "sudo": [],
     "doas": [],
-    "run0": ["--pipe", "--background=", "--property=KillMode=process"],
+    "run0": ["--pipe", "--background="],
 }
 
 #: There only where systemd is the first process (sd_booted(3)), which run0 asks.

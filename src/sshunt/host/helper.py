@@ -13,6 +13,7 @@ Not here: starting it (elevate), what it does (helper.server), what it is asked,
 import asyncio
 import errno
 import socket
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -44,10 +45,12 @@ from sshunt.helper.protocol import (
     Suspects,
     Unblock,
     Undo,
+    described,
 )
 from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.host.elevate import SERVICE, HelperProcess
 from sshunt.model import Endpoint
+from sshunt.tell.report import HelperAsked, Report
 
 #: The deadline for the greeting where a password is asked for: sudo's own passwd_timeout is 5
 #: minutes for each of three tries.
@@ -90,9 +93,12 @@ _HINTS = {
 }
 
 
-async def start_helper(*, session: str, process: HelperProcess | None = None) -> "Helper":
+async def start_helper(
+    *, session: str, process: HelperProcess | None = None, report: Report | None = None
+) -> "Helper":
     """A running helper for this session; raises UserError. May ask for a password.
 
+    ``report`` hears of each request; None: nobody does.
     ``process`` is one that was started earlier; it belongs to this call from now on.
     """
     process = HelperProcess() if process is None else process
@@ -101,7 +107,7 @@ async def start_helper(*, session: str, process: HelperProcess | None = None) ->
     except BaseException:
         process.close()
         raise
-    helper = Helper(reader, writer)
+    helper = Helper(reader, writer, report)
     try:
         await _greet(helper, process, session)
     except BaseException:
@@ -117,7 +123,13 @@ class Helper:
     ``gone`` is set when the conversation has ended, whoever ended it.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        report: Report | None = None,
+    ) -> None:
+        self._report = report
         self.gone = asyncio.Event()
         self.guarded = False  # True: a cgroup keeps our own connections from being captured
         self.owner = False  # True: the kernel removes the rules by itself
@@ -143,8 +155,7 @@ class Helper:
         Closes ``channel``. Raises UserError.
         """
         with channel:
-            line = encode_request(Packets())
-            reply = await self._ask_encoded(line, riders=(channel.fileno(),))
+            reply = await self._ask(Packets(), riders=(channel.fileno(),))
         return reply if isinstance(reply, Packeted) else NOT_PACKETED
 
     async def apply(self, plan: Plan) -> None:
@@ -152,10 +163,9 @@ class Helper:
         then nothing has changed. Retained addresses stay so.
         """
         try:
-            request = encode_request(Apply(plan))
+            reply = await self._ask(Apply(plan))
         except ValueError as error:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
-        reply = await self._ask_encoded(request)
         self.owner = isinstance(reply, Applied) and reply.owner
         self.others_block = reply.others_block if isinstance(reply, Applied) else 0
         self._applied = True
@@ -214,14 +224,30 @@ class Helper:
 
     async def greet(self, session: str, deadline_s: float) -> None:
         """The first request; ``start_helper`` makes it."""
-        await self._ask_encoded(encode_request(Hello(VERSION, session)), deadline_s)
+        await self._ask(Hello(VERSION, session), deadline_s)
 
-    async def _ask(self, request: Request) -> Reply:
-        return await self._ask_encoded(encode_request(request))
-
-    async def _ask_encoded(
-        self, line: bytes, deadline_s: float = REQUEST_DEADLINE_S, riders: Sequence[int] = ()
+    async def _ask(
+        self,
+        request: Request,
+        deadline_s: float = REQUEST_DEADLINE_S,
+        riders: Sequence[int] = (),
     ) -> Reply:
+        """Its reply; raises UserError, and ValueError for a request that is too large."""
+        line = encode_request(request)
+        begin = time.monotonic()
+        refusal = "no answer"
+        try:
+            reply = await self._ask_encoded(line, deadline_s, riders)
+            refusal = reply.kind.value if isinstance(reply, Refused) else ""
+        finally:
+            if self._report is not None:
+                took_s = time.monotonic() - begin
+                self._report.say(HelperAsked(described(request), took_s, refusal))
+        if isinstance(reply, Refused):
+            raise _refusal(reply)
+        return reply
+
+    async def _ask_encoded(self, line: bytes, deadline_s: float, riders: Sequence[int]) -> Reply:
         async with self._turn:
             if self.gone.is_set():
                 raise _lost(self._fate_of_rules)
@@ -240,8 +266,6 @@ class Helper:
                 # Also after a deadline: a late reply must not answer a later request.
                 self.abandon()
                 raise _lost(self._fate_of_rules)
-        if isinstance(reply, Refused):
-            raise _refusal(reply)
         return reply
 
     def _send_with(self, line: bytes, riders: Sequence[int]) -> None:

@@ -58,6 +58,16 @@ class HelperStarted(NamedTuple):
     guarded: bool
 
 
+class HelperAsked(NamedTuple):
+    """The privileged process has answered a request. ``what`` it was (helper.protocol's words), and
+    why it was not done; "": it was.
+    """
+
+    what: str
+    took_s: float
+    refusal: str
+
+
 class RemoteConnected(NamedTuple):
     """The session is up for the first time and the rules are in place. ``host``: the server as it
     was given to us, without what tells sessions apart. ``rtt_s``: 0 if not measured yet.
@@ -465,6 +475,7 @@ Event: TypeAlias = (
     | Ipv6Skipped
     | Ipv6ResolversSkipped
     | HelperStarted
+    | HelperAsked
     | StartStopped
     | ShutdownStarted
     | RemoteClosed

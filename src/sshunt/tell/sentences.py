@@ -104,6 +104,11 @@ def _helper_started(event: report.HelperStarted) -> str:
     return f"the helper is up; own traffic is told by {how}"
 
 
+def _helper_asked(event: report.HelperAsked) -> str:
+    outcome = f", refused: {event.refusal}" if event.refusal else ""
+    return f"asked root: {event.what}{outcome} ({event.took_s * 1000:.0f} ms)"
+
+
 def connected(event: report.RemoteConnected) -> str:
     """The line that says so, which a service manager is told, too."""
     rtt = f" (RTT {event.rtt_s * 1000:.1f} ms)" if event.rtt_s else ""
@@ -391,6 +396,7 @@ _TOLD: dict[type, _Told] = {
     report.Ipv6Skipped: (ALWAYS, _ipv6_skipped),
     report.Ipv6ResolversSkipped: (DETAIL, _ipv6_resolvers_skipped),
     report.HelperStarted: (DETAIL, _helper_started),
+    report.HelperAsked: (DETAIL, _helper_asked),
     report.RemoteConnected: (ALWAYS, connected),
     report.StartStopped: (ALWAYS, _start_stopped),
     report.RemoteClosed: (ALWAYS, _remote_closed),

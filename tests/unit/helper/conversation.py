@@ -85,7 +85,10 @@ class Conversation:
         assert self.ask(Hello(VERSION, session)) == Welcome(VERSION)
 
     def has_hung_up(self) -> bool:
-        return self._lines.readline() == b""
+        try:
+            return self._lines.readline() == b""
+        except ConnectionResetError:  # and has not read all that was said
+            return True
 
     def tables(self) -> list[str]:
         """The host's tables, as nft lists them: "inet NAME"."""

@@ -1,10 +1,12 @@
 """The order of a conversation with the helper: what is allowed when, and how it ends."""
 
 import fcntl
+import os
 import signal
 import socket
 import struct
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.capture.plan import Plan, Redirect, What
+from sshunt.helper.pace import BURST, PER_SECOND
 from sshunt.helper.protocol import (
     VERSION,
     Applied,
@@ -32,7 +35,7 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
 )
-from sshunt.helper.wire import encode_request
+from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation
@@ -231,3 +234,20 @@ def test_several_requests_may_be_sent_at_once(helper: Conversation) -> None:
 
 
 # --- lines ----------------------------------------------------------------------------------------
+
+
+def test_who_asks_without_pause_waits_and_gets_no_more_than_his_share(host: Host) -> None:
+    with Conversation(host) as helper:
+        helper.greet()
+        line = encode_request(Undo())
+        answered = BURST + int(PER_SECOND)
+        sender = threading.Thread(target=helper.socket.sendall, args=(line * answered,))
+        begin = time.monotonic()
+        sender.start()
+        for _ in range(answered):
+            assert decode_reply(helper.line()) == Done()
+        took_s = time.monotonic() - begin
+        sender.join()
+        assert took_s > 0.9 * (answered - BURST) / PER_SECOND
+        os.kill(helper.process.pid, signal.SIGTERM)
+        assert helper.has_hung_up()

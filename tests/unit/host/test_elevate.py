@@ -98,7 +98,7 @@ def test_a_tool_that_still_asks_is_ended(with_tools: Tools, name: str) -> None:
     [
         (["sudo"], ["[sshunt] sudo password for %p: ", "sudo", "--"]),
         (["doas"], ["", "doas", "--"]),
-        (["run0"], ["", "run0", "--pipe", "--background=", "--property=KillMode=process", "--"]),
+        (["run0"], ["", "run0", "--pipe", "--background=", "--"]),
         (["run0", "doas"], ["", "doas", "--"]),
         (["run0", "sudo", "doas"], ["[sshunt] sudo password for %p: ", "sudo", "--"]),
     ],

@@ -39,6 +39,8 @@ EVENTS: list[Event] = [
     report.Ipv6ResolversSkipped("can't listen on ::1 port 0: Cannot assign requested address"),
     report.HelperStarted(guarded=True),
     report.HelperStarted(guarded=False),
+    report.HelperAsked("apply 3 routes, listeners 127.0.0.1 port 40000", 0.0123, ""),
+    report.HelperAsked("retain 192.0.2.7", 0.0007, "not-retained"),
     report.RemoteConnected("gate", "gate", 0.0234, (OFFICE,), has_dns=False),
     report.RemoteConnected("gate [0123abcd]", "gate", 0.0, MANY, has_dns=True),
     report.StartStopped("SIGINT"),
