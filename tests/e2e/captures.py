@@ -19,6 +19,9 @@ from typing import Any, TypeAlias
 import psutil
 import pytest
 
+from sshunt.capture.plan import Plan
+from sshunt.helper.protocol import Apply
+from sshunt.helper.wire import encode_request
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 from sshunt.model import Endpoint
@@ -179,3 +182,9 @@ def soon(condition: Callable[[], bool], *, within_s: float = _GONE_S) -> None:
         waited_s = time.monotonic() - begin
         assert waited_s < within_s, f"something is left after {waited_s:.2f} s"
         time.sleep(0.02)
+
+
+def as_said(plan: Plan) -> dict[str, Any]:
+    """The plan as the client would say it to the helper, for tests that say something else."""
+    fields: dict[str, Any] = json.loads(encode_request(Apply(plan)))["plan"]
+    return fields

@@ -27,6 +27,7 @@ import psutil
 import pytest
 
 import sshunt.helper
+from sshunt.capture.plan import Plan, redirects
 from sshunt.errors import ExitCode
 from sshunt.helper.protocol import EXIT_NO_SOCKET, MAX_REQUEST_BYTES, VERSION
 from sshunt.lab.accounts import PASSWORD
@@ -35,6 +36,7 @@ from sshunt.lab.world import ELSEWHERE_V4, ELSEWHERE_V6, Lab
 from tests.e2e.captures import (
     Capture,
     Start,
+    as_said,
     captures,
     cgroups,
     has_rules,
@@ -518,16 +520,7 @@ def test_a_user_whom_sudo_refuses_gets_an_error(
 
 _HELLO = b'{"request":"hello","version":%d,"session":"feedfacefeed"}\n' % VERSION
 _RETAIN = b'{"request":"retain","addresses":["192.0.2.9"]}\n'
-_FOREIGN_LISTENER = {
-    "session": "feedfacefeed",
-    "method": "nft",
-    "redirects": [["connections", ELSEWHERE_V4, 1]],
-    "routes": [],
-    "bypass": [],
-    "resolvers": [],
-    "connect": "fast",
-    "echoes": False,
-}
+_FOREIGN_LISTENER = as_said(Plan("feedfacefeed", redirects([(ELSEWHERE_V4, 1)]), ()))
 
 
 def test_the_helper_answers_nothing_before_hello(lab: Lab) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
+from sshunt.capture.plan import Plan, redirects
 from sshunt.errors import ExitCode
 from sshunt.helper.protocol import EXIT_NO_SOCKET, VERSION
 from sshunt.lab.world import ELSEWHERE_V4, Lab
 from tests.e2e.captures import (
     Capture,
     Start,
+    as_said,
     beside_what_crashes_libnftables,
     captures,
     helpers,
@@ -70,10 +72,8 @@ class Conversation:
 
     def apply(self, session: str, routes: list[Any], **more: Any) -> dict[str, Any]:
         self.ask("hello", version=VERSION, session=session)
-        redirects = [["connections", "127.0.0.1", 1]]
-        plan: dict[str, Any] = {"session": session, "method": "nft"}
-        plan |= {"redirects": redirects, "routes": routes}
-        plan |= {"bypass": [], "resolvers": [], "connect": "fast", "echoes": False}
+        plan = as_said(Plan(session, redirects([("127.0.0.1", 1)]), ()))
+        plan["routes"] = routes
         return self.ask("apply", plan={**plan, **more})
 
     def has_ended(self) -> bool:
@@ -99,7 +99,7 @@ def hasty(lab: Lab) -> Iterator[Conversation]:
 def test_half_a_request_and_then_silence_ends_the_helper_in_order(
     lab: Lab, hasty: Conversation, rest: bytes
 ) -> None:
-    assert hasty.apply("feedfacefeed", _EVERY) == {"reply": "applied", "owner": False}
+    assert hasty.apply("feedfacefeed", _EVERY)["reply"] == "applied"
     hasty.socket.sendall(rest)
     soon(lambda: "feedfacefeed" not in tables(lab))
 
@@ -427,9 +427,8 @@ sys.stdin.read()
 
 def test_a_helper_hears_signals_whatever_its_starter_does_with_them(lab: Lab) -> None:
     session = "feedfacefeed"
-    redirects = [["connections", "127.0.0.1", 1]]
-    plan: dict[str, Any] = {"session": session, "method": "nft", "redirects": redirects}
-    plan |= {"routes": _EVERY, "bypass": [], "resolvers": [], "connect": "fast", "echoes": False}
+    plan = as_said(Plan(session, redirects([("127.0.0.1", 1)]), ()))
+    plan["routes"] = _EVERY
     requests: list[dict[str, Any]] = [
         {"request": "hello", "version": VERSION, "session": session},
         {"request": "apply", "plan": plan},

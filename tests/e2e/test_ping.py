@@ -16,7 +16,7 @@ from sshunt.lab.hosts import Host, ip
 from sshunt.lab.leftovers import remove_namespace
 from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, OFFICE_V6, Lab
 from tests.e2e.conftest import Start
-from tests.e2e.tunnels import Tunnel, kill, running
+from tests.e2e.tunnels import Tunnel, fetch, kill, running
 
 BEYOND, BEYOND6 = "10.77.0.2", "fd00:77::2"
 ROUTES = (OFFICE_V4, OFFICE_V6, "10.77.0.0/16", "fd00:77::/64")
@@ -188,3 +188,57 @@ def test_traceroute_and_mtr_list_the_hosts_on_the_way_over_there(
         ).stdout
         assert hops(reported) == [*before, *way], reported
         assert len(re.findall(r" 0\.0% ", reported)) == len([*before, *way]), reported
+
+
+#: As firewalld and ufw have it: what is not known is dropped, after what is invalid.
+_FIREWALL = """
+table inet foreign {
+    chain input {
+        type filter hook input priority 10; policy drop;
+        ct state established,related accept
+        iifname "lo" accept
+        ct state invalid drop
+        tcp dport 22 accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
+    }
+    chain output {
+        type filter hook output priority 10; policy accept;
+        ct state invalid drop
+    }
+    chain forward {
+        type filter hook forward priority 10; policy drop;
+    }
+}
+"""
+
+#: What VPNs set (wg-quick, Tailscale), and many hosts have.
+_STRICT = ("net/ipv4/conf/all/src_valid_mark", "net/ipv4/conf/all/rp_filter")
+
+
+def test_a_firewall_that_drops_by_default_and_strict_filters_of_sources_let_ping_pass(
+    lab: Lab, tunnel: Tunnel
+) -> None:
+    lab.client.run(["nft", "-f", "-"], stdin=_FIREWALL)
+    for name in _STRICT:
+        lab.client.write_sysctl(name, "1")
+    try:
+        for host in (lab.client, lab.neighbour):
+            for address in (lab.target.v4, BEYOND6):
+                assert "2 received" in ping(host, "-c", "2", "-i", "0.05", address)
+            assert "From 10.55.0.2" in ping(host, "-c", "1", "-W", "1", "10.77.9.1")
+    finally:
+        lab.client.run(["nft", "delete", "table", "inet", "foreign"])
+        for name in _STRICT:
+            lab.client.write_sysctl(name, "0")
+
+
+def test_ping_beside_tcp_of_either_family_and_origin(lab: Lab, tunnel: Tunnel) -> None:
+    for host in (lab.client, lab.neighbour):
+        for address in (lab.target.v4, lab.target.v6):
+            program = host.popen(
+                ["ping", "-n", "-c", "8", "-i", "0.05", address], stdout=subprocess.PIPE
+            )
+            name = f"[{address}]" if ":" in address else address
+            for _ in range(3):
+                assert "Hello" in fetch(host, f"http://{name}/")
+            assert b"8 received, 0% packet loss" in program.communicate(timeout=10)[0]
