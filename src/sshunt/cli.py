@@ -202,6 +202,8 @@ def parse(words: Sequence[str]) -> Options:
         zero_copy=args.zero_copy,
         dns=args.dns,
         ping=not args.no_ping,
+        udp=args.udp,
+        any_peer=args.udp_filter == "none",
     )
 
 
@@ -249,6 +251,20 @@ def _parser() -> _Parser:
         action="store_true",
         help="leave ping and traceroute alone; else programs hear what hosts and routers there "
         "answer",
+    )
+    add(
+        "--no-udp",
+        dest="udp",
+        action="store_false",
+        help="carry TCP only; UDP goes the way that it went before",
+    )
+    add(
+        "--udp-filter",
+        choices=("address", "none"),
+        default="address",
+        help="whose datagrams a program hears: of hosts that it has sent something to, from "
+        "any port (address), or of all in the targets (none; games and calls between peers need "
+        "it); default: address",
     )
     add("-e", "--ssh-cmd", default="ssh", metavar="CMD", help="ssh and its options; default: ssh")
     add("--python", metavar="PROGRAM", help="the Python on the remote host; default: found there")

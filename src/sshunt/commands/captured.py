@@ -1,7 +1,8 @@
 """What ``up`` captures: routes, the sockets at which it arrives, and the plan made of both.
 
     routes    of targets and exclusions, names resolved
-    sockets   one listener for each family that has something to capture; for DNS, one pair
+    sockets   one listener for each family that has something to capture, and at the same port one
+              for its datagrams; for DNS, one pair
     plan      what the helper is asked for
 
 Cheap errors come of it, and are told before anything has been touched.
@@ -19,7 +20,14 @@ from sshunt.capture import links
 from sshunt.capture.plan import Plan, redirects, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
-from sshunt.front.dns_sockets import DnsSockets, left_alone, open_dns_sockets, system_resolvers
+from sshunt.front.datagram_sockets import DatagramSocket, bind_datagrams
+from sshunt.front.dns_sockets import (
+    BIND_ATTEMPTS,
+    DnsSockets,
+    left_alone,
+    open_dns_sockets,
+    system_resolvers,
+)
 from sshunt.front.listener import CannotListen, bind
 from sshunt.helper.protocol import MAX_ROUTES
 from sshunt.host.own import has_ipv6, own_routes
@@ -44,6 +52,7 @@ class Captured:
         self,
         routes: tuple[Route, ...],
         listeners: list[socket.socket],
+        datagrams: list[DatagramSocket],
         dns_sockets: list[DnsSockets],
         *,
         blocks: bool = False,
@@ -51,12 +60,20 @@ class Captured:
         self.routes = routes
         self.blocks = blocks  # nothing reaches them another way
         self.listeners = listeners
+        self.datagrams = datagrams
         self.dns_sockets = dns_sockets
 
     def close(self) -> None:
         """May be called twice."""
         for sock in (*self.listeners, *(sock for pair in self.dns_sockets for sock in pair)):
             sock.close()
+        self.leave_udp_alone()
+
+    def leave_udp_alone(self) -> None:
+        """Capture no datagrams after all."""
+        for sock in self.datagrams:
+            sock.close()
+        self.datagrams = []
 
     @property
     def remote_routes(self) -> tuple[Route, ...]:
@@ -80,7 +97,11 @@ class Captured:
         queries = [pair.endpoint for pair in self.dns_sockets]
         return Plan(
             session=session_id,
-            redirects=redirects([sock.getsockname()[:2] for sock in self.listeners], queries),
+            redirects=redirects(
+                [sock.getsockname()[:2] for sock in self.listeners],
+                queries,
+                [sock.endpoint for sock in self.datagrams],
+            ),
             routes=self.routes,
             bypass=bypass,
             resolvers=system_resolvers() if queries else (),
@@ -91,9 +112,9 @@ class Captured:
 
 def open_sockets(options: Options, routes: tuple[Route, ...], report: Report) -> Captured:
     """The sockets for ``routes``, and those of the routes that have one; raises UserError."""
-    listeners, routes = _bind(options, routes, report)
-    captured = Captured(routes, listeners, [], blocks=options.fail_block)
+    captured = Captured(routes, [], [], [], blocks=options.fail_block)
     try:
+        captured.routes = _bind(captured, options, report)
         captured.dns_sockets = _dns_sockets(options, report)
     except BaseException:
         captured.close()
@@ -143,40 +164,51 @@ def served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
     return found
 
 
-def _bind(
-    options: Options, routes: tuple[Route, ...], report: Report
-) -> tuple[list[socket.socket], tuple[Route, ...]]:
-    """The listeners, one for each family that has something to capture, and the routes that have
-    one; raises UserError.
+def _bind(captured: Captured, options: Options, report: Report) -> tuple[Route, ...]:
+    """Make the listeners, one for each family that has something to capture; returns the routes
+    that have one. Raises UserError.
 
     A host without IPv6 has no ::1. What it can't have and nobody asked for by --listen is left
     alone, with a line that says so: a name's IPv6 address must not keep its IPv4 one from working.
     But only where nothing of this host gets anywhere over IPv6: it would go past the tunnel.
     """
-    listeners: list[socket.socket] = []
-    try:
-        for family, endpoint in ((4, options.listen4), (6, options.listen6)):
-            wanted = [r for r in routes if r.network.version == family]
-            if endpoint is None or not any(r.action is Action.REMOTE for r in wanted):
-                continue
-            try:
-                listeners.append(bind(endpoint))
-            except CannotListen as error:
-                rest = tuple(r for r in routes if r not in wanted)
-                no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                optional = no_family and endpoint == DEFAULT_LISTEN6
-                if optional and has_ipv6():
-                    raise _no_loopback6("IPv6 targets")
-                if not optional or not _remote(rest):
-                    raise
-                report.say(Ipv6Skipped())
-                if not options.fail_block:  # it may come by IPv6 later
-                    routes = rest
-    except BaseException:
-        for sock in listeners:
+    routes = captured.routes
+    for family, endpoint in ((4, options.listen4), (6, options.listen6)):
+        wanted = [r for r in routes if r.network.version == family]
+        if endpoint is None or not any(r.action is Action.REMOTE for r in wanted):
+            continue
+        try:
+            _listen(captured, endpoint, udp=options.udp)
+        except CannotListen as error:
+            rest = tuple(r for r in routes if r not in wanted)
+            no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+            optional = no_family and endpoint == DEFAULT_LISTEN6
+            if optional and has_ipv6():
+                raise _no_loopback6("IPv6 targets")
+            if not optional or not _remote(rest):
+                raise
+            report.say(Ipv6Skipped())
+            if not options.fail_block:  # it may come by IPv6 later
+                routes = rest
+    return routes
+
+
+def _listen(captured: Captured, endpoint: Endpoint, *, udp: bool) -> None:
+    """A listener, and one for datagrams at the same port; raises CannotListen."""
+    attempts = BIND_ATTEMPTS
+    while True:
+        sock = bind(endpoint)
+        try:
+            if udp:
+                captured.datagrams.append(bind_datagrams(sock.getsockname()[:2]))
+        except CannotListen as error:
             sock.close()
-        raise
-    return listeners, routes
+            attempts -= 1
+            if error.error_number == errno.EADDRINUSE and not endpoint[1] and attempts:
+                continue  # a port that is free for TCP may be taken for UDP
+            raise
+        captured.listeners.append(sock)
+        return
 
 
 def _dns_sockets(options: Options, report: Report) -> list[DnsSockets]:

@@ -1,6 +1,6 @@
 """The running session: what a process has once, and everything whose end ends it.
 
-    programs --> fronts (redirect, dns) --> router --> remotes
+    programs --> fronts (redirect, datagrams, dns) --> router --> remotes
                                                          | down, up, peers
               network, resolvers, addresses ------> facts --> rules
 
@@ -23,6 +23,8 @@ from sshunt.config.options import Options
 from sshunt.direct.carrier import Direct
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals
+from sshunt.front.datagram_sockets import DatagramSocket
+from sshunt.front.datagrams import Datagrams
 from sshunt.front.dns import DnsForwarder
 from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
 from sshunt.front.echo import Echoes
@@ -32,6 +34,7 @@ from sshunt.front.redirect import Redirected
 from sshunt.front.splice import Splices
 from sshunt.helper.packet_protocol import ECHO_KINDS
 from sshunt.helper.protocol import MAX_BYPASS
+from sshunt.host.near_resolvers import near
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
 from sshunt.host.rules import Rules
@@ -106,6 +109,7 @@ class Up(RemoteOwner):
             rules.packets.send, self._router.associate, self._loop.time, self._report
         )
         self._listeners: list[Listener] = []
+        self._datagrams: Datagrams | None = None
         self._names: DnsForwarder | None = None
         self._facts = Facts(fail_open=options.fail_open)
         self._wanted = wanted(self._facts)
@@ -122,11 +126,12 @@ class Up(RemoteOwner):
     def accept(
         self,
         socks: Iterable[socket.socket],
+        datagram_sockets: Iterable[DatagramSocket],
         dns_sockets: Iterable[DnsSockets],
         routes: tuple[Route, ...],
     ) -> None:
-        """Take what the kernel redirects to these, which are ours now: connections, queries; and
-        have it carried by the remote.
+        """Take what the kernel redirects to these, which are ours now: connections, datagrams,
+        queries; and have it carried by the remote.
         """
         self._router.replace([Claim(self.remote, routes)], names=self.remote)
         for sock in socks:
@@ -143,6 +148,14 @@ class Up(RemoteOwner):
             listener = Listener(sock, self._loop, self._report, take, why_not)
             self._listeners.append(listener)
             listener.start()
+        self._datagrams = Datagrams(
+            self._loop,
+            datagram_sockets,
+            self._router,
+            self._rules.packets,
+            any_peer=self._options.any_peer,
+        )
+        self._datagrams.start()
         self._names = DnsForwarder(
             self._loop, self._report, dns_sockets, self._router, self._splices
         )
@@ -169,7 +182,12 @@ class Up(RemoteOwner):
         if self._unseen_ways and wide:
             host, way = self._options.remote.host, self._unseen_ways[0]
             self._report.say(UnseenWayFound(self.remote.name, host, way))
-        self._learn(plan=plan, peers=plan.bypass, resolvers=plan.resolvers)
+        self._learn(
+            plan=plan,
+            peers=plan.bypass,
+            resolvers=plan.resolvers,
+            near_resolvers=self._near_resolvers(),
+        )
         await self._rules.settled()
 
     def listen_to_others(self, place: socket.socket | None) -> None:
@@ -245,6 +263,8 @@ class Up(RemoteOwner):
         """
         for listener in self._listeners:
             listener.close()
+        if self._datagrams is not None:
+            self._datagrams.close()
         if self._names is not None:
             self._names.close()
         self._echoes.close()
@@ -362,9 +382,18 @@ class Up(RemoteOwner):
         """Let the addresses that open connections bear stay this host's own."""
         self._learn(retained=self._retained.needed(_other_ends(self.remote.sockets())))
 
+    def _near_resolvers(self) -> tuple[str, ...]:
+        """Those that are left alone."""
+        return () if self._options.dns else near(system_resolvers())
+
     def _follow_resolvers(self) -> None:
         """Another network has other resolvers."""
-        if not self._options.dns or self._facts.plan is None:
+        if self._facts.plan is None:
+            return
+        if not self._options.dns:
+            found = self._near_resolvers()
+            if found != self._facts.near_resolvers:
+                self._learn(near_resolvers=found)
             return
         found, beyond = system_resolvers(), left_alone(ipv6=self._options.listen6 is not None)
         if beyond != self._uncovered:

@@ -27,13 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 from sshunt.capture import nft
 from sshunt.capture.block import render_block
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import DNS_PORT, Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
 from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals, Prober, lost
+from sshunt.front.dns_sockets import system_resolvers
 from sshunt.host.elevate import HelperProcess, helper_command
 from sshunt.host.helper import start_helper
+from sshunt.host.near_resolvers import near
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Wanted
 from sshunt.relay.readiness import settle
@@ -56,6 +58,7 @@ from sshunt.tell.report import (
     ShutdownStarted,
     StartStopped,
     TargetsBlocked,
+    UdpSkipped,
 )
 from sshunt.transport.endings import cancelled
 from sshunt.transport.ssh import SshTransport
@@ -99,7 +102,9 @@ def dry_run(options: Options, console: Console) -> str:
     captured = open_sockets(options, asyncio.run(resolve_routes(options, report)), report)
     try:
         captured.check()
-        plan = captured.plan(secrets.token_hex(4))
+        spared = () if options.dns else near(system_resolvers())
+        bypass = tuple((address, DNS_PORT) for address in spared)
+        plan = captured.plan(secrets.token_hex(4), bypass)
         rules = nft.render(plan, owner=True, cgroup=None, served=served(plan, report))
         if plan.blocks:
             rules = render_block(plan, os.getuid(), None, persists=True) + rules
@@ -178,7 +183,8 @@ async def _start(
     rules = await _ask_helper(session_id, helper_process, report, undo)
     _check_guard(captured, rules)
     up = await _log_in(options, console, report, rules, query, session_id, undo)
-    up.accept(captured.listeners, captured.dns_sockets, captured.routes)
+    await _check_udp(captured, rules, report)
+    up.accept(captured.listeners, captured.datagrams, captured.dns_sockets, captured.routes)
     await up.remote.check()
     plan = await _capture(up, captured, session_id, rules, report, undo)
     _freeze_memory()
@@ -232,6 +238,12 @@ def _check_guard(captured: Captured, rules: Rules) -> None:
             "leave --dns out",
             ExitCode.CAPTURE,
         )
+
+
+async def _check_udp(captured: Captured, rules: Rules, report: Report) -> None:
+    if captured.datagrams and not (await rules.looks_at()).datagrams:
+        captured.leave_udp_alone()
+        report.say(UdpSkipped())
 
 
 async def _log_in(

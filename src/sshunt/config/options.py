@@ -43,3 +43,5 @@ class Options:
     zero_copy: str = "auto"  # or "always", "never"
     dns: bool = False
     ping: bool = True
+    udp: bool = True
+    any_peer: bool = False  # programs hear from hosts that they have not sent anything to

@@ -9,6 +9,7 @@ trust               whether files are root's alone
 network             news of this host's network
 parent              children of ours that end when we do
 own                 what this host is itself: its addresses, whether it has IPv6
+near_resolvers      resolvers that are neighbours, and are left alone without --dns
 retained_addresses  addresses that it lost and connections still bear
 terminal            the terminal that questions are asked at, and its echo
 """

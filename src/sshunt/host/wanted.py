@@ -46,6 +46,7 @@ class Facts:
     plan: Plan | None = None  # listeners and routes; None while starting
     peers: tuple[Endpoint, ...] = ()  # whom ssh is connected to; the latest last
     resolvers: tuple[str, ...] = ()  # whom this host's programs ask names, if that is captured
+    near_resolvers: tuple[str, ...] = ()  # they are left alone
     retained: tuple[str, ...] = ()  # addresses that this host lost and connections still bear
 
 
@@ -65,15 +66,16 @@ NOTHING = Wanted(guard=False)
 def wanted(facts: Facts) -> Wanted:
     """The state that these facts ask for.
 
-    While the connection is down, a closed session still captures everything; but the resolvers are
-    in its bypass set, so that other sessions' ssh can find their servers (capture.nft).
+    Resolvers that are neighbours are in the bypass set where queries are not captured: programs go
+    on asking them (host.near_resolvers). While the connection is down, a closed session still
+    captures everything; but the resolvers are in its bypass set, so that other sessions' ssh can
+    find their servers (capture.nft).
     """
     plan = facts.plan
     if plan is None or (facts.is_down and facts.fail_open):
         return Wanted()
-    bypass = facts.peers
-    if facts.is_down:
-        bypass += tuple((address, DNS_PORT) for address in facts.resolvers)
+    spared = facts.near_resolvers + (facts.resolvers if facts.is_down else ())
+    bypass = facts.peers + tuple((address, DNS_PORT) for address in spared)
     plan = replace(plan, bypass=bypass[-MAX_BYPASS:], resolvers=facts.resolvers)
     return Wanted(plan=plan, retained=facts.retained)
 

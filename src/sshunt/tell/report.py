@@ -46,6 +46,10 @@ class Ipv6Skipped(NamedTuple):
     """This host has no IPv6, so IPv6 targets are left alone."""
 
 
+class UdpSkipped(NamedTuple):
+    """This kernel does not say where redirected datagrams were meant, so UDP is left alone."""
+
+
 class Ipv6ResolversSkipped(NamedTuple):
     """The same of resolvers with IPv6 addresses."""
 
@@ -473,6 +477,7 @@ Event: TypeAlias = (
     SessionNamed
     | OwnAddressSkipped
     | Ipv6Skipped
+    | UdpSkipped
     | Ipv6ResolversSkipped
     | HelperStarted
     | HelperAsked

@@ -95,6 +95,13 @@ def _ipv6_skipped(_event: report.Ipv6Skipped) -> str:
     return "this host has no IPv6: IPv6 targets are left alone"
 
 
+def _udp_skipped(_event: report.UdpSkipped) -> str:
+    return (
+        "UDP is left alone: this kernel does not tell where redirected datagrams were meant"
+        " (nf_conntrack_netlink is missing)"
+    )
+
+
 def _ipv6_resolvers_skipped(event: report.Ipv6ResolversSkipped) -> str:
     return f"DNS over IPv6 is left alone: {event.why}"
 
@@ -394,6 +401,7 @@ _TOLD: dict[type, _Told] = {
     report.SessionNamed: (DETAIL, _session_named),
     report.OwnAddressSkipped: (ALWAYS, _own_address_skipped),
     report.Ipv6Skipped: (ALWAYS, _ipv6_skipped),
+    report.UdpSkipped: (ALWAYS, _udp_skipped),
     report.Ipv6ResolversSkipped: (DETAIL, _ipv6_resolvers_skipped),
     report.HelperStarted: (DETAIL, _helper_started),
     report.HelperAsked: (DETAIL, _helper_asked),

@@ -78,7 +78,7 @@ def run(host: Host, story: Callable[[Running, World], Awaitable[None]]) -> None:
             await rules.settled()
             running = Running(rules, world.session)
             await running.up.remote.start()
-            running.up.accept([running.listener], [], ())
+            running.up.accept([running.listener], [], [], ())
             try:
                 await story(running, world)
             finally:

@@ -71,6 +71,13 @@ def test_disconnected_everything_stays_captured_and_other_sessions_may_ask_the_r
     assert wanted(_LOST) == replace(wanted(_UP), plan=plan)
 
 
+def test_resolvers_that_are_neighbours_are_left_alone() -> None:
+    facts = replace(_UP, near_resolvers=("192.0.2.1",))
+    plan = wanted(facts).plan
+    assert plan is not None
+    assert plan.bypass == (_SSH, ("192.0.2.1", 53))
+
+
 def test_disconnected_with_fail_open_only_the_guard_is_wanted() -> None:
     assert wanted(replace(_LOST, fail_open=True)) == Wanted()
     assert wanted(replace(_UP, fail_open=True)) == wanted(_UP)

@@ -36,6 +36,7 @@ EVENTS: list[Event] = [
     report.OwnAddressSkipped(Route(ip_network("192.0.2.1/32"), Action.REMOTE)),
     report.OwnAddressSkipped(WEB6),
     report.Ipv6Skipped(),
+    report.UdpSkipped(),
     report.Ipv6ResolversSkipped("can't listen on ::1 port 0: Cannot assign requested address"),
     report.HelperStarted(guarded=True),
     report.HelperStarted(guarded=False),
