@@ -32,6 +32,10 @@ from sshunt.helper.marks import Marks
 from sshunt.helper.nftables import BROKEN, Nftables, block_tables
 from sshunt.helper.protocol import KernelError, Refusal
 
+#: The most kill switches of ended sessions that a user other than root may leave. Each may have as
+#: many routes as a plan.
+MAX_DEAD_BLOCKS = 16
+
 Replace = Callable[[str, Mapping[str, Collection[bytes]]], None]
 
 
@@ -65,8 +69,18 @@ class Blocks:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
         there = block_tables()
         if name not in there:
+            self._check_number(plan)
             self._make(name, texts)
         self._name = name
+
+    def _check_number(self, plan: Plan) -> None:
+        """A user who begins and ends sessions fills the kernel's memory no further than this."""
+        digest = block_name(plan, self._uid).digest
+        left = [name for name in self._dead() if name.digest != digest]
+        if self._uid != 0 and len(left) >= MAX_DEAD_BLOCKS:
+            raise KernelError(
+                Refusal.TOO_MANY_BLOCKS, f"{len(left)} ended sessions still block their networks"
+            )
 
     def commit(self, plan: Plan) -> int:
         """The plan is applied: what was blocked before is needed no more, nor is what dead sessions

@@ -31,6 +31,7 @@ from contextlib import suppress
 from sshunt.capture.plan import Plan
 from sshunt.helper.echoes import Echoes
 from sshunt.helper.held_syns import HeldSyns
+from sshunt.helper.listening import with_own_listeners
 from sshunt.helper.packet_protocol import (
     ECHO_KINDS,
     MAX_MESSAGE_BYTES,
@@ -42,6 +43,7 @@ from sshunt.helper.part import Out, Part
 from sshunt.helper.privileges import NET_ADMIN, NET_RAW, drop_capabilities, end_with_parent
 from sshunt.helper.processes import close_others
 from sshunt.helper.protocol import Apply, KernelError, Refusal, Undo
+from sshunt.helper.starter import maker_of
 from sshunt.helper.udp_flows import UdpFlows
 from sshunt.helper.wire import decode_request_untrusted, encode_request, taken_line
 
@@ -87,7 +89,7 @@ class PacketProcess:
                 try:
                     end_with_parent(parent)
                     close_others({theirs.fileno(), channel.fileno(), proc}, proc)
-                    _live(theirs, channel)
+                    _live(theirs, channel, proc)
                 finally:
                     os._exit(0)
         except OSError as error:
@@ -127,7 +129,7 @@ class PacketProcess:
 # --- the process itself -------------------------------------------------------------------------
 
 
-def _live(control: socket.socket, channel: socket.socket) -> None:
+def _live(control: socket.socket, channel: socket.socket, proc: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
@@ -137,13 +139,17 @@ def _live(control: socket.socket, channel: socket.socket) -> None:
     logged = (groups.get(kinds.start, 0) for kinds in (SYN_KINDS, ECHO_KINDS))
     control.send(_BEGUN.pack(*logged, UDP_KINDS.start in groups))
     with suppress(PacketError):
-        _Loop(control, channel, all_parts).run()
+        _Loop(control, channel, all_parts, proc).run()
 
 
 class _Loop:
     def __init__(
-        self, control: socket.socket, channel: socket.socket, all_parts: list[Part]
+        self, control: socket.socket, channel: socket.socket, all_parts: list[Part], proc: int
     ) -> None:
+        self._proc = proc
+        _, self._user = maker_of(channel)
+        self._plan: Plan | None = None  # what is applied
+        self._told: Plan | None = None  # ... as far as it is the client's to name
         self._control = control
         self._channel = channel
         self._parts = all_parts
@@ -172,6 +178,7 @@ class _Loop:
             now = time.monotonic()
             if now >= tick_at:
                 tick_at = now + TICK_S
+                self._tell_plan()
                 for part in self._parts:
                     part.on_tick(now)
 
@@ -180,9 +187,19 @@ class _Loop:
         self._said += data
         while line := taken_line(self._said):
             request = decode_request_untrusted(line)
-            for part in self._parts:
-                part.on_plan(request.plan if isinstance(request, Apply) else None)
+            self._plan = request.plan if isinstance(request, Apply) else None
+            self._tell_plan(anew=True)
         return bool(data)
+
+    def _tell_plan(self, *, anew: bool = False) -> None:
+        """Let the parts know it, without listeners that are another's by now."""
+        plan = self._plan
+        if plan is not None:
+            plan = with_own_listeners(plan, self._user, self._proc)
+        if anew or plan != self._told:
+            self._told = plan
+            for part in self._parts:
+                part.on_plan(plan)
 
     def _take_messages(self) -> None:
         for _ in range(_MESSAGES_A_TURN):

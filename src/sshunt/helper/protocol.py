@@ -120,6 +120,7 @@ class Refusal(str, Enum):
     ELSEWHERE = "elsewhere"  # the client is in another network namespace
     NO_PLACE = "no-place"  # there is no /run that root can write
     TOO_MANY = "too-many"  # this user has as many helpers as he may
+    TOO_MANY_BLOCKS = "too-many-blocks"  # ended sessions of this user have left as many as they may
     CRASHED = "crashed"  # libnftables ends the process in which it is called
     STUCK = "stuck"  # libnftables does not come to an end
     NOT_PERMITTED = "not-permitted"  # the kernel does not let us: a container, a user namespace

@@ -9,10 +9,10 @@ Linux.
 
 **What a client may have of it.** It says which flow, by the addresses between the program and our
 listener, and connection tracking says each time whether there is one, whose datagrams the rules
-have redirected to the listener of the plan that is applied. So nothing is told of the flows of
-others; no datagram and no error goes anywhere but to the programs of those flows, in the name of
-anybody but hosts in the plan's regions, whom it may speak for anyway; and all ends with the flow.
-Errors are limited in rate.
+have redirected to the listener of the plan that is applied, if that is his (listening). So nothing
+is told of the flows of others; no datagram and no error goes anywhere but to the programs of those
+flows, in the name of anybody but hosts in the plan's regions, whom it may speak for anyway; and all
+ends with the flow. Errors are limited in rate.
 
 Nothing is remembered here but rates, and which peers lie in the regions; both are bounded.
 

@@ -78,6 +78,7 @@ _HINTS = {
     Refusal.NO_NF_TABLES: "modprobe nf_tables; a kernel that was built without it can't redirect",
     Refusal.NO_PLACE: "root must be able to write /run (docker run --tmpfs /run)",
     Refusal.TOO_MANY: "end some of the other sshunt sessions first",
+    Refusal.TOO_MANY_BLOCKS: "let them through again: sshunt cleanup",
     Refusal.CRASHED: "does `sudo nft list ruleset` crash, too? A table that a newer nft has made,"
     " in a container with this host's network, does that: update nftables, or remove it there",
     Refusal.STUCK: "does `sudo nft list ruleset` get stuck, too? then the kernel or nftables does",
