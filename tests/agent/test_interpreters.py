@@ -114,6 +114,12 @@ def test_datagrams_batches_errors_and_other_ports_pass_by_udp(python: str) -> No
     assert (done.stdout, done.stderr) == (said * 2, "")
 
 
+def test_hosts_are_asked_by_icmp_and_by_ping(python: str) -> None:
+    done = run_ours(python, "echoes.py")
+    own = "0 63 7 b'data' 129 63 7 b'data' 0 63 7 b'' 129 63 7 b''"
+    assert (done.stdout, done.stderr) == (f"{own} failed 8 1 0 63 7 b'data' left 0\n", "")
+
+
 #: An agent that asks, at this port, somebody who never answers; and a look-up that takes its time.
 SLOW_NAMES = """
 import time

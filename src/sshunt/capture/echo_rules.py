@@ -32,6 +32,10 @@ Not here: which packets of this host's are ours (nft), what becomes of what was 
 
 from collections.abc import Mapping, Sequence
 
+#: The NFLOG groups of which the first free one is taken: ulogd and its kin use small numbers, and
+#: held SYNs those before.
+GROUPS = range(20_064, 20_128)
+
 #: Before connection tracking (-200), so that it never sees what is swallowed; after it has put
 #: fragments together (-400).
 _PRIORITY = -290

@@ -25,7 +25,7 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sshunt.capture import nft
+from sshunt.capture import echo_rules, nft
 from sshunt.capture.block import render_block
 from sshunt.capture.plan import DNS_PORT, Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
@@ -70,10 +70,10 @@ if TYPE_CHECKING:
 _DRY_RUN_HEAD = """\
 # What root would run, through sudo or doas:
 #   {helper}
-# The rules that it would apply. Three things are known only when it runs: the session's name and
+# The rules that it would apply. Four things are known only when it runs: the session's name and
 # the listeners' ports, which are chosen anew each time (unless --listen gives them); the control
-# group of sshunt and its ssh, whose connections a rule of the output chain returns untouched; and
-# the address of the ssh server, which goes into the bypass sets.
+# group of sshunt and its ssh, whose connections a rule of the output chain returns untouched; the
+# address of the ssh server, which goes into the bypass sets; and which NFLOG groups are free.
 """
 
 
@@ -104,8 +104,11 @@ def dry_run(options: Options, console: Console) -> str:
         captured.check()
         spared = () if options.dns else near(system_resolvers())
         bypass = tuple((address, DNS_PORT) for address in spared)
-        plan = captured.plan(secrets.token_hex(4), bypass)
-        rules = nft.render(plan, owner=True, cgroup=None, served=served(plan, report))
+        plan = captured.plan(secrets.token_hex(4), bypass, echoes=options.ping)
+        groups = nft.PacketGroups(0, echo_rules.GROUPS.start)
+        rules = nft.render(
+            plan, owner=True, cgroup=None, served=served(plan, report), packets=groups
+        )
         if plan.blocks:
             rules = render_block(plan, os.getuid(), None, persists=True) + rules
     finally:

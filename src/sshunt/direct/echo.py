@@ -73,7 +73,7 @@ class _Family(NamedTuple):
 _NETWORK, _HOST = errno.ENETUNREACH, errno.EHOSTUNREACH
 _REFUSALS4 = {_NETWORK: (3, 0), _HOST: (3, 1), errno.EMSGSIZE: (3, 4), errno.EACCES: (3, 13)}
 _REFUSALS6 = {_NETWORK: (1, 0), _HOST: (1, 3), errno.EMSGSIZE: (2, 0), errno.EACCES: (1, 1)}
-_IPV4 = _Family(2, 1, 8, 0, (11, 0), _REFUSALS4, 0, 2, 11, 12, 2, 10, 14, slice(20, 24))
+_IPV4 = _Family(2, 1, 8, 0, (11, 0), _REFUSALS4, 0, socket.IP_TTL, 11, 12, 2, 10, 14, slice(20, 24))
 _IPV6 = _Family(
     socket.AF_INET6, 58, 128, 129, (3, 0), _REFUSALS6, 41, 16, 25, 51, 52, 23, 24, slice(24, 40)
 )

@@ -29,6 +29,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 
+from sshunt.capture.echo_rules import GROUPS
 from sshunt.capture.nft_held import INJECTED_MARK
 from sshunt.helper.echo_messages import (
     ASKED,
@@ -50,9 +51,6 @@ from sshunt.helper.echo_packets import (
 from sshunt.helper.nflog import Logged, LogGroup
 from sshunt.helper.packet_protocol import ECHO_KINDS, PacketError
 from sshunt.helper.part import Out, Part
-
-#: The NFLOG groups that we may take: ulogd and its kin use small numbers.
-GROUPS = range(20_064, 20_128)
 
 #: The age at which nobody waits for an answer any more: ping(8) itself does for 10 s.
 AGE_S = 60.0

@@ -20,6 +20,7 @@ def test_a_dry_run_says_what_root_would_run_and_the_rules_and_leaves_nothing_ope
     text = up.dry_run(parse(["-r", "gate", "10.0.0.0/8", "--dry-run"]), Console())
     assert " ".join(helper_command()) in text
     assert "10.0.0.0" in text
+    assert "echo-request" in text
     assert len(os.listdir("/proc/self/fd")) == before
 
 
