@@ -3,6 +3,7 @@
     lan.py        throughput and CPU of bulk flows            ./dev bench lan
     conns.py      connections, idle memory, start-up time     ./dev bench conns
     wan.py        bulk and a keystroke on one emulated link   ./dev bench wan
+    udp.py        datagrams, beside socat through ssh -L      ./dev bench udp
     behaviour.py  the pacer when things happen                ./dev bench behaviour
     peers.py      sshunt, ssh -L and sshuttle as things that can be started and connected through
     load.py       the load itself: bulk flows, echoing connections

@@ -19,10 +19,9 @@ Flows of one source share its number, by which the far side has one socket for t
 the program's socket as one, and so may others answer. Those that the program has not written to are
 *strangers*: what they send has no place here, and the packet process gives it to the program.
 
-When a flow is over (RFC 4787, REQ-5, and what others do): DNS_S after the one answer of a query,
-ONE_WAY_S after the last datagram of one that nobody answers, TWO_WAY_S, QUIC_S. The kernel
-remembers longer (capture.nft_datagrams). So a source's socket over there lives as long as one of
-its flows.
+When a flow is over (RFC 4787, REQ-5, and what others do): ANSWERED_S after the one answer of a DNS
+query, QUERY_S after one that nobody answers, else IDLE_S, or QUIC_S. The kernel remembers longer
+(capture.nft_datagrams). So a source's socket over there lives as long as one of its flows.
 
 Invariants: datagrams in wait, and places and flows, are bounded, each and all together; the longest
 unused go first. Nothing waits for longer than LOOK_UP_TRIES look-ups.
@@ -69,12 +68,12 @@ from sshunt.relay.flow import (
     Outlet,
 )
 
-#: How long flows may be idle: queries of DNS after their answer (RFC 5452 has resolvers wait for
-#: less), those that nobody has answered, those that have been, and QUIC's, whose ends keep
-#: quiet for longest (RFC 9308, 3.2).
-DNS_S = 10.0
-ONE_WAY_S = 30.0
-TWO_WAY_S = 120.0
+#: How long flows may be idle: those of one DNS query after its answer, and without one (whoever
+#: asks has a new port for each query, and so a socket over there; resolvers give up sooner), all
+#: others, answered or not, and QUIC's, whose ends keep quiet for longest (RFC 9308, 3.2).
+ANSWERED_S = 10.0
+QUERY_S = 30.0
+IDLE_S = 120.0
 QUIC_S = 180.0
 
 _DNS_PORT = 53
@@ -92,6 +91,9 @@ MOST_WAITING_BYTES_ALL = 4 * 1024 * 1024
 #: takes the packet process a twentieth of its time (20 us each).
 CHECK_EVERY_S = 1.0
 CHECKS_A_SECOND = 2500
+
+#: Of a place that must be looked up before anything leaves.
+UNKNOWN = -1.0
 
 #: When a look-up is asked once more, and how often it is: a message may be lost.
 LOOK_UP_AGAIN_S = 0.5
@@ -153,7 +155,7 @@ class _Place:
         self.seen = seen
         self.key = sock.key(seen)
         self.flow: DatagramFlow | None = None
-        self.checked_at = -1.0
+        self.checked_at = UNKNOWN
         self.waiting: deque[tuple[bytes, int]] = deque()
         self.bytes = 0
         self.tries = 0  # 0: no look-up is under way
@@ -204,7 +206,7 @@ class DatagramFlow(Association):
         try:
             place.sock.send(place.seen, datagram, segment_bytes)
         except PermissionError:
-            place.checked_at = -1.0  # the kernel has forgotten it: a new datagram shows it again
+            place.checked_at = UNKNOWN  # the kernel has forgotten it: a new datagram shows it again
         except OSError:
             pass  # its buffer is full, or the program's link does not take it
 
@@ -228,10 +230,9 @@ class DatagramFlow(Association):
         """How long it may be unused."""
         if self.is_quic:
             return QUIC_S
-        if not self.is_answered:
-            return ONE_WAY_S
-        is_query = self.ends.destination[1] == _DNS_PORT and self.queries == 1
-        return DNS_S if is_query else TWO_WAY_S
+        if self.ends.destination[1] != _DNS_PORT or self.queries > 1:
+            return IDLE_S
+        return ANSWERED_S if self.is_answered else QUERY_S
 
 
 class _Stranger(Association):
@@ -241,7 +242,7 @@ class _Stranger(Association):
 
     def __init__(self, front: "Datagrams", ends: _Ends, number: int) -> None:
         flow = Flow(UDP, ends.destination, ends.source)
-        super().__init__(flow, TWO_WAY_S, source=number, any_peer=front.any_peer)
+        super().__init__(flow, IDLE_S, source=number, any_peer=front.any_peer)
         self._front = front
         self._ends = ends
 
@@ -324,10 +325,12 @@ class Datagrams:
                 if place is None:
                     continue  # nobody knows yet where all of these lead
             flow = place.flow
-            if flow is None or place.tries or place.checked_at < check_before:
+            if flow is None or place.checked_at < 0:
                 self._hold(place, data, segment_bytes)
-            else:
-                self._send(flow, data, segment_bytes, now)
+                continue
+            if place.checked_at < check_before and not place.tries:
+                self._look_up(place)  # but it need not wait for that
+            self._send(flow, data, segment_bytes, now)
         if self._to_ask:
             self._ask(now)
 
@@ -346,10 +349,9 @@ class Datagrams:
         return place
 
     def _hold(self, place: _Place, data: bytes, segment_bytes: int) -> None:
-        """It is not known where this leads, or must be looked up again."""
+        """It is not known where this leads."""
         if not place.tries:
-            place.tries = 1
-            self._to_ask.append(place)
+            self._look_up(place)
         size = len(data)
         if (
             len(place.waiting) < MOST_WAITING
@@ -369,6 +371,10 @@ class Datagrams:
         return waiting
 
     # --- look-ups -----------------------------------------------------------------------------
+
+    def _look_up(self, place: _Place) -> None:
+        place.tries = 1
+        self._to_ask.append(place)
 
     def _ask(self, now: float) -> None:
         """Look all places up that are to be."""
@@ -412,7 +418,6 @@ class Datagrams:
             if place.flow is not None:
                 place.flow.place = None
             if flow.place is not None:
-                flow.place.flow = None
                 self._forget_place(flow.place)
             if not flow.is_over:
                 place.flow, flow.place = flow, place
@@ -480,14 +485,19 @@ class Datagrams:
         if not source.flows:
             del self._sources[flow.ends.source]
         if flow.place is not None:
-            flow.place.flow = None
             self._forget_place(flow.place)
-            flow.place = None
 
     def _forget_place(self, place: _Place) -> None:
+        """What arrives there is somebody else's, or shows anew whose it is."""
         self._taken(place)
-        self._places.pop((place.sock.family, place.seen), None)
-        self._asked.pop((place.sock.family, place.key), None)
+        if place.flow is not None:
+            place.flow.place = None
+            place.flow = None
+        family = place.sock.family
+        if self._places.get((family, place.seen)) is place:
+            del self._places[family, place.seen]
+        if self._asked.get((family, place.key)) is place:
+            del self._asked[family, place.key]
 
     # --- what becomes old ---------------------------------------------------------------------
 
@@ -503,8 +513,6 @@ class Datagrams:
             place.tries += 1
             if place.tries <= LOOK_UP_TRIES:
                 self._to_ask.append(place)
-            elif place.flow is not None:
-                self._end(place.flow)
             else:
                 self._forget_place(place)
         self._ask(now)

@@ -242,19 +242,29 @@ def test_a_flow_that_the_kernel_forgets_goes_on(host: Host) -> None:
 def test_flows_end_when_they_have_been_idle(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         with world.program(4) as program:
-            for port in (53, 7, 8):
-                program.sendto(b"echo" if port != 8 else b"quiet", (PEER[4], port))
-            await eventually(lambda: len(world.flows) == 3)
-            of = {flow.association.flow.destination[1]: flow for flow in world.flows}
-            await eventually(lambda: of[53].is_closed and of[8].is_closed)
-            assert not of[7].is_closed
+            for peer, port, data in (
+                (PEER[4], 53, b"echo"),
+                (OTHER_PEER[4], 53, b"quiet"),
+                (PEER[4], 7, b"quiet"),
+                (PEER[4], 443, b"\xc3\0\0\0\1" + bytes(1195)),
+            ):
+                program.sendto(data, (peer, port))
+            await eventually(lambda: len(world.flows) == 4)
+            answered, asked, idle, quic = world.flows
+            await eventually(lambda: answered.is_closed)
+            assert not asked.is_closed
+            await eventually(lambda: asked.is_closed)
+            assert not idle.is_closed
+            await eventually(lambda: idle.is_closed)
+            assert not quic.is_closed
             assert world.front.flows == 1
         world.front.close()
-        assert of[7].is_closed
+        assert quic.is_closed
 
     monkeypatch.setattr(datagrams, "TICK_S", 0.05)
-    monkeypatch.setattr(datagrams, "DNS_S", 0.2)
-    monkeypatch.setattr(datagrams, "ONE_WAY_S", 0.3)
+    monkeypatch.setattr(datagrams, "ANSWERED_S", 0.1)
+    monkeypatch.setattr(datagrams, "QUERY_S", 0.5)
+    monkeypatch.setattr(datagrams, "IDLE_S", 1.0)
     run(host, story)
 
 
