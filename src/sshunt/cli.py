@@ -204,6 +204,7 @@ def parse(words: Sequence[str]) -> Options:
         ping=not args.no_ping,
         udp=args.udp,
         any_peer=args.udp_filter == "none",
+        connect=args.connect,
     )
 
 
@@ -276,6 +277,14 @@ def _parser() -> _Parser:
         "hosts can reach captures what this host forwards, too: 0.0.0.0:0 from every link, one "
         "address from the link that has it; "
         "default, also for the family that is not named: any port of localhost",
+    )
+    add(
+        "--connect",
+        choices=["auto", "honest", "fast"],
+        default="auto",
+        help="when a program's connect() succeeds: honest, when the far side has connected (and it "
+        "fails as that fails), which takes a round trip; fast, at once; "
+        "default: auto, honest except where somebody has answered in the last half minute",
     )
     add(
         "--lanes",

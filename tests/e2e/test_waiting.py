@@ -1,9 +1,14 @@
 """While the connection is lost: new connections wait, and stopping is possible.
 
+Those that sshunt accepts at once (--connect fast, or their destination is known) wait with it; the
+others wait for connect(2).
+
 neighbour ------------- client ===== 200 Mbit/s, 4 ms ====== server ------------- target
                         sshunt, ssh                          sshd, stub, agent   web server, echo
 """
 
+import errno
+import select
 import signal
 import socket
 import struct
@@ -22,6 +27,8 @@ from tests.e2e.tunnels import Remains, Tunnel, fetch, kill, running
 #: Programs that try while the connection is lost and give up, and how many at a time: more in all
 #: than there are places, and each batch fits into the limit of descriptors of this test.
 GIVING_UP, BATCH = 3000, 250
+
+FAST = ("--connect", "fast")
 
 #: sshunt itself, where new connections wait less long.
 IMPATIENT = """\
@@ -63,7 +70,7 @@ def give_up(sock: socket.socket, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["resets", "closes", "asks and closes"])
 def test_thousands_of_abandoned_connections_take_nobodys_place(lab: Lab, how: str) -> None:
-    with up(lab) as tunnel, ExitStack() as stack:
+    with up(lab, *FAST) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
         with lost(lab, tunnel):
@@ -85,7 +92,8 @@ def test_a_connection_held_too_long_is_reset(lab: Lab) -> None:
     assert LONGEST_WAIT_S == 30
     patience_s = 6.0
     program = (sys.executable, "-c", IMPATIENT.format(patience_s))
-    with running(lab, "-r", "server", OFFICE_V4, program=program) as tunnel, ExitStack() as stack:
+    words = ("-r", "server", *FAST, OFFICE_V4)
+    with running(lab, *words, program=program) as tunnel, ExitStack() as stack:
         with lost(lab, tunnel):
             sock = asks(lab, stack=stack)
             sock.settimeout(patience_s + 10)
@@ -98,7 +106,7 @@ def test_a_connection_held_too_long_is_reset(lab: Lab) -> None:
 
 
 def test_held_connections_are_served_by_the_next_session_if_this_one_is_lost(lab: Lab) -> None:
-    with up(lab) as tunnel, ExitStack() as stack:
+    with up(lab, *FAST) as tunnel, ExitStack() as stack:
         talk = Talk(lab, stack)
         assert talk.says(b"before")
         with lost(lab, tunnel):
@@ -111,7 +119,7 @@ def test_held_connections_are_served_by_the_next_session_if_this_one_is_lost(lab
 
 
 def test_held_connections_keep_an_address_that_this_host_loses_meanwhile(lab: Lab) -> None:
-    with up(lab) as tunnel:
+    with up(lab, *FAST) as tunnel:
         sshds = len(sshds_of(lab))
         with ExitStack() as stack:
             with lost(lab, tunnel):
@@ -143,7 +151,7 @@ def test_stopped_while_disconnected_it_resets_held_connections_and_says_what_sta
     lab: Lab, lanes: str
 ) -> None:
     remains = Remains(lab)
-    tunnel = Tunnel(lab, ["-r", "server", "--grace", "5", OFFICE_V4])
+    tunnel = Tunnel(lab, ["-r", "server", *FAST, "--grace", "5", OFFICE_V4])
     tunnel.wait_until_connected()
     with ExitStack() as stack:
         talk = Talk(lab, stack)
@@ -158,3 +166,21 @@ def test_stopped_while_disconnected_it_resets_held_connections_and_says_what_sta
                     sock.recv(1)
         assert "could not be told: it keeps the session for the grace time of 5 s" in tunnel.said
     assert remains.left(within_s=15) == []
+
+
+def test_connects_that_wait_meanwhile_are_answered_by_the_next_session(lab: Lab) -> None:
+    with up(lab) as tunnel, ExitStack() as stack:
+        with lost(lab, tunnel):
+            waiting = []
+            for port in (80, 9):
+                sock = stack.enter_context(lab.client.make_socket())
+                sock.setblocking(False)
+                assert sock.connect_ex((lab.target.v4, port)) == errno.EINPROGRESS
+                waiting.append(sock)
+            kill(tunnel.pids("agent"))
+            assert select.select([], waiting, [], 1.5)[1] == []  # their kernel has tried again
+        # Without waiting for the third try, which comes after three seconds.
+        tunnel.wait_until(lambda: "again after" in tunnel.said)
+        for sock, error in zip(waiting, (0, errno.ECONNREFUSED), strict=True):
+            assert select.select([], [sock], [], 0.5)[1]
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == error

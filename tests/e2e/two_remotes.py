@@ -26,6 +26,7 @@ from typing import Any
 from sshunt.capture.plan import Plan, redirects
 from sshunt.config.remotes import parse_remote
 from sshunt.front.arrival import Arrivals
+from sshunt.front.held import HeldSyns
 from sshunt.front.listener import Listener, bind
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
@@ -33,7 +34,7 @@ from sshunt.front.splice import Splices
 from sshunt.host.helper import start_helper
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, Wanted, wanted
-from sshunt.model import Action, Route
+from sshunt.model import Action, Endpoint, Route
 from sshunt.relay.reactor import Reactor
 from sshunt.remote.remote import Remote, RemoteOwner, Terms
 from sshunt.route.router import Claim, Router
@@ -61,6 +62,14 @@ class Process(RemoteOwner):
             Splices(self.reactor, self.on_freed),
             report,
             Arrivals(),
+            HeldSyns(
+                loop,
+                lambda _kind, _body: None,
+                self.router.connect,
+                Arrivals(),
+                lambda _port, _destination: False,
+                set,
+            ),
             lambda _sock, _destination: False,
         )
         self.listener = Listener(self.sock, loop, report, redirected.take)
@@ -79,6 +88,9 @@ class Process(RemoteOwner):
 
     def on_up(self, remote: Remote) -> None:
         self._capture()
+
+    def on_failed(self, destination: Endpoint) -> None:
+        """Nobody was told before."""
 
     def on_freed(self) -> None:
         self.listener.resume()

@@ -272,7 +272,7 @@ def render(
     if from_others := _forwarded_lines(forwarded, datagrams=datagrams):
         lines += _prerouting_chain([*alive, *from_others])
     if holding:
-        held = {f: links for f, links in forwarded.items() if _held_when_forwarded(plan, f, far)}
+        held = {f: ls for f, ls in forwarded.items() if _held_when_forwarded(plan, f, far)}
         own_held = _own_lines(families, asked, cgroup, dns="return", to="hold")
         others_held = _forwarded_lines(held, to="hold")
         others_held = [*alive, *others_held] if others_held else []
@@ -448,14 +448,20 @@ def _mark_chains(cgroup: Cgroup) -> list[str]:
 
 
 def _holding(plan: Plan, families: list[int], packets: PacketGroups) -> Holding | None:
-    if plan.connect is Connect.FAST or not packets.syns or not families:
+    if not packets.syns or not families:
         return None
-    return Holding(packets.syns, tuple(families), knows=plan.connect is Connect.AUTO)
+    group = 0 if plan.connect is Connect.FAST else packets.syns
+    return Holding(group, tuple(families), knows=plan.connect is Connect.AUTO)
 
 
 def _held_when_forwarded(plan: Plan, family: int, far: Mapping[int, Endpoint]) -> bool:
     """False for a listener on all addresses of a host that has none."""
-    return family in far or not ip_address((plan.listener(family) or ("::", 0))[0]).is_unspecified
+    at_once = plan.connect is Connect.FAST
+    return (
+        at_once
+        or family in far
+        or not ip_address((plan.listener(family) or ("::", 0))[0]).is_unspecified
+    )
 
 
 def _datagram_listeners(plan: Plan) -> dict[int, Endpoint]:

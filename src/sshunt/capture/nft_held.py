@@ -6,11 +6,14 @@ connect. Then he sends that very SYN again, marked, or says that there is nobody
 
     output, prerouting (only what would be redirected)           -290, before tracking (-200)
         marked: a SYN .......... its destination is known for KNOWN_S from now on; goes on
-        marked: a FIN .......... its destination is not known any more; dropped
+        marked: a FIN .......... its destination is not known any more
         marked: anything else .. goes on, untracked
-        to a known destination . goes on (--connect auto), as with --connect fast
+        claimed ................ goes on
+        a SYN into a region, to a known destination (--connect auto), or with --connect fast
+                                 claimed; goes on
         a SYN into a region .... logged, dropped
-
+    output                                                       -280
+        marked: a FIN .......... dropped
     output, nat                                                  -110
         marked ................. redirected, whoever it comes from
         anything else .......... as ever (nft)
@@ -29,6 +32,9 @@ connect. Then he sends that very SYN again, marked, or says that there is nobody
 * *Forwarded.* A marked SYN leaves from this host, whoever's it is. ``redirect`` would then mean
   127.0.0.1, whose answer can't leave by a wire; so where the listener has no address of its own,
   one of this host's is named.
+* *Other sessions.* Of two whose networks overlap the kernel calls the chains of that one first
+  which was added last, here as in nat. What it would redirect at once it claims, by another bit,
+  or the other session would hold it and ask its own far side.
 
 Not here: who reads the group (helper.held_syns), the rest of the table (nft).
 """
@@ -39,6 +45,9 @@ from typing import NamedTuple
 #: The mark of packets that the packet process makes: a bit that neither container networks nor
 #: VPNs use. What bears it is neither tracked nor captured, but where a rule says so.
 INJECTED_MARK = 0x04000000
+
+#: The mark of a SYN that one session redirects at once, for the others that would hold it.
+CLAIMED_MARK = 0x08000000
 
 #: The time for which a destination that has answered is taken to be there.
 KNOWN_S = 30
@@ -52,10 +61,14 @@ SNAP_BYTES = 256
 #: A priority before connection tracking (-200), behind its defragmentation (-400).
 _HOLDING_PRIORITY = -290
 
+#: A priority behind that, by which all sessions have seen what is said to them.
+_SAID_PRIORITY = -280
+
 _SYN_FLAGS = "tcp flags & (fin | syn | rst | ack)"
 NOT_A_SYN = f"{_SYN_FLAGS} != syn"
 
 _IS_INJECTED = f"meta mark & {INJECTED_MARK:#010x} != 0"
+_IS_CLAIMED = f"meta mark & {CLAIMED_MARK:#010x} != 0"
 
 _TYPE = {4: "ipv4_addr . inet_service", 6: "ipv6_addr . inet_service"}
 _DESTINATION = {4: "ip daddr . tcp dport", 6: "ip6 daddr . tcp dport"}
@@ -64,7 +77,7 @@ _DESTINATION = {4: "ip daddr . tcp dport", 6: "ip6 daddr . tcp dport"}
 class Holding(NamedTuple):
     """What the rules have to know."""
 
-    group: int  # in which somebody reads the SYNs
+    group: int  # in which somebody reads the SYNs; 0: all are let go at once
     families: tuple[int, ...]  # 4, 6: of those with a listener
     knows: bool  # destinations that have answered are redirected at once
 
@@ -95,49 +108,57 @@ def held_chains(
     of a name, family and verdict for what is.
     """
     lines = [
-        "\tchain held {",
-        f"\t\tlog group {holding.group} snaplen {SNAP_BYTES}",
-        "\t\tdrop",
+        "\tchain claimed {",
+        f"\t\tmeta mark set meta mark | {CLAIMED_MARK:#010x}",
         "\t}",
     ]
     for family in holding.families:
-        chain = regions(f"hold{family}", family, "goto held")
-        if holding.knows:
-            chain.insert(1, f"\t\t{_DESTINATION[family]} @known{family} return")
-        lines += chain
+        lines += _held(holding, family)
+        lines += regions(f"hold{family}", family, f"goto held{family}")
     lines += _injected(holding)
     lines += [
         "\tchain hold_output {",
         f"\t\ttype filter hook output priority {_HOLDING_PRIORITY}; policy accept;",
         f"\t\t{_IS_INJECTED} goto injected",
+        f"\t\t{_IS_CLAIMED} return",
         *output,
+        "\t}",
+        "\tchain said {",
+        f"\t\ttype filter hook output priority {_SAID_PRIORITY}; policy accept;",
+        f"\t\t{_IS_INJECTED} {_SYN_FLAGS} == fin drop",
         "\t}",
     ]
     if prerouting:
         lines += [
             "\tchain hold_prerouting {",
             f"\t\ttype filter hook prerouting priority {_HOLDING_PRIORITY}; policy accept;",
+            f"\t\t{_IS_CLAIMED} return",
             *prerouting,
             "\t}",
         ]
     return lines
 
 
-def _injected(holding: Holding) -> list[str]:
-    learning, forgetting = [], ["\t\tdrop"]
+def _held(holding: Holding, family: int) -> list[str]:
+    """The chain for what is in a region."""
+    lines = [f"\tchain held{family} {{"]
     if holding.knows:
-        of_each = [f"@known{f} {{ {_DESTINATION[f]} }}" for f in holding.families]
-        learning = [f"\t\tupdate {each}" for each in of_each]
-        forgetting = [*(f"\t\tdelete {each}" for each in of_each), *forgetting]
+        lines.append(f"\t\t{_DESTINATION[family]} @known{family} goto claimed")
+    if not holding.group:
+        return [*lines, "\t\tgoto claimed", "\t}"]
+    logging = f"\t\tlog group {holding.group} snaplen {SNAP_BYTES}"
+    return [*lines, logging, "\t\tdrop", "\t}"]
+
+
+def _injected(holding: Holding) -> list[str]:
+    """The chain for what the packet process has made."""
+    of_each = [f"@known{f} {{ {_DESTINATION[f]} }}" for f in holding.families if holding.knows]
     return [
-        "\tchain retracted {",
-        *forgetting,
-        "\t}",
         "\tchain injected {",
         "\t\tmeta l4proto != tcp notrack return",
-        f"\t\t{_SYN_FLAGS} == fin goto retracted",
+        *(f"\t\t{_SYN_FLAGS} == fin delete {each}" for each in of_each),
         f"\t\t{NOT_A_SYN} notrack return",
-        *learning,
+        *(f"\t\tupdate {each}" for each in of_each),
         "\t}",
     ]
 

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Mapping
 
 from sshunt.capture import links
-from sshunt.capture.plan import Plan, redirects, remote_regions
+from sshunt.capture.plan import Connect, Plan, redirects, remote_regions
 from sshunt.config.options import DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.datagram_sockets import DatagramSocket, bind_datagrams
@@ -91,7 +91,12 @@ class Captured:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
 
     def plan(
-        self, session_id: str, bypass: tuple[Endpoint, ...] = (), *, echoes: bool = False
+        self,
+        session_id: str,
+        bypass: tuple[Endpoint, ...] = (),
+        *,
+        connect: Connect = Connect.FAST,
+        echoes: bool = False,
     ) -> Plan:
         """What the helper is asked for. ``check`` it before. ``echoes``: echo requests, too."""
         queries = [pair.endpoint for pair in self.dns_sockets]
@@ -107,6 +112,7 @@ class Captured:
             resolvers=system_resolvers() if queries else (),
             blocks=self.blocks,
             echoes=echoes,
+            connect=connect,
         )
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Connect, Plan
 from sshunt.config.options import Options
 from sshunt.direct.carrier import Direct
 from sshunt.errors import ExitCode, UserError
@@ -28,12 +28,14 @@ from sshunt.front.datagrams import Datagrams
 from sshunt.front.dns import DnsForwarder
 from sshunt.front.dns_sockets import DnsSockets, left_alone, system_resolvers
 from sshunt.front.echo import Echoes
+from sshunt.front.held import HeldSyns
 from sshunt.front.listener import Listener
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.front.splice import Splices
-from sshunt.helper.packet_protocol import ECHO_KINDS
+from sshunt.helper.packet_protocol import ECHO_KINDS, SYN_KINDS
 from sshunt.helper.protocol import MAX_BYPASS
+from sshunt.host.connecting import connecting
 from sshunt.host.near_resolvers import near
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
@@ -108,6 +110,15 @@ class Up(RemoteOwner):
         self._echoes = Echoes(
             rules.packets.send, self._router.associate, self._loop.time, self._report
         )
+        self._held = HeldSyns(
+            self._loop,
+            rules.packets.send,
+            self._router.connect,
+            self.arrivals,
+            self._is_ours,
+            connecting,
+        )
+        rules.packets.subscribe(SYN_KINDS, self._held.hear)
         self._listeners: list[Listener] = []
         self._datagrams: Datagrams | None = None
         self._names: DnsForwarder | None = None
@@ -142,7 +153,8 @@ class Up(RemoteOwner):
                 self._splices,
                 self._report,
                 self.arrivals,
-                self._is_ours,
+                self._held,
+                self._is_our_socket,
             )
             take, why_not = redirected.take, self.remote.why_not
             listener = Listener(sock, self._loop, self._report, take, why_not)
@@ -268,6 +280,7 @@ class Up(RemoteOwner):
         if self._names is not None:
             self._names.close()
         self._echoes.close()
+        self._held.close()
         self.remote.end_connections()
         self._splices.close()
         self._direct.close()
@@ -301,6 +314,12 @@ class Up(RemoteOwner):
         for listener in self._listeners:
             listener.resume()
 
+    def on_failed(self, destination: Endpoint) -> None:
+        """As the remote says."""
+        plan = self._facts.plan
+        if plan is not None and plan.connect is Connect.AUTO:
+            self._held.failed(destination)
+
     def _on_network(self, why: str) -> None:
         self.remote.on_news(why)
         self._retain_addresses()
@@ -332,6 +351,7 @@ class Up(RemoteOwner):
             if self._facts.retained:
                 self._retain_addresses()
             self._follow_resolvers()
+            self._held.look()
             if self._console.is_terminal:
                 line.show(self.remote.snapshot())
 
@@ -357,7 +377,16 @@ class Up(RemoteOwner):
         beyond, self._unseen_ways = behind(peers)
         return tuple(dict.fromkeys((*peers, *beyond, *self._ways_of_others)))
 
-    def _is_ours(self, program: socket.socket, destination: Endpoint) -> bool:
+    def _is_our_socket(self, program: socket.socket, destination: Endpoint) -> bool:
+        if self._rules.guarded:
+            return False
+        try:
+            source_port = program.getpeername()[1]
+        except OSError:
+            return False  # it has gone
+        return self._is_ours(source_port, destination)
+
+    def _is_ours(self, source_port: int, destination: Endpoint) -> bool:
         """True for a connection of our own ssh to another address of its server. Only where no
         control group keeps those from being captured; the next one there will not be.
         """
@@ -367,10 +396,6 @@ class Up(RemoteOwner):
         known_ports = {port for _, port in peers}
         if destination[1] not in known_ports and self.remote.is_up:
             return False  # looking at processes takes its time, and further lanes go the same way
-        try:
-            source_port = program.getpeername()[1]
-        except OSError:
-            return False  # it has gone
         if not is_made_by_a_child(source_port):
             return False
         if destination not in peers:

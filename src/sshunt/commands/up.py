@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sshunt.capture import echo_rules, nft
 from sshunt.capture.block import render_block
-from sshunt.capture.plan import DNS_PORT, Plan
+from sshunt.capture.plan import DNS_PORT, Connect, Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
 from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
@@ -48,6 +48,7 @@ from sshunt.tell.report import (
     FIRST_LOGIN,
     AgentStarted,
     CapturedLost,
+    ConnectedAtOnce,
     ForwardedBarred,
     HelperStarted,
     OthersBlock,
@@ -189,7 +190,7 @@ async def _start(
     await _check_udp(captured, rules, report)
     up.accept(captured.listeners, captured.datagrams, captured.dns_sockets, captured.routes)
     await up.remote.check()
-    plan = await _capture(up, captured, session_id, rules, report, undo)
+    plan = await _capture(options, up, captured, session_id, rules, report, undo)
     _freeze_memory()
     rtt_s = await up.remote.first_rtt()
     await up.remote.check()
@@ -284,7 +285,17 @@ async def _log_in(
     return up
 
 
+def _when_connected(options: Options, report: Report, *, may_hold: bool) -> Connect:
+    """When programs are told that they are connected."""
+    wanted = Connect(options.connect)
+    if wanted is not Connect.FAST and not may_hold:
+        report.say(ConnectedAtOnce())
+        return Connect.FAST
+    return wanted
+
+
 async def _capture(
+    options: Options,
     up: "Up",
     captured: Captured,
     session_id: str,
@@ -295,7 +306,10 @@ async def _capture(
     """The rules, applied."""
     looked_at = await rules.looks_at()
     plan = captured.plan(
-        session_id, up.peers(), echoes=up.answers_echoes(there_are=looked_at.echoes)
+        session_id,
+        up.peers(),
+        connect=_when_connected(options, report, may_hold=looked_at.syns),
+        echoes=up.answers_echoes(there_are=looked_at.echoes),
     )
     if plan.blocks:
         undo.push_async_callback(up.unblock)

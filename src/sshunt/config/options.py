@@ -45,3 +45,4 @@ class Options:
     ping: bool = True
     udp: bool = True
     any_peer: bool = False  # programs hear from hosts that they have not sent anything to
+    connect: str = "auto"  # or "honest", "fast"

@@ -3,6 +3,7 @@
 listener          accepts, at a pace, and waits where there is no room
 original          the destination that a redirected connection was made to
 redirect          what becomes of a redirected connection
+held              connections that are held at their SYN until the far side has connected
 arrival           does what is captured arrive here? one connection is made to see
 splice            two sockets of this host, joined without a session between them
 datagrams         flows of UDP: whose they are, where they lead, when they are over

@@ -96,6 +96,10 @@ class Arrivals:
         """The opposite of ``expect``."""
         self._expected.pop((port, destination), None)
 
+    def expects(self, port: int, destination: Endpoint) -> bool:
+        """True if such a connection is expected, and nobody else's."""
+        return (port, destination) in self._expected
+
     def take(self, sock: socket.socket, destination: Endpoint) -> bool:
         """True if this connection was expected and nobody else's."""
         if not self._expected:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from sshunt.front.arrival import Arrivals
+from sshunt.front.held import HeldSyns
 from sshunt.front.original import NotRedirected
 from sshunt.model import Endpoint
 from sshunt.relay.flow import TCP, Connection, Flow, Relays, SocketConnection
@@ -19,7 +20,8 @@ class Redirected:
     program meant.
 
     ``original`` finds that out (it raises NotRedirected, or OSError where the program is gone
-    again); ``is_ours`` tells connections of our own ssh, which nobody must carry.
+    again); ``held`` has those whose far side has been connected already; ``is_ours`` tells
+    connections of our own ssh, which nobody must carry.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Redirected:
         relays: Relays,
         report: Report,
         arrivals: Arrivals,
+        held: HeldSyns,
         is_ours: Callable[[socket.socket, Endpoint], bool],
     ) -> None:
         self._original = original
@@ -36,6 +39,7 @@ class Redirected:
         self._relays = relays
         self._report = report
         self._arrivals = arrivals
+        self._held = held
         self._is_ours = is_ours
 
     def take(self, sock: socket.socket) -> None:
@@ -51,6 +55,8 @@ class Redirected:
             return
         if self._arrivals.take(sock, destination):
             sock.close()
+        elif self._held.take(sock, destination):
+            pass
         elif self._is_ours(sock, destination):
             close_with_reset(sock)
         else:

@@ -8,6 +8,7 @@ elevate             starts it, through sudo, doas or run0
 trust               whether files are root's alone
 network             news of this host's network
 parent              children of ours that end when we do
+connecting          which programs wait to be connected
 own                 what this host is itself: its addresses, whether it has IPv6
 near_resolvers      resolvers that are neighbours, and are left alone without --dns
 retained_addresses  addresses that it lost and connections still bear

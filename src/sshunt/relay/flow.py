@@ -7,6 +7,7 @@ Whoever holds a Connection, Association or Question owns it, and ends it in one 
     Connection    refused(code)            there is no far end
                   relay()                  handed over: a Relay that waits for a socket of this host
                   take()                   handed over, where it is a socket: for a stream
+    begun(relay)             handed over, where the socket is still to come
     Association   ended(code)
     Question      answer(message), refused(code)
 
@@ -167,6 +168,23 @@ class SocketConnection(Connection):
     def take(self) -> socket.socket:
         """Handed over: the socket is whoever's that takes it, a stream's for instance."""
         return self._sock
+
+
+class LateConnection(Connection):
+    """A connection whose near socket comes only when its far end is up: a SYN that is held back.
+    Whoever carries it says so with ``begun``, and then one of ``opened`` and ``refused``.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_over(self) -> bool:
+        """True if nobody waits any more."""
+        raise NotImplementedError
+
+    def begun(self, relay: Relay) -> None:
+        """``relay`` has it: its ``take_connection`` is for the socket, ``abort`` for the end."""
+        raise NotImplementedError
 
 
 class Association:

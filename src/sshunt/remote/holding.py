@@ -15,16 +15,19 @@ A program that only says that it sends no more (FIN) may want an answer, as "pri
 may be gone: after close(2) the other end looks the same. So such a connection is held on, but it is
 the first to go when there is no room for a new one.
 
+A SYN that is held back has no socket yet, and is reset in its own way: it is not answered, and its
+program's kernel sends it again (relay.flow, LateConnection).
+
 Invariants: at most MOST_HELD, over all listeners; one timer, for the oldest.
 """
 
 import asyncio
 import select
 import socket
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
-from sshunt.relay.flow import NO_RESOURCES, SocketConnection
+from sshunt.relay.flow import NO_RESOURCES, LateConnection, SocketConnection
 from sshunt.relay.reactor import Reactor
 from sshunt.relay.sockets import error_of
 
@@ -38,8 +41,11 @@ MOST_HELD = 1024
 LONGEST_WAIT_S = 30.0
 
 
+Holdable: TypeAlias = SocketConnection | LateConnection
+
+
 class _Held(NamedTuple):
-    connection: SocketConnection
+    sock: socket.socket | None
     deadline: float
 
 
@@ -48,79 +54,93 @@ class HeldConnections:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._held: dict[socket.socket, _Held] = {}  # in the order in which they came
+        self._held: dict[Holdable, _Held] = {}  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None  # not later than the oldest one's deadline
 
     def __len__(self) -> int:
         return len(self._held)
 
     @property
-    def sockets(self) -> Iterable[socket.socket]:
+    def sockets(self) -> Iterator[socket.socket]:
         """Those that are held now."""
-        return self._held.keys()
+        return (held.sock for held in self._held.values() if held.sock is not None)
 
-    def hold(self, connection: SocketConnection) -> None:
+    def hold(self, connection: Holdable) -> None:
         """It is ours until it can go on its way; without room it is reset."""
-        sock = connection.take()
         if len(self._held) >= MOST_HELD and not self._make_room():
             connection.refused(NO_RESOURCES)
             return
-        try:
-            self._reactor.readiness.add(sock.fileno(), lambda _events: self._on_event(sock), 0)
-        except OSError:
-            connection.refused(NO_RESOURCES)
-            return
+        sock = connection.take() if isinstance(connection, SocketConnection) else None
+        if sock is not None:
+            try:
+                self._reactor.readiness.add(
+                    sock.fileno(), lambda _events: self._on_event(connection), 0
+                )
+            except OSError:
+                connection.refused(NO_RESOURCES)
+                return
         deadline = self._reactor.loop.time() + LONGEST_WAIT_S
-        self._held[sock] = _Held(connection, deadline)
+        self._held[connection] = _Held(sock, deadline)
         if self._timer is None:
             self._timer = self._reactor.loop.call_at(deadline, self._on_timer)
 
-    def release(self, open_one: Callable[[SocketConnection], object]) -> None:
+    def release(self, open_one: Callable[[Holdable], object]) -> None:
         """The connection is back: ``open_one`` for each, which refuses those that are too many."""
         held, self._held = self._held, {}
         self._stop_timer()
-        for sock, (connection, _) in held.items():
-            self._reactor.readiness.remove(sock.fileno())
-            open_one(connection)
+        for connection, (sock, _) in held.items():
+            if sock is not None:
+                self._reactor.readiness.remove(sock.fileno())
+            if not _is_over(connection):
+                open_one(connection)
 
     def reset_all(self) -> None:
         """Reset all of them. May be called twice."""
         self._stop_timer()
-        for sock in list(self._held):
-            self._reset(sock)
+        for connection in list(self._held):
+            self._reset(connection)
 
-    def _on_event(self, sock: socket.socket) -> None:
-        if error_of(sock):
-            self._reset(sock)
+    def _on_event(self, connection: Holdable) -> None:
+        sock = self._held[connection].sock
+        if sock is not None and error_of(sock):
+            self._reset(connection)
 
-    def _reset(self, sock: socket.socket) -> None:
-        held = self._held.pop(sock)
-        self._reactor.readiness.forget(sock.fileno())
-        held.connection.refused(NO_RESOURCES)
+    def _reset(self, connection: Holdable) -> None:
+        sock = self._held.pop(connection).sock
+        if sock is not None:
+            self._reactor.readiness.forget(sock.fileno())
+        if not _is_over(connection):
+            connection.refused(NO_RESOURCES)
 
     def _make_room(self) -> bool:
-        """Reset the oldest of those that send no more; False if there is none."""
+        """Reset the oldest of those that nobody waits for, or that send no more; False if there is
+        none.
+        """
         hung_up = select.poll()
-        for sock in self._held:
+        for sock in self.sockets:
             hung_up.register(sock, select.POLLRDHUP)
         found = {number for number, _ in hung_up.poll(0)}
-        oldest = next((sock for sock in self._held if sock.fileno() in found), None)
-        if oldest is None:
-            return False
-        self._reset(oldest)
-        return True
+        for connection, held in self._held.items():
+            if _is_over(connection) or (held.sock and held.sock.fileno() in found):
+                self._reset(connection)
+                return True
+        return False
 
     def _on_timer(self) -> None:
         """Reset those that have waited too long; be back for the next one's sake."""
         self._timer = None
         now = self._reactor.loop.time()
-        for sock, (_, deadline) in list(self._held.items()):
+        for connection, (_, deadline) in list(self._held.items()):
             if deadline > now:
                 self._timer = self._reactor.loop.call_at(deadline, self._on_timer)
                 return
-            self._reset(sock)
+            self._reset(connection)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_over(connection: Holdable) -> bool:
+    return isinstance(connection, LateConnection) and connection.is_over

@@ -39,6 +39,7 @@ from sshunt.relay.flow import (
     Association,
     Carrier,
     Connection,
+    LateConnection,
     Outlet,
     Question,
     Relay,
@@ -49,10 +50,10 @@ from sshunt.relay.reactor import Reactor
 from sshunt.relay.tunnel import TunnelOwner
 from sshunt.remote.associations import Associations
 from sshunt.remote.holding import HeldConnections
-from sshunt.remote.opening import Opening
+from sshunt.remote.opening import LateOpening, Opening
 from sshunt.remote.pool import Pool, Traffic
 from sshunt.remote.queries import Queries
-from sshunt.remote.resets import MEANING_OF_RESET
+from sshunt.remote.resets import MEANING_OF_RESET, NOBODY_IS_THERE
 from sshunt.remote.telemetry import Telemetry
 from sshunt.remote.upkeep import Upkeep
 from sshunt.tell.report import FarSideNotTold, Report, StreamOpened, StreamReset
@@ -65,6 +66,10 @@ GOODBYE_DEADLINE_S = 1.0
 
 #: How long ssh may take to end by itself once its pipes are closed.
 SSH_END_DEADLINE_S = 0.5
+
+#: The latest connections of which it is known whither they lead, should there be nobody. That is
+#: known after a round trip.
+_MOST_TRUSTING = 1024
 
 #: How long the first round trip through the lane is waited for, to show it.
 FIRST_RTT_DEADLINE_S = 2.0
@@ -92,6 +97,9 @@ class RemoteOwner(Protocol):
     def on_freed(self) -> None:
         """A connection is over, and its descriptor free."""
 
+    def on_failed(self, destination: Endpoint) -> None:
+        """A program was told that it is connected there, and it is not."""
+
 
 class Remote(TunnelOwner, Carrier):
     """See the module's head. ``start`` it, then ``run`` it until ``end``."""
@@ -116,6 +124,7 @@ class Remote(TunnelOwner, Carrier):
         )
         self._queries = Queries(reactor.loop)
         self._associations = Associations(reactor.loop, self._pool)
+        self._trusting: dict[int, Endpoint] = {}  # streams whose program was told too early
         self._telemetry = Telemetry(terms.name, self._pool, report)
         self._upkeep = Upkeep(
             terms.name,
@@ -212,7 +221,7 @@ class Remote(TunnelOwner, Carrier):
 
     def connect(self, connection: Connection) -> Relay | None:
         """As in Carrier. While it is down, the connection is held."""
-        if not isinstance(connection, SocketConnection):
+        if not isinstance(connection, (SocketConnection, LateConnection)):
             connection.refused(NOT_PERMITTED)  # no session's stream leads into another one
         elif self.is_up:
             return self._open(connection)
@@ -231,7 +240,7 @@ class Remote(TunnelOwner, Carrier):
         """As in Carrier. While it is down, datagrams are lost, as on any cut cable."""
         return self._associations.associate(association)
 
-    def _open(self, connection: SocketConnection) -> Relay | None:
+    def _open(self, connection: SocketConnection | LateConnection) -> Relay | None:
         tunnel = self._pool.tunnel
         if not tunnel.session.can_open:
             connection.refused(NO_RESOURCES)
@@ -240,11 +249,19 @@ class Remote(TunnelOwner, Carrier):
         stream = tunnel.open(Destination(network, host, port, wants_opened=wants_opened))
         if self._report.hears_streams and network != DNS:  # a resolver's address says nothing
             self._report.say(StreamOpened(self.name, stream.id, host, port))
+        if isinstance(connection, LateConnection):
+            return LateOpening(tunnel, stream, connection)
         if wants_opened:
             return Opening(tunnel, stream, connection)
+        self._note_trusting(stream, (host, port))
         relay = tunnel.relay(stream)
         relay.start(connection.take())
         return relay
+
+    def _note_trusting(self, stream: Stream, destination: Endpoint) -> None:
+        if len(self._trusting) >= _MOST_TRUSTING:
+            del self._trusting[next(iter(self._trusting))]
+        self._trusting[stream.id] = destination
 
     # --- what can be seen ---------------------------------------------------------------------
 
@@ -254,7 +271,9 @@ class Remote(TunnelOwner, Carrier):
 
     def sockets(self) -> Iterator[socket.socket]:
         """Ours, of the programs' connections, those included that wait."""
-        yield from (relay.sock for relay in self._pool.tunnel.relays)
+        for relay in self._pool.tunnel.relays:
+            with suppress(ValueError):  # it has none yet
+                yield relay.sock
         yield from self._held.sockets
 
     def moved(self) -> Traffic:
@@ -312,6 +331,9 @@ class Remote(TunnelOwner, Carrier):
 
     def on_reset(self, stream: Stream, code: int) -> None:
         """As the tunnel says."""
+        destination = self._trusting.pop(stream.id, None)
+        if destination is not None and code in NOBODY_IS_THERE:
+            self._owner.on_failed(destination)
         if self._report.hears_streams:
             why = MEANING_OF_RESET.get(code, "reset")
             self._report.say(StreamReset(self.name, stream.id, why))

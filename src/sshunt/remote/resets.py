@@ -14,3 +14,14 @@ MEANING_OF_RESET = {
     frames.RESET_NOT_PERMITTED: "not permitted there",
     frames.RESET_OTHER: "failed there",
 }
+
+#: Those that say that a connection has not come about.
+NOBODY_IS_THERE = frozenset(
+    {
+        frames.RESET_REFUSED,
+        frames.RESET_HOST_UNREACHABLE,
+        frames.RESET_NET_UNREACHABLE,
+        frames.RESET_TIMED_OUT,
+        frames.RESET_NOT_PERMITTED,
+    }
+)

@@ -362,6 +362,10 @@ class CapturedLost(NamedTuple):
     chains: tuple[str, ...]
 
 
+class ConnectedAtOnce(NamedTuple):
+    """The kernel can't hold connections back until the far side has connected."""
+
+
 class ForwardedBarred(NamedTuple):
     """Other hosts' connections arrive only if the firewall lets them in to ``port``."""
 
@@ -514,6 +518,7 @@ Event: TypeAlias = (
     | ArrivalChecked
     | ArrivalNotRouted
     | CapturedLost
+    | ConnectedAtOnce
     | ForwardedBarred
     | RulesApplied
     | TargetsBlocked

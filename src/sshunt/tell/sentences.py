@@ -306,6 +306,13 @@ def _captured_lost(event: report.CapturedLost) -> str:
     )
 
 
+def _connected_at_once(_event: report.ConnectedAtOnce) -> str:
+    return (
+        "this kernel can't log packets (NFLOG), so programs are told that they are connected before"
+        " the far side is, as with --connect fast"
+    )
+
+
 def _forwarded_barred(event: report.ForwardedBarred) -> str:
     return (
         f"hosts behind this one get through only if it lets them in to TCP port {event.port}:"
@@ -436,6 +443,7 @@ _TOLD: dict[type, _Told] = {
     report.ArrivalChecked: (DETAIL, _arrival_checked),
     report.ArrivalNotRouted: (DETAIL, _arrival_not_routed),
     report.CapturedLost: (ALWAYS, _captured_lost),
+    report.ConnectedAtOnce: (ALWAYS, _connected_at_once),
     report.ForwardedBarred: (ALWAYS, _forwarded_barred),
     report.RulesApplied: (DETAIL, _rules_applied),
     report.TargetsBlocked: (DETAIL, _targets_blocked),

@@ -9,17 +9,33 @@ def _regions(name: str, family: int, verdict: str) -> list[str]:
 
 _AUTO = Holding(20000, (4, 6), knows=True)
 _HONEST = Holding(20000, (4,), knows=False)
+_FAST = Holding(0, (4,), knows=False)
 
 
-def test_known_destinations_are_let_go_before_regions_are_looked_at() -> None:
+def test_known_destinations_in_a_region_are_claimed_before_anything_is_logged() -> None:
     text = "\n".join(held_chains(_AUTO, [], [], _regions))
-    assert text.index("@known4 return") < text.index("regions 4 goto held")
+    assert 0 < text.index("@known4 goto claimed") < text.index("log group 20000")
+    assert "regions 4 goto held4" in text
     assert [line.split()[1] for line in known_sets(_AUTO) if "set" in line] == ["known4", "known6"]
 
 
 def test_with_honest_nobody_is_known() -> None:
     assert known_sets(_HONEST) == []
     assert not any("known" in line for line in held_chains(_HONEST, [], [], _regions))
+
+
+def test_with_fast_all_is_claimed_and_nothing_logged() -> None:
+    chains = held_chains(_FAST, [], [], _regions)
+    assert not any("log" in line or "drop" in line for line in chains if "fin drop" not in line)
+    assert "\t\tgoto claimed" in chains
+
+
+def test_what_another_session_claims_is_never_held() -> None:
+    for hook in ("hold_output", "hold_prerouting"):
+        chains = held_chains(_HONEST, ["\t\tOWN"], ["\t\tFORWARDED"], _regions)
+        chain = chains[chains.index(f"\tchain {hook} {{") :]
+        lines = chain[: chain.index("\t}")]
+        assert lines[-2] == "\t\tmeta mark & 0x08000000 != 0 return"
 
 
 def test_forwarded_ones_are_held_only_where_some_are_captured() -> None:

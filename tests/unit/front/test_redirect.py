@@ -3,6 +3,7 @@
 That the kernel's own answer is the destination is shown end to end: see tests/e2e/test_capture.py.
 """
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from sshunt.front.arrival import Arrivals
+from sshunt.front.held import HeldSyns
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.model import Endpoint
@@ -33,6 +35,16 @@ class Front:
         self.report = Report(lambda error: pytest.fail(str(error)))
         self.report.subscribe(self.said.append)
         self.arrivals = Arrivals()
+        loop = asyncio.new_event_loop()
+        undo.callback(loop.close)
+        self.held = HeldSyns(
+            loop,
+            lambda _kind, _body: None,
+            self.carried.append,
+            self.arrivals,
+            lambda _port, _destination: self.are_ours,
+            set,
+        )
         self.are_ours = False
 
     def take(self, original: OriginalDestinations | None = None) -> None:
@@ -42,6 +54,7 @@ class Front:
             Relays(),
             self.report,
             self.arrivals,
+            self.held,
             lambda _sock, _destination: self.are_ours,
         ).take(self.accepted)
 

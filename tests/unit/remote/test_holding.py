@@ -10,10 +10,17 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from sshunt.relay.flow import TCP, Flow, Relays, SocketConnection
+from sshunt.relay.flow import (
+    NO_RESOURCES,
+    TCP,
+    Flow,
+    LateConnection,
+    Relays,
+    SocketConnection,
+)
 from sshunt.relay.reactor import Reactor
 from sshunt.remote import holding
-from sshunt.remote.holding import HeldConnections
+from sshunt.remote.holding import HeldConnections, Holdable
 from tests.descriptors import no_more_descriptors
 
 SOMEWHERE = Flow(TCP, ("192.0.2.1", 80))
@@ -49,7 +56,8 @@ class Hall:
     def release(self) -> list[bytes]:
         """What each of those that were released has said, in that order."""
 
-        def open_one(connection: SocketConnection) -> None:
+        def open_one(connection: Holdable) -> None:
+            assert isinstance(connection, SocketConnection)
             assert connection.flow == SOMEWHERE
             self.released.append(connection.take())
 
@@ -219,5 +227,72 @@ def test_a_connection_that_can_not_be_watched_is_reset() -> None:
         with pytest.raises(ConnectionResetError):
             program.recv(1)
         assert hall.release() == []
+
+    run(visit)
+
+
+# --- connections whose socket is still to come ----------------------------------------------------
+
+
+class Late(LateConnection):
+    """A SYN that is held back."""
+
+    def __init__(self) -> None:
+        super().__init__(SOMEWHERE, wants_opened=True)
+        self.gone = False
+        self.said: list[int] = []
+
+    @property
+    def is_over(self) -> bool:
+        return self.gone
+
+    def refused(self, code: int) -> None:
+        self.said.append(code)
+
+
+def test_without_sockets_they_wait_among_the_others_and_those_that_left_do_not_go_on() -> None:
+    async def visit(hall: Hall) -> None:
+        waits, left = Late(), Late()
+        hall.held.hold(waits)
+        hall.program()
+        hall.held.hold(left)
+        assert len(hall.held) == 3
+        assert len(list(hall.held.sockets)) == 1
+        left.gone = True
+        released: list[Holdable] = []
+        hall.held.release(released.append)
+        assert released[0] is waits
+        assert len(released) == 2
+        for connection in released[1:]:
+            connection.refused(NO_RESOURCES)
+
+    run(visit)
+
+
+def test_those_that_left_make_room_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "MOST_HELD", 2)
+
+    async def visit(hall: Hall) -> None:
+        waits, left, late, too_late = Late(), Late(), Late(), Late()
+        for connection in (waits, left):
+            hall.held.hold(connection)
+        left.gone = True
+        hall.held.hold(late)
+        hall.held.hold(too_late)
+        assert [each.said for each in (waits, left, late)] == [[], [], []]
+        assert too_late.said == [NO_RESOURCES]
+        hall.held.reset_all()
+        assert waits.said == late.said == [NO_RESOURCES]
+
+    run(visit)
+
+
+def test_they_wait_no_longer_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "LONGEST_WAIT_S", 0.05)
+
+    async def visit(hall: Hall) -> None:
+        waits = Late()
+        hall.held.hold(waits)
+        await until(lambda: waits.said == [NO_RESOURCES])
 
     run(visit)

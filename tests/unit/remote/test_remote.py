@@ -27,6 +27,7 @@ from sshunt.relay.flow import (
     SocketConnection,
 )
 from sshunt.relay.reactor import Reactor
+from sshunt.remote import remote as remote_module
 from sshunt.remote.remote import Remote, RemoteOwner, Terms
 from sshunt.route.router import Claim, Router
 from sshunt.tell.report import (
@@ -56,6 +57,7 @@ class Owner(RemoteOwner):
     """Writes down what it hears."""
 
     heard: list[str] = field(default_factory=list)
+    failed: list[Endpoint] = field(default_factory=list)
     freed: int = 0
 
     def on_down(self, remote: Remote) -> None:
@@ -63,6 +65,9 @@ class Owner(RemoteOwner):
 
     def on_up(self, remote: Remote) -> None:
         self.heard.append(f"{remote.name} up")
+
+    def on_failed(self, destination: Endpoint) -> None:
+        self.failed.append(destination)
 
     def on_freed(self) -> None:
         self.freed += 1
@@ -497,5 +502,29 @@ def test_what_is_no_socket_of_this_host_can_not_be_carried() -> None:
         stream = Stream(Flow(TCP, ("10.0.0.1", 1)), wants_opened=True)
         assert remote.connect(stream) is None
         assert stream.code is not None
+
+    run(story)
+
+
+def test_its_owner_hears_where_nobody_was_though_a_program_was_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_module, "_MOST_TRUSTING", 2)
+
+    async def story(process: Process) -> None:
+        remote = await process.bring_up("office")
+        with ExitStack() as undo:
+            paths = [Path(undo) for _ in range(3)]
+            for path in paths:
+                path.office.close()
+            refusing = [socket.create_server(("127.0.0.1", 0)) for _ in paths]
+            closed = [listener.getsockname() for listener in refusing]
+            for listener in refusing:
+                listener.close()
+            for path, destination in zip(paths, closed, strict=True):
+                flow = Flow(TCP, destination)
+                remote.connect(SocketConnection(Relays(), flow, path.ours))
+            await process.until(lambda: process.owner.freed == 3, "the end of all")
+            assert process.owner.failed == closed[1:]  # the latest are remembered
 
     run(story)

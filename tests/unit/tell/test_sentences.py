@@ -90,6 +90,7 @@ EVENTS: list[Event] = [
     report.ArrivalNotRouted(6, "2001:db8::1"),
     report.CapturedLost((4,), ()),
     report.CapturedLost((4, 6), ("ip filter OUTPUT (output: drops)", "inet fw in")),
+    report.ConnectedAtOnce(),
     report.ForwardedBarred(12300, ("inet fw in (input: drops by default)",)),
     report.RulesApplied(by_kernel=True),
     report.RulesApplied(by_kernel=False),

@@ -1,0 +1,70 @@
+"""Which programs wait to be connected, as the kernel lists them."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from sshunt.host.connecting import connecting
+from sshunt.lab.hosts import Host
+from sshunt.lab.world import Lab
+
+
+@pytest.fixture(scope="module")
+def host(lab: Lab) -> Host:
+    """One whose packets to NOBODY are dropped on their way out."""
+    lab.neighbour.run(["nft", "add table inet silent"])
+    lab.neighbour.run(
+        [
+            "nft",
+            "add chain inet silent out { type filter hook postrouting priority 0 ; policy drop ; }",
+        ]
+    )
+    return lab.neighbour
+
+
+NOBODY4, NOBODY6 = ("192.0.2.77", 9), ("2001:db8:1::77", 9)
+
+
+@pytest.fixture
+def undo() -> Iterator[ExitStack]:
+    with ExitStack() as undo:
+        yield undo
+
+
+def begin(host: Host, undo: ExitStack, family: int, destination: tuple[str, int]) -> socket.socket:
+    sock = undo.enter_context(host.make_socket(family))
+    sock.setblocking(False)
+    sock.connect_ex(destination)
+    return sock
+
+
+def listed(host: Host) -> set[object]:
+    with host.entered():
+        return set(connecting())
+
+
+def test_those_that_wait_are_listed_and_no_others(host: Host, undo: ExitStack) -> None:
+    four = begin(host, undo, socket.AF_INET, NOBODY4)
+    six = begin(host, undo, socket.AF_INET6, NOBODY6)
+    undo.enter_context(host.listen("127.0.0.1"))
+    assert listed(host) == {
+        (four.getsockname(), NOBODY4),
+        (six.getsockname()[:2], NOBODY6),
+    }
+    four.close()
+    assert listed(host) == {(six.getsockname()[:2], NOBODY6)}
+
+
+def test_a_socket_of_ipv6_that_connects_to_an_ipv4_address_has_ipv4_ends(
+    host: Host, undo: ExitStack
+) -> None:
+    sock = begin(host, undo, socket.AF_INET6, ("::ffff:192.0.2.77", 9))
+    own = sock.getsockname()[0].removeprefix("::ffff:"), sock.getsockname()[1]
+    assert listed(host) == {(own, NOBODY4)}
+
+
+def test_thousands_are_all_listed(host: Host, undo: ExitStack) -> None:
+    ends = {(begin(host, undo, socket.AF_INET, NOBODY4).getsockname(), NOBODY4) for _ in range(800)}
+    assert listed(host) == ends
