@@ -7,7 +7,8 @@ every figure follows from the code alone and is the same in every run. ::
     bulk -> Session -> [ queue -> rate -> delay ] -> Session -> read at once
             Session <- [ delay <- rate <- queue ] <- Session
 
-Others' traffic can be let into a direction (``intrude``); it takes its place in the queue.
+Others' traffic can be let into a direction (``intrude``); it takes its place in the queue. Beside
+the bulk there may be floods of datagrams (``flood``), and a program that talks by TCP (``talk``).
 """
 
 from collections.abc import Callable
@@ -25,8 +26,13 @@ from tests.sim.network import Clock
 
 SEGMENT_BYTES = 1448
 
+#: What a program says at a time that talks.
+WORD_BYTES = 20
+
 TARGET = Destination(frames.TCP, "10.9.8.7", 80)
 ECHO = FlowTarget(frames.UDP, "10.9.8.7", 7)
+DNS = FlowTarget(frames.DNS, ".", 0)
+DISCARD = FlowTarget(frames.UDP, "10.9.8.7", 9)
 
 
 class Link:
@@ -76,11 +82,15 @@ class End:
         self.session = Session(role)
         self.received_bytes = 0
         self.echoes_s: list[float] = []
+        self.answers_s: list[float] = []  # of a resolver
+        self.words_s: list[float] = []  # of the program that talks
+        self.flooded: dict[int, int] = {}  # bytes of floods that arrived, by flow
         self.other: End
         self._clock = clock
         self._out: dict[int, Link] = {}
         self._bulk: set[Stream] = set()
         self._echo: DatagramFlow | None = None
+        self._words: Stream | None = None
         self._timer_at = float("inf")
 
     def add_lane(self, number: int, out: Link) -> None:
@@ -103,6 +113,33 @@ class End:
             self._echo = self.session.datagrams.open(ECHO, now)
         self.session.datagrams.send(self._echo, b"%.9f" % now, now)
         self.pump()
+
+    def ask(self) -> None:
+        """Ask a question that the other side answers at once; see ``answers_s``."""
+        datagrams, now = self.session.datagrams, self._clock.now
+        datagrams.send(datagrams.open(DNS, now), b"%.9f" % now, now)
+        self.pump()
+
+    def talk(self) -> None:
+        """Write a few bytes to a stream of its own that the other side sends back; see
+        ``words_s``.
+        """
+        if self._words is None:
+            self._words = self.session.open(TARGET._replace(port=7))
+        self.session.write(self._words, Payload(b"%20.9f" % self._clock.now), self._clock.now)
+        self.pump()
+
+    def flood(self, mbit_s: float, size: int, segment_bytes: int = 0) -> None:
+        """Send datagrams of ``size`` bytes at this rate from now on, whatever becomes of them."""
+        flow = self.session.datagrams.open(DISCARD, self._clock.now)
+        every_s = size * 8 / (mbit_s * 1e6)
+
+        def send() -> None:
+            self.session.datagrams.send(flow, bytes(size), self._clock.now, segment_bytes)
+            self.pump()
+            self._clock.after(every_s, send)
+
+        send()
 
     def receive(self, lane: int, data: bytes) -> None:
         self.session.receive(lane, memoryview(data), self._clock.now)
@@ -132,19 +169,38 @@ class End:
 
     def _dispatch(self) -> None:
         for event in self.session.take_events():
-            if isinstance(event, DataReceived):
+            if isinstance(event, DataReceived) and len(event.payload) == WORD_BYTES:
+                self._on_word(event)
+            elif isinstance(event, DataReceived):
                 self.received_bytes += len(event.payload)
                 self.session.consumed(event.stream, len(event.payload), self._clock.now)
             elif isinstance(event, StreamRequested):
                 self.session.accept(event.stream)
             elif isinstance(event, StreamWritable):
                 self._fill(event.stream)
+            elif isinstance(event, DatagramReceived) and event.flow.target == DISCARD:
+                number = event.flow.number
+                self.flooded[number] = self.flooded.get(number, 0) + len(event.data)
+            elif isinstance(event, DatagramReceived) and event.flow.target == DNS:
+                if event.flow.is_ours:
+                    self.answers_s.append(self._clock.now - float(event.data))
+                else:
+                    self.session.datagrams.send(event.flow, event.data, self._clock.now)
             elif isinstance(event, DatagramReceived):
                 sent_at = float(event.data)
                 if event.flow is not self._echo:
                     self.session.datagrams.send(event.flow, event.data, self._clock.now)
                 else:
                     self.echoes_s.append(self._clock.now - sent_at)
+
+    def _on_word(self, event: DataReceived) -> None:
+        now = self._clock.now
+        word = bytes(event.payload.view)
+        self.session.consumed(event.stream, len(word), now)
+        if event.stream is self._words:
+            self.words_s.append(now - float(word))
+        else:
+            self.session.write(event.stream, Payload(word), now)
 
 
 class _Receiver:
@@ -189,16 +245,23 @@ class Bottleneck:
         self.agent.push(stream)
         return stream
 
-    def run(self, seconds: float, *, echo_every_s: float = 0.05) -> "Seen":
-        """Let time go by; what was to be seen meanwhile."""
+    def run(self, seconds: float, *, echo_every_s: float = 0.05, talks: bool = False) -> "Seen":
+        """Let time go by; what was to be seen meanwhile. ``talks``: not only by datagrams."""
         begin = self.clock.now
         up, down = self.agent.received_bytes, self.client.received_bytes
         queues: list[float] = []
         echoes = len(self.client.echoes_s)
 
+        for heard in (self.client.words_s, self.client.answers_s):
+            heard.clear()
+        before = dict(self.agent.flooded)
+
         def look() -> None:
             queues.append(self.up.queue_s)
             self.client.echo()
+            if talks:
+                self.client.talk()
+                self.client.ask()
             if self.clock.now + echo_every_s < begin + seconds:
                 self.clock.after(echo_every_s, look)
 
@@ -217,6 +280,12 @@ class Bottleneck:
             down_mbit_s=(self.client.received_bytes - down) * 8 / seconds / 1e6,
             queues_s=queues,
             echoes_s=self.client.echoes_s[echoes:],
+            words_s=list(self.client.words_s),
+            answers_s=list(self.client.answers_s),
+            floods_mbit_s=[
+                (size - before.get(number, 0)) * 8 / seconds / 1e6
+                for number, size in sorted(self.agent.flooded.items())
+            ],
         )
 
 
@@ -224,13 +293,29 @@ class Seen:
     """What ``run`` saw."""
 
     def __init__(
-        self, *, up_mbit_s: float, down_mbit_s: float, queues_s: list[float], echoes_s: list[float]
+        self,
+        *,
+        up_mbit_s: float,
+        down_mbit_s: float,
+        queues_s: list[float],
+        echoes_s: list[float],
+        words_s: list[float],
+        answers_s: list[float],
+        floods_mbit_s: list[float],
     ) -> None:
         self.up_mbit_s, self.down_mbit_s = up_mbit_s, down_mbit_s
         self.queues_s = queues_s
         self.echoes_s = echoes_s
+        self.words_s = words_s
+        self.answers_s = answers_s
+        self.floods_mbit_s = floods_mbit_s
 
     def echo_ms(self, percent: int) -> float:
         """A percentile of the echoes that came back."""
-        ordered = sorted(self.echoes_s)
-        return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1e3
+        return percentile_ms(self.echoes_s, percent)
+
+
+def percentile_ms(seconds: list[float], percent: int) -> float:
+    """In milliseconds; there must be some."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1e3

@@ -39,6 +39,17 @@ from tests.sim.oracle import CountedPayload, LaneBook, Observer, StreamBook
 MAX_STEPS = 2_000_000
 
 
+#: The size of a batch's datagrams, but for the last one.
+SEGMENT_BYTES = 100
+
+
+def pieces(data: bytes, segment_bytes: int) -> list[bytes]:
+    """The datagrams of a batch; of 0 bytes: it is one."""
+    if not segment_bytes:
+        return [data]
+    return [data[at : at + segment_bytes] for at in range(0, len(data), segment_bytes)]
+
+
 class Plan(NamedTuple):
     """What one stream is to do. Sizes in bytes, times in virtual seconds."""
 
@@ -239,7 +250,7 @@ class Side:
         if isinstance(event, FlowEnded):
             self.over_flows.append(event.flow)
         elif isinstance(event, DatagramReceived):
-            self.datagrams.append(event.data)
+            self.datagrams += pieces(event.data, event.segment_bytes)
             if self.rng.random() < 0.2:
                 flows.fail(event.flow, FLOW_OTHER, self.clock.now)
             elif self.rng.random() < 0.2:
@@ -362,15 +373,21 @@ class Simulation:
 
     def _datagram_sender(self, number: int) -> Callable[[], None]:
         side = self.rng.choice((self.client, self.agent))
-        data = b"%d:" % number + self.rng.randbytes(self.rng.randint(0, 1200))
+        segment_bytes = number % 2 * SEGMENT_BYTES
+        if segment_bytes:  # a batch, which may be divided on its way
+            count = self.rng.randint(1, 12)
+            parts = [(b"%d.%d:" % (number, n)).ljust(segment_bytes, b"-") for n in range(count)]
+            data = b"".join([*parts, b"%d:" % number])
+        else:
+            data = b"%d:" % number + self.rng.randbytes(self.rng.randint(0, 1200))
 
         def send() -> None:
-            self.sent_datagrams[side.role].append(data)
+            self.sent_datagrams[side.role] += pieces(data, segment_bytes)
             flow = side.flows.get(number % 3)
             if flow is None or flow in side.over_flows:
                 target = FlowTarget(frames.UDP, "10.1.2.3", 5000 + number)
                 flow = side.flows[number % 3] = side.session.datagrams.open(target, self.clock.now)
-            side.session.datagrams.send(flow, data, self.clock.now, number % 2 * 100)
+            side.session.datagrams.send(flow, data, self.clock.now, segment_bytes)
             side.wake()
 
         return send

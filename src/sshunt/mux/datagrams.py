@@ -5,9 +5,11 @@
     fail     tell the other side that a datagram of its did not arrive; the flow goes on
     end      the flow is over; the other side is told
 
-Whose turn it is (the scheme is fq_codel's, RFC 8290): flows that have just something to send go
-before those that always have, each for FLOW_QUANTUM_BYTES at a time. So a flood waits for itself
-and hardly anybody for the flood. Where all of it is too much, the flows lose their oldest in turn.
+Whose turn it is (the scheme is fq_codel's, RFC 8290, with the scheduler's two classes): a *sparse*
+flow, one that sent little in the last round trip, goes before *bulk*, and before all data; bulk
+shares the lane with the streams' (outgoing), each flow for FLOW_QUANTUM_BYTES at a time. So a flood
+waits for itself and hardly anybody for the flood. What has waited for too long is dropped where it
+would leave; where all of it is too much, the flows lose their oldest in turn.
 
 A flow of one of the QUESTIONS (DNS, statistics) is over with its answer, without a word: for whom
 has asked when it has come, for whom has answered when it was sent.
@@ -16,10 +18,7 @@ Invariants: a flow's number is its alone until it is over at this end; queued by
 each datagram included, are at most DATAGRAM_QUEUE_BYTES in all; either side has at most MAX_FLOWS
 open. What a peer says of flows that are unknown here costs an answer at most, in the same queue.
 
-Not yet: nobody sends a datagram over two lanes, though frames and receivers know serials. Open
-questions: every DATAGRAM is acknowledged at once, which is right for queries and echoes; whether it
-is for ten thousand a second has to be measured. And datagrams leave before all data, however many
-they are, and no pacer holds them back: right as long as all of them are questions.
+Not yet: nobody sends a datagram over two lanes, though frames and receivers know serials.
 
 Not here: which lane (steering), what flows are for and when one has been idle for too long: that is
 for whoever serves them to say (``idle_s``).
@@ -35,13 +34,17 @@ from sshunt.mux.events import DatagramReceived, Event, FlowEnded, FlowFailed
 from sshunt.mux.flows import DatagramFlow, Waiting
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.limits import (
+    DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     ENTRY_BYTES,
+    FLOW_AGE_RTTS,
+    FLOW_AGE_S,
     FLOW_QUANTUM_BYTES,
     FLOW_QUEUE_BYTES,
     MAX_FLOWS,
 )
+from sshunt.mux.scheduler import MIN_ROUND_S, SPARSE_BYTES
 from sshunt.mux.sent import Sent, SentOpening
 
 MAX_NUMBER = (1 << 32) - 1
@@ -60,12 +63,20 @@ class Datagrams:
         self.waiting = 0  # datagrams, and what is said of flows
         self._first = self.next_number = 1 if role == CLIENT else 2
         self._ours = self._theirs = 0  # flows that each side has opened
-        # Flows with something to send: those that have just got it, and those that always have.
-        self._fresh: Deque[DatagramFlow] = deque()
-        self._busy: Deque[DatagramFlow] = deque()
+        #: Flows with something to send: those that send little, and the others. Attributes, and not
+        #: behind properties: they are looked at whenever something may leave.
+        self.sparse: Deque[DatagramFlow] = deque()
+        self.bulk: Deque[DatagramFlow] = deque()
+        self._round_s = MIN_ROUND_S
+        self._age_s = FLOW_AGE_S
         self._answers = DatagramFlow(_NO_FLOW, FlowTarget(0, "", 0), False, 0.0)
 
     # --- what the owner wants -----------------------------------------------------------------
+
+    def note_rtt(self, rtt_s: float) -> None:
+        """The path's round-trip time is this."""
+        self._round_s = max(rtt_s, MIN_ROUND_S)
+        self._age_s = max(FLOW_AGE_S, FLOW_AGE_RTTS * rtt_s)
 
     @property
     def can_open(self) -> bool:
@@ -100,7 +111,7 @@ class Datagrams:
             self.dropped += 1
             return
         flow.sent_at = now
-        self._queue(flow, Waiting(now, data, segment_bytes))
+        self._queue(flow, Waiting(now, data, segment_bytes), now)
         if flow.target.network in frames.QUESTIONS and not flow.is_ours:
             self._forget(flow)
 
@@ -108,14 +119,14 @@ class Datagrams:
         """A datagram of the flow did not arrive; ``code`` is one of frames.FLOW_*."""
         if self._is_open(flow):
             raw = frames.encode_flow_error(flow.number, code, value)
-            self._queue(flow, Waiting(now, b"", raw=raw))
+            self._queue(flow, Waiting(now, b"", raw=raw), now)
 
     def end(self, flow: DatagramFlow, now: float, code: int = frames.FLOW_DONE) -> None:
         """Nothing more will be sent or taken. May be called twice."""
         if self._is_open(flow):
             self._forget(flow)
             raw = frames.encode_flow_end(flow.number, code)
-            self._queue(flow, Waiting(now, b"", raw=raw))
+            self._queue(flow, Waiting(now, b"", raw=raw), now)
 
     def end_idle(self, now: float) -> List[DatagramFlow]:
         """End the flows that have been idle for longer than their ``idle_s``; which those were."""
@@ -147,22 +158,27 @@ class Datagrams:
         """What waits for a lane, without what it costs besides."""
         return self.queued_bytes - ENTRY_BYTES * self.waiting
 
-    def _queue(self, flow: DatagramFlow, waiting: Waiting) -> None:
+    def _queue(self, flow: DatagramFlow, waiting: Waiting, now: float) -> None:
         flow.add(waiting)
+        size = len(waiting.data) + len(waiting.raw) + ENTRY_BYTES
         self.waiting += 1
-        self.queued_bytes += waiting.size_bytes
+        self.queued_bytes += size
         while flow.queued_bytes > FLOW_QUEUE_BYTES and len(flow.queue) > 1:
             self._drop_from(flow)
         if not flow.is_queued:
             flow.is_queued = True
             flow.credit_bytes = FLOW_QUANTUM_BYTES
-            self._fresh.append(flow)
+            if now - flow.recent_at > self._round_s:
+                flow.recent_at = now
+                flow.recent_bytes = 0
+            is_sparse = flow.recent_bytes + size <= SPARSE_BYTES
+            (self.sparse if is_sparse else self.bulk).append(flow)
         while self.queued_bytes > DATAGRAM_QUEUE_BYTES:
             self._drop_one()
 
     def _drop_one(self) -> None:
-        """Drop the oldest of the flow at the head of those that always have something."""
-        flows = self._busy or self._fresh
+        """Drop the oldest of the flow at the head of those that send much."""
+        flows = self.bulk or self.sparse
         flow = flows.popleft()
         if flow.queue:
             self._drop_from(flow)
@@ -172,59 +188,68 @@ class Datagrams:
             flow.is_queued = False
 
     def _drop_from(self, flow: DatagramFlow) -> None:
-        self._take_from(flow)
+        self._take_from(flow, DATAGRAM_BYTES)
         self.dropped += 1
 
-    def _take_from(self, flow: DatagramFlow) -> Waiting:
-        waiting = flow.take()
-        self.waiting -= 1
-        self.queued_bytes -= waiting.size_bytes
+    def _take_from(self, flow: DatagramFlow, largest: int) -> Waiting:
+        count, size_bytes = len(flow.queue), flow.queued_bytes
+        waiting = flow.take(largest)
+        self.waiting += len(flow.queue) - count  # 0 where a batch was divided
+        self.queued_bytes += flow.queued_bytes - size_bytes
         return waiting
 
-    def take(self, now: float) -> Optional[Tuple[Sent, bytes, bytes]]:
+    def take(
+        self, now: float, *, bulk: bool = True, largest: int = DATAGRAM_BYTES
+    ) -> Optional[Tuple[Sent, bytes, bytes]]:
         """The next that leaves: (what to remember, what stands before the data, the data); None if
-        none does.
+        none does. Without ``bulk`` only flows that send little are asked; batches of more than
+        ``largest`` bytes are divided.
         """
-        while self._fresh or self._busy:
-            flows = self._fresh or self._busy
+        while True:
+            flows = self.sparse or (self.bulk if bulk else None)
+            if not flows:
+                return None
             flow = flows[0]
-            while flow.queue and now - flow.queue[0].queued_at > flow.age_s:
+            age_s = DATAGRAM_AGE_S if flow.target.network in frames.QUESTIONS else self._age_s
+            while flow.queue and now - flow.queue[0].queued_at > age_s:
                 self._drop_from(flow)
             if not flow.queue:
-                self._leave(flows)
+                flows.popleft()
+                flow.is_queued = False
             elif flow.credit_bytes <= 0:
                 flow.credit_bytes += FLOW_QUANTUM_BYTES
                 flows.popleft()
-                self._busy.append(flow)
+                (self.bulk if flow.recent_bytes > SPARSE_BYTES else flows).append(flow)
             else:
-                waiting = self._take_from(flow)
-                flow.credit_bytes -= waiting.size_bytes
-                if not flow.queue:
-                    self._leave(flows)
-                opens = not flow.is_known and not waiting.raw
-                return (
-                    SentOpening(flow) if opens else Sent(),
-                    flow.encode_head(waiting),
-                    waiting.data,
-                )
-        return None
+                return self._leave(flows, flow, largest)
 
-    def _leave(self, flows: Deque[DatagramFlow]) -> None:
-        """The first of ``flows`` has nothing more to send."""
-        flow = flows.popleft()
-        if flows is self._fresh and self._busy:
-            self._busy.append(flow)  # or one that goes on and on would be fresh for ever
-        else:
+    def _leave(
+        self, flows: Deque[DatagramFlow], flow: DatagramFlow, largest: int
+    ) -> Tuple[Sent, bytes, bytes]:
+        """``flow`` has its turn in ``flows``."""
+        waiting = self._take_from(flow, largest)
+        size = len(waiting.data) + len(waiting.raw) + ENTRY_BYTES
+        flow.credit_bytes -= size
+        flow.recent_bytes += size
+        if not flow.queue:
+            flows.popleft()
             flow.is_queued = False
+        opens = not flow.is_known and not waiting.raw
+        return SentOpening(flow) if opens else Sent(), flow.encode_head(waiting), waiting.data
 
     # --- what arrives -------------------------------------------------------------------------
 
     def receive(self, number: int, body: bytes, now: float) -> List[Event]:
         """A DATAGRAM of flow ``number``; raises RemoteProtocolError."""
+        flow = self.flows.get(number)
+        if flow is not None and flow.is_known and body[0] == frames.PLAIN:  # nearly always
+            may_go_on = not flow.is_ours or flow.target.network not in frames.QUESTIONS
+            if may_go_on and len(body) <= DATAGRAM_BYTES:
+                flow.heard_at = now
+                return [DatagramReceived(flow, body[1:])]
         found = frames.decode_datagram_untrusted(body)
         if not number:
             raise RemoteProtocolError("datagram of no flow")
-        flow = self.flows.get(number)
         if found.kind in (frames.PLAIN, frames.BATCH):
             return self._on_datagram(number, flow, found, now)
         if found.kind == frames.OPENING:
@@ -249,7 +274,7 @@ class Datagrams:
                 raw = frames.encode_flow_end(number)
             else:
                 raw = frames.encode_flow_error(number, frames.FLOW_UNKNOWN)
-            self._queue(self._answers, Waiting(now, b"", raw=raw))
+            self._queue(self._answers, Waiting(now, b"", raw=raw), now)
             return []
         if found.serial is not None and not flow.is_new(found.serial):
             return []
@@ -273,7 +298,7 @@ class Datagrams:
         if flow is None:
             if self._theirs >= MAX_FLOWS:
                 raw = frames.encode_flow_end(number, frames.FLOW_NO_RESOURCES)
-                self._queue(self._answers, Waiting(now, b"", raw=raw))
+                self._queue(self._answers, Waiting(now, b"", raw=raw), now)
                 return events
             flow = DatagramFlow(number, found.target, False, now)
             self.flows[number] = flow

@@ -18,7 +18,7 @@ from typing import Any, Deque, NamedTuple
 
 from sshunt.mux import datagram_frames as frames
 from sshunt.mux.datagram_frames import FlowTarget
-from sshunt.mux.limits import DATAGRAM_AGE_S, ENTRY_BYTES, SERIALS
+from sshunt.mux.limits import ENTRY_BYTES, SERIALS
 
 _ALL_SERIALS = (1 << SERIALS) - 1
 
@@ -38,7 +38,7 @@ class Waiting(NamedTuple):
 
 
 class DatagramFlow:
-    """The state of one flow at one end. ``age_s``: what has waited longer for a lane is dropped.
+    """The state of one flow at one end.
 
     ``owner`` and ``idle_s`` belong to whoever serves the flow: what it is to him, and after how
     long without a datagram it is over (0: never).
@@ -47,7 +47,6 @@ class DatagramFlow:
     __slots__ = (
         "_newest",
         "_seen",
-        "age_s",
         "credit_bytes",
         "heard_at",
         "idle_s",
@@ -58,6 +57,8 @@ class DatagramFlow:
         "owner",
         "queue",
         "queued_bytes",
+        "recent_at",
+        "recent_bytes",
         "sent_at",
         "target",
     )
@@ -69,7 +70,6 @@ class DatagramFlow:
         self.is_known = not is_ours  # the other side knows where it leads
         self.owner: Any = None
         self.idle_s = 0.0
-        self.age_s = DATAGRAM_AGE_S
         self.sent_at = self.heard_at = now  # the newest datagram each way
         self.queue: Deque[Waiting] = deque()
         self.queued_bytes = 0  # ENTRY_BYTES for each included
@@ -78,15 +78,26 @@ class DatagramFlow:
         # The scheduler's notes.
         self.is_queued = False
         self.credit_bytes = 0
+        self.recent_at = now  # when the round trip began in which ...
+        self.recent_bytes = 0  # ... so much was sent
 
     def add(self, waiting: Waiting) -> None:
         """Let it wait for a lane."""
         self.queue.append(waiting)
         self.queued_bytes += waiting.size_bytes
 
-    def take(self) -> Waiting:
-        """The oldest that waits."""
+    def take(self, largest: int) -> Waiting:
+        """The oldest that waits; of a batch that has more than ``largest`` bytes, as many datagrams
+        as fit into that, but one at least.
+        """
         waiting = self.queue.popleft()
+        queued_at, data, segment_bytes, raw = waiting
+        size = len(data)
+        if segment_bytes and size > largest and size > segment_bytes:
+            end = max(largest // segment_bytes, 1) * segment_bytes
+            self.queue.appendleft(Waiting(queued_at, data[end:], segment_bytes))
+            self.queued_bytes += ENTRY_BYTES
+            waiting = Waiting(queued_at, data[:end], segment_bytes, raw)
         self.queued_bytes -= waiting.size_bytes
         return waiting
 

@@ -146,10 +146,12 @@ DEAD_LANES = 256
 # --- datagrams --------------------------------------------------------------------------------
 
 #: Datagrams that may wait for a lane, all together; the flows lose their oldest in turn.
-DATAGRAM_QUEUE_BYTES = 1 * MIB
+DATAGRAM_QUEUE_BYTES = 4 * MIB
 
-#: Datagrams of one flow that may wait for a lane; the oldest are dropped first. Two full batches.
-FLOW_QUEUE_BYTES = 128 * KIB
+#: Datagrams of one flow that may wait for a lane; the oldest are dropped first. Mostly they become
+#: too old before: 10,000 small ones a second are 450 KiB in 100 ms, ENTRY_BYTES included, and any
+#: process may be kept waiting for a part of that.
+FLOW_QUEUE_BYTES = 512 * KIB
 
 #: What a flow may send before others have their turn: a datagram of Ethernet's size (RFC 8290,
 #: 5.2.4, whose scheme this is).
@@ -167,7 +169,19 @@ SERIALS = 64
 #: counted with the bytes wherever those bound a queue, or empty entries would have no bound.
 ENTRY_BYTES = 256
 
-#: The age from which on a datagram that waits is worth less than the place it takes, where whoever
-#: has the flow says nothing else: resolvers ask again after a second, voice and video gave up long
-#: before.
+#: The age from which on a question that waits is worth less than the place it takes: resolvers are
+#: asked again after a second.
 DATAGRAM_AGE_S = 0.5
+
+#: The same of all other datagrams: this, or so many of the path's round trips. Voice, video and
+#: games have given up by then, and what controls its own rate takes a longer queue for a slower
+#: path.
+FLOW_AGE_S, FLOW_AGE_RTTS = 0.1, 2.0
+
+#: The part of SPARSE_RESERVE_BYTES that datagrams of flows that send little may take before streams
+#: that do.
+DATAGRAM_RESERVE_BYTES = 16 * KIB
+
+#: A datagram up to this size is copied behind its head: that costs less than a buffer of its own in
+#: the writev.
+JOINED_BYTES = 2048

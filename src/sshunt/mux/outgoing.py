@@ -1,13 +1,17 @@
 """What leaves by a lane, and when: the session's sending side.
 
-Order on a lane: an acknowledgement first if one waits, then control frames, then datagrams, then
-data as the scheduler says. With several lanes, a few bytes of a sparse stream go over two of them:
+Order on a lane: an acknowledgement first if one waits, then control frames, then datagrams of flows
+that send little, then data as the scheduler says, and by turns with its bulk the datagrams of flows
+that send much: a frame's worth of them for a frame of data, or less where there are more streams
+than flows. Those all go by one lane, which is left only when it stalls, so that they keep their
+order. With several lanes, a few bytes of a sparse stream go over two of them:
 whichever is not just sending a lost segment again has them there in time, and the receiver ignores
 what it has. A stream's frames stay on the lane of its OPEN until that is acknowledged; then any
 lane may carry them, because offsets are absolute.
 
-Invariants: what is urgent is taken by the lane that steering says, and by no other; data only as
-the lane's pacer lets; every frame that asks for an acknowledgement is noted by its lane.
+Invariants: what is urgent is taken by the lane that steering says, and by no other; bulk, of data
+or datagrams, only as the lane's pacer lets; every frame that asks for an acknowledgement is noted
+by its lane.
 
 ``transmit`` and ``_transmit_data`` are long on purpose: they run for every write and every frame
 (docs/where-the-time-goes.md).
@@ -21,7 +25,13 @@ from typing import Dict, List, Optional, Union
 from sshunt.mux import frames
 from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.lanes import Duplicate, Lane
-from sshunt.mux.limits import DUPLICATE_BYTES, TRANSMIT_BUFFERS
+from sshunt.mux.limits import (
+    DATAGRAM_RESERVE_BYTES,
+    DUPLICATE_BYTES,
+    JOINED_BYTES,
+    SPARSE_RESERVE_BYTES,
+    TRANSMIT_BUFFERS,
+)
 from sshunt.mux.payload import Payload
 from sshunt.mux.scheduler import SPARSE_BYTES, Scheduler
 from sshunt.mux.sent import ControlQueue, Recovery, Sent, SentData, SentFin
@@ -44,6 +54,7 @@ class Outgoing:
         self._lanes = lanes
         self._control = control
         self._datagrams = datagrams
+        self._owed_bytes = 0.0  # of the streams' bulk, before the next turn of the flows'
 
     # --- is there anything, and when ----------------------------------------------------------
 
@@ -54,7 +65,7 @@ class Outgoing:
         a lane that takes nothing now, and ``transmit`` is called when it does.
         """
         soonest: Optional[float] = None
-        has_bulk = bool(self.scheduler.bulk)
+        has_bulk = bool(self.scheduler.bulk or self._datagrams.bulk)
         for lane in self._lanes.values():
             for when in (lane.ack_due, lane.pacer.next_at if has_bulk else None):
                 if when is not None and when > after and (soonest is None or when < soonest):
@@ -63,9 +74,10 @@ class Outgoing:
 
     def has_work(self, now: float) -> bool:
         """True if ``transmit`` would hand out something on a lane with room."""
-        if self._control.waiting or self._datagrams.waiting:
+        datagrams = self._datagrams
+        if self._control.waiting or datagrams.sparse:
             return True
-        data = self.scheduler.sparse or self.scheduler.bulk
+        data = self.scheduler.sparse or self.scheduler.bulk or datagrams.bulk
         for lane in self._lanes.values():
             if lane.has_own_work(now):
                 return True
@@ -79,10 +91,10 @@ class Outgoing:
         """The lanes that ``transmit`` has something for, in the order in which they should be
         filled.
         """
-        urgent = bool(self._control.waiting or self._datagrams.waiting)
-        return self.steering.to_fill(
-            now, urgent, bool(self.scheduler.sparse), bool(self.scheduler.bulk)
-        )
+        scheduler, datagrams = self.scheduler, self._datagrams
+        urgent = bool(self._control.waiting or datagrams.sparse)
+        bulk = bool(scheduler.bulk or datagrams.bulk)
+        return self.steering.to_fill(now, urgent, bool(scheduler.sparse), bulk)
 
     def statistics(self) -> Dict[str, object]:
         """What waits, in bytes or frames."""
@@ -116,11 +128,11 @@ class Outgoing:
         swift = len(self._lanes) == 1 or self.steering.is_swiftest(lane, now)
         if swift and self._control.waiting:
             self._transmit_control(lane, pieces, now, stop)
-        if swift and self._datagrams.waiting:
+        if swift and self._datagrams.sparse:
             self._transmit_datagrams(lane, pieces, now, stop)
         if lane.duplicates:
             self._transmit_duplicates(lane, pieces, now, stop)
-        if self.scheduler.sparse or self.scheduler.bulk:
+        if self.scheduler.sparse or self.scheduler.bulk or self._datagrams.bulk:
             self._transmit_data(lane, pieces, now, stop, swift)
         if lane.ping_wanted:
             lane.ping_wanted = False
@@ -139,15 +151,39 @@ class Outgoing:
                 pieces.append(raw)
 
     def _transmit_datagrams(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
+        """Those of flows that send little. Streams that do have the rest of the reserve."""
+        kept_bytes = SPARSE_RESERVE_BYTES - DATAGRAM_RESERVE_BYTES
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            item = self._datagrams.take(now)
-            if item is None:
+            if lane.sparse_room_bytes <= kept_bytes and lane.in_flight_bytes:
                 break
-            sent, head, data = item
-            lane.note_sent(len(head) + len(data), now, sent)
+            if not self._transmit_datagram(lane, pieces, now, False):
+                break
+
+    def _transmit_flood(self, lane: Lane, pieces: List[Piece], now: float) -> bool:
+        """A frame's worth of datagrams of flows that send much; False if there was none."""
+        flows = len(self._datagrams.bulk)
+        before, turn_bytes = lane.sent, lane.pacer.frame_bytes
+        while lane.sent - before < turn_bytes and len(pieces) < TRANSMIT_BUFFERS:
+            if not self._transmit_datagram(lane, pieces, now, True):
+                break
+        size = lane.sent - before
+        if size:
+            lane.pacer.on_sent(size, now)
+            self._owed_bytes += size * max(len(self.scheduler.bulk) / flows, 1.0)
+        return size > 0
+
+    def _transmit_datagram(self, lane: Lane, pieces: List[Piece], now: float, bulk: bool) -> bool:
+        item = self._datagrams.take(now, bulk=bulk, largest=lane.pacer.frame_bytes)
+        if item is None:
+            return False
+        sent, head, data = item
+        lane.note_sent(len(head) + len(data), now, sent)
+        if len(data) <= JOINED_BYTES:
+            pieces.append(head + data)
+        else:
             pieces.append(head)
-            if data:
-                pieces.append(data)
+            pieces.append(data)
+        return True
 
     def _transmit_duplicates(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
         while lane.duplicates and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
@@ -161,13 +197,17 @@ class Outgoing:
     def _transmit_data(
         self, lane: Lane, pieces: List[Piece], now: float, stop: int, swift: bool
     ) -> None:
-        """DATA and FIN frames, as the scheduler says and the lane's pacer lets."""
+        """DATA and FIN frames, as the scheduler says and the lane's pacer lets; in between, flows
+        that send much have their turns.
+        """
         pacer = lane.pacer
         several = swift and len(self._lanes) > 1
-        scheduler = self.scheduler
+        scheduler, datagrams = self.scheduler, self._datagrams
+        floods = bool(datagrams.bulk) and self.steering.carries_floods(lane, now)
         largest = scheduler.quantum_bytes = pacer.frame_bytes
         while lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
-            has_bulk = bool(scheduler.bulk)
+            has_flood = floods and bool(datagrams.bulk)
+            has_bulk = bool(scheduler.bulk) or has_flood
             bulk = has_bulk and lane.takes_bulk(now)
             if not bulk:
                 if has_bulk and not lane.is_reserved:
@@ -178,6 +218,11 @@ class Outgoing:
             room = lane.room_bytes
             if room <= 0:  # as many frames as a lane may have, though few bytes
                 break
+            is_its_turn = has_flood and bulk and (self._owed_bytes <= 0 or not scheduler.bulk)
+            if is_its_turn and self._transmit_flood(lane, pieces, now):
+                if not scheduler.bulk:
+                    self._owed_bytes = 0.0
+                continue
             item = scheduler.take(lane.id, largest if largest < room else room, bulk, swift)
             if item is None:
                 break
@@ -194,6 +239,8 @@ class Outgoing:
             lane.note_sent(frames.DATA_HEAD_BYTES + size, now, sent)
             if bulk:
                 pacer.on_sent(size, now)
+                # What the flows had no use for is not theirs later on.
+                self._owed_bytes = max(self._owed_bytes - size, -largest)
             pieces.append(head)
             pieces.append(payload)
             if several and size <= DUPLICATE_BYTES and stream.pinned_lane == ANY_LANE:

@@ -5,6 +5,8 @@
                      longer than its round trips were, however short those were
     a few bytes      the next best lane, too, where they are of a stream that sends little: the
                      receiver takes what comes first (``second``)
+    floods           datagrams of flows that send much: one lane, until it stalls
+                     (``carries_floods``)
     bulk             any lane that lets it, but for the newest of several while the others lose
                      segments: it is kept free for what is urgent (``reserve_newest``)
 
@@ -20,19 +22,39 @@ from typing import Dict, List, Optional
 from sshunt.mux.lanes import Lane
 from sshunt.mux.pacer import LOSS_STALLS
 
+#: How long a lane that carries floods may give no answer before they leave it: round trips, and
+#: what processes may need for their turn. Sooner would cost their order each time, which those who
+#: control their rate take for loss.
+LEAVE_RTTS, LEAVE_S = 1.5, 0.05
+
 
 class Steering:
     """Chooses among ``lanes``, which are the session's."""
 
-    __slots__ = ("_lanes",)
+    __slots__ = ("_flooded", "_lanes")
 
     def __init__(self, lanes: Dict[int, Lane]) -> None:
         self._lanes = lanes
+        self._flooded: Optional[Lane] = None  # it carries the floods
 
     def is_swiftest(self, lane: Lane, now: float) -> bool:
         """True if what is urgent should take this lane."""
         lanes = [each for each in self._lanes.values() if not each.is_blocked]
         return lane is min(lanes, default=lane, key=lambda each: each.expected_s(now))
+
+    def carries_floods(self, lane: Lane, now: float) -> bool:
+        """True if datagrams of flows that send much should take this lane."""
+        current = self._flooded
+        if (
+            current is None
+            or self._lanes.get(current.id) is not current
+            or current.is_reserved
+            or (current.unanswered_s(now) > LEAVE_RTTS * current.rtt_s + LEAVE_S)
+        ):
+            lanes = [each for each in self._lanes.values() if not each.is_reserved]
+            current = min(lanes, default=lane, key=lambda each: each.expected_s(now))
+            self._flooded = current
+        return lane is current
 
     def second(self, lane: Lane, now: float) -> Optional[Lane]:
         """The lane that should carry what ``lane`` carries as well; None if there is none."""

@@ -32,10 +32,12 @@ from sshunt.mux.limits import (
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
     ENTRY_BYTES,
+    FLOW_AGE_S,
     FLOW_QUANTUM_BYTES,
     FLOW_QUEUE_BYTES,
     MAX_FLOWS,
 )
+from sshunt.mux.scheduler import SPARSE_BYTES
 from tests.unit.mux.ends import VOICE
 
 NOW = 100.0
@@ -325,21 +327,19 @@ def test_a_flow_whose_answer_is_no_longer_awaited_is_ended() -> None:
 # --- what waits -----------------------------------------------------------------------------------
 
 
-def test_a_datagram_that_waited_too_long_is_dropped() -> None:
+@pytest.mark.parametrize(
+    ("target", "rtt_s", "age_s"),
+    [(VOICE, 0.0, FLOW_AGE_S), (VOICE, 0.3, 0.6), (DNS, 0.0, DATAGRAM_AGE_S), (DNS, 0.3, 0.5)],
+)
+def test_what_waited_too_long_is_dropped_questions_later_than_others(
+    target: FlowTarget, rtt_s: float, age_s: float
+) -> None:
     client = Datagrams(CLIENT)
-    flow = client.open(VOICE, NOW)
+    client.note_rtt(rtt_s)
+    flow = client.open(target, NOW)
     client.send(flow, b"old", NOW)
-    client.send(flow, b"new", NOW + DATAGRAM_AGE_S)
-    assert leave(client, NOW + DATAGRAM_AGE_S + 0.001) == [(1, OPENING, b"new")]
-    assert client.dropped == 1
-
-
-def test_how_long_a_datagram_may_wait_is_its_flow_s_own_affair() -> None:
-    client = Datagrams(CLIENT)
-    flow = client.open(VOICE, NOW)
-    flow.age_s = 0.1
-    client.send(flow, b"old", NOW)
-    assert leave(client, NOW + 0.11) == []
+    client.send(flow, b"new", NOW + 0.002)
+    assert leave(client, NOW + age_s + 0.001) == [(1, OPENING, b"new")]
     assert client.dropped == 1
 
 
@@ -415,6 +415,44 @@ def test_a_flow_that_sends_little_goes_before_a_flood() -> None:
     question = client.open(DNS, NOW)
     client.send(question, b"who?", NOW)
     assert leave(client)[0] == (question.number, OPENING, b"who?")
+
+
+def test_a_flood_is_asked_only_where_bulk_may_leave_and_one_that_sends_little_always() -> None:
+    client = Datagrams(CLIENT)
+    flood, voice = (client.open(VOICE, NOW) for _ in range(2))
+    for _ in range(40):
+        client.send(flood, bytes(1200), NOW)
+    sparse = 0
+    while client.take(NOW, bulk=False) is not None:
+        sparse += 1
+    assert sparse * (1200 + ENTRY_BYTES) == pytest.approx(SPARSE_BYTES, abs=2 * FLOW_QUANTUM_BYTES)
+    client.send(voice, b"word", NOW)
+    item = client.take(NOW, bulk=False)
+    assert item is not None
+    assert item[2] == b"word"
+    client.send(flood, b"more", NOW + 0.001)
+    assert client.take(NOW, bulk=False) is None
+    assert client.take(NOW) is not None
+    # In the next round trip it may have become one that sends little.
+    client.receive(1, body(encode_flow_end(1)), NOW)
+    leave(client)
+    client.send(voice, bytes(SPARSE_BYTES), NOW)
+    assert client.take(NOW, bulk=False) is None
+    leave(client)
+    client.send(voice, b"word", NOW + 1.0)
+    assert client.take(NOW + 1.0, bulk=False) is not None
+
+
+def test_a_batch_leaves_in_parts_where_frames_are_small() -> None:
+    both = Both()
+    near, far = both.connected()
+    both.client.send(near, b"aabbccd", NOW, 2)
+    heard: list[Event] = []
+    while (item := both.client.take(NOW, largest=4)) is not None:
+        _, head, data = item
+        heard += both.agent.receive(1, body(head) + data, NOW)
+    assert heard == [DatagramReceived(far, b"aabb", 2), DatagramReceived(far, b"ccd", 2)]
+    assert (both.client.waiting, both.client.queued_bytes) == (0, 0)
 
 
 def test_floods_share_by_bytes_and_not_by_datagrams() -> None:

@@ -44,7 +44,7 @@ def test_queued_datagrams_leave_in_order_and_are_counted() -> None:
     for data in (b"a", b"bcd"):
         flow.add(Waiting(0.0, data))
     assert flow.queued_bytes == 4 + 2 * ENTRY_BYTES
-    assert [flow.take().data, flow.take().data] == [b"a", b"bcd"]
+    assert [flow.take(99).data, flow.take(99).data] == [b"a", b"bcd"]
     assert flow.queued_bytes == 0
 
 
@@ -66,3 +66,17 @@ def test_only_the_first_copy_of_a_recent_datagram_is_new(
 ) -> None:
     flow = DatagramFlow(1, TARGET, False, 0.0)
     assert [flow.is_new(serial) for serial in serials] == new
+
+
+def test_a_batch_that_is_too_large_is_divided_between_datagrams() -> None:
+    flow = DatagramFlow(1, TARGET, True, 0.0)
+    flow.add(Waiting(1.0, b"aaabbbccd", 3))
+    assert flow.take(7) == Waiting(1.0, b"aaabbb", 3)
+    assert flow.queued_bytes == 3 + ENTRY_BYTES
+    flow.add(Waiting(1.0, b"aaabb", 3))
+    assert flow.take(7) == Waiting(1.0, b"ccd", 3)
+    assert flow.take(1) == Waiting(1.0, b"aaa", 3)
+    assert flow.take(1) == Waiting(1.0, b"bb", 3)
+    flow.add(Waiting(1.0, b"large"))
+    assert flow.take(1) == Waiting(1.0, b"large")
+    assert flow.queued_bytes == 0

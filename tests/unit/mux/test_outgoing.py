@@ -6,11 +6,19 @@ from sshunt.mux import frames, lanes
 from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane
-from sshunt.mux.limits import LANE_IN_FLIGHT_BYTES, LEAST_WINDOW_BYTES, MAX_STREAMS
+from sshunt.mux.limits import (
+    DATAGRAM_RESERVE_BYTES,
+    FLOW_AGE_S,
+    LANE_IN_FLIGHT_BYTES,
+    LEAST_WINDOW_BYTES,
+    MAX_STREAMS,
+    SPARSE_RESERVE_BYTES,
+)
 from sshunt.mux.limits import TRANSMIT_BUFFERS as BUFFERS
 from sshunt.mux.limits import TRANSMIT_BYTES as BYTES
 from sshunt.mux.outgoing import Outgoing
 from sshunt.mux.payload import Payload
+from sshunt.mux.scheduler import SPARSE_BYTES
 from sshunt.mux.sent import ControlQueue, Sent
 from sshunt.mux.streams import ANY_LANE, Stream
 from sshunt.mux.table import StreamTable
@@ -228,3 +236,99 @@ def test_statistics_say_what_waits() -> None:
         "sparse_bytes": 3,
         "bulk_bytes": 0,
     }
+
+
+# --- floods ---------------------------------------------------------------------------------------
+
+
+def flood(side: Side, count: int, size: int = 1200) -> None:
+    """A flow that has just sent much has as many datagrams to send."""
+    flow = side.datagrams.open(VOICE, NOW)
+    flow.recent_bytes = SPARSE_BYTES
+    for _ in range(count):
+        side.datagrams.send(flow, bytes(size), NOW)
+
+
+def test_a_flood_leaves_as_the_pacer_lets_and_what_sends_little_goes_before_it() -> None:
+    side = Side()
+    lane = side.lanes[1]
+    flood(side, 100)
+    assert side.outgoing.lanes_to_fill(NOW) == [1]
+    first = side.kinds()
+    assert 0 < len(first) < 100
+    assert lane.in_flight_bytes <= lane.pacer.limit_bytes + lane.pacer.frame_bytes
+    assert lane.pacer._held_back
+    assert not side.outgoing.has_work(NOW)
+    assert side.kinds() == []
+    side.datagrams.send(side.datagrams.open(VOICE, NOW), b"word", NOW)
+    assert side.outgoing.has_work(NOW)
+    assert side.kinds() == [frames.DATAGRAM]
+    lane.pacer.next_at = NOW + 1.0
+    assert side.outgoing.next_deadline(NOW) == NOW + 1.0
+
+
+def test_what_sends_little_leaves_a_part_of_the_reserve_to_streams() -> None:
+    side = Side()
+    lane = side.lanes[1]
+    for _ in range(200):
+        side.datagrams.send(side.datagrams.open(VOICE, NOW), bytes(1000), NOW)
+    side.kinds()
+    assert side.datagrams.sparse
+    assert 0 < lane.sparse_room_bytes <= SPARSE_RESERVE_BYTES - DATAGRAM_RESERVE_BYTES
+    side.write(side.stream(), b"key")
+    assert side.kinds() == [frames.DATA]
+
+
+def turns(side: Side, rounds: int) -> tuple[int, int]:
+    """Bytes of data and of datagrams that leave when a round's bytes are acknowledged each time."""
+    sizes = {frames.DATA: 0, frames.DATAGRAM: 0}
+    lane = side.lanes[1]
+    for number in range(rounds):
+        now = NOW + number * 1e-3
+        lane.acked, lane.in_flight_bytes = lane.sent, 0
+        lane.outstanding.clear()
+        lane.pacer.next_at = 0.0
+        data = join(side.outgoing.transmit(lane, now, BYTES))
+        at = 0
+        while at < len(data):
+            length = int.from_bytes(data[at + 1 : at + 4], "big")
+            sizes[data[at]] += length
+            at += 8 + length
+    return sizes[frames.DATA], sizes[frames.DATAGRAM]
+
+
+def backlogged(side: Side) -> None:
+    stream = side.stream()
+    stream.sender.grant(16 << 20, 1)
+    side.write(stream, bytes(4 << 20))
+
+
+def test_a_flood_and_bulk_share_by_bytes_and_more_streams_have_more() -> None:
+    side = Side()
+    flood(side, 300)
+    backlogged(side)
+    data, datagrams = turns(side, 6)
+    assert datagrams == pytest.approx(data, rel=0.3)
+    for _ in range(3):
+        backlogged(side)
+    data, datagrams = turns(side, 6)
+    assert data > 2.5 * datagrams
+
+
+def test_floods_that_are_too_old_leave_the_turn_to_data() -> None:
+    side = Side()
+    flood(side, 3)
+    backlogged(side)
+    later = NOW + FLOW_AGE_S + 0.1
+    sent = kinds(join(side.outgoing.transmit(side.lanes[1], later, BYTES)))
+    assert set(sent) == {frames.DATA}
+    assert side.datagrams.dropped == 3
+
+
+def test_large_datagrams_are_not_copied_and_one_writev_takes_so_many() -> None:
+    side = Side()
+    side.datagrams.send(side.datagrams.open(VOICE, NOW), bytes(4000), NOW)
+    assert len(side.outgoing.transmit(side.lanes[1], NOW, BYTES)) == 2
+    side.lanes[1].pacer.limit_bytes = side.lanes[1].pacer.frame_bytes = LANE_IN_FLIGHT_BYTES // 2
+    flood(side, 2 * BUFFERS, 1)
+    assert len(side.outgoing.transmit(side.lanes[1], NOW, BYTES)) <= BUFFERS

@@ -6,7 +6,7 @@ from sshunt.mux.lanes import Lane
 from sshunt.mux.pacer import LOSS_STALLS
 from sshunt.mux.path import Path
 from sshunt.mux.sent import Sent
-from sshunt.mux.steering import Steering
+from sshunt.mux.steering import LEAVE_RTTS, LEAVE_S, Steering
 
 NOW = 100.0
 
@@ -106,3 +106,23 @@ def test_the_newest_of_three_lanes_is_kept_free_of_bulk_while_the_others_lose_se
     del lanes[1]
     steering.reserve_newest(NOW)
     assert [lane.is_reserved for lane in lanes.values()] == [False, False]
+
+
+def flooded(steering: Steering, lanes: dict[int, Lane], now: float = NOW) -> list[int]:
+    return [lane.id for lane in lanes.values() if steering.carries_floods(lane, now)]
+
+
+def test_floods_keep_their_lane_until_it_stalls_is_over_or_is_kept_free() -> None:
+    lanes = lanes_of(0.3, 0.1, 0.2)
+    steering = Steering(lanes)
+    assert flooded(steering, lanes) == [2]
+    lanes[3].rtt_s = 0.05  # sooner, but not worth their order
+    lanes[2].is_blocked = True  # its pipe is full for a moment
+    lanes[2].note_sent(10, NOW, Sent())
+    late = NOW + LEAVE_RTTS * 0.1 + LEAVE_S
+    assert flooded(steering, lanes, late - 0.01) == [2]
+    assert flooded(steering, lanes, late + 0.01) == [3]
+    del lanes[3]
+    assert flooded(steering, lanes, NOW) == [2]
+    lanes[2].is_reserved = True
+    assert flooded(steering, lanes, NOW) == [1]
