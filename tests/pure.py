@@ -43,6 +43,7 @@ SINGLE = (
         "helper/wire",
         "helper/udp_messages",
         "helper/pace",
+        "helper/natlook",
         "transport/ssh_ways",
         "transport/ssh_diagnosis",
         "transport/hello_search",

@@ -325,7 +325,13 @@ def _parser() -> _Parser:
         help="whether data stays in the kernel on its way through sshunt, at both ends; auto: "
         "where the system can and speed makes it matter; default: auto",
     )
-    add("--method", choices=("auto", "nft"), default="auto", help="how traffic is captured")
+    add(
+        "--method",
+        type=_method,
+        choices=("auto", "nft"),
+        default="auto",
+        help="how traffic is captured",
+    )
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
     add(
         "--no-cmd-delimiter",
@@ -342,6 +348,24 @@ def _parser() -> _Parser:
     add("--dry-run", action="store_true", help="print the exact rules and change nothing")
     add("-V", "--version", action="version", version=f"sshunt {__version__}")
     return parser
+
+
+#: Ways to capture of other systems, and what there is to say about them.
+_NOT_HERE = {
+    "pf": "it is the firewall of macOS, FreeBSD and OpenBSD, on which sshunt does not run yet",
+    "ipfw": "FreeBSD's older firewall is not among what sshunt knows",
+}
+
+
+def _method(text: str) -> str:
+    """Whether it is one at all, argparse knows; raises UserError for those of other systems."""
+    if text in _NOT_HERE:
+        raise UserError(
+            f"--method {text}: {_NOT_HERE[text]}",
+            "leave it out: what this host has is found",
+            ExitCode.USAGE,
+        )
+    return text
 
 
 def _lanes(text: str) -> int:

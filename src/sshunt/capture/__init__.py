@@ -7,5 +7,6 @@ echo_rules  its part about echo requests
 nft_datagrams  its part for UDP
 retained  a former address that is retained means this host to itself alone
 nft_held  its chains that hold SYNs back until the far side has connected
+pf        the same plan for pf of macOS, FreeBSD, OpenBSD; not run there by our tests
 links     whose connections are captured besides this host's own
 """

@@ -15,6 +15,7 @@ The packet process, a child of the helper:
     packets          its life
     part             what a part of it is
     packet_protocol  what the client says to it, and it to the client; pure
+    natlook          where a connection led before pf translated it; pure, not for Linux
     listening        whose the listener of datagrams is
     nflog            packets that rules log
     held_syns        SYNs that are held back until the far side has connected
