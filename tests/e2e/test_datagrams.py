@@ -15,6 +15,7 @@ import pytest
 
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import UNREACHABLE_V4, Lab
+from tests.e2e.conntrack import flush
 from tests.e2e.tunnels import OFFICE, Tunnel, running
 from tests.e2e.udp_services import (
     FROM_ANOTHER_PORT,
@@ -191,6 +192,60 @@ def test_multicast_broadcast_and_this_host_are_left_alone(lab: Lab, tunnel: Tunn
         program.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         program.sendto(b"all", ("198.51.100.255", 5353))
         assert neighbour.recv(100) == b"all"
+
+
+#: As firewalld's and ufw's are: what is new is dropped, but for what is redirected, or lo's.
+FIREWALL = """
+table inet fw {
+    chain input {
+        type filter hook input priority 10; policy drop;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        meta l4proto ipv6-icmp accept
+    }
+    chain output {
+        type filter hook output priority 10; policy accept;
+        ct state invalid drop
+    }
+}
+"""
+
+
+def test_a_default_drop_firewall_and_strict_routing_are_in_nobody_s_way(
+    lab: Lab, tunnel: Tunnel, service: Echo
+) -> None:
+    strict = ("net/ipv4/conf/all/src_valid_mark", "net/ipv4/conf/all/rp_filter")
+    before = [lab.client.run(["sysctl", "-n", name]).stdout.strip() for name in strict]
+    lab.client.run(["nft", "-f", "-"], stdin=FIREWALL)
+    for name in strict:
+        lab.client.write_sysctl(name, "1")
+    try:
+        for host in (lab.client, lab.neighbour):
+            with program_on(host, service) as program:
+                for question in (b"hello", FROM_ANOTHER_PORT):
+                    program.sendto(question, place(service))
+                    assert program.recv(100) == question
+                program.connect((place(service)[0], 9))
+                program.send(b"hello")
+                with pytest.raises(ConnectionRefusedError):
+                    program.recv(100)
+    finally:
+        lab.client.run(["nft", "delete", "table", "inet", "fw"])
+        for name, value in zip(strict, before, strict=True):
+            lab.client.write_sysctl(name, value)
+
+
+def test_flows_go_on_when_somebody_flushes_the_kernel_s_table(
+    lab: Lab, tunnel: Tunnel, service: Echo
+) -> None:
+    with program_on(lab.client, service) as program, program_on(lab.neighbour, service) as other:
+        for _ in range(3):
+            for sock in (program, other):
+                sock.sendto(b"hello", place(service))
+                assert sock.recvfrom(100)[1][:2] == place(service)
+            flush(lab.client)
 
 
 # --- programs that people use -----------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Flows of UDP: real programs, rules, helper, on a host of the lab; the test carries the flows."""
 
 import asyncio
-import errno
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +16,7 @@ from sshunt.host.packets import PacketChannel
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 from sshunt.relay.flow import FLOW_DONE, FLOW_REFUSED, Association, Carrier, Outlet
+from tests.e2e.conntrack import flush
 from tests.unit.helper.conversation import DEADLINE_S, SESSION, Conversation
 from tests.unit.helper.udp import LOOPBACK, OTHER_PEER, PEER, ROUTES, hear_errors, udp
 
@@ -295,15 +295,3 @@ def test_what_finds_our_socket_by_itself_is_nobody_s_flow(host: Host) -> None:
             assert len(world.front._places) == world.front.flows == len(world.flows) == 1
 
     run(host, story)
-
-
-def flush(host: Host) -> None:
-    """As conntrack -F does: IPCTNL_MSG_CT_DELETE of everything."""
-    with host.entered():
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-    with netlink:
-        body = bytes(4)
-        head = (16 + len(body)).to_bytes(4, "little") + (1 << 8 | 2).to_bytes(2, "little")
-        netlink.sendto(head + (0x5).to_bytes(2, "little") + bytes(8) + body, (0, 0))
-        answer = netlink.recv(1000)
-        assert int.from_bytes(answer[16:20], "little", signed=True) in (0, -errno.ENOENT)
