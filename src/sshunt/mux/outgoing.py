@@ -26,6 +26,7 @@ from sshunt.mux import frames
 from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.lanes import Duplicate, Lane
 from sshunt.mux.limits import (
+    DATAGRAM_BYTES,
     DATAGRAM_RESERVE_BYTES,
     DUPLICATE_BYTES,
     JOINED_BYTES,
@@ -173,7 +174,9 @@ class Outgoing:
         return size > 0
 
     def _transmit_datagram(self, lane: Lane, pieces: List[Piece], now: float, bulk: bool) -> bool:
-        item = self._datagrams.take(now, bulk=bulk, largest=lane.pacer.frame_bytes)
+        # Batches stay whole until the lane turns out to be slow.
+        largest = lane.pacer.frame_bytes if lane.pacer.rate_bytes_s else DATAGRAM_BYTES
+        item = self._datagrams.take(now, bulk=bulk, largest=largest)
         if item is None:
             return False
         sent, head, data = item

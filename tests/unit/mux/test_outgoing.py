@@ -332,3 +332,21 @@ def test_large_datagrams_are_not_copied_and_one_writev_takes_so_many() -> None:
     side.lanes[1].pacer.limit_bytes = side.lanes[1].pacer.frame_bytes = LANE_IN_FLIGHT_BYTES // 2
     flood(side, 2 * BUFFERS, 1)
     assert len(side.outgoing.transmit(side.lanes[1], NOW, BYTES)) <= BUFFERS
+
+
+def test_a_batch_is_divided_once_the_lane_is_known_to_be_slow() -> None:
+    side = Side()
+    pacer = side.lanes[1].pacer
+    flow = side.datagrams.open(VOICE, NOW)
+    for rate_bytes_s, parts in ((0.0, 1), (1e6, 3)):
+        pacer.rate_bytes_s = rate_bytes_s
+        side.lanes[1].pacer.limit_bytes = LANE_IN_FLIGHT_BYTES // 2
+        side.datagrams.send(flow, bytes(40 * 1200), NOW, 1200)
+        count, lane = 0, side.lanes[1]
+        while side.datagrams.waiting:
+            lane.acked, lane.in_flight_bytes = lane.sent, 0
+            lane.outstanding.clear()
+            pacer.next_at = 0.0
+            count += len(side.kinds())
+        assert count >= parts
+        assert (count == 1) == (parts == 1)
