@@ -8,6 +8,9 @@
 
 The packet process tells us of SYNs, and does to them what we say (helper.held_syns). A connection
 that is accepted is one of these if it comes from the same source and leads to the same destination.
+The kernel may have given it another source port, if one to another destination had the same port
+lately (all are to our listener, after all); then it is the one that waits longest for that
+destination: far ends of one destination, of which nobody has used any, are as good as each other.
 If none comes within PAIRED_WITHIN_S, the far end is given up. That happens to sockets that are
 bound to an interface (capture.nft): their next try is refused.
 
@@ -103,6 +106,7 @@ class HeldSyns:
         self._held: dict[int, HeldSyn] = {}  # by number, until they are answered
         self._by_ends: dict[Ends, HeldSyn] = {}  # those, and those that were let go
         self._let_go: deque[tuple[float, HeldSyn]] = deque()  # with their deadlines
+        self._let_go_to: dict[Endpoint, dict[HeldSyn, None]] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None  # not later than the first deadline
         self._unpaired: dict[Ends, float] = {}  # and since when; the oldest first
 
@@ -126,9 +130,12 @@ class HeldSyns:
             address, port = sock.getpeername()[:2]
         except OSError:  # it is gone already, and what it was is given up in time
             return False
-        held = self._by_ends.pop((_unscoped(address, port), destination), None)
+        held = self._by_ends.get((_unscoped(address, port), destination))
+        if held is None:
+            held = next(iter(self._let_go_to.get(destination, ())), None)
         if held is None:
             return False
+        self._forget(held)
         if self._held.pop(held.number, None) is not None:  # its copy was: others had an answer
             self._say(REFUSED, encode_refused(held.number, Answer.NOTHING))
         held.pair(sock)
@@ -184,6 +191,7 @@ class HeldSyns:
         if self._held.pop(held.number, None) is None:
             return
         self._say(OPENED, encode_number(held.number))
+        self._let_go_to.setdefault(held.flow.destination, {})[held] = None
         deadline = self._loop.time() + PAIRED_WITHIN_S
         self._let_go.append((deadline, held))
         if self._timer is None:
@@ -193,14 +201,20 @@ class HeldSyns:
         """There is none."""
         if self._held.pop(held.number, None) is not None:
             self._say(REFUSED, encode_refused(held.number, _ANSWER.get(code, Answer.NOTHING)))
-        if self._by_ends.get(held.ends) is held:
-            del self._by_ends[held.ends]
+        self._forget(held)
 
     def _give_up(self, held: "HeldSyn") -> None:
         self._held.pop(held.number, None)
+        self._forget(held)
+        held.give_up()
+
+    def _forget(self, held: "HeldSyn") -> None:
+        """It is paired, or over."""
         if self._by_ends.get(held.ends) is held:
             del self._by_ends[held.ends]
-        held.give_up()
+        others = self._let_go_to.get(held.flow.destination)
+        if others is not None and others.pop(held, held) is None and not others:
+            del self._let_go_to[held.flow.destination]
 
     def _on_timer(self) -> None:
         """Give up those that have not come, and forget those that did."""

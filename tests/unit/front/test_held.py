@@ -139,6 +139,21 @@ def test_what_comes_from_there_and_leads_there_is_paired_with_its_far_end(
     assert syn.is_over
 
 
+def test_one_that_has_another_port_by_now_takes_the_oldest_that_was_let_go_there(
+    front: Front, accepted: socket.socket
+) -> None:
+    fars = [Far() for _ in range(3)]
+    syns = [front.carried_by(far, 1 + n, ("127.0.0.1", 1 + n)) for n, far in enumerate(fars)]
+    assert not front.held.take(accepted, THERE)  # none is let go
+    syns[1].opened()
+    syns[0].opened()
+    for far in (fars[1], fars[0]):
+        assert front.held.take(accepted, THERE)
+        assert far.taken == [accepted]
+    assert not front.held.take(accepted, THERE)
+    assert fars[2].taken == []
+
+
 def test_nothing_is_ours_that_was_not_held(front: Front, accepted: socket.socket) -> None:
     assert not front.held.take(accepted, THERE)
     front.carried_by(Far())
