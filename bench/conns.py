@@ -191,10 +191,11 @@ def show(summary: dict[str, report.Row]) -> None:
         rows = [[field, *(summary[name].get(field) for name in names)] for field in fields]
         if rows:
             report.show(f"{case}, median", ["", *names], rows)
-    ours, ssh = summary.get("sshunt", {}), summary.get("ssh", {})
-    against = report.ratio(ours.get("new_per_s"), ssh.get("new_per_s"))
-    if against is not None:
-        print(f"\nnew connections: sshunt is {against:.2f} x ssh -L")
+    ssh = summary.get("ssh", {})
+    for name in names:
+        against = report.ratio(summary[name].get("new_per_s"), ssh.get("new_per_s"))
+        if name.startswith("sshunt") and against is not None:
+            print(f"\nnew connections: {name} is {against:.2f} x ssh -L")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--peers",
         type=some_of(peers.PEERS),
-        default="sshunt,ssh,sshuttle",
+        default="sshunt,sshunt-honest,sshunt-fast,ssh,sshuttle",
         help="default: %(default)s",
     )
     parser.add_argument(

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--peers",
         type=some_of(peers.PEERS),
-        default=",".join(peers.PEERS),
+        default="sshunt,sshunt-copy,ssh,ssh-aes,sshuttle",
         help="default: %(default)s",
     )
     parser.add_argument("--smoke", action="store_true", help="a few seconds; figures mean nothing")

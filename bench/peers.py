@@ -130,6 +130,16 @@ PEERS = {
             "sshunt: connected",
             ("-v",),
         ),
+        *(
+            Peer(
+                f"sshunt-{connect}",
+                _sshunt_argv("--connect", connect),
+                _by_real_address,
+                "sshunt: connected",
+                ("-v",),
+            )
+            for connect in ("honest", "fast")
+        ),
         Peer("ssh", _forward_argv(), _by_forward),
         Peer("ssh-aes", _forward_argv("-c", "aes128-gcm@openssh.com"), _by_forward),
         Peer("sshuttle", _sshuttle_argv, _by_real_address, "Connected to server"),
