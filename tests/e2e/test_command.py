@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sshunt.errors import ExitCode
+from sshunt.host.elevate import LAUNCHER
 from sshunt.lab.world import OFFICE_V4, OFFICE_V6, Lab
 from tests.e2e.conftest import Start
 from tests.e2e.tunnels import OFFICE, SSHUNT, START_DEADLINE_S, STOP_DEADLINE_S, fetch, kill
@@ -82,6 +83,31 @@ def test_a_sudo_rule_with_the_printed_command_suffices_for_a_passwordless_start(
     script = f'{hide}mount --bind {path} {place}; exec {become} env HOME={account.home} "$@"'
     before = ["unshare", "--mount", "sh", "-c", script, "sh"]
     start("-r", "server", OFFICE_V4, before=before, program=program)
+    assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
+
+
+def test_a_helper_that_root_installed_for_all_needs_no_password_by_the_printed_line(
+    lab: Lab, start: Start
+) -> None:
+    layer = lab.folder / "local"
+    layer.mkdir()
+    account, line = lab.account("dan"), lab.folder / "line-for-dan"
+    become = f"setpriv --reuid={account.uid} --regid={account.uid} --init-groups"
+    script = f"""
+mount -t tmpfs tmpfs {layer} && mkdir {layer}/upper {layer}/work
+layers=lowerdir=/usr/local,upperdir={layer}/upper,workdir={layer}/work
+mount -t overlay overlay -o $layers /usr/local || exit 77
+{BIN}/sshunt install-helper && {become} {BIN}/sshunt sudoers --user dan >{line} || exit 78
+chmod 400 {line} && mount --bind {line} /etc/sudoers
+exec {become} env HOME={account.home} "$@"
+"""
+    before = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    tried = lab.client.run([*before, "true"], check=False)
+    if tried.returncode == 77:
+        pytest.skip("no overlay to lay over /usr/local")
+    assert "is installed" in tried.stderr
+    start("-r", "server", OFFICE_V4, before=before)
+    assert line.read_text() == f'dan ALL=(root) NOPASSWD: {LAUNCHER} ""\n'
     assert "Hello" in fetch(lab.client, f"http://{lab.target.v4}/")
 
 
@@ -195,6 +221,8 @@ def test_bytes_of_ended_lanes_are_counted_and_no_waiting_connections_are_mention
 ) -> None:
     tunnel = start("-v", "-r", "server", OFFICE_V4)
     fetch(lab.client, f"http://{lab.target.v4}/bytes/3000000", "-o", "/dev/null")
+    assert re.search(r"asked root: hello \(\d+ ms\)", tunnel.said)  # a line for each request
+    assert re.search(r"asked root: apply 1 routes, listeners .* port \d+ \(\d+ ms\)", tunnel.said)
     tunnel.wait_until(lambda: tunnel.pids("ssh") != [])
     kill(tunnel.pids("ssh"))
     tunnel.wait_until(lambda: "connected to server again" in tunnel.said)

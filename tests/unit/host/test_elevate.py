@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,31 @@ def test_its_socket_is_taken_once_and_is_one_of_a_pair_that_does_not_block() -> 
             process.take()
     ended(process)
     process.close()
+
+
+# --- what root has installed for all --------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's")
+def test_a_helper_for_all_is_started_if_it_is_root_s_alone(
+    with_tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        os.chmod(folder, 0o755)
+        launcher = Path(folder) / "helper"
+        monkeypatch.setattr(elevate, "LAUNCHER", str(launcher))
+        with_tools("sudo")
+        own = helper_command()
+        assert own[0] == sys.executable
+        launcher.write_text("#!/bin/sh\n")
+        assert helper_command() == [str(launcher)]
+        os.chown(launcher, 12345, 0)
+        assert helper_command() == own
+
+
+@pytest.mark.usefixtures("as_root")
+def test_root_starts_his_own_helper_whatever_is_installed_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(elevate, "LAUNCHER", "/bin/true")
+    assert helper_command()[0] == sys.executable

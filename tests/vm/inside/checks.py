@@ -193,13 +193,16 @@ def service() -> str:
     run(SSHUNT, "install-helper", "--socket")
     try:
         run("usermod", "-aG", "sshunt", "cai")
+        begin = time.strftime("%Y-%m-%d %H:%M:%S")
         seen = _guarded_as("cai")
+        log = run("journalctl", "--no-pager", "-q", "-S", begin, "-t", "sshunt-helper").stdout
+        for request in ("hello", "guard", "packets", "apply"):
+            if not re.search(rf"uid \d+, process \d+, session \w+: {request}.*: done", log):
+                raise FailedError(f"{request} is not in the journal: {log[-300:]}")
         rating = run("systemd-analyze", "security", "--no-pager", "sshunt-helper@1.service")
         exposure = re.search(r"(?m)exposure level.*: ([\d.]+)", rating.stdout)
         return f"{seen}; systemd-analyze's exposure: {exposure[1] if exposure else 'unknown'}"
     finally:
-        log = run("journalctl", "--no-pager", "-q", "-n", "20", "-u", "sshunt-helper@*").stdout
-        print(log, flush=True)
         run("gpasswd", "-d", "cai", "sshunt", check=False)
         run(SSHUNT, "install-helper", "--remove")
 
