@@ -176,6 +176,15 @@ def test_another_s_flows_are_not_told_though_his_listener_stands_in_the_attacker
             program.recv(100)
 
 
+def test_a_channel_that_root_has_made_does_not_make_him_root(attacker: Attacker) -> None:
+    assert isinstance(attacker.ask(Hello(VERSION, attacker.session)), Welcome)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # we are root
+    with ours, theirs:
+        reply = attacker.ask(Packets(), theirs)
+    assert isinstance(reply, Refused)
+    assert reply.kind is Refusal.NO_CHANNEL
+
+
 def test_a_listener_of_his_own_gets_him_its_own_flows(lab: Lab, attacker: Attacker) -> None:
     with lab.client.entered(), seen_as(attacker.uid):
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -80,7 +80,7 @@ from sshunt.helper.privileges import (
 from sshunt.helper.processes import open_proc, requester
 from sshunt.helper.protocol import MAX_LISTENERS, MAX_REMOVED, KernelError, Packeted, Refusal
 from sshunt.helper.resolvers import HostResolvers
-from sshunt.helper.starter import is_one_of_a_pair
+from sshunt.helper.starter import is_one_of_a_pair, maker_of
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
 
@@ -178,6 +178,9 @@ class Kernel:
         if self._packets is not None or not is_one_of_a_pair(channel.fileno(), SOCK_SEQPACKET):
             channel.close()
             raise KernelError(Refusal.NO_CHANNEL, "one socketpair's end is asked for, once")
+        if maker_of(channel)[1] != maker_of(self._socket)[1]:
+            channel.close()  # whose listeners count is seen by who has made it (listening)
+            raise KernelError(Refusal.NO_CHANNEL, "the socketpair was made by another user")
         self._packets = PacketProcess(channel, self._proc)
         drop_capabilities(self._kept)
         found = self._packets

@@ -92,13 +92,22 @@ def user_of(client: socket.socket, environment: Mapping[str, str]) -> int:
     _, maker = maker_of(client)
     if maker == 0:
         return 0
-    served = environment.get("SUDO_UID", "")
-    if served.isascii() and served.isdecimal():
-        return int(served)
+    served = {_number(environment.get("SUDO_UID", "")), _uid(environment.get("DOAS_USER", ""))}
+    served.discard(None)
+    if len(served) == 1 and 0 not in served:
+        return served.pop() or maker
+    return maker
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def _uid(name: str) -> int | None:
     try:
-        return pwd.getpwnam(environment["DOAS_USER"]).pw_uid
-    except KeyError:
-        return maker
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):
+        return None
 
 
 def caller_of(client: socket.socket, path: str = SERVICE_SOCKET) -> int | None:
