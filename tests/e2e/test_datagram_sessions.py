@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tests.e2e.tunnels import OFFICE
 from tests.e2e.udp_services import Echo, echo, udp
 
 PORT = 7007
+
+#: As they are in asm-generic/socket.h.
+SO_PRIORITY, SO_MARK = 12, 36
 
 
 def place(service: Echo) -> tuple[str, int]:
@@ -31,6 +35,28 @@ def test_without_udp_it_goes_as_it_went(lab: Lab, start: Start) -> None:
         program.sendto(b"hello", place(service))
         program.recv(100)
         assert service.peers[-1] == program.getsockname()
+
+
+def test_vpns_own_datagrams_dhcp_and_agents_go_as_they_went(lab: Lab, start: Start) -> None:
+    start("-r", "server", f"{ELSEWHERE_V4}/32")
+    with (
+        echo(lab.server, ELSEWHERE_V4, PORT) as service,
+        echo(lab.server, ELSEWHERE_V4, 67) as dhcp,
+        udp(lab.client, lab.client.v4) as plain,
+        udp(lab.client, lab.client.v4) as renewing,
+    ):
+        plain.sendto(b"hello", place(service))
+        plain.recv(100)
+        assert service.peers[-1] != plain.getsockname()
+        renewing.sendto(b"renew", place(dhcp))
+        renewing.recv(100)
+        assert dhcp.peers[-1] == renewing.getsockname()
+        for option, value in ((SO_MARK, 0xCA6C), (SO_MARK, 0x80000), (SO_PRIORITY, 3)):
+            with udp(lab.client, lab.client.v4) as program:
+                program.setsockopt(socket.SOL_SOCKET, option, value)
+                program.sendto(b"hello", place(service))
+                program.recv(100)
+                assert service.peers[-1] == program.getsockname()
 
 
 def test_with_no_filter_strangers_are_heard(lab: Lab, start: Start) -> None:

@@ -32,7 +32,6 @@ Not here: who carries a flow (route.router), what waits and ages on the way (mux
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -143,20 +142,23 @@ class _Place:
         "bytes",
         "checked_at",
         "flow",
-        "key",
         "seen",
         "sock",
         "tries",
         "waiting",
     )
 
+    @property
+    def key(self) -> Key:
+        """As the packet process knows it."""
+        return self.sock.key(self.seen)
+
     def __init__(self, sock: DatagramSocket, seen: Seen) -> None:
         self.sock = sock
         self.seen = seen
-        self.key = sock.key(seen)
         self.flow: DatagramFlow | None = None
         self.checked_at = UNKNOWN
-        self.waiting: deque[tuple[bytes, int]] = deque()
+        self.waiting: list[tuple[bytes, int]] | None = None  # a list for each would be most of it
         self.bytes = 0
         self.tries = 0  # 0: no look-up is under way
         self.asked_at = 0.0
@@ -353,6 +355,8 @@ class Datagrams:
         if not place.tries:
             self._look_up(place)
         size = len(data)
+        if place.waiting is None:
+            place.waiting = []
         if (
             len(place.waiting) < MOST_WAITING
             and place.bytes + size <= MOST_WAITING_BYTES
@@ -362,10 +366,9 @@ class Datagrams:
             place.bytes += size
             self._waiting_bytes += size
 
-    def _taken(self, place: _Place) -> tuple[tuple[bytes, int], ...]:
+    def _taken(self, place: _Place) -> list[tuple[bytes, int]]:
         """What has waited there."""
-        waiting = tuple(place.waiting)
-        place.waiting.clear()
+        waiting, place.waiting = place.waiting or [], None
         self._waiting_bytes -= place.bytes
         place.bytes = 0
         return waiting
