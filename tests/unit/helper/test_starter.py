@@ -20,6 +20,7 @@ from sshunt.helper.starter import (
 from sshunt.lab.hosts import Host
 
 _AS_ANOTHER = 1000
+_NOBODY = pwd.getpwnam("nobody").pw_uid
 
 
 def connected_to_a_name(folder: Path) -> tuple[socket.socket, ...]:
@@ -103,8 +104,8 @@ def test_a_pair_of_root_s_is_root_s_whoever_became_root() -> None:
         ({"SUDO_UID": "1234"}, 1234),
         ({"DOAS_USER": pwd.getpwuid(0).pw_name}, _AS_ANOTHER),
         ({"SUDO_UID": "0"}, _AS_ANOTHER),  # kept by doas, and written by the user himself
-        ({"SUDO_UID": "0", "DOAS_USER": "nobody"}, pwd.getpwnam("nobody").pw_uid),
-        ({"SUDO_UID": "1234", "DOAS_USER": "nobody"}, _AS_ANOTHER),
+        ({"SUDO_UID": "0", "DOAS_USER": "nobody"}, _AS_ANOTHER),
+        ({"SUDO_UID": f"{_NOBODY}", "DOAS_USER": "nobody"}, _NOBODY),
         ({"DOAS_USER": "nobody has this name"}, _AS_ANOTHER),
         ({"SUDO_UID": "²"}, _AS_ANOTHER),
         ({}, _AS_ANOTHER),
