@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 
 import pytest
@@ -64,34 +64,45 @@ class Client:
         self.channel.send(bytes((kind,)) + body)
 
 
-@pytest.fixture(scope="module")
-def client(lab: Lab) -> Iterator[Client]:
+def route(network: str, action: Action = Action.REMOTE, port: int | None = None) -> Route:
+    first, last = (ANY_FIRST_PORT, ANY_LAST_PORT) if port is None else (port, port)
+    return Route(ip_network(network), action, first, last)
+
+
+PLAN = Plan(
+    SESSION,
+    redirects([("0.0.0.0", 7), ("::", 7)]),
+    (
+        route("10.77.0.0/16"),
+        route("fd77::/32"),
+        route("10.77.9.0/24", Action.DIRECT),
+        route("10.78.0.0/16", port=80),
+    ),
+    echoes=True,
+)
+
+
+@contextmanager
+def capturing(host: Host, *differences: str) -> Iterator[Client]:
+    """A helper on ``host`` that captures echo requests, and we as its client."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(DEADLINE_S)
-    plan = Plan(
-        SESSION,
-        redirects([("0.0.0.0", 7), ("::", 7)]),
-        (
-            route("10.77.0.0/16"),
-            route("fd77::/32"),
-            route("10.77.9.0/24", Action.DIRECT),
-            route("10.78.0.0/16", port=80),
-        ),
-        echoes=True,
-    )
-    with ours, Conversation(lab.client) as helper:
+    with ours, Conversation(host, *differences) as helper:
         helper.greet()
         line = encode_request(Packets())
         socket.send_fds(helper.socket, [line], [theirs.fileno()])
         theirs.close()
-        assert decode_reply(helper.line()) == Packeted(syns=True, echoes=True, datagrams=True)
-        assert isinstance(helper.ask(Apply(plan)), Applied)
+        looks_at = decode_reply(helper.line())
+        assert isinstance(looks_at, Packeted)
+        assert looks_at.echoes
+        assert isinstance(helper.ask(Apply(PLAN)), Applied)
         yield Client(helper, ours)
 
 
-def route(network: str, action: Action = Action.REMOTE, port: int | None = None) -> Route:
-    first, last = (ANY_FIRST_PORT, ANY_LAST_PORT) if port is None else (port, port)
-    return Route(ip_network(network), action, first, last)
+@pytest.fixture(scope="module")
+def client(lab: Lab) -> Iterator[Client]:
+    with capturing(lab.client) as client:
+        yield client
 
 
 def ping(host: Host, *words: str) -> "subprocess.Popen[bytes]":
@@ -241,6 +252,20 @@ def test_a_flood_is_bounded_and_costs_nobody_an_error(lab: Lab, client: Client) 
             heard += 1
     client.channel.settimeout(DEADLINE_S)
     assert 0 < heard <= most + 1
+
+
+def test_rules_that_the_kernel_does_not_own_do_the_same_while_the_helper_lives(lab: Lab) -> None:
+    with capturing(lab.target, "plain") as client:
+        for address in (HERE, HERE6):
+            program = ping(lab.target, address)
+            client.reply(client.asked())
+            assert "1 received" in said(program)
+        lab.target.run(["nft", "flush", "set", "inet", f"sshunt-{SESSION}", "alive"])
+        for address in (HERE, HERE6):
+            assert "0 received" in said(ping(lab.target, "-W", "0.2", address))
+        client.channel.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.asked()
 
 
 @pytest.mark.parametrize(
