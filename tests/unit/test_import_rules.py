@@ -58,7 +58,7 @@ TOUCHES_THE_KERNEL = {
     "starter.py": {"fcntl"},  # whose network a socket is of; nothing is changed by it
 }
 OF_APPLY = {"nftables", "netlink", "changes", "guard", "cgroups", "sweeper", "processes"}
-OF_APPLY |= {"privileges", "addresses", "blocks", "chains", "interfaces", "resolvers"}
+OF_APPLY |= {"privileges", "addresses", "blocks", "chains", "interfaces", "resolvers", "ruleset"}
 OF_APPLY |= {"packets", "nflog", "held_syns", "echoes"}
 OF_APPLY |= {"udp_flows", "conntrack", "in_their_name"}
 KERNEL = {f"helper.{name}" for name in OF_APPLY}

@@ -352,6 +352,7 @@ class Up(RemoteOwner):
                 self._retain_addresses()
             self._follow_resolvers()
             self._held.look()
+            self._rules.check_guard()
             if self._console.is_terminal:
                 line.show(self.remote.snapshot())
 

@@ -42,6 +42,7 @@ These serve apply alone, and nothing else touches the kernel:
     addresses   addresses that stay local
     interfaces  those that this host has, and by which link
     resolvers   whom this host asks names
+    ruleset     what others do to our tables
     chains      firewalls of others
     privileges  our own process: what it may
     netlink     how to speak to the kernel

@@ -55,7 +55,7 @@ from ipaddress import ip_address
 from sshunt.helper.netlink import APPEND, CREATE, Netlink, attribute
 
 # linux/if_tun.h
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFREQ = struct.Struct("16sH22x")
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _NAME = b"sshunt%d"  # the kernel counts
@@ -111,6 +111,11 @@ class RetainedAddresses:
         for address in before - wanted:
             device.remove(address)
 
+    @property
+    def is_lost(self) -> bool:
+        """True if somebody else has removed the device."""
+        return self._device is not None and not self._device.is_there()
+
     def close(self) -> None:
         """Retain none. May be called again."""
         if self._device is not None:
@@ -152,6 +157,14 @@ class _Device:
             except OSError as error:
                 if error.errno != errno.ESRCH:
                     raise
+
+    def is_there(self) -> bool:
+        # (It can't be polled for: what wakes is that it is readable, which anybody can make it.)
+        try:
+            fcntl.ioctl(self._tun, _TUNGETIFF, bytes(_IFREQ.size))
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         self._netlink.close()

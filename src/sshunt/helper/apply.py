@@ -78,8 +78,16 @@ from sshunt.helper.privileges import (
     separate_mounts,
 )
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import MAX_LISTENERS, MAX_REMOVED, KernelError, Packeted, Refusal
+from sshunt.helper.protocol import (
+    MAX_LISTENERS,
+    MAX_REMOVED,
+    KernelError,
+    Packeted,
+    Part,
+    Refusal,
+)
 from sshunt.helper.resolvers import HostResolvers
+from sshunt.helper.ruleset import RulesetNews
 from sshunt.helper.starter import is_one_of_a_pair, maker_of
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
@@ -112,6 +120,7 @@ class Kernel:
         forces plain tables.
         """
         self._session = session
+        self._marks = marks
         self._want_owner = owner
         self._interfaces = Interfaces()
         self._proc = open_proc()
@@ -137,7 +146,10 @@ class Kernel:
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
         self._packets: PacketProcess | None = None
+        self._ruleset: RulesetNews | None = None  # where there is a plain table
         self._retained = RetainedAddresses()
+        #: What somebody else has taken away, and the client has to ask for again.
+        self.lost: set[Part] = set()
         self._wanted: tuple[str, ...] = ()  # what is retained
         self._hushed: frozenset[str] = frozenset()  # those that no interface has
         self._blocks = Blocks(self._nft, session, user, marks, persists=owner)
@@ -148,11 +160,19 @@ class Kernel:
             self.removed += cgroups.remove_leftovers(self._parent)
 
     def guard(self) -> bool:
-        """Move the client into a cgroup of its own; False if that can't be had here."""
-        if self._guard is not None:
-            return True
+        """Move the client into a cgroup of its own, again if need be; False if that can't be had
+        here.
+        """
         if self._client is None or self._parent is None:
             return False
+        if self._guard is not None:
+            if self._guard.holds(self._client):
+                return True
+            self._guard.remove()
+            self._guard = None
+            self._parent = cgroups.parent_of(self._client, self._session, self._marks)
+            if self._parent is None:
+                return False
         name = nft.table_name(self._session)
         guard = make_guard(name, self._parent, self._client, self._socket, self._proc)
         if guard is None:
@@ -204,7 +224,8 @@ class Kernel:
                 self._session, cgroup, owner=owner, earlier=self._listeners
             )
 
-        self._nft.make(self._table, render, owner=self._want_owner)
+        if not self._nft.make(self._table, render, owner=self._want_owner):
+            self._watch(is_plain=True)
 
     def apply(self, plan: Plan) -> bool:
         """Make the rules of ``plan``, in the place of any before; True if the kernel removes them
@@ -230,6 +251,8 @@ class Kernel:
             self._blocks.back()
             raise
         self.blocked_by_others = self._blocks.commit(plan)
+        self.lost.discard(Part.RULES)
+        self._watch()
         if self._packets is not None:
             self._packets.tell(plan)
         return self._owned
@@ -327,7 +350,12 @@ class Kernel:
         block = self._blocks.name
         if block is not None:
             replaced += [replace_elements("inet", block, name, blocked[name]) for name in blocked]
-        self._nft.change(list(chain.from_iterable(replaced)))
+        try:
+            self._nft.change(list(chain.from_iterable(replaced)))
+        except KernelError:
+            self.look_at_ruleset()
+            if Part.RULES not in self.lost:
+                raise  # else they are about to be made again, with these
 
     def retain(self, addresses: Iterable[str]) -> None:
         """Let these addresses and no others stay local, to this host alone; raises KernelError, and
@@ -345,15 +373,50 @@ class Kernel:
             self._hush_or_retain_none()
             raise KernelError(Refusal.NOT_RETAINED, str(error))
         self._wanted = wanted
+        self.lost.discard(Part.DEVICE)
         self._hush_or_retain_none()
 
-    @property
-    def news(self) -> int:
-        """A descriptor that is readable when it is time to ``follow``."""
-        return self._interfaces.fileno()
+    def watched(self) -> dict[int, Callable[[], None]]:
+        """Descriptors, and what is to be called when one is readable."""
+        found: dict[int, Callable[[], None]] = {self._interfaces.fileno(): self.follow}
+        if self._ruleset is not None:
+            found[self._ruleset.fileno()] = self.look_at_ruleset
+        return found
+
+    def look_at_ruleset(self) -> None:
+        """To be called when tables have changed."""
+        if self._ruleset is None:
+            return
+        names = {self._table, *filter(None, [self._blocks.name])}
+        try:
+            touched = self._ruleset.touched(names)
+        except OSError:
+            return  # the kernel has more to say the next time
+        if not touched:
+            return
+        if self._blocks.name in touched:
+            self._blocks.forget()
+        if self._plan is not None:
+            self.lost.add(Part.RULES)
+        else:
+            with suppress(KernelError):
+                self._remove_tables()
+                self._make_without_plan()
+        if self._hushed:
+            self._hush_or_retain_none(again=True)
+
+    def _watch(self, *, is_plain: bool = False) -> None:
+        """Hear of it from now on if somebody else alters a plain table, if there is one."""
+        is_plain = is_plain or self.is_plain or self._blocks.is_plain
+        if self._ruleset is None and is_plain:
+            with suppress(OSError):  # no descriptor: as before there was such a thing
+                self._ruleset = RulesetNews(self._nft.port)
 
     def follow(self) -> None:
-        """To be called when the interfaces' addresses have changed."""
+        """To be called when interfaces, or their addresses, have changed."""
+        if self._retained.is_lost:
+            self._retain_none()
+            self.lost.add(Part.DEVICE)
         with suppress(KernelError):
             self._look()
 

@@ -52,6 +52,7 @@ class Blocks:
         self._marks = marks
         self._persists = persists
         self._name: str | None = None  # of what blocks now
+        self._is_plain = False
         self._before: str | None = None  # of what did before the plan that is being applied
 
     def begin(self, plan: Plan, cgroup: Cgroup | None) -> None:
@@ -109,10 +110,21 @@ class Blocks:
         return self._name
 
     def let_out(self, cgroup: Cgroup) -> None:
-        """Let the group's sockets through what dead sessions have blocked."""
-        for name in self._dead():
+        """Let the group's sockets through what dead sessions have blocked, and we."""
+        for name in [*map(str, self._dead()), *filter(None, [self._name])]:
             with suppress(KernelError):  # ssh will say that it is blocked
-                self._nft.run(let_out(str(name), cgroup))
+                self._nft.run(let_out(name, cgroup))
+
+    @property
+    def is_plain(self) -> bool:
+        """True if somebody else may alter what this session blocks."""
+        return self._name is not None and self._is_plain
+
+    def forget(self) -> None:
+        """Somebody else has altered it: the next plan makes it anew, and not beside the old."""
+        if self._name is not None:
+            self._delete(self._name)
+        self._name = self._before = None
 
     def lift(self) -> None:
         """Block no more."""
@@ -133,8 +145,10 @@ class Blocks:
                 if error.kind in BROKEN:
                     raise
             else:
+                self._is_plain = False
                 return
         self._nft.fill("inet", name, texts[False], owner=False)
+        self._is_plain = True
 
     def _dead(self) -> list[BlockName]:
         """Those of dead sessions over which we have power; none if they can't be listed."""

@@ -36,9 +36,24 @@ class Guard:
         """Around a cgroup that was made; raises OSError. ``proc`` is a descriptor of /proc."""
         self._directory = directory
         self._proc = proc
+        self._number = os.stat(directory).st_ino
         self._sweeper = Sweeper(directory, sock, proc)
         path = os.path.relpath(directory, CGROUP_ROOT)
         self.cgroup = nft.Cgroup(path, path.count("/") + 1)
+
+    def holds(self, client: Process) -> bool:
+        """True if the client is inside, or is so again: somebody may have moved it out. False if
+        the group is gone, or another one bears its name.
+        """
+        inside = os.path.relpath(self._directory, CGROUP_ROOT)
+        try:
+            if os.stat(self._directory).st_ino != self._number:
+                return False
+            if client.cgroup() != inside:
+                cgroups.move(client.pid, self._directory)
+            return client.cgroup() == inside
+        except OSError:
+            return False
 
     def remove(self) -> None:
         """Move everybody out, remove the directory, and let the sweeper see that it is gone."""

@@ -13,6 +13,7 @@ import struct
 from sshunt.helper.netlink import Netlink, attributes
 
 # linux/rtnetlink.h, linux/if_addr.h
+_RTMGRP_LINK = 0x1
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _RTM_GETADDR = 22
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -29,7 +30,8 @@ class Interfaces:
 
     def __init__(self) -> None:
         """Look; raises OSError."""
-        groups = _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        # Links, too, for the sake of who has made one (addresses).
+        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
         self._news = Netlink(socket.NETLINK_ROUTE, groups)
         self._asking = Netlink(socket.NETLINK_ROUTE)
         self._had: dict[str, None] = {}  # the latest last

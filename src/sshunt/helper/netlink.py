@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 # linux/netlink.h
@@ -72,6 +72,12 @@ class Netlink:
         """For poll(2)."""
         return self._sock.fileno()
 
+    @property
+    def port(self) -> int:
+        """Its address: what the kernel tells others of who has asked for a change."""
+        port: int = self._sock.getsockname()[0]
+        return port
+
     def ask(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement; raises OSError if it is an error."""
         self._send(kind, _REQUEST | _ACK | flags, body)
@@ -120,6 +126,17 @@ class Netlink:
                 if error.errno != errno.ENOBUFS:
                     raise
 
+    def heard(self) -> Iterator[tuple[int, int, bytes]]:
+        """Type, asker's port and body of all news that have come; raises OSError, with ENOBUFS if
+        some were lost.
+        """
+        while select.select([self._sock], [], [], 0)[0]:
+            data, _, flags, (port, _) = self._sock.recvmsg(_RECEIVED_BYTES)
+            if flags & socket.MSG_TRUNC:
+                raise _broken()
+            for kind, _, _, asker, body in _messages(data) if port == 0 else ():
+                yield kind, asker, body
+
     def _dump(self, kind: int, body: bytes) -> list[bytes] | None:
         found: list[bytes] = []
         whole = True
@@ -145,17 +162,23 @@ class Netlink:
         data, _, flags, (port, _) = self._sock.recvmsg(_RECEIVED_BYTES)
         if flags & socket.MSG_TRUNC:
             raise _broken()
-        found = []
-        while port == 0 and data:
-            if len(data) < _MESSAGE.size:
-                raise _broken()
-            length, kind, message_flags, sequence, _ = _MESSAGE.unpack_from(data)
-            if not _MESSAGE.size <= length <= len(data):
-                raise _broken()
-            if sequence == self._sequence:
-                found.append((kind, message_flags, data[_MESSAGE.size : length]))
-            data = data[_aligned(length) :]
-        return found
+        return [
+            (kind, message_flags, body)
+            for kind, message_flags, sequence, _, body in (_messages(data) if port == 0 else ())
+            if sequence == self._sequence
+        ]
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Type, flags, sequence, port and body of the messages in one datagram; raises OSError."""
+    while data:
+        if len(data) < _MESSAGE.size:
+            raise _broken()
+        length, kind, flags, sequence, port = _MESSAGE.unpack_from(data)
+        if not _MESSAGE.size <= length <= len(data):
+            raise _broken()
+        yield kind, flags, sequence, port, data[_MESSAGE.size : length]
+        data = data[_aligned(length) :]
 
 
 def attribute(kind: int, body: bytes) -> bytes:

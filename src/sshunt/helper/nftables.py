@@ -100,6 +100,11 @@ class Nftables:
         self._library.nft_ctx_buffer_error(self._context)
         self._library.nft_ctx_buffer_output(self._context)
 
+    @property
+    def port(self) -> int:
+        """The netlink port that what we change comes from."""
+        return self._netlink.port
+
     def make(self, name: str, render: Callable[[bool], str], *, owner: bool) -> bool:
         """Make an inet table of that name, whole or not at all; raises KernelError.
 

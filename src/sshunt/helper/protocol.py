@@ -26,6 +26,10 @@ nothing is lost.)
                                                       what GUARD has made
     any                      ->  Refused(kind, message)
 
+    -                        ->  Lost(part)           news, between replies: see there
+
+A GUARD that comes again makes the cgroup anew if somebody has taken the client out of it.
+
 The end of the stream, from either side, means UNDO and the end of the cgroup. A request of a kind
 in DESCRIPTORS brings open sockets along by SCM_RIGHTS, always from the client to the helper.
 
@@ -281,6 +285,23 @@ class Cleaned:
     removed: tuple[str, ...]
 
 
+class Part(str, Enum):
+    """What somebody else may take away of what a session has made."""
+
+    RULES = "rules"  # what captures, or what blocks
+    DEVICE = "device"  # what retained addresses are on
+    GUARD = "guard"  # the control group; of that the client knows by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Nobody asked for it: somebody else has removed or altered this, and it has to be asked for
+    again. Told once a second at most.
+    """
+
+    part: Part
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Answers anything: nothing was changed, or what was changed has been undone."""
@@ -302,7 +323,9 @@ Request: TypeAlias = (
     | Unblock
     | Cleanup
 )
-Reply: TypeAlias = Welcome | Guarded | Packeted | Applied | Done | Suspected | Cleaned | Refused
+Reply: TypeAlias = (
+    Welcome | Guarded | Packeted | Applied | Done | Suspected | Cleaned | Refused | Lost
+)
 
 #: How many descriptors ride on a request, where any do.
 DESCRIPTORS: dict[type, int] = {Packets: 1}

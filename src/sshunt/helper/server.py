@@ -46,7 +46,7 @@ import time
 import traceback
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 
@@ -68,6 +68,7 @@ from sshunt.helper.protocol import (
     Guarded,
     Hello,
     KernelError,
+    Lost,
     Packets,
     Refusal,
     Refused,
@@ -95,6 +96,9 @@ _READ_BYTES = 64 * 1024
 _MOST_RIDERS = 4
 
 _RIDERS_BYTES = socket.CMSG_SPACE(_MOST_RIDERS * array("i").itemsize)
+
+#: The least time between two times at which the client hears what others have taken away.
+_TELL_EVERY_S = 1.0
 
 _AT_ONCE = socket.MSG_DONTWAIT
 
@@ -240,20 +244,27 @@ class _Service:
             with suppress(KernelError):  # somebody's "flush ruleset", or it succeeds the next time
                 self._kernel.renew()
 
+    def watched(self) -> dict[int, Callable[[], None]]:
+        """Descriptors of the kernel's news, and what to do about these."""
+        return {} if self._kernel is None else self._kernel.watched()
+
     @property
-    def news(self) -> int:
-        """A descriptor that is readable when it is time to ``follow``; -1 if there is none."""
-        return -1 if self._kernel is None else self._kernel.news
+    def has_lost(self) -> bool:
+        """True if ``take_lost`` has something to say."""
+        return self._kernel is not None and bool(self._kernel.lost)
+
+    def take_lost(self) -> list[Lost]:
+        """What has been taken away by others since it was last told."""
+        if self._kernel is None:
+            return []
+        lost = [Lost(part) for part in sorted(self._kernel.lost)]
+        self._kernel.lost.clear()
+        return lost
 
     @property
     def packet_process(self) -> int:
         """A descriptor that is readable when the packet process has ended; -1 if there is none."""
         return -1 if self._kernel is None else self._kernel.packet_process
-
-    def follow(self) -> None:
-        """To be called when the interfaces' addresses have changed."""
-        if self._kernel is not None:
-            self._kernel.follow()
 
     def close(self) -> None:
         """Undo whatever is done."""
@@ -325,22 +336,22 @@ class _Ears:
         self._termination = _termination()
         self._poll = select.poll()
         self._poll.register(self._termination, select.POLLIN)
+        self._heard: set[int] = set()  # descriptors of the service's
 
     def wait(self, event: int, wait_s: float) -> bool:
         """True if the client's socket is ready for ``event`` (poll(2)), or has ended; False after
         so long, or if something else was heard; raises _TerminatedError.
         """
         self._poll.register(self._client, event)
-        news = self._service.news
-        packets = self._service.packet_process
-        for descriptor in (news, packets):
-            if descriptor >= 0:
-                self._poll.register(descriptor, select.POLLIN)  # again, which changes nothing
+        watched, packets = self._service.watched(), self._service.packet_process
+        for descriptor in {*watched, packets} - self._heard - {-1}:
+            self._poll.register(descriptor, select.POLLIN)
+            self._heard.add(descriptor)
         ready = {descriptor for descriptor, _ in self._poll.poll(_milliseconds(wait_s))}
         if self._termination in ready or packets in ready:
             raise _TerminatedError
-        if news in ready:
-            self._service.follow()
+        for descriptor in watched.keys() & ready:
+            watched[descriptor]()
         return self._client.fileno() in ready
 
     def rest(self, wait_s: float) -> None:
@@ -360,7 +371,7 @@ def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator
     time; raises _TerminatedError. Lets the service renew meanwhile.
     """
     buffer = bytearray()
-    renewal, deadline = 0.0, math.inf
+    renewal, deadline, telling = 0.0, math.inf, 0.0
     while True:
         line = taken_line(buffer)
         now = time.monotonic()
@@ -369,7 +380,12 @@ def _requests(client: socket.socket, ears: _Ears, service: _Service) -> Iterator
         if now >= renewal:
             service.renew()
             renewal = now + RENEW_EVERY_S
-        wait_s = min(deadline, renewal if service.must_renew else math.inf) - now
+        if service.has_lost and now >= telling:
+            telling = now + _TELL_EVERY_S
+            for lost in service.take_lost():
+                _send(client, encode_reply(lost), ears)
+        next_telling = telling if service.has_lost else math.inf
+        wait_s = min(deadline, renewal if service.must_renew else math.inf, next_telling) - now
         # A thousand requests may be in the buffer: before each we hear what else there is.
         is_readable = ears.wait(select.POLLIN, 0.0 if line else wait_s)
         if line:

@@ -34,8 +34,10 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Lost,
     Packeted,
     Packets,
+    Part,
     Refusal,
     Refused,
     Reply,
@@ -221,6 +223,7 @@ _REPLIES = (
     _Form("done", Done, {}),
     _Form("suspected", Suspected, {"chains": _texts}),
     _Form("cleaned", Cleaned, {"removed": _texts}),
+    _Form("lost", Lost, {"part": lambda value: Part(_str(value))}),
     _Form("refused", Refused, {"kind": lambda value: Refusal(_str(value)), "message": _str}),
 )
 

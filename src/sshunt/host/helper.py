@@ -32,8 +32,10 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Lost,
     Packeted,
     Packets,
+    Part,
     Refusal,
     Refused,
     Reply,
@@ -131,6 +133,8 @@ class Helper:
         report: Report | None = None,
     ) -> None:
         self._report = report
+        self._lost: set[Part] = set()  # until somebody takes it from here
+        self._has_lost = asyncio.Event()
         self.gone = asyncio.Event()
         self.guarded = False  # True: a cgroup keeps our own connections from being captured
         self.owner = False  # True: the kernel removes the rules by itself
@@ -205,6 +209,16 @@ class Helper:
         """Remove what dead sessions have left, their kill switches included; names it."""
         reply = await self._ask(Cleanup())
         return reply.removed if isinstance(reply, Cleaned) else ()
+
+    async def lost(self) -> list[Part]:
+        """What somebody else has removed or altered since the last call; waits until there is
+        something.
+        """
+        await self._has_lost.wait()
+        self._has_lost.clear()
+        lost = sorted(self._lost)
+        self._lost.clear()
+        return lost
 
     async def close(self) -> None:
         """Undo, and wait until the helper has ended. Never raises UserError."""
@@ -289,8 +303,14 @@ class Helper:
         nothing, is the end as well.
         """
         try:
-            while (line := await reader.readline()) and self._unanswered:
+            while line := await reader.readline():
                 reply = decode_reply(line)
+                if isinstance(reply, Lost):
+                    self._lost.add(reply.part)
+                    self._has_lost.set()
+                    continue
+                if not self._unanswered:
+                    break
                 replied = self._unanswered.popleft()
                 if not replied.done():  # else it was given up, by who was cancelled meanwhile
                     replied.set_result(reply)

@@ -1,4 +1,5 @@
-"""What this host is itself: addresses that are never captured, and whether it has IPv6.
+"""What this host is itself: addresses that are never captured, whether it has IPv6; and where we
+are, of its control groups.
 
 The rules leave alone what goes to this host's own addresses, 127.0.0.0/8 and ::1 among them. A
 target that is nothing else would be captured never, and silently.
@@ -59,6 +60,15 @@ def has_ipv6() -> bool:
             if words[1] == "00" and words[-1] != "lo":  # a default route
                 return True
     return False
+
+
+def own_cgroup() -> str:
+    """The control group (v2) that this process is in, as the kernel writes it; "": none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    return ""
 
 
 def _is_own(route: Route) -> bool:

@@ -12,6 +12,10 @@ something else is wanted. Either leaves the kernel as it was (helper.protocol).
 **A helper that is gone** is no failure of the rules: who waits for ``gone`` knows better what to
 say about it.
 
+**What others take away** (a firewall that flushes everybody's tables, somebody who moves us out of
+our control group or deletes a device) is no longer applied, and so it is asked for again. The
+helper tells of it, or we look (``check_guard``); a line says so.
+
 **The end.** ``undo`` removes the rules and leaves the guard, since ssh is not yet at its end;
 ``unblock`` lifts the kill switch; ``close`` ends the helper, and with it all there is but that. All
 have deadlines and raise nothing: there is nobody left who could do anything about it, and a helper
@@ -32,15 +36,25 @@ from sshunt.helper.protocol import (
     Bypass,
     Guard,
     Packeted,
+    Part,
     Request,
     Resolvers,
     Retain,
     Undo,
 )
 from sshunt.host.helper import CLOSE_DEADLINE_S, Helper
+from sshunt.host.own import own_cgroup
 from sshunt.host.packets import PacketChannel
-from sshunt.host.wanted import NOTHING, Wanted, after, after_refusal, next_optional, next_request
-from sshunt.tell.report import Report, RulesRefused
+from sshunt.host.wanted import (
+    NOTHING,
+    Wanted,
+    after,
+    after_refusal,
+    next_optional,
+    next_request,
+    without,
+)
+from sshunt.tell.report import PartLost, Report, RulesRefused
 
 #: Pauses before an optional part is tried again. What hinders it goes by itself within moments (the
 #: helper has not yet seen that an address came or went) or not at all (there is no TUN device).
@@ -65,8 +79,11 @@ class Rules:
         #: The conversation with the packet process.
         self.packets = PacketChannel(loop)
         self._looking: asyncio.Future[Packeted] | None = None
+        self._lost: set[Part] = set()  # by others, and to be put back
+        self._cgroup = ""  # ours, as of when we were guarded
         self._worker = asyncio.ensure_future(self._work())
         self._worker.add_done_callback(self._on_worker_end)
+        self._following = asyncio.ensure_future(self._follow())
 
     @property
     def gone(self) -> asyncio.Event:
@@ -115,6 +132,11 @@ class Rules:
         self._is_settled.clear()
         self._news.set()
 
+    def check_guard(self) -> None:
+        """To be called once a second: whether somebody has taken us out of our control group."""
+        if self._applied.guard and self.guarded and own_cgroup() != self._cgroup:
+            self._lose(Part.GUARD)
+
     async def settled(self) -> None:
         """Wait until all that is required is as it is wanted by then; raises UserError if that
         can't be had.
@@ -139,6 +161,7 @@ class Rules:
     async def close(self) -> None:
         """Undo everything, and wait until the helper has ended."""
         self._worker.cancel()
+        self._following.cancel()
         if self._looking is not None:
             self._looking.cancel()
         with suppress(UserError):
@@ -153,6 +176,8 @@ class Rules:
         loop = asyncio.get_running_loop()
         while True:
             self._news.clear()
+            while self._lost:
+                self._applied = without(self._applied, self._lost.pop())
             request = None if self._error else next_request(self._applied, self._wanted)
             if request is not None:
                 await self._require(request)
@@ -166,6 +191,20 @@ class Rules:
                     await asyncio.wait_for(self._news.wait(), self._retry_at - loop.time())
             else:
                 await self._try(optional)
+
+    async def _follow(self) -> None:
+        while True:
+            for part in await self._helper.lost():
+                self._lose(part)
+
+    def _lose(self, part: Part) -> None:
+        """Have it put back."""
+        if part not in self._lost:
+            self._report.say(PartLost(part.value))
+        self._lost.add(part)
+        self._failures, self._retry_at = 0, 0.0
+        self._is_settled.clear()
+        self._news.set()
 
     async def _require(self, request: Request) -> None:
         wanted = self._wanted
@@ -194,7 +233,8 @@ class Rules:
         helper = self._helper
         match request:
             case Guard():
-                await helper.guard()
+                if await helper.guard():
+                    self._cgroup = own_cgroup()
             case Apply():
                 await helper.apply(request.plan)
             case Resolvers():

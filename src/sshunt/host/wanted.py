@@ -29,6 +29,7 @@ from sshunt.helper.protocol import (
     Apply,
     Bypass,
     Guard,
+    Part,
     Request,
     Resolvers,
     Retain,
@@ -118,6 +119,19 @@ def after(applied: Wanted, request: Request) -> Wanted:
         case Bypass() if applied.plan is not None:
             return replace(applied, plan=replace(applied.plan, bypass=request.endpoints))
     raise ValueError(f"not a request of ours: {request}")
+
+
+def without(applied: Wanted, part: Part) -> Wanted:
+    """What is applied when somebody else has taken this away. Rules name the control group, so they
+    are made again for another one.
+    """
+    match part:
+        case Part.RULES:
+            return replace(applied, plan=None)
+        case Part.GUARD:
+            return replace(applied, guard=False, plan=None)
+        case Part.DEVICE:
+            return replace(applied, retained=())
 
 
 def after_refusal(applied: Wanted, request: Request) -> Wanted:

@@ -396,6 +396,14 @@ class OthersBlock(NamedTuple):
     sessions: int
 
 
+class PartLost(NamedTuple):
+    """Somebody else has taken away what we have made; it is put back. ``part``: the value of
+    helper.protocol's Part.
+    """
+
+    part: str
+
+
 class RulesRefused(NamedTuple):
     """An optional part of them could not be had; it is tried again."""
 
@@ -524,6 +532,7 @@ Event: TypeAlias = (
     | TargetsBlocked
     | TargetsStayBlocked
     | OthersBlock
+    | PartLost
     | RulesRefused
     | ForwardedCaptured
     | ForwardedSkipped

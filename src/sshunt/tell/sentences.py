@@ -328,6 +328,17 @@ def _rules_applied(event: report.RulesApplied) -> str:
     return f"the rules are in place; the {owner} removes them"
 
 
+_LOST = {
+    "rules": "somebody has removed or altered sshunt's rules",
+    "guard": "somebody has taken sshunt out of its control group",
+    "device": "somebody has removed sshunt's device for addresses that this host had",
+}
+
+
+def _part_lost(event: report.PartLost) -> str:
+    return f"{_LOST[event.part]}: putting it right"
+
+
 def _targets_blocked(_event: report.TargetsBlocked) -> str:
     return "nothing reaches the targets another way, and so it stays if sshunt is killed"
 
@@ -446,6 +457,7 @@ _TOLD: dict[type, _Told] = {
     report.ConnectedAtOnce: (ALWAYS, _connected_at_once),
     report.ForwardedBarred: (ALWAYS, _forwarded_barred),
     report.RulesApplied: (DETAIL, _rules_applied),
+    report.PartLost: (ALWAYS, _part_lost),
     report.TargetsBlocked: (DETAIL, _targets_blocked),
     report.TargetsStayBlocked: (ALWAYS, _targets_stay_blocked),
     report.OthersBlock: (ALWAYS, _others_block),

@@ -10,6 +10,8 @@ import sshunt
 from sshunt.helper.protocol import (
     VERSION,
     Hello,
+    Lost,
+    Part,
     Reply,
     Request,
     Welcome,
@@ -48,6 +50,7 @@ class Conversation:
         self.host = host
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(DEADLINE_S)
+        self.lost: list[Part] = []
         self._lines = self.socket.makefile("rb")
         source = Path(sshunt.__path__[0]).parent
         program = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(source), *differences]
@@ -75,7 +78,9 @@ class Conversation:
 
     def say(self, line: bytes) -> Reply:
         self.socket.sendall(line)
-        return decode_reply(self.line())
+        while isinstance(reply := decode_reply(self.line()), Lost):
+            self.lost.append(reply.part)  # which may come before any reply
+        return reply
 
     def line(self) -> bytes:
         """The next thing that it says."""

@@ -19,6 +19,8 @@ from sshunt.helper.protocol import (
     Done,
     Guard,
     Guarded,
+    Lost,
+    Part,
     Refusal,
     Refused,
     Reply,
@@ -29,7 +31,7 @@ from sshunt.helper.protocol import (
     Suspects,
     Undo,
 )
-from sshunt.helper.wire import encode_request
+from sshunt.helper.wire import decode_reply, encode_request
 from sshunt.lab.hosts import Host
 from sshunt.model import Action, Route
 from tests.unit.helper.conversation import SESSION, Conversation
@@ -226,6 +228,43 @@ def test_a_table_that_somebody_flushed_is_made_again_by_the_next_plan(
     assert "10.0.0.0/8" in helper.rules()
     helper.host.run(["nft", "flush", "ruleset"])
     assert helper.ask(Undo()) == Done()
+
+
+def test_plain_rules_that_somebody_has_flushed_are_told_of_once_and_come_again(host: Host) -> None:
+    with Conversation(host, "plain") as helper:
+        helper.greet()
+        helper.ask(Apply(PLAN))
+        for _ in range(2):
+            host.run(["nft", "flush", "ruleset"])
+            assert decode_reply(helper.line()) == Lost(Part.RULES)
+            assert isinstance(helper.ask(Apply(PLAN)), Applied)
+            assert "10.0.0.0/8" in helper.rules()
+        # What is asked meanwhile is no error: it comes with the next plan.
+        host.run(["nft", "flush", "ruleset"])
+        assert helper.ask(Bypass((("192.0.2.8", 22),))) == Done()
+
+
+def test_owned_rules_are_safe_and_nothing_is_told(host: Host) -> None:
+    with Conversation(host) as helper:
+        helper.greet()
+        helper.ask(Apply(PLAN))
+        host.run(["nft", "flush", "ruleset"])
+        assert isinstance(helper.ask(Suspects()), Suspected)
+        assert "10.0.0.0/8" in helper.rules()
+
+
+@needs_tun
+def test_a_device_that_somebody_removes_is_told_of_and_made_again(helper: Conversation) -> None:
+    host, address = helper.host, "192.0.2.9"
+    helper.ask(Apply(PLAN))
+    host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+    assert helper.ask(Retain((address,))) == Done()
+    host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+    device = host.run(["ip", "route", "get", address]).stdout
+    host.run(["ip", "link", "delete", "sshunt0"])
+    assert decode_reply(helper.line()) == Lost(Part.DEVICE)
+    assert helper.ask(Retain((address,))) == Done()
+    assert host.run(["ip", "route", "get", address]).stdout == device
 
 
 def test_a_table_that_a_plan_could_not_take_back_does_not_keep_the_next_one_from_coming(

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
-from sshunt.host.own import own_routes
+from sshunt.host.own import own_cgroup, own_routes
 from sshunt.model import Action, Route
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -28,8 +29,9 @@ def test_excluded_addresses_are_not_reported_as_this_hosts_own() -> None:
 
 PROGRAM = """
 from ipaddress import ip_network
+from pathlib import Path
 from sshunt.model import Action, Route
-from sshunt.host.own import has_ipv6, own_routes
+from sshunt.host.own import has_ipv6, own_cgroup, own_routes
 texts = ("192.0.2.1/32", "192.0.2.9/32", "192.0.2.0/24", "2001:db8::1/128", "2001:db8::2/128")
 routes = [Route(ip_network(text), Action.REMOTE, 0, 65535) for text in texts]
 print([str(route.network) for route in own_routes(routes)], has_ipv6())
@@ -90,3 +92,8 @@ def test_a_host_has_ipv6_if_it_gets_beyond_its_links(
     commands: tuple[str, ...], answer: str
 ) -> None:
     assert in_a_namespace(*commands).endswith(f"] {answer}")
+
+
+def test_the_control_group_is_the_one_that_the_kernel_names() -> None:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    assert [own_cgroup()] == ([line[3:] for line in lines if line.startswith("0::")] or [""])

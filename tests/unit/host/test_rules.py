@@ -27,14 +27,14 @@ from sshunt.host.wanted import Wanted
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 from sshunt.model import Action, Route
-from sshunt.tell.report import Event, Report, RulesRefused
+from sshunt.tell.report import Event, PartLost, Report, RulesRefused
 from tests.unit.host.clock import put_forward, run
 
 _SERVE = """
 import socket, sys
 sys.path.append(sys.argv[1])
 from sshunt.helper.server import serve
-serve(socket.socket(fileno=0))
+serve(socket.socket(fileno=0), owner="plain" not in sys.argv)
 """
 
 _OFFICE = ip_network("10.0.0.0/8")
@@ -49,17 +49,18 @@ class World:
         self.asked: list[str] = []
         self.answers = 0
         self.optional_failures: list[str] = []
+        self.lost: list[str] = []
         self.bugs: list[Exception] = []
         self.may_pass = asyncio.Event()
         self.may_pass.set()
 
     @asynccontextmanager
-    async def rules(self) -> AsyncIterator[Rules]:
-        """With a helper on that host; all of it is gone at the end."""
+    async def rules(self, *words: str) -> AsyncIterator[Rules]:
+        """With a helper on that host; all of it is gone at the end. ``plain``: its tables are."""
         ours, near = socket.socketpair()
         far, theirs = socket.socketpair()
         source = str(Path(sshunt.__path__[0]).parent)
-        command = [sys.executable, "-I", "-S", "-B", "-c", _SERVE, source]
+        command = [sys.executable, "-I", "-S", "-B", "-c", _SERVE, source, *words]
         with theirs:
             process = self.host.popen(command, stdin=theirs.fileno())
         self.end_helper = process.terminate
@@ -103,6 +104,9 @@ class World:
             writer.close()
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, PartLost):
+            self.lost.append(event.part)
+            return
         assert isinstance(event, RulesRefused)
         self.optional_failures.append(event.why)
 
@@ -373,3 +377,20 @@ def test_a_mistake_of_ours_ends_the_wait_and_is_heard_of(world: World) -> None:
 def nothing_left(world: World) -> Iterator[None]:
     yield
     assert not world.table()
+
+
+def test_rules_that_somebody_flushes_come_again_without_being_wanted_anew(world: World) -> None:
+    async def main() -> None:
+        async with world.rules("plain") as rules:
+            rules.want(Wanted(plan=world.plan()))
+            await rules.settled()
+            for times in (1, 2):
+                world.host.run(["nft", "flush", "ruleset"])
+                assert not world.table()
+                await wait_until(lambda: len(world.lost) == times)  # noqa: B023
+                await rules.settled()
+                assert world.table()
+            assert world.lost == ["rules", "rules"]
+            await rules.undo()
+
+    run(main())

@@ -12,6 +12,7 @@ from sshunt.helper.protocol import (
     Bypass,
     Guard,
     Hello,
+    Part,
     Request,
     Resolvers,
     Retain,
@@ -26,6 +27,7 @@ from sshunt.host.wanted import (
     next_optional,
     next_request,
     wanted,
+    without,
 )
 from sshunt.model import Action, Route
 
@@ -157,6 +159,19 @@ def test_rules_that_come_again_bring_retained_addresses_with_them() -> None:
     gone, back = wanted(replace(_LOST, fail_open=True)), wanted(_UP)
     assert back.plan is not None
     assert steps(gone, back) == [Apply(back.plan), Retain(("192.0.2.1",))]
+
+
+def test_what_somebody_else_takes_away_is_asked_for_again() -> None:
+    here = wanted(_UP)
+    assert next_request(here, here) is None
+    assert here.plan is not None
+    assert next_request(without(here, Part.RULES), here) == Apply(here.plan)
+    unguarded = without(here, Part.GUARD)
+    assert next_request(unguarded, here) == Guard()
+    assert next_request(after(unguarded, Guard()), here) == Apply(here.plan)
+    without_device = without(here, Part.DEVICE)
+    assert next_request(without_device, here) is None
+    assert next_optional(without_device, here) == Retain(here.retained)
 
 
 def test_a_refusal_leaves_what_was_applied_before() -> None:
