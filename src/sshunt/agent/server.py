@@ -26,7 +26,8 @@ from sshunt.agent.attach import AttachedLane, AttachListener
 from sshunt.agent.rendezvous import Doorstep, host_id
 from sshunt.direct.carrier import Direct
 from sshunt.mux import frames
-from sshunt.mux.events import DatagramReceived
+from sshunt.mux.datagram_frames import FLOW_DONE
+from sshunt.mux.events import DatagramReceived, FlowEnded
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     AGENT,
@@ -59,6 +60,9 @@ DRAIN_POLL_S = 0.01
 #: How long a client may take to say something behind its HELLO for the first time. It does so
 #: within a round trip; but where a network was cut just then, the lane may stay open for hours.
 CONFIRM_DEADLINE_S = 60.0
+
+#: How often it is looked whether flows of datagrams have been idle for too long.
+END_IDLE_EVERY_S = 20.0
 
 #: Where a cleaner removes the directory that stubs come by, it is made anew within this time.
 REFRESH_EVERY_S = 60.0
@@ -123,6 +127,7 @@ class _Life(TunnelOwner):
             self._attach = AttachListener(loop, doorstep.sockets, token, self.take_lane)
             self._loop.call_later(REFRESH_EVERY_S, self._refresh, doorstep, self._attach)
         loop.set_exception_handler(self._on_failure)
+        loop.call_later(END_IDLE_EVERY_S, self._end_idle)
 
     def take_lane(self, lane: AttachedLane) -> None:
         """Answer the lane's HELLO and add it to the session, or refuse it."""
@@ -227,6 +232,13 @@ class _Life(TunnelOwner):
         else:
             return False
         return True
+
+    def _end_idle(self) -> None:
+        """The word that a flow is over may have been lost."""
+        for flow in self._tunnel.session.datagrams.end_idle(self._loop.time()):
+            flow.owner.on_flow_ended(FlowEnded(flow, FLOW_DONE))
+        self._tunnel.wake()
+        self._loop.call_later(END_IDLE_EVERY_S, self._end_idle)
 
     def on_lane_gone(self, lane_id: int) -> None:
         """A lane that may still be on its way here."""

@@ -56,7 +56,7 @@ from sshunt.relay.sockets import DIALED_PRIORITY, is_reserved, reset_code, set_p
 #: The most that UDP carries over IPv4, and so nearly everywhere (IPv6: 20 bytes more).
 MOST_BYTES = 65507
 
-#: Room for a burst; the kernel gives as much of it as net.core.rmem_max allows, twice.
+#: Room for a burst; the kernel gives as much of it as net.core.rmem_max allows, and to root all.
 RECEIVE_BUFFER_BYTES = 1024 * 1024
 
 #: Datagrams, or batches, that are read before others have their turn.
@@ -84,6 +84,7 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _PMTUDISC_WANT, _PMTUDISC_DO = 1, 2
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _MSG_ERRQUEUE = 0x2000
+_SO_RCVBUFFORCE = 33
 
 #: What the kernel cuts a batch into at most, before Linux 6.9.
 _MOST_SEGMENTS = 64
@@ -480,6 +481,8 @@ def _new_socket(family: int, port: int) -> socket.socket:
         sock.setblocking(False)
         set_priority(sock, DIALED_PRIORITY)
         _has_set(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        if _IS_LINUX:
+            _has_set(sock, socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         if family == socket.AF_INET6:
             _has_set(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         if _IS_LINUX and family == socket.AF_INET6:

@@ -149,9 +149,9 @@ DEAD_LANES = 256
 DATAGRAM_QUEUE_BYTES = 4 * MIB
 
 #: Datagrams of one flow that may wait for a lane; the oldest are dropped first. Mostly they become
-#: too old before: 10,000 small ones a second are 450 KiB in 100 ms, ENTRY_BYTES included, and any
+#: too old before: 30,000 small ones a second are 1.4 MB in 100 ms, ENTRY_BYTES included, and a
 #: process may be kept waiting for a part of that.
-FLOW_QUEUE_BYTES = 512 * KIB
+FLOW_QUEUE_BYTES = 2 * MIB
 
 #: What a flow may send before others have their turn: a datagram of Ethernet's size (RFC 8290,
 #: 5.2.4, whose scheme this is).

@@ -108,6 +108,7 @@ class FlowAssociation(Association):
         self._flow = flow
         self.outlet = Outlet()
         flow.owner = self
+        flow.idle_s = IDLE_S
 
     def deliver(self, datagram: bytes, segment_bytes: int = 0) -> None:
         """As in Association."""

@@ -53,7 +53,7 @@ class Associations:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sessions: HasTunnel) -> None:
         self._loop = loop
-        self._sessions = sessions
+        self.sessions = sessions
         # By network and source, in the order in which they came.
         self._carried: dict[tuple[int, int], dict[_Carried, None]] = {}
         self._sweeping: asyncio.TimerHandle | None = None
@@ -74,7 +74,7 @@ class Associations:
         stranger = next(iter(carried)).association.stranger((target.host, target.port))
         if stranger is None:
             return False
-        added = self._add(_Carried(self, stranger, self._sessions.tunnel, event.flow))
+        added = self._add(_Carried(self, stranger, self.sessions.tunnel, event.flow))
         stranger.answers_by(added)
         added.on_datagram(event)
         return True
@@ -93,11 +93,6 @@ class Associations:
             self._sweeping = None
 
     # --- for what is carried ------------------------------------------------------------------
-
-    @property
-    def tunnel(self) -> Tunnel:
-        """The present one."""
-        return self._sessions.tunnel
 
     def forget(self, carried: "_Carried") -> None:
         """It is over."""
@@ -142,7 +137,7 @@ class _Carried(Outlet):
     ) -> None:
         self.association = association
         self._all = carriers
-        self._tunnel = tunnel or carriers.tunnel
+        self._tunnel = tunnel or carriers.sessions.tunnel
         self._flow = flow
         self._is_stranger = flow is not None
         self._is_over = False
@@ -158,7 +153,7 @@ class _Carried(Outlet):
 
     def send(self, datagram: bytes, segment_bytes: int = 0) -> None:
         """As in Outlet."""
-        tunnel = self._all.tunnel
+        tunnel = self._all.sessions.tunnel
         flow = self._flow
         if flow is None or self._tunnel is not tunnel:
             flow = self._open(tunnel)

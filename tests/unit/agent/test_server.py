@@ -17,7 +17,15 @@ import pytest
 
 from sshunt.agent import server
 from sshunt.mux import frames
-from sshunt.mux.events import DataReceived, Event, FinReceived, GoodbyeReceived, StreamReset
+from sshunt.mux.datagram_frames import FLOW_DONE, FlowTarget
+from sshunt.mux.events import (
+    DataReceived,
+    Event,
+    FinReceived,
+    FlowEnded,
+    GoodbyeReceived,
+    StreamReset,
+)
 from sshunt.mux.frames import Destination
 from sshunt.mux.hello import (
     ACCEPTED,
@@ -253,3 +261,22 @@ def test_a_client_that_breaks_the_protocol_loses_the_lane_and_with_it_the_agent(
     agent.write(b"\xff" * 8)
     assert agent.end() == 0
     assert not agent.heard(GoodbyeReceived)  # there was no lane left to say it on
+
+
+#: An agent that soon forgets flows.
+FORGETFUL = """
+from sshunt.agent import server
+from sshunt.relay import incoming
+server.END_IDLE_EVERY_S = incoming.IDLE_S = 0.1
+"""
+
+
+@pytest.mark.parametrize("network", [frames.UDP, frames.ECHO])
+def test_a_flow_that_has_been_idle_for_too_long_is_forgotten_and_the_client_told(
+    network: int,
+) -> None:
+    with an_agent(HELLO, before=FORGETFUL) as agent:
+        flow = agent.session.datagrams.open(FlowTarget(network, "127.0.0.1", 9, 1), 0.0)
+        agent.session.datagrams.send(flow, bytes(8), 0.0)
+        agent.until(lambda: bool(agent.heard(FlowEnded)))
+        assert agent.heard(FlowEnded)[0] == FlowEnded(flow, FLOW_DONE)
