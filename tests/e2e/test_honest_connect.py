@@ -167,6 +167,12 @@ def test_a_program_that_does_not_wait_is_told_as_well(office: Lab, host: Host) -
         assert outcome(up, 10) == 0
 
 
+def test_one_that_is_bound_to_an_interface_is_refused_at_once(office: Lab, tunnel: Tunnel) -> None:
+    bound = ["curl", "-sS", "--interface", "to-server", f"http://{office.target.v4}:9006/"]
+    with office.target.listen(office.target.v4, 9006):
+        assert "Connection refused" in office.client.run(bound, check=False).stderr
+
+
 def test_a_network_that_the_far_side_has_no_way_to_is_unreachable_here(
     office: Lab, host: Host
 ) -> None:

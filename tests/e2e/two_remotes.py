@@ -31,6 +31,7 @@ from sshunt.front.listener import Listener, bind
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
 from sshunt.front.splice import Splices
+from sshunt.host.connecting import Connecting
 from sshunt.host.helper import start_helper
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Facts, Wanted, wanted
@@ -68,7 +69,7 @@ class Process(RemoteOwner):
                 self.router.connect,
                 Arrivals(),
                 lambda _port, _destination: False,
-                set,
+                Connecting(),
             ),
             lambda _sock, _destination: False,
         )

@@ -35,7 +35,7 @@ from sshunt.front.redirect import Redirected
 from sshunt.front.splice import Splices
 from sshunt.helper.packet_protocol import ECHO_KINDS, SYN_KINDS
 from sshunt.helper.protocol import MAX_BYPASS
-from sshunt.host.connecting import connecting
+from sshunt.host.connecting import Connecting
 from sshunt.host.near_resolvers import near
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
@@ -116,7 +116,7 @@ class Up(RemoteOwner):
             self._router.connect,
             self.arrivals,
             self._is_ours,
-            connecting,
+            Connecting(),
         )
         rules.packets.subscribe(SYN_KINDS, self._held.hear)
         self._listeners: list[Listener] = []

@@ -11,8 +11,10 @@ that is accepted is one of these if it comes from the same source and leads to t
 The kernel may have given it another source port, if one to another destination had the same port
 lately (all are to our listener, after all); then it is the one that waits longest for that
 destination: far ends of one destination, of which nobody has used any, are as good as each other.
-If none comes within PAIRED_WITHIN_S, the far end is given up. That happens to sockets that are
-bound to an interface (capture.nft): their next try is refused.
+If none comes within PAIRED_WITHIN_S, the far end is given up.
+
+A socket that is bound to an interface can't be redirected (capture.nft): what it sends leaves by
+that interface. So it is refused at once.
 
 What is down for a while is not the destination's fault: while the link is lost, SYNs are held like
 connections, and what we can't do now is not answered.
@@ -35,7 +37,6 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias
 
 from sshunt.front.arrival import Arrivals
 from sshunt.helper.syn_messages import (
@@ -52,6 +53,7 @@ from sshunt.helper.syn_messages import (
     encode_number,
     encode_refused,
 )
+from sshunt.host.connecting import Connecting, Ends
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.relay.flow import ABORTED, NO_RESOURCES, TCP, Connection, Flow, LateConnection, Relay
@@ -63,12 +65,6 @@ PAIRED_WITHIN_S = 2.0
 
 #: How old one is when its program is looked for the first time.
 LOOKED_FOR_AFTER_S = 1.0
-
-#: How long, and how many, are remembered that did not come when they were let go.
-_REMEMBERED_S = 10.0
-_MOST_REMEMBERED = 1024
-
-Ends: TypeAlias = tuple[Endpoint, Endpoint]
 
 _ANSWER = {
     frames.RESET_REFUSED: Answer.RESET,
@@ -84,8 +80,8 @@ class HeldSyns:
     """See the module's head.
 
     ``say`` is for the packet process, ``carry`` for whoever carries connections. ``is_ours`` is
-    asked with a program's port and its destination. ``connecting`` are the ends of all sockets of
-    this host that wait to be connected; it may raise OSError.
+    asked with a program's port and its destination. ``connecting`` knows the sockets of this host
+    that wait to be connected, and is ours to close.
     """
 
     def __init__(
@@ -95,7 +91,7 @@ class HeldSyns:
         carry: Callable[[Connection], object],
         arrivals: Arrivals,
         is_ours: Callable[[int, Endpoint], bool],
-        connecting: Callable[[], set[Ends]],
+        connecting: Connecting,
     ) -> None:
         self._loop = loop
         self._say = say
@@ -108,7 +104,6 @@ class HeldSyns:
         self._let_go: deque[tuple[float, HeldSyn]] = deque()  # with their deadlines
         self._let_go_to: dict[Endpoint, dict[HeldSyn, None]] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None  # not later than the first deadline
-        self._unpaired: dict[Ends, float] = {}  # and since when; the oldest first
 
     def __len__(self) -> int:
         return len(self._held)
@@ -153,7 +148,7 @@ class HeldSyns:
         if not old:
             return
         with suppress(OSError):
-            waiting = self._connecting()
+            waiting = self._connecting.all()
             for held in old:
                 if held.ends not in waiting:
                     self._say(REFUSED, encode_refused(held.number, Answer.NOTHING))
@@ -166,6 +161,7 @@ class HeldSyns:
             self._timer = None
         for held in list(self._by_ends.values()):
             self._give_up(held)
+        self._connecting.close()
 
     # --- what happens -------------------------------------------------------------------------
 
@@ -177,8 +173,7 @@ class HeldSyns:
         of_here = not told.is_forwarded
         if of_here and self._arrivals.expects(told.source[1], told.destination):
             self._say(OPENED, encode_number(told.number))
-        elif ends in self._unpaired or (of_here and self._is_ours(told.source[1], ends[1])):
-            self._unpaired.pop(ends, None)
+        elif of_here and (self._is_bound(ends) or self._is_ours(told.source[1], ends[1])):
             self._say(REFUSED, encode_refused(told.number, Answer.RESET))
         else:
             held = HeldSyn(self, told, self._loop.time())
@@ -224,19 +219,13 @@ class HeldSyns:
             _, held = self._let_go.popleft()
             if self._by_ends.get(held.ends) is held:
                 self._give_up(held)
-                self._remember(held.ends, now)
         if self._let_go:
             self._timer = self._loop.call_at(self._let_go[0][0], self._on_timer)
 
-    def _remember(self, ends: Ends, now: float) -> None:
-        self._unpaired.pop(ends, None)
-        self._unpaired[ends] = now
-        while self._unpaired:
-            oldest = next(iter(self._unpaired))
-            is_old = self._unpaired[oldest] < now - _REMEMBERED_S
-            if not is_old and len(self._unpaired) <= _MOST_REMEMBERED:
-                return
-            del self._unpaired[oldest]
+    def _is_bound(self, ends: Ends) -> bool:
+        with suppress(OSError):
+            return self._connecting.is_bound(ends)
+        return False
 
 
 class HeldSyn(LateConnection):

@@ -9,7 +9,7 @@ import pytest
 
 from sshunt.front import held
 from sshunt.front.arrival import Arrivals
-from sshunt.front.held import Ends, HeldSyn, HeldSyns
+from sshunt.front.held import HeldSyn, HeldSyns
 from sshunt.helper.syn_messages import (
     FAILED,
     GONE,
@@ -24,6 +24,7 @@ from sshunt.helper.syn_messages import (
     encode_held,
     encode_number,
 )
+from sshunt.host.connecting import Connecting, Ends
 from sshunt.model import Endpoint
 from sshunt.mux import frames
 from sshunt.relay.flow import Connection, Relay
@@ -45,6 +46,24 @@ class Far(Relay):
         self.aborted += 1
 
 
+class Programs(Connecting):
+    """Those that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: set[Ends] = set()
+        self.bound: set[Ends] = set()
+        self.fails = False
+
+    def all(self) -> set[Ends]:
+        if self.fails:
+            raise OSError
+        return self.waiting
+
+    def is_bound(self, ends: Ends) -> bool:
+        return ends in self.all() | self.bound
+
+
 class Front:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -52,10 +71,9 @@ class Front:
         self.carried: list[HeldSyn] = []
         self.arrivals = Arrivals()
         self.ours: set[int] = set()
-        self.connecting: set[Ends] = set()
-        self.fails = False
+        self.connecting = Programs()
         self.held = HeldSyns(
-            self.loop, self._say, self._carry, self.arrivals, self._is_ours, self._connecting
+            self.loop, self._say, self._carry, self.arrivals, self._is_ours, self.connecting
         )
 
     def _say(self, kind: int, body: bytes) -> None:
@@ -73,11 +91,6 @@ class Front:
 
     def _is_ours(self, port: int, _destination: Endpoint) -> bool:
         return port in self.ours
-
-    def _connecting(self) -> set[Ends]:
-        if self.fails:
-            raise OSError
-        return self.connecting
 
     def tell(
         self,
@@ -211,34 +224,27 @@ def test_another_from_the_same_port_takes_its_place(front: Front) -> None:
     assert front.said == [("opened", 2)]
 
 
-def test_a_far_end_that_nobody_comes_for_is_given_up_and_the_next_try_refused(
+def test_a_far_end_that_nobody_comes_for_is_given_up(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held, "PAIRED_WITHIN_S", 0.02)
-    far = Far()
-    front.carried_by(far, 1).opened()
+    fars = Far(), Far()
+    front.carried_by(fars[0], 1).opened()
     front.go_on(0.01)
-    front.carried_by(Far(), 2, ("127.0.0.1", 40001)).opened()
+    front.carried_by(fars[1], 2, ("127.0.0.1", 40001)).opened()
     front.go_on(0.05)
-    assert far.aborted == 1
-    front.tell(3)
-    assert front.said[2:] == [("refused", 3, Answer.RESET)]
-    front.tell(4)
-    assert front.carried[-1].number == 4  # once
+    assert [far.aborted for far in fars] == [1, 1]
 
 
-def test_what_is_remembered_of_those_is_bounded(
-    front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(held, "PAIRED_WITHIN_S", 0.0)
-    monkeypatch.setattr(held, "_MOST_REMEMBERED", 3)
-    for number in range(1, 10):
-        front.carried_by(Far(), number, ("127.0.0.1", number)).opened()
-        front.go_on(0.002)
-    carried = len(front.carried)
-    for number in range(1, 10):
-        front.tell(10 + number, ("127.0.0.1", number))
-    assert len(front.carried) == carried + 6
+def test_one_that_is_bound_to_an_interface_is_refused_at_once(front: Front) -> None:
+    front.connecting.bound = {(HERE, THERE)}
+    front.tell(1)
+    assert front.said == [("refused", 1, Answer.RESET)]
+    front.tell(2, is_forwarded=True)  # which is not for us to know
+    assert len(front.carried) == 1
+    front.connecting.fails = True
+    front.tell(3, ("127.0.0.1", 3))
+    assert len(front.carried) == 2
 
 
 def test_whose_program_waits_no_more_is_given_up(
@@ -250,22 +256,22 @@ def test_whose_program_waits_no_more_is_given_up(
     front.carried_by(left, 2, ("127.0.0.1", 2))
     front.tell(3, ("192.0.2.1", 3), is_forwarded=True)
     front.carried[-1].begun(forwarded)
-    front.connecting = {(("127.0.0.1", 1), THERE)}
-    front.fails = True
+    front.connecting.waiting = {(("127.0.0.1", 1), THERE)}
+    front.connecting.fails = True
     front.held.look()
     assert not left.aborted  # who knows
-    front.fails = False
+    front.connecting.fails = False
     front.held.look()
     assert [far.aborted for far in (waits, left, forwarded)] == [0, 1, 0]
     assert front.said == [("refused", 2, Answer.NOTHING)]
 
 
 def test_the_young_are_not_looked_for(front: Front) -> None:
-    front.fails = True
+    front.connecting.fails = True
     front.held.look()
     far = Far()
     front.carried_by(far)
-    front.fails = False
+    front.connecting.fails = False
     front.held.look()
     assert far.aborted == 0
 

@@ -14,6 +14,7 @@ from sshunt.front.arrival import Arrivals
 from sshunt.front.held import HeldSyns
 from sshunt.front.original import OriginalDestinations
 from sshunt.front.redirect import Redirected
+from sshunt.host.connecting import Connecting
 from sshunt.model import Endpoint
 from sshunt.relay.flow import TCP, Connection, Flow, Relays, SocketConnection
 from sshunt.tell.report import CallerRefused, Event, Report
@@ -43,8 +44,9 @@ class Front:
             self.carried.append,
             self.arrivals,
             lambda _port, _destination: self.are_ours,
-            set,
+            Connecting(),
         )
+        undo.callback(self.held.close)
         self.are_ours = False
 
     def take(self, original: OriginalDestinations | None = None) -> None:

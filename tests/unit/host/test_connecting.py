@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from sshunt.host.connecting import connecting
+from sshunt.host.connecting import Connecting
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 
@@ -40,31 +40,54 @@ def begin(host: Host, undo: ExitStack, family: int, destination: tuple[str, int]
     return sock
 
 
-def listed(host: Host) -> set[object]:
+@pytest.fixture(scope="module")
+def connecting(host: Host) -> Iterator[Connecting]:
     with host.entered():
-        return set(connecting())
+        connecting = Connecting()
+    yield connecting
+    connecting.close()
 
 
-def test_those_that_wait_are_listed_and_no_others(host: Host, undo: ExitStack) -> None:
+def test_those_that_wait_are_listed_and_no_others(
+    host: Host, connecting: Connecting, undo: ExitStack
+) -> None:
     four = begin(host, undo, socket.AF_INET, NOBODY4)
     six = begin(host, undo, socket.AF_INET6, NOBODY6)
     undo.enter_context(host.listen("127.0.0.1"))
-    assert listed(host) == {
+    assert connecting.all() == {
         (four.getsockname(), NOBODY4),
         (six.getsockname()[:2], NOBODY6),
     }
     four.close()
-    assert listed(host) == {(six.getsockname()[:2], NOBODY6)}
+    assert connecting.all() == {(six.getsockname()[:2], NOBODY6)}
 
 
 def test_a_socket_of_ipv6_that_connects_to_an_ipv4_address_has_ipv4_ends(
-    host: Host, undo: ExitStack
+    host: Host, connecting: Connecting, undo: ExitStack
 ) -> None:
     sock = begin(host, undo, socket.AF_INET6, ("::ffff:192.0.2.77", 9))
     own = sock.getsockname()[0].removeprefix("::ffff:"), sock.getsockname()[1]
-    assert listed(host) == {(own, NOBODY4)}
+    assert connecting.all() == {(own, NOBODY4)}
 
 
-def test_thousands_are_all_listed(host: Host, undo: ExitStack) -> None:
+def test_thousands_are_all_listed(host: Host, connecting: Connecting, undo: ExitStack) -> None:
     ends = {(begin(host, undo, socket.AF_INET, NOBODY4).getsockname(), NOBODY4) for _ in range(800)}
-    assert listed(host) == ends
+    assert connecting.all() == ends
+
+
+def test_one_that_is_bound_to_an_interface_is_told_from_others(
+    host: Host, connecting: Connecting, undo: ExitStack
+) -> None:
+    for family, nobody in ((socket.AF_INET, NOBODY4), (socket.AF_INET6, NOBODY6)):
+        free = begin(host, undo, family, nobody)
+        bound = undo.enter_context(host.make_socket(family))
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"to-client")
+        bound.connect_ex(nobody)
+        assert not connecting.is_bound((free.getsockname()[:2], nobody))
+        ends = (bound.getsockname()[:2], nobody)
+        assert connecting.is_bound(ends)
+        bound.close()
+        assert not connecting.is_bound(ends)
+    mapped = begin(host, undo, socket.AF_INET6, ("::ffff:192.0.2.77", 9)).getsockname()
+    assert not connecting.is_bound(((mapped[0].removeprefix("::ffff:"), mapped[1]), NOBODY4))
