@@ -59,6 +59,34 @@ def test_vpns_own_datagrams_dhcp_and_agents_go_as_they_went(lab: Lab, start: Sta
                 assert service.peers[-1] == program.getsockname()
 
 
+#: As Docker's: with it the kernel goes on translating what it has translated.
+OTHERS_NAT = """
+table ip docker {
+    chain output {
+        type nat hook output priority -100;
+        ip daddr 172.31.0.1 redirect
+    }
+}
+"""
+
+
+def test_after_the_end_a_flow_goes_on_as_it_went_before(lab: Lab, start: Start) -> None:
+    lab.client.run(["nft", "-f", "-"], stdin=OTHERS_NAT)
+    tunnel = start("-r", "server", f"{ELSEWHERE_V4}/32")
+    with (
+        echo(lab.server, ELSEWHERE_V4, PORT) as service,
+        udp(lab.client, lab.client.v4) as program,
+    ):
+        program.sendto(b"hello", place(service))
+        program.recv(100)
+        assert service.peers[-1] != program.getsockname()
+        tunnel.stop()
+        program.sendto(b"hello", place(service))
+        assert program.recvfrom(100)[1] == place(service)
+        assert service.peers[-1] == program.getsockname()
+    lab.client.run(["nft", "delete", "table", "ip", "docker"])
+
+
 def test_with_no_filter_strangers_are_heard(lab: Lab, start: Start) -> None:
     start("--udp-filter", "none", "-r", "server", *OFFICE)
     with (

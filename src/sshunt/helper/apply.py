@@ -59,6 +59,7 @@ from sshunt.helper.changes import (
     protocol_key,
     replace_elements,
 )
+from sshunt.helper.conntrack import forget_flows
 from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.marks import Mark, Marks
@@ -540,6 +541,8 @@ class Kernel:
         # Those that are there: somebody's "flush ruleset" removes plain ones.
         self._nft.delete(*(table for table in our_tables() if table[1] in names))
         self._table = names[0]
+        if self._plan is not None:
+            _forget_flows(self._plan)
         self._plan, self._hushed = None, frozenset()
 
     def close(self) -> None:
@@ -580,6 +583,14 @@ class Kernel:
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
+
+
+def _forget_flows(plan: Plan) -> None:
+    for family in (4, 6):
+        listener = plan.datagrams(family)
+        if listener is not None:
+            with suppress(OSError):  # they end when they have been silent for some minutes
+                forget_flows(family, listener)
 
 
 def _has_datagrams(plan: Plan) -> bool:

@@ -6,6 +6,10 @@ other way round, of something that we have sent ourselves, is none.
 
 The kernel answers while it is asked; nobody else's messages come to this socket.
 
+What has been redirected stays so as long as others have nat rules, also when ours are gone; a
+program that goes on with the same socket would speak to nobody's port. So at the end of a plan its
+flows are forgotten (``forget_flows``), and the next datagram goes as if we had not been there.
+
 Not here: whose flows may be asked for (udp_flows), netlink for everything else (netlink).
 """
 
@@ -15,9 +19,10 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from sshunt.helper.netlink import attribute, attributes
+from sshunt.helper.netlink import Netlink, attribute, attributes
 from sshunt.helper.udp_messages import ADDRESS_BYTES, Original
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nfnetlink_conntrack.h
@@ -26,7 +31,7 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, p
 _NFGENMSG = struct.Struct("!BBH")
 _REQUEST = 0x1
 _ERROR = 2
-_NEW, _GET = 1 << 8, 1 << 8 | 1
+_NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2
 _NESTED = 0x8000
 _ORIGINAL, _REPLY, _STATUS = 1, 2, 3  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS
 _ADDRESSES, _PROTOCOL = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
@@ -34,6 +39,8 @@ _FROM_TO = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC ...
 _NUMBER, _FROM_PORT, _TO_PORT = 1, 2, 3  # CTA_PROTO_NUM ...
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _PORT = struct.Struct("!H")
+_FILTER, _FILTER_ORIGINAL, _FILTER_REPLY = 25, 1, 2  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS ...
+_BY_NUMBER, _BY_FROM_PORT = 1 << 3, 1 << 4  # nf_internals.h
 _DESTINATION_TRANSLATED = 1 << 5  # IPS_DST_NAT
 
 #: The deadline for an answer that comes at once.
@@ -92,6 +99,46 @@ class Conntrack:
                 elif kind == _ERROR:
                     _check(body)
         return found
+
+
+def forget_flows(family: int, listener: tuple[str, int]) -> None:
+    """Have the kernel forget the flows that are redirected to a listener (0.0.0.0, ::: at any
+    address); raises OSError.
+    """
+    address = socket.inet_pton(_FAMILIES[family], listener[0])
+    netlink = Netlink(_NETLINK_NETFILTER)
+    try:
+        for body in netlink.dump(_GET, _NFGENMSG.pack(_FAMILIES[family], 0, 0) + _to(listener[1])):
+            of = attributes(body[_NFGENMSG.size :])
+            flow = of.get(_ORIGINAL, b"")
+            status = int.from_bytes(of.get(_STATUS, b""), "big")
+            if not status & _DESTINATION_TRANSLATED or not _is_udp(flow):
+                continue
+            source, port, _, _ = _tuple(family, of.get(_REPLY, b""))
+            if port == listener[1] and (source == address or not any(address)):
+                with suppress(OSError):  # it is gone
+                    netlink.ask(
+                        _DELETE, body[: _NFGENMSG.size] + attribute(_NESTED | _ORIGINAL, flow)
+                    )
+    finally:
+        netlink.close()
+
+
+def _to(port: int) -> bytes:
+    """What has the kernel (5.8 and newer) list answers from this port of UDP only."""
+    ports = attribute(_NUMBER, bytes((socket.IPPROTO_UDP,))) + attribute(
+        _FROM_PORT, _PORT.pack(port)
+    )
+    flags = attribute(_FILTER_ORIGINAL, bytes(4)) + attribute(
+        _FILTER_REPLY, (_BY_NUMBER | _BY_FROM_PORT).to_bytes(4, sys.byteorder)
+    )
+    reply = attribute(_PROTOCOL | _NESTED, ports)
+    return attribute(_REPLY | _NESTED, reply) + attribute(_FILTER | _NESTED, flags)
+
+
+def _is_udp(flow: bytes) -> bool:
+    protocol = attributes(attributes(flow).get(_PROTOCOL, b"")).get(_NUMBER, b"")
+    return protocol == bytes((socket.IPPROTO_UDP,))
 
 
 def _question(family: int, reply: Reply, sequence: int) -> bytes:

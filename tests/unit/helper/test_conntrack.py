@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sshunt.helper.conntrack import Conntrack, Reply
+from sshunt.helper.conntrack import Conntrack, Reply, forget_flows
 from sshunt.helper.udp_messages import Original
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
@@ -34,6 +34,26 @@ def test_many_flows_are_found_at_once_and_unknown_ones_are_not(client: UdpClient
             expected.append(Original(address, program.getsockname()[1], packed(PEER[4]), port))
         unknown = replies[0]._replace(source_port=1)
         assert conntrack.find(4, [unknown, *replies, unknown]) == [None, *expected, None]
+    conntrack.close()
+
+
+def test_flows_of_a_listener_are_forgotten_and_no_others(client: UdpClient) -> None:
+    conntrack = questions_on(client.host)
+    with udp(client.host, client.host.v4) as four, udp(client.host, client.host.v6) as six:
+        replies = {}
+        for family, program in ((4, four), (6, six)):
+            program.sendto(b"hello", (PEER[family], 7))
+            key = client.arrived(family, LOOPBACK[family])
+            replies[family] = Reply(key.local, client.port[family], key.program, key.port)
+        with client.host.entered():
+            forget_flows(6, ("::", client.port[6]))
+            forget_flows(4, ("127.0.0.2", client.port[4]))
+            forget_flows(4, ("0.0.0.0", client.port[4] ^ 1))
+        assert conntrack.find(6, [replies[6]]) == [None]
+        assert conntrack.find(4, [replies[4]]) != [None]
+        with client.host.entered():
+            forget_flows(4, ("127.0.0.1", client.port[4]))
+        assert conntrack.find(4, [replies[4]]) == [None]
     conntrack.close()
 
 
