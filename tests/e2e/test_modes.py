@@ -6,6 +6,7 @@ neighbour ------------- client ------------- server ------------- target
 """
 
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -274,6 +275,16 @@ def test_an_ordinary_user_with_sudo_brings_up_the_tunnel(lab: Lab, start: Start)
     tunnel = start("-r", "server", *OFFICE, user="ben")
     assert "Hello" in page(lab)
     assert "Hello" in fetch(lab.client, f"http://[{lab.target.v6}]/", user="ben")
+    with lab.target.make_socket(kind=socket.SOCK_DGRAM) as service:
+        service.bind((lab.target.v4, 0))
+        service.settimeout(5)
+        with lab.client.make_socket(kind=socket.SOCK_DGRAM) as program:
+            program.settimeout(5)
+            program.sendto(b"datagram", service.getsockname())
+            data, who = service.recvfrom(100)
+            service.sendto(data, who)
+            assert program.recvfrom(100) == (b"datagram", service.getsockname())
+    assert lab.client.run(["ping", "-c1", "-W5", lab.target.v4]).returncode == 0
     # What talks to the network is not root; what is root is the helper alone.
     uid = str(lab.account("ben").uid)
     for pid in (tunnel.process.pid, *tunnel.pids("ssh")):

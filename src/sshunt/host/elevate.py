@@ -93,7 +93,7 @@ class HelperProcess:
                 command,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                env={**os.environ, "SUDO_PROMPT": _PROMPT} if self.tool == "sudo" else None,
+                env=_environment(command[0]) if self.tool == "sudo" else None,
             )
         except OSError as error:
             ours.close()
@@ -141,6 +141,15 @@ class HelperProcess:
             self._socket = None
             if self._process is not None:
                 self._process.wait()
+
+
+def _environment(sudo: str) -> dict[str, str]:
+    """Ours, with a prompt. sudo-rs, seen by where its packages put it, shows it in brackets of its
+    own ("[sudo: sshunt] Password:") and does not know who %p is.
+    """
+    place = os.path.realpath(sudo)
+    is_rs = "sudo-rs" in place or place.startswith("/usr/lib/cargo/")
+    return {**os.environ, "SUDO_PROMPT": "sshunt" if is_rs else _PROMPT}
 
 
 def is_free() -> bool:

@@ -134,6 +134,16 @@ def test_a_sudo_that_knows_no_prompt_is_given_none(with_tools: Tools) -> None:
     assert ended(process) == 0
 
 
+def test_sudo_rs_is_given_a_word_that_it_shows_in_brackets_of_its_own(
+    with_tools: Tools, tmp_path: Path
+) -> None:
+    with_tools("sudo-rs")
+    (tmp_path / "sudo").symlink_to(tmp_path / "sudo-rs")
+    process = HelperProcess()
+    assert said(process) == ["sshunt", "sudo", "--", *helper_command()]
+    ended(process)
+
+
 def test_run0_is_no_way_where_systemd_is_not_the_first_process(
     with_tools: Tools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

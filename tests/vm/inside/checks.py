@@ -131,7 +131,7 @@ def sudo_user() -> str:
     return _guarded_as("ben")
 
 
-def _guarded_as(name: str) -> str:
+def _guarded_as(name: str, look: Callable[[], object] = lambda: None) -> str:
     remains = Remains()
     started = _as_user(name)
     try:
@@ -140,6 +140,7 @@ def _guarded_as(name: str) -> str:
         group = Path(f"/proc/{client}/cgroup").read_text().strip().rpartition(":")[2]
         guarded = "socket cgroupv2" in run("nft", "list", "ruleset").stdout
         fetch()
+        look()
         os.kill(client, signal.SIGINT)
         eventually(lambda: started.process.poll() is not None, "Ctrl-C ends it")
         remains.must_vanish()
@@ -188,13 +189,22 @@ def sudo_password() -> str:
     return "asked once"
 
 
+def _must_be_bounded() -> None:
+    """Each process of the service has but the capabilities that it should have by now."""
+    for pid in run("pgrep", "-f", "sshunt/helper --accepted").stdout.split():
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = int(status.split("CapPrm:")[1].split()[0], 16)
+        if mask & ~(1 << 1 | 1 << 12 | 1 << 13):
+            raise FailedError(f"process {pid} has the capabilities {mask:#x}")
+
+
 def service() -> str:
     """... without sudo: a member of the group of the helper's socket (install-helper --socket)"""
     run(SSHUNT, "install-helper", "--socket")
     try:
         run("usermod", "-aG", "sshunt", "cai")
         begin = time.strftime("%Y-%m-%d %H:%M:%S")
-        seen = _guarded_as("cai")
+        seen = _guarded_as("cai", _must_be_bounded)
         log = run("journalctl", "--no-pager", "-q", "-S", begin, "-t", "sshunt-helper").stdout
         for request in ("hello", "guard", "packets", "apply"):
             if not re.search(rf"uid \d+, process \d+, session \w+: {request}.*: done", log):
