@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from sshunt import __version__
 from sshunt.config.options import (
+    ANYWHERE4,
+    ANYWHERE6,
     DEFAULT_GRACE_S,
     DEFAULT_LANES,
     DEFAULT_LISTEN4,
@@ -28,7 +30,7 @@ from sshunt.config.remotes import parse_remote
 from sshunt.config.targets import Target, parse_target, read_target_file
 from sshunt.config.wordfiles import expand
 from sshunt.errors import ExitCode, UserError
-from sshunt.model import Endpoint
+from sshunt.model import LINK_NAME, Endpoint
 from sshunt.tell.console import Console
 
 _LISTEN = re.compile(
@@ -63,6 +65,7 @@ examples:
   sshunt -r gate 0/0 -x 192.168.1.0/24          everything but the network at home
   sshunt --dns -r gate 10.0.0.0/8               names of the network over there, too
   sshunt -r gate -l 0.0.0.0:0 10.0.0.0/8        for the hosts behind this router, too
+  sshunt -r gate --from docker0 10.0.0.0/8      ... for containers on that bridge
   sshunt reconnect                              connect again now, not at the next attempt
   sshunt cleanup                                remove what a session that was killed has left
   sshunt sudoers                                the line that spares you the password
@@ -180,7 +183,8 @@ def parse(words: Sequence[str]) -> Options:
             "name what should be reached, such as 10.0.0.0/8; 0/0 is everything",
             ExitCode.USAGE,
         )
-    listen4, listen6 = _listen(args.listen, ipv6=not args.disable_ipv6)
+    links = tuple(dict.fromkeys(args.links))
+    listen4, listen6 = _listen(args.listen, ipv6=not args.disable_ipv6, others=bool(links))
     return Options(
         remote=parse_remote(
             args.remote,
@@ -199,6 +203,7 @@ def parse(words: Sequence[str]) -> Options:
         max_retries=args.max_retries,
         fail_open=args.fail == "open",
         fail_block=args.fail == "block",
+        links=links,
         zero_copy=args.zero_copy,
         dns=args.dns,
         ping=not args.no_ping,
@@ -277,6 +282,17 @@ def _parser() -> _Parser:
         "hosts can reach captures what this host forwards, too: 0.0.0.0:0 from every link, one "
         "address from the link that has it; "
         "default, also for the family that is not named: any port of localhost",
+    )
+    add(
+        "--from",
+        dest="links",
+        action="append",
+        type=_link,
+        default=[],
+        metavar="IFACE",
+        help="capture what comes in by this interface and is forwarded, and of others' nothing "
+        "else; may be given several times; without --listen, any port of all addresses is "
+        "listened on",
     )
     add(
         "--connect",
@@ -391,9 +407,18 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint | None]:
+def _link(text: str) -> str:
+    if LINK_NAME.fullmatch(text) is None or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of an interface")
+    return text
+
+
+def _listen(
+    text: str | None, *, ipv6: bool, others: bool = False
+) -> tuple[Endpoint | None, Endpoint | None]:
     """The IPv4 and the IPv6 listener. A family that is not named keeps its default: nothing that
-    was asked for should go another way because the other family was configured.
+    was asked for should go another way because the other family was configured. With ``others``
+    other hosts must be able to reach them.
     """
     named: dict[int, Endpoint] = {}
     for part in text.split(",") if text is not None else ():
@@ -401,8 +426,12 @@ def _listen(text: str | None, *, ipv6: bool) -> tuple[Endpoint | None, Endpoint 
         if family in named:
             raise _bad_listen(part, "a second address of the same family")
         named[family] = endpoint
-    listen6 = named.get(socket.AF_INET6, DEFAULT_LISTEN6)
-    return named.get(socket.AF_INET, DEFAULT_LISTEN4), listen6 if ipv6 else None
+    for address, _ in named.values() if others else ():
+        if ip_address(address).is_loopback:
+            raise _bad_listen(address, "what comes from other hosts (--from) never gets there")
+    default4, default6 = (ANYWHERE4, ANYWHERE6) if others else (DEFAULT_LISTEN4, DEFAULT_LISTEN6)
+    listen6 = named.get(socket.AF_INET6, default6)
+    return named.get(socket.AF_INET, default4), listen6 if ipv6 else None
 
 
 def _endpoint(text: str) -> tuple[int, Endpoint]:

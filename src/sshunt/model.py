@@ -1,5 +1,6 @@
 """The few types that several layers share. Values only: no I/O, no behaviour beyond themselves."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -9,6 +10,10 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 #: (numeric address without scope, port)
 Endpoint: TypeAlias = tuple[str, int]
+
+#: An interface's name that may stand in a rule. The kernel takes any without a slash and blanks;
+#: nft's quoted strings know no escapes, and end with an asterisk for many.
+LINK_NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,15}")
 
 ANY_FIRST_PORT = 0
 ANY_LAST_PORT = 65535

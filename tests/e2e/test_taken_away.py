@@ -85,8 +85,10 @@ def test_rules_that_a_firewall_s_reload_has_flushed_come_back(lab: Lab, start: S
 def test_rules_that_the_kernel_owns_stay_whatever_is_flushed(lab: Lab, start: Start) -> None:
     tunnel = start("--fail", "block", "-r", "server", OFFICE_V4)
     before = rules(lab)
+    assert "flags owner" in before
     lab.client.run(["nft", "flush", "ruleset"])
-    assert rules(lab) == before
+    for kind in ("table", "chain", "return", "reject"):  # elements come and go by themselves
+        assert rules(lab).count(kind) == before.count(kind)
     assert works(lab)
     assert said(tunnel, "somebody") == 0
 

@@ -197,3 +197,20 @@ def test_attempts_are_made_for_ever_and_the_rules_stay_unless_it_is_said_otherwi
     words = ["--max-retries", "0", "--fail", "open"]
     options = parse(["-r", "gate", *words, "10.0.0.0/8"])
     assert (options.max_retries, options.fail_open) == (0, True)
+
+
+def test_interfaces_are_named_and_listened_for_where_other_hosts_come() -> None:
+    options = parse(
+        ["-r", "h", "0/0", "--from", "docker0", "--from", "eth0.7", "--from", "docker0"]
+    )
+    assert options.links == ("docker0", "eth0.7")
+    assert (options.listen4, options.listen6) == (("0.0.0.0", 0), ("::", 0))
+
+
+@pytest.mark.parametrize(
+    "words", [["--from", "a/b"], ["--from", 'a"'], ["--from", "eth0", "-l", "127.0.0.1"]]
+)
+def test_what_can_t_be_captured_from_is_a_mistake(words: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        parse(["-r", "h", "0/0", *words])
+    assert raised.value.exit_code is ExitCode.USAGE

@@ -9,6 +9,11 @@ the same café. What the kernel would not forward is not captured:
     0.0.0.0, ::         those that the kernel forwards from (ip-sysctl.rst)
     another address     the link that has it, if the kernel forwards from that
 
+Where links are named (``--from``): those of them that the kernel forwards from, whatever the
+address; one that is not there yet may come. Networks that somebody has shut in (docker's
+``--internal``) stay so: what is captured of them would get out past the rules that drop it where it
+is forwarded.
+
     net.ipv4.conf.{all,LINK}.forwarding     from any link, from one
     net.ipv6.conf.all.forwarding            from any link
     net.ipv6.conf.LINK.force_forwarding     from one (Linux 6.17)
@@ -18,12 +23,12 @@ is a firewall's, which sees their connections go to the listener's port (README)
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import TypeAlias
 
 from sshunt.capture.plan import Plan
+from sshunt.model import LINK_NAME
 
 #: Names of links; None means any.
 Links: TypeAlias = tuple[str, ...] | None
@@ -31,10 +36,6 @@ Links: TypeAlias = tuple[str, ...] | None
 _OF_ONE_LINK = {4: "forwarding", 6: "force_forwarding"}
 _SYSCTL = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _ON = b"1"
-
-#: A link's name that may stand in a rule. The kernel takes any without a slash and blanks; nft's
-#: quoted strings know no escapes.
-_NAME = re.compile(r"[A-Za-z0-9_.:@=+-]{1,15}")
 
 
 def open_proc() -> int:
@@ -75,6 +76,8 @@ def refusal(plan: Plan, family: int, served: Links) -> str:
     if listener is None or not plan.forwards(family) or served != ():
         return ""
     where = "" if ip_address(listener[0]).is_unspecified else f" from the link of {listener[0]}"
+    if plan.links:
+        where = f" from {', '.join(plan.links)}"
     return (
         f"this host does not forward IPv{family}{where}, so only its own connections are captured"
         f" ({_SYSCTL[family]}=1 turns it on)"
@@ -86,11 +89,13 @@ def _served(plan: Plan, family: int, proc: int, link_of: Callable[[str], str]) -
     if listener is None or not plan.forwards(family):
         return ()
     forwarding = _forwarding(family, proc)
+    if plan.links:
+        return tuple(link for link in plan.links if forwarding is None or link in forwarding)
     if ip_address(listener[0]).is_unspecified:
         return forwarding
     link = link_of(str(ip_address(listener[0])))
     ours = forwarding is None or link in forwarding
-    return (link,) if ours and _NAME.fullmatch(link) else ()
+    return (link,) if ours and LINK_NAME.fullmatch(link) else ()
 
 
 def _forwarding(family: int, proc: int) -> Links:
@@ -106,7 +111,7 @@ def _forwarding(family: int, proc: int) -> Links:
         names = sorted(set(os.listdir(folder)) - {"all", "default"})
     finally:
         os.close(folder)
-    harmless = [name for name in names if _NAME.fullmatch(name)]
+    harmless = [name for name in names if LINK_NAME.fullmatch(name)]
     knob = _OF_ONE_LINK[family]
     return tuple(name for name in harmless if _read(f"{place}/{name}/{knob}", proc) == _ON)
 

@@ -29,7 +29,15 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Action, Endpoint, Route, check_endpoint
+from sshunt.model import (
+    ANY_FIRST_PORT,
+    ANY_LAST_PORT,
+    LINK_NAME,
+    Action,
+    Endpoint,
+    Route,
+    check_endpoint,
+)
 
 #: The most regions of a plan. The kernel takes more, but rule text and memory grow with it. 20,000
 #: random networks with a port range each make 10,000 pieces; 300 port ranges times 300 networks
@@ -115,6 +123,9 @@ class Plan:
     method: Method = Method.NFT
     connect: Connect = Connect.FAST
     echoes: bool = False  # echo requests into regions that hold every port, too
+    links: tuple[
+        str, ...
+    ] = ()  # only what comes in by these is captured of others'; none: see links
     blocks: bool = False  # nothing reaches the regions another way, even after our end (block)
 
     def __post_init__(self) -> None:
@@ -126,6 +137,8 @@ class Plan:
         for what, (address, _) in self.redirects:
             if what is What.DATAGRAMS and address not in connected:
                 raise ValueError("datagrams arrive where no connections do")
+        for link in self.links:
+            check_link(link)
         for address in self.resolvers:
             check_endpoint((address, DNS_PORT))
         for endpoint in self.bypass:
@@ -172,6 +185,12 @@ def redirects(
         *(Redirect(What.QUERIES, endpoint) for endpoint in queries),
         *(Redirect(What.DATAGRAMS, endpoint) for endpoint in datagrams),
     )
+
+
+def check_link(name: str) -> None:
+    """Raises ValueError unless this is the name of an interface that may stand in a rule."""
+    if not LINK_NAME.fullmatch(name):
+        raise ValueError("not the name of an interface")
 
 
 def check_session(session: str) -> None:

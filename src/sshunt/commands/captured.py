@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from sshunt.capture import links
 from sshunt.capture.plan import Connect, Plan, redirects, remote_regions
-from sshunt.config.options import DEFAULT_LISTEN6, Options
+from sshunt.config.options import ANYWHERE6, DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.datagram_sockets import DatagramSocket, bind_datagrams
 from sshunt.front.dns_sockets import (
@@ -38,6 +38,7 @@ from sshunt.tell.report import (
     ForwardedSkipped,
     Ipv6ResolversSkipped,
     Ipv6Skipped,
+    LinksMissing,
     OwnAddressSkipped,
     Report,
     ResolversSkipped,
@@ -56,8 +57,10 @@ class Captured:
         dns_sockets: list[DnsSockets],
         *,
         blocks: bool = False,
+        links: tuple[str, ...] = (),
     ) -> None:
         self.routes = routes
+        self.links = links  # by which others' traffic comes in
         self.blocks = blocks  # nothing reaches them another way
         self.listeners = listeners
         self.datagrams = datagrams
@@ -111,6 +114,7 @@ class Captured:
             bypass=bypass,
             resolvers=system_resolvers() if queries else (),
             blocks=self.blocks,
+            links=self.links,
             echoes=echoes,
             connect=connect,
         )
@@ -118,7 +122,7 @@ class Captured:
 
 def open_sockets(options: Options, routes: tuple[Route, ...], report: Report) -> Captured:
     """The sockets for ``routes``, and those of the routes that have one; raises UserError."""
-    captured = Captured(routes, [], [], [], blocks=options.fail_block)
+    captured = Captured(routes, [], [], [], blocks=options.fail_block, links=options.links)
     try:
         captured.routes = _bind(captured, options, report)
         captured.dns_sockets = _dns_sockets(options, report)
@@ -162,6 +166,9 @@ def served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
         found = links.served(plan, proc, link_of)
     finally:
         os.close(proc)
+    there = {name for _, name in socket.if_nameindex()}
+    if missing := tuple(link for link in plan.links if link not in there):
+        report.say(LinksMissing(missing))
     for family in (4, 6):
         if refusal := links.refusal(plan, family, found[family]):
             report.say(ForwardedSkipped(family, refusal))
@@ -188,7 +195,8 @@ def _bind(captured: Captured, options: Options, report: Report) -> tuple[Route, 
         except CannotListen as error:
             rest = tuple(r for r in routes if r not in wanted)
             no_family = error.error_number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-            optional = no_family and endpoint == DEFAULT_LISTEN6
+            default6 = ANYWHERE6 if options.links else DEFAULT_LISTEN6
+            optional = no_family and endpoint == default6
             if optional and has_ipv6():
                 raise _no_loopback6("IPv6 targets")
             if not optional or not _remote(rest):

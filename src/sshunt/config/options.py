@@ -12,6 +12,12 @@ DEFAULT_LISTEN4: Endpoint = ("127.0.0.1", 0)
 DEFAULT_LISTEN6: Endpoint = ("::1", 0)
 
 
+#: The same where others' traffic is to be captured, and nothing is said of where: from any link, of
+#: which the rules then name those that were asked for.
+ANYWHERE4: Endpoint = ("0.0.0.0", 0)
+ANYWHERE6: Endpoint = ("::", 0)
+
+
 #: ssh connections at most; most sessions never need a second one. sshd's MaxStartups lets ten log
 #: in at once.
 DEFAULT_LANES = 4
@@ -39,6 +45,7 @@ class Options:
     grace_s: int = DEFAULT_GRACE_S
     max_retries: int | None = None  # None: for ever
     fail_open: bool = False
+    links: tuple[str, ...] = ()  # from which others' traffic is captured; none: by the listeners
     fail_block: bool = False  # blocked also after our own death
     zero_copy: str = "auto"  # or "always", "never"
     dns: bool = False

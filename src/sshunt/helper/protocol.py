@@ -68,6 +68,9 @@ MAX_BYPASS = 256
 #: The most resolvers. The C library asks three; some systems list more.
 MAX_RESOLVERS = 16
 
+#: The most interfaces from which others' traffic is captured.
+MAX_LINKS = 64
+
 #: The most retained addresses: one per network that the host has been in while the oldest
 #: connection lives, and family.
 MAX_RETAINED = 16

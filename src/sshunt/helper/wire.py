@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 from sshunt.capture.plan import DNS_PORT, Connect, Method, Plan, Redirect, What, check_session
 from sshunt.helper.protocol import (
     MAX_BYPASS,
+    MAX_LINKS,
     MAX_MESSAGE,
     MAX_REDIRECTS,
     MAX_REQUEST_BYTES,
@@ -198,6 +199,7 @@ _PLAN: _Fields = {
     "bypass": _endpoints,
     "resolvers": _resolvers,
     "echoes": _bool,
+    "links": lambda value: _texts(_at_most(value, MAX_LINKS, "interfaces")),
     "blocks": _bool,
 }
 

@@ -424,6 +424,12 @@ class ForwardedSkipped(NamedTuple):
     why: str
 
 
+class LinksMissing(NamedTuple):
+    """Interfaces that were named, and are not there (yet)."""
+
+    links: tuple[str, ...]
+
+
 class UnseenWayFound(NamedTuple):
     """ssh goes through another user's program here, whose own way is not known."""
 
@@ -536,6 +542,7 @@ Event: TypeAlias = (
     | RulesRefused
     | ForwardedCaptured
     | ForwardedSkipped
+    | LinksMissing
     | UnseenWayFound
     | PeersBypassed
     | SshPeerSeen

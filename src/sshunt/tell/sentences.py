@@ -328,6 +328,10 @@ def _rules_applied(event: report.RulesApplied) -> str:
     return f"the rules are in place; the {owner} removes them"
 
 
+def _links_missing(event: report.LinksMissing) -> str:
+    return f"named by --from, and not there yet: {', '.join(event.links)}"
+
+
 _LOST = {
     "rules": "somebody has removed or altered sshunt's rules",
     "guard": "somebody has taken sshunt out of its control group",
@@ -457,6 +461,7 @@ _TOLD: dict[type, _Told] = {
     report.ConnectedAtOnce: (ALWAYS, _connected_at_once),
     report.ForwardedBarred: (ALWAYS, _forwarded_barred),
     report.RulesApplied: (DETAIL, _rules_applied),
+    report.LinksMissing: (ALWAYS, _links_missing),
     report.PartLost: (ALWAYS, _part_lost),
     report.TargetsBlocked: (DETAIL, _targets_blocked),
     report.TargetsStayBlocked: (ALWAYS, _targets_stay_blocked),

@@ -13,7 +13,11 @@ _LINKS = {"192.0.2.1": "lan0", "198.51.100.1": "wlan0", "203.0.113.1": 'a"b', "2
 
 
 def served(
-    tmp_path: Path, on: list[str], listen4: str | None, listen6: str | None = None
+    tmp_path: Path,
+    on: list[str],
+    listen4: str | None,
+    listen6: str | None = None,
+    named: tuple[str, ...] = (),
 ) -> tuple[Links, Links]:
     """From which links, with these files of sys/net saying 1 and all others 0."""
     for family in ("ipv4", "ipv6"):
@@ -26,7 +30,7 @@ def served(
         (tmp_path / "sys/net" / name).write_text("1\n")
     proc = os.open(tmp_path, os.O_PATH)
     listeners = [(address, 1) for address in (listen4, listen6) if address]
-    plan = Plan("01234567", redirects(listeners), ())
+    plan = Plan("01234567", redirects(listeners), (), links=named)
     try:
         found = links.served(plan, proc, lambda address: _LINKS.get(address, ""))
     finally:
@@ -65,6 +69,27 @@ def test_links_from_which_the_kernel_forwards_are_served(
     expected: tuple[Links, Links],
 ) -> None:
     assert served(tmp_path, on, listen4, listen6) == expected
+
+
+@pytest.mark.parametrize(
+    ("on", "listen4", "expected"),
+    [
+        ([ALL4], "0.0.0.0", ("lan0", "docker0")),
+        ([ALL4], "192.0.2.1", ("lan0", "docker0")),
+        ([LAN4], "0.0.0.0", ("lan0",)),
+        ([], "0.0.0.0", ()),
+        ([ALL4], "127.0.0.1", ()),
+    ],
+)
+def test_of_links_that_are_named_those_are_served_from_which_it_forwards(
+    tmp_path: Path, on: list[str], listen4: str, expected: Links
+) -> None:
+    assert served(tmp_path, on, listen4, named=("lan0", "docker0"))[0] == expected
+
+
+def test_a_refusal_names_the_links() -> None:
+    plan = Plan("01234567", redirects([("0.0.0.0", 1)]), (), links=("lan0", "docker0"))
+    assert "does not forward IPv4 from lan0, docker0" in links.refusal(plan, 4, ())
 
 
 def test_a_kernel_without_a_family_forwards_none_of_it(tmp_path: Path) -> None:

@@ -181,3 +181,9 @@ def test_routes_of_both_families_are_regions_of_their_own() -> None:
 def test_a_network_within_its_like_changes_nothing() -> None:
     routes = [_route("0.0.0.0/0", _REMOTE), _route("255.0.0.0/8", _REMOTE)]
     assert remote_regions(routes, 4) == [Region(0, 2**32 - 1, 0, 65535)]
+
+
+@pytest.mark.parametrize("name", ["", 'a"b', "eth0*", "a" * 16, "../x", "a b"])
+def test_a_link_whose_name_can_t_stand_in_a_rule_makes_no_plan(name: str) -> None:
+    with pytest.raises(ValueError, match="interface"):
+        Plan("01234567", (), (), links=(name,))

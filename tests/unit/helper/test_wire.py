@@ -56,6 +56,7 @@ _PLAN = {
     "bypass": [],
     "resolvers": ["127.0.0.53"],
     "echoes": True,
+    "links": ["docker0"],
     "blocks": False,
 }
 
@@ -135,6 +136,9 @@ def test_the_plan_that_the_bad_ones_below_differ_from_is_good() -> None:
         _apply(echoes=None),
         _apply(echoes=1),
         _apply(blocks=None),
+        _apply(links=[1]),
+        _apply(links=['eth0" accept']),
+        _apply(links=["eth0"] * 65),
         _apply(blocks=0),
         _apply(resolvers="127.0.0.53"),
         _apply(resolvers=["localhost"]),

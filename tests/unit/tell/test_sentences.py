@@ -105,6 +105,7 @@ EVENTS: list[Event] = [
     report.ForwardedCaptured(4, ("eth0", "wlan0")),
     report.ForwardedCaptured(6, ()),
     report.ForwardedSkipped(4, "this host does not forward IPv4"),
+    report.LinksMissing(("docker0", "virbr0")),
     report.UnseenWayFound("gate [0123abcd]", "gate", ("127.0.0.1", 2222)),
     report.SshPeerSeen("gate", "192.0.2.7"),
     report.AddressesRetained(("192.0.2.7", "192.0.2.8")),
