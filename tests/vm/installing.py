@@ -77,6 +77,19 @@ def with_password(fresh: "Fresh") -> str:
     return fresh.use("cai")
 
 
+def with_sudo_rs(fresh: "Fresh") -> str:
+    """... by a user with sudo, who then has sudo-rs in its place"""
+    fresh.have_sudo()
+    fresh.install("ben")
+    roots.run_in(fresh.root, ["apt-get", "install", "-q", "-y", "sudo-rs"])
+    link = fresh.root / "usr/local/bin/sudo"
+    link.symlink_to("/usr/lib/cargo/bin/sudo")
+    try:
+        return fresh.use("ben")
+    finally:
+        link.unlink()
+
+
 def without_sudo(fresh: "Fresh") -> str:
     """... by root where there is no sudo: the first line without that word"""
     if (fresh.root / "usr/bin/sudo").exists():
@@ -103,7 +116,7 @@ def old_python(fresh: "Fresh") -> str:
 WAYS: dict[str, tuple[Way, ...]] = {
     "Debian 11": (old_python,),
     "Debian 12": (as_root, with_sudo, with_password, without_sudo),
-    "Debian 13": (as_root, with_sudo, with_password, without_sudo),
+    "Debian 13": (as_root, with_sudo, with_sudo_rs, with_password, without_sudo),
 }
 
 
