@@ -176,6 +176,19 @@ def test_another_s_flows_are_not_told_though_his_listener_stands_in_the_attacker
             program.recv(100)
 
 
+def test_another_s_flows_are_not_forgotten_when_the_attacker_s_plan_ends(
+    lab: Lab, attacker: Attacker, victim: UdpClient
+) -> None:
+    with udp(lab.client, lab.client.v4) as program:
+        program.sendto(b"hello", (PEER[4], 7))
+        key = victim.arrived(4, LOOPBACK[4])
+        attacker.begin()
+        endpoints = [("0.0.0.0", victim.port[4])]
+        assert isinstance(attacker.apply(plan_for(attacker.session, endpoints, ROUTES)), Applied)
+        attacker.ask(Undo())
+        assert victim.look_up(4, key) != [None]
+
+
 def test_a_channel_that_root_has_made_does_not_make_him_root(attacker: Attacker) -> None:
     assert isinstance(attacker.ask(Hello(VERSION, attacker.session)), Welcome)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # we are root

@@ -62,6 +62,7 @@ from sshunt.helper.changes import (
 from sshunt.helper.conntrack import forget_flows
 from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.interfaces import Interfaces
+from sshunt.helper.listening import with_own_listeners
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.netlink import Change
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
@@ -141,6 +142,7 @@ class Kernel:
         self._table = nft.table_name(session)  # the one for inet, if there is one
         self._plan: Plan | None = None
         self.blocked_by_others = 0  # kill switches of dead sessions, as of the latest plan
+        self._forgotten: set[Endpoint] = set()  # listeners of datagrams, at the end of the plan
         self._listeners: dict[Endpoint, None] = {}  # of all plans, on addresses that may go
         self._owned = False
         self._timed = True  # flows of UDP can be remembered for as long as we say
@@ -251,6 +253,7 @@ class Kernel:
         except KernelError:
             self._blocks.back()
             raise
+        self._note_listeners(plan)
         self.blocked_by_others = self._blocks.commit(plan)
         self.lost.discard(Part.RULES)
         self._watch()
@@ -541,9 +544,21 @@ class Kernel:
         # Those that are there: somebody's "flush ruleset" removes plain ones.
         self._nft.delete(*(table for table in our_tables() if table[1] in names))
         self._table = names[0]
-        if self._plan is not None:
-            _forget_flows(self._plan)
+        self._forget_flows()
         self._plan, self._hushed = None, frozenset()
+
+    def _forget_flows(self) -> None:
+        """Those of listeners that were the client's own when they were applied."""
+        here = {ip_address(address).packed for address in self._interfaces.links}
+        for address, port in self._forgotten:
+            with suppress(OSError):  # they end when they have been silent for some minutes
+                forget_flows(ip_address(address).version, (address, port), here)
+        self._forgotten = set()
+
+    def _note_listeners(self, plan: Plan) -> None:
+        """Whose flows are forgotten when this plan ends, or another takes its place."""
+        own = with_own_listeners(plan, maker_of(self._socket)[1], self._proc)
+        self._forgotten = {place for place in (own.datagrams(4), own.datagrams(6)) if place}
 
     def close(self) -> None:
         """Undo, let the client out of its guard, be dead for those who come after us; raises
@@ -583,14 +598,6 @@ class Kernel:
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
-
-
-def _forget_flows(plan: Plan) -> None:
-    for family in (4, 6):
-        listener = plan.datagrams(family)
-        if listener is not None:
-            with suppress(OSError):  # they end when they have been silent for some minutes
-                forget_flows(family, listener)
 
 
 def _has_datagrams(plan: Plan) -> bool:

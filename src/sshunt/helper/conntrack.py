@@ -9,6 +9,7 @@ The kernel answers while it is asked; nobody else's messages come to this socket
 What has been redirected stays so as long as others have nat rules, also when ours are gone; a
 program that goes on with the same socket would speak to nobody's port. So at the end of a plan its
 flows are forgotten (``forget_flows``), and the next datagram goes as if we had not been there.
+Whose the listener is has been looked at before (listening): another's flows are not forgotten.
 
 Not here: whose flows may be asked for (udp_flows), netlink for everything else (netlink).
 """
@@ -18,7 +19,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -101,9 +102,10 @@ class Conntrack:
         return found
 
 
-def forget_flows(family: int, listener: tuple[str, int]) -> None:
+def forget_flows(family: int, listener: tuple[str, int], here: Collection[bytes]) -> None:
     """Have the kernel forget the flows that are redirected to a listener (0.0.0.0, ::: at any
-    address); raises OSError.
+    address of this host, which are ``here``; what somebody else sends on to another host, at the
+    same port, is not meant); raises OSError.
     """
     address = socket.inet_pton(_FAMILIES[family], listener[0])
     netlink = Netlink(_NETLINK_NETFILTER)
@@ -115,7 +117,7 @@ def forget_flows(family: int, listener: tuple[str, int]) -> None:
             if not status & _DESTINATION_TRANSLATED or not _is_udp(flow):
                 continue
             source, port, _, _ = _tuple(family, of.get(_REPLY, b""))
-            if port == listener[1] and (source == address or not any(address)):
+            if port == listener[1] and (source == address if any(address) else source in here):
                 with suppress(OSError):  # it is gone
                     netlink.ask(
                         _DELETE, body[: _NFGENMSG.size] + attribute(_NESTED | _ORIGINAL, flow)

@@ -46,13 +46,15 @@ def test_flows_of_a_listener_are_forgotten_and_no_others(client: UdpClient) -> N
             key = client.arrived(family, LOOPBACK[family])
             replies[family] = Reply(key.local, client.port[family], key.program, key.port)
         with client.host.entered():
-            forget_flows(6, ("::", client.port[6]))
-            forget_flows(4, ("127.0.0.2", client.port[4]))
-            forget_flows(4, ("0.0.0.0", client.port[4] ^ 1))
+            here = [packed(address) for address in LOOPBACK.values()]
+            forget_flows(6, ("::", client.port[6]), here)
+            forget_flows(4, ("127.0.0.2", client.port[4]), here)
+            forget_flows(4, ("0.0.0.0", client.port[4] ^ 1), here)
+            forget_flows(4, ("0.0.0.0", client.port[4]), [packed("127.0.0.2")])
         assert conntrack.find(6, [replies[6]]) == [None]
         assert conntrack.find(4, [replies[4]]) != [None]
         with client.host.entered():
-            forget_flows(4, ("127.0.0.1", client.port[4]))
+            forget_flows(4, ("127.0.0.1", client.port[4]), [])
         assert conntrack.find(4, [replies[4]]) == [None]
     conntrack.close()
 
