@@ -13,6 +13,9 @@ A child says less than a socket: data and sizes are not carried back but taken f
 costs a process, so there are MOST_CHILDREN at a time. What is too much is dropped, as a network
 would; the client hears that it is so (FLOW_NOT_PERMITTED, value CHILDREN), and tells people.
 
+Open question: an sshunt on the agent's own host knows an agent's sockets, but not its children.
+What it captures of those it would have asked again, until MOST_CHILDREN of them wait.
+
 Invariants: an answer is given only for what the kernel or ping says is one; MOST_FLOWS at most.
 
 Not here: what datagrams have in them (relay.echo), how often somebody may ask (front.echo), for how
@@ -46,6 +49,7 @@ _ECHO = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence nu
 _SOCK_EXTENDED_ERR = struct.Struct("=IBBBxI")
 _FROM_ICMP = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 _ERRORS = 0x2000  # MSG_ERRQUEUE
+_READS_A_ROUND = 64
 
 _REPLIED = re.compile("(?:ttl|hlim)=([0-9]+)")
 _FAILED = re.compile("From ([0-9a-f.:]+?):? .*?(xceeded|Net|route|nreach)")
@@ -211,10 +215,7 @@ class _Asked(_Flow):
         self, echoes: Echoes, association: Association, family: _Family, host: str
     ) -> None:
         self._sock, self._is_raw = _opened(family)
-        self._identifier = (
-            id(self) >> 4 & 0xFFFF
-        )  # of a raw one; the kernel gives the others theirs
-        self._options: Dict[int, int] = {}
+        self._identifier = id(self) >> 4 & 0xFFFF  # of a raw one; others have one of the kernel's
         super().__init__(echoes, association, family, host)
         try:
             echoes.reactor.readiness.add(self._sock.fileno(), self._on_events, READ)
@@ -231,13 +232,10 @@ class _Asked(_Flow):
         self._sock.close()
 
     def _set(self, option: int, value: int) -> None:
-        """Set an option unless it has this value. Without one an answer says less."""
-        if self._options.get(option) != value:
-            self._options[option] = value
-            try:
-                self._sock.setsockopt(self._family.level, option, value)
-            except OSError:
-                pass
+        try:
+            self._sock.setsockopt(self._family.level, option, value)
+        except OSError:
+            pass  # answers say less without it
 
     def _ask(self, hops: int, flags: int, sequence: int, data: bytes) -> None:
         family = self._family
@@ -266,26 +264,30 @@ class _Asked(_Flow):
             # Or there is no room in a queue, and it is lost.
 
     def _message(self, sequence: int, data: bytes) -> bytes:
+        """Where the kernel makes checksum and identifier, it does not mind ours."""
         head = [self._family.request, 0, 0, self._identifier, sequence]
-        if self._is_raw and self._family is _IPV4:
-            head[2] = _checksum(_ECHO.pack(*head) + data)
+        head[2] = _checksum(_ECHO.pack(*head) + data)
         return _ECHO.pack(*head) + data
 
     def _on_events(self, events: int) -> None:
         family = self._family
-        while self._sock.fileno() >= 0:
+        for _ in range(_READS_A_ROUND):
             try:
                 message, control, _, peer = self._sock.recvmsg(65535, 256)
             except (BlockingIOError, InterruptedError):
                 break
-            except OSError:
-                continue  # of an earlier one, as above
+            except OSError:  # of an earlier one, as above
+                if self._sock.fileno() < 0:
+                    return
+                continue
             if self._is_raw and family is _IPV4:
                 message = message[(message[0] & 15) * 4 :]
             if self._is_ours(message, family.reply) and self._is_from(peer[0]):
                 told = _told(control, family.level, family.hops_told)
                 hops = int.from_bytes(told, sys.byteorder)
                 self._tell(family.reply, 0, hops - 1, _sequence(message), message[_ECHO.size :])
+        else:  # others have their turn first
+            self._echoes.reactor.loop.call_soon(self._on_events, events)
         self._hear_errors()
 
     def _hear_errors(self) -> None:
@@ -310,7 +312,7 @@ class _Asked(_Flow):
 
     def _is_from(self, address: str) -> bool:
         """True if it is the host that was asked."""
-        family = self._family.family
+        family, address = self._family.family, address.partition("%")[0]  # Python 3.6 adds the link
         return socket.inet_pton(family, address) == socket.inet_pton(family, self._host)
 
 

@@ -8,7 +8,9 @@ neighbour --------- client --------- server --------- target
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -110,8 +112,12 @@ def run(host: Host, conversation: Callable[[Echoes], Awaitable[None]]) -> None:
 def run_here(conversation: Callable[[Echoes], Awaitable[None]]) -> None:
     """The same by whatever host this thread is in already."""
 
+    bugs: list[dict[str, object]] = []
+
     async def main() -> None:
-        reactor = Reactor(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: bugs.append(context))
+        reactor = Reactor(loop)
         echoes = Echoes(reactor)
         try:
             await asyncio.wait_for(conversation(echoes), DEADLINE_S)
@@ -120,6 +126,7 @@ def run_here(conversation: Callable[[Echoes], Awaitable[None]]) -> None:
             reactor.close()
 
     asyncio.run(main())
+    assert bugs == []
 
 
 @pytest.fixture(params=["icmp", "raw"])
@@ -243,6 +250,47 @@ def test_a_silent_host_is_silent(lab: Lab, host: Host) -> None:
         run(host, conversation)
     finally:
         lab.client.run(["ip", "route", "del", "blackhole", ELSEWHERE_V4])
+
+
+def test_many_replies_at_once_are_all_heard(
+    host: Host, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(echo, "_READS_A_ROUND", 3)
+
+    async def conversation(echoes: Echoes) -> None:
+        asks = [Asks(echoes, address) for address in (host.v4, host.v6)]
+        for each in asks:
+            for sequence in range(20):
+                each.ask(9, sequence)
+        for each in asks:
+            assert [(await each.hear())[0][3] for _ in range(20)] == list(range(20))
+
+    run(host, conversation)
+
+
+@pytest.mark.usefixtures("way")
+def test_who_answers_in_the_place_of_another_is_not_heard(lab: Lab, host: Host) -> None:
+    """A neighbour of the host's, from its address on the link, and with the right number."""
+
+    async def conversation(echoes: Echoes) -> None:
+        asks = Asks(echoes, lab.target.v6)
+        asks.ask(9, 1)
+        await asks.hear()
+        numbers = [int(line.split()[1].split(":")[1], 16) for line in listed_sockets()]
+        for number in numbers:
+            forger.sendto(struct.pack("!BBHHH", 129, 0, 0, number, 2), (host.v6, 0))
+        asks.ask(9, 3)
+        assert (await asks.hear())[0][3] == 3
+
+    def listed_sockets() -> list[str]:
+        return Path("/proc/thread-self/net/icmp6").read_text().splitlines()[1:]
+
+    lab.client.run(["ip", "address", "replace", "fe80::77/64", "dev", "to-neighbour", "nodad"])
+    with lab.client.entered():
+        forger = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        forger.bind(("fe80::77", 0, 0, socket.if_nametoindex("to-neighbour")))
+    with forger:
+        run(host, conversation)
 
 
 def test_what_is_no_request_is_ignored(host: Host) -> None:
