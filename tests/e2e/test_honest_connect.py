@@ -8,6 +8,7 @@ further addresses that are silent altogether.
 """
 
 import errno
+import re
 import select
 import socket
 import subprocess
@@ -117,19 +118,32 @@ def dials(lab: Lab, *filters: str) -> int:
 
 def test_with_fast_everything_is_open_at_first(office: Lab) -> None:
     with running(office, "-r", "server", "--connect", "fast", *OFFICE):
-        with office.client.connect(office.target.v4, CLOSED) as ours:
-            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        # The reset may come while connect(2) is still on its way back to the program.
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            with office.client.connect(office.target.v4, CLOSED) as ours:
                 send_and_receive(ours)
-        with office.client.connect("10.55.0.99", 80) as ours:
-            with pytest.raises(ConnectionResetError):
-                ours.recv(1)
 
 
-def test_with_honest_and_without_a_guard_it_is_the_same(office: Lab) -> None:
-    with running(office, "-r", "server", "--connect", "honest", *OFFICE):
+def test_with_honest_each_is_asked_for_by_the_session_that_came_last(office: Lab) -> None:
+    def streams(tunnel: Tunnel, port: int) -> int:
+        return len(re.findall(rf"to {office.target.v4} port {port}$", tunnel.said, re.MULTILINE))
+
+    with running(office, "-v", "-r", "server", "--connect", "honest", *OFFICE) as first:
         for _ in range(2):
             assert error_of_connect(office.client, office.target.v4, 80) == 0
             assert error_of_connect(office.client, office.target.v6, CLOSED) == errno.ECONNREFUSED
+        assert streams(first, 80) == 2
+        second = Tunnel(office, ["-v", "-r", "server", OFFICE_V4])
+        second.wait_until_connected()
+        for _ in range(2):  # the second one is let go at once, and the other does not hold it
+            assert error_of_connect(office.client, office.target.v4, 80) == 0
+        assert error_of_connect(office.client, office.target.v4, CLOSED) == errno.ECONNREFUSED
+        second.wait_until(lambda: streams(second, 80) == 2)
+        assert streams(first, 80) == 2
+        assert streams(first, CLOSED) == 0
+        assert second.stop() == 0
+        assert error_of_connect(office.client, office.target.v4, 80) == 0
+        assert streams(first, 80) == 3
 
 
 def test_a_helper_that_is_killed_while_connections_wait_leaves_nothing(office: Lab) -> None:
@@ -170,7 +184,7 @@ def test_a_program_that_does_not_wait_is_told_as_well(office: Lab, host: Host) -
 def test_one_that_is_bound_to_an_interface_is_refused_at_once(office: Lab, tunnel: Tunnel) -> None:
     bound = ["curl", "-sS", "--interface", "to-server", f"http://{office.target.v4}:9006/"]
     with office.target.listen(office.target.v4, 9006):
-        assert "Connection refused" in office.client.run(bound, check=False).stderr
+        assert office.client.run(bound, check=False).returncode == 7  # "failed to connect"
 
 
 def test_a_network_that_the_far_side_has_no_way_to_is_unreachable_here(
