@@ -285,15 +285,6 @@ async def _log_in(
     return up
 
 
-def _when_connected(options: Options, report: Report, *, may_hold: bool) -> Connect:
-    """When programs are told that they are connected."""
-    wanted = Connect(options.connect)
-    if wanted is not Connect.FAST and not may_hold:
-        report.say(ConnectedAtOnce())
-        return Connect.FAST
-    return wanted
-
-
 async def _capture(
     options: Options,
     up: "Up",
@@ -308,7 +299,7 @@ async def _capture(
     plan = captured.plan(
         session_id,
         up.peers(),
-        connect=_when_connected(options, report, may_hold=looked_at.syns),
+        connect=Connect(options.connect),
         echoes=up.answers_echoes(there_are=looked_at.echoes),
     )
     if plan.blocks:
@@ -316,6 +307,8 @@ async def _capture(
     await up.capture(plan)
     served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))
+    if plan.connect is not Connect.FAST and not (looked_at.syns and rules.holds):
+        report.say(ConnectedAtOnce())
     if plan.blocks:
         report.say(TargetsBlocked())
     if rules.others_block:

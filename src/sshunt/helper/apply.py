@@ -46,7 +46,7 @@ from socket import SOCK_SEQPACKET
 from types import MappingProxyType
 
 from sshunt.capture import links, nft
-from sshunt.capture.plan import Method, Plan
+from sshunt.capture.plan import Connect, Method, Plan
 from sshunt.capture.retained import RETAINED_SET, render_retained, retained_in_families
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import RetainedAddresses
@@ -146,6 +146,7 @@ class Kernel:
         self._listeners: dict[Endpoint, None] = {}  # of all plans, on addresses that may go
         self._owned = False
         self._timed = True  # flows of UDP can be remembered for as long as we say
+        self.holds = True  # rules can hold connections back, if a plan wants that
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
         self._packets: PacketProcess | None = None
@@ -258,18 +259,32 @@ class Kernel:
         self.lost.discard(Part.RULES)
         self._watch()
         if self._packets is not None:
-            self._packets.tell(plan)
+            self._packets.tell(plan if self.holds else replace(plan, connect=Connect.FAST))
         return self._owned
 
     def _make_or_replace(self, plan: Plan, apply: Callable[[Plan], None]) -> None:
-        """Without time-outs of datagrams' own where the kernel has none; raises KernelError."""
-        try:
-            apply(plan)
-        except KernelError as error:
-            if error.kind in BROKEN or not self._timed or not _has_datagrams(plan):
-                raise
-            self._timed = False  # if that was not the reason, it fails again
-            apply(plan)
+        """Without time-outs of datagrams' own where the kernel has none, and holding nothing where
+        it can't; raises KernelError.
+        """
+        while True:
+            try:
+                apply(plan)
+                return
+            except KernelError as error:
+                if error.kind in BROKEN or not self._can_do_without(plan):
+                    raise
+
+    def _can_do_without(self, plan: Plan) -> bool:
+        """True if there is something left to be done without. If it is not the reason why the
+        rules were refused, they are refused again.
+        """
+        if self._timed and _has_datagrams(plan):
+            self._timed = False
+            return True
+        if self.holds and plan.connect is not Connect.FAST and self._packets is not None:
+            self.holds = False  # no nft_log, or a set whose elements rules can't delete: Linux 5.3
+            return True
+        return False
 
     def _remember_listeners(self, plan: Plan) -> None:
         """Before there are rules: those that are taken back a moment later may have redirected."""
@@ -584,7 +599,8 @@ class Kernel:
         served = links.served(plan, self._proc, lambda a: link_of.get(a, ""))
         packets = nft.NO_GROUPS
         if self._packets is not None:
-            packets = nft.PacketGroups(self._packets.syn_group, self._packets.echo_group)
+            syns = self._packets.syn_group if self.holds else 0
+            packets = nft.PacketGroups(syns, self._packets.echo_group)
         try:
             return _RENDER[plan.method](
                 plan,

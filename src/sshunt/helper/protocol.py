@@ -263,10 +263,13 @@ NOT_PACKETED = Packeted(syns=False, echoes=False, datagrams=False)
 class Applied:
     """Answers Apply. With ``owner`` the kernel itself removes the rules when the helper dies.
     ``others_block``: how many dead sessions' kill switches are there beside what was applied.
+    Without ``holds``, all connections are redirected at once, for the kernel refused rules that
+    hold some back.
     """
 
     owner: bool
     others_block: int = 0
+    holds: bool = True
 
 
 @dataclass(frozen=True, slots=True)

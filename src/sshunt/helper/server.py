@@ -294,7 +294,7 @@ class _Service:
                     return Refused(Refusal.BAD_REQUEST, "a plan of another session")
                 owner = self._kernel.apply(request.plan)
                 self._state = State.ACTIVE
-                return Applied(owner, self._kernel.blocked_by_others)
+                return Applied(owner, self._kernel.blocked_by_others, self._kernel.holds)
             case Bypass():
                 self._kernel.bypass(request.endpoints)
             case Resolvers():

@@ -221,7 +221,7 @@ _REPLIES = (
     _Form("welcome", Welcome, {"version": _int}),
     _Form("guarded", Guarded, {"guarded": _bool}),
     _Form("packeted", Packeted, {"syns": _bool, "echoes": _bool, "datagrams": _bool}),
-    _Form("applied", Applied, {"owner": _bool, "others_block": _int}),
+    _Form("applied", Applied, {"owner": _bool, "others_block": _int, "holds": _bool}),
     _Form("done", Done, {}),
     _Form("suspected", Suspected, {"chains": _texts}),
     _Form("cleaned", Cleaned, {"removed": _texts}),

@@ -139,6 +139,7 @@ class Helper:
         self.guarded = False  # True: a cgroup keeps our own connections from being captured
         self.owner = False  # True: the kernel removes the rules by itself
         self.others_block = 0  # dead sessions' kill switches that are still there
+        self.holds = True  # connections are held back, if the plan wants that
         self._applied = False  # True: there are rules
         self._writer = writer
         self._turn = asyncio.Lock()
@@ -173,6 +174,7 @@ class Helper:
             raise UserError(str(error), "use fewer, wider networks", ExitCode.USAGE)
         self.owner = isinstance(reply, Applied) and reply.owner
         self.others_block = reply.others_block if isinstance(reply, Applied) else 0
+        self.holds = isinstance(reply, Applied) and reply.holds
         self._applied = True
 
     async def bypass(self, endpoints: Iterable[Endpoint]) -> None:

@@ -101,6 +101,11 @@ class Rules:
         return self._helper.owner
 
     @property
+    def holds(self) -> bool:
+        """True if rules hold connections back where the plan wants that."""
+        return self._helper.holds
+
+    @property
     def others_block(self) -> int:
         """How many dead sessions' kill switches there are beside what was applied."""
         return self._helper.others_block

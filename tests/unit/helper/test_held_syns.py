@@ -50,11 +50,11 @@ SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST = 80, 80
 class Client:
     """Holds SYNs on the lab's router, and hears of them."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *differences: str, session: str = SESSION) -> None:
         self.host = lab.client
         self.neighbour = lab.neighbour
-        self.helper = Conversation(lab.client)
-        self.helper.greet()
+        self.helper = Conversation(lab.client, *differences)
+        self.helper.greet(session)
         self.listeners = {
             4: lab.client.listen("0.0.0.0"),
             6: _listen6(lab.client),
@@ -327,6 +327,21 @@ def test_multipath_tcp_falls_back_to_tcp(honest: Client) -> None:
         assert sock.connect_ex((TARGET[4], PORT)) == errno.EINPROGRESS
         honest.let_go(honest.held())
         honest.accept(4)
+
+
+def test_where_the_kernel_refuses_rules_that_log_nothing_is_held(lab: Lab) -> None:
+    session = "fedcba98"
+    client = Client(lab, "logless", session=session)
+    try:
+        endpoints = [sock.getsockname()[:2] for sock in client.listeners.values()]
+        plan = Plan(session, redirects(endpoints), ROUTES, connect=Connect.HONEST)
+        assert client.helper.ask(Apply(plan)) == Applied(owner=True, holds=False)
+        program = Program(client.host, (TARGET[4], PORT))
+        client.accept(4)
+        assert program.error == 0
+        assert client.hears_nothing(0.02)
+    finally:
+        client.close()
 
 
 # --- known destinations --------------------------------------------------------------------------
