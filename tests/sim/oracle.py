@@ -103,6 +103,9 @@ class Observer:
         self.lanes: dict[int, LaneBook] = {}
         self.opened_flows: set[int] = set()
         self.known_flows: set[int] = set()
+        self.numbered: dict[tuple[int, int], bytes] = {}  # datagrams by flow and serial
+        self.newest_serials: dict[int, int] = {}
+        self.datagram_copies = 0
 
     # --- what leaves --------------------------------------------------------------------------
 
@@ -139,11 +142,24 @@ class Observer:
         assert frame.payload == book.content[frame.offset : end], "other bytes than were written"
         assert end <= book.next_new, "the copy before the original"
 
+    def _is_copy(self, frame: WireFrame, serial: int) -> bool:
+        """False for the first one with this serial."""
+        before = self.numbered.setdefault((frame.stream, serial), frame.body)
+        if before is not frame.body:
+            assert before == frame.body, "a copy that is none"
+            self.datagram_copies += 1
+            return True
+        assert serial > self.newest_serials.get(frame.stream, 0), "serials must ascend"
+        self.newest_serials[frame.stream] = serial
+        return False
+
     def _check_sent(self, lane_id: int, lane: LaneBook, frame: WireFrame) -> None:
         if frame.kind == wire.LANE_ACK:
             assert frame.offset == lane.received, "acknowledged what was not processed"
             return
         if frame.kind == wire.DATAGRAM:
+            if frame.datagram_serial is not None and self._is_copy(frame, frame.datagram_serial):
+                return
             if frame.datagram_kind == wire.OPENING:
                 self.opened_flows.add(frame.stream)
             elif frame.datagram_kind in (wire.PLAIN, wire.BATCH):

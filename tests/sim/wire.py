@@ -43,7 +43,12 @@ class WireFrame(NamedTuple):
 
     @property
     def datagram_kind(self) -> int:
-        return self.body[0]
+        return self.body[0] & 0x7F
+
+    @property
+    def datagram_serial(self) -> int | None:
+        """Of one that may be sent over two lanes."""
+        return int.from_bytes(self.body[1:5], "big") if self.body[0] & 0x80 else None
 
 
 def read_sent(data: bytes, position: int) -> list[WireFrame]:
@@ -91,14 +96,17 @@ def check_shape(frame: WireFrame) -> None:
 
 
 def check_datagram(frame: WireFrame) -> None:
-    """Of kinds without a serial, which nobody sends yet."""
     assert frame.stream, "a datagram of no flow"
-    size = len(frame.body)
+    body = frame.body
+    if frame.datagram_serial is not None:
+        assert frame.datagram_kind in (PLAIN, BATCH, OPENING)
+        body = body[:1] + body[5:]
+    size = len(body)
     if frame.datagram_kind == BATCH:
         assert size >= 3
-        assert frame.body[1:3] != b"\0\0", "a batch of no size"
+        assert body[1:3] != b"\0\0", "a batch of no size"
     elif frame.datagram_kind == OPENING:
-        least = {4: 4, 6: 16, 0: 2}[frame.body[11]]
+        least = {4: 4, 6: 16, 0: 2}[body[11]]
         assert size >= 14 + least
     elif frame.datagram_kind in (ERROR, END):
         assert size == {ERROR: 6, END: 2}[frame.datagram_kind]

@@ -135,6 +135,11 @@ def encode_flow_end(flow: int, code: int = FLOW_DONE) -> bytes:
     return _encode_datagram(flow, END, bytes((code,)), 0, None)
 
 
+def has_serial(head: bytes) -> bool:
+    """True if this is the beginning of a DATAGRAM frame that may be sent more than once."""
+    return bool(head[HEADER.size] & NUMBERED)
+
+
 def decode_datagram_untrusted(body: bytes) -> Datagram:
     """What a DATAGRAM frame's body says; raises RemoteProtocolError."""
     kind, at, serial = body[0], 1, None

@@ -18,8 +18,6 @@ Invariants: a flow's number is its alone until it is over at this end; queued by
 each datagram included, are at most DATAGRAM_QUEUE_BYTES in all; either side has at most MAX_FLOWS
 open. What a peer says of flows that are unknown here costs an answer at most, in the same queue.
 
-Not yet: nobody sends a datagram over two lanes, though frames and receivers know serials.
-
 Not here: which lane (steering), what flows are for and when one has been idle for too long: that is
 for whoever serves them to say (``idle_s``).
 """
@@ -37,6 +35,7 @@ from sshunt.mux.limits import (
     DATAGRAM_AGE_S,
     DATAGRAM_BYTES,
     DATAGRAM_QUEUE_BYTES,
+    DUPLICATE_BYTES,
     ENTRY_BYTES,
     FLOW_AGE_RTTS,
     FLOW_AGE_S,
@@ -199,11 +198,17 @@ class Datagrams:
         return waiting
 
     def take(
-        self, now: float, *, bulk: bool = True, largest: int = DATAGRAM_BYTES
+        self,
+        now: float,
+        *,
+        bulk: bool = True,
+        largest: int = DATAGRAM_BYTES,
+        numbered: bool = False,
     ) -> Optional[Tuple[Sent, bytes, bytes]]:
         """The next that leaves: (what to remember, what stands before the data, the data); None if
         none does. Without ``bulk`` only flows that send little are asked; batches of more than
-        ``largest`` bytes are divided.
+        ``largest`` bytes are divided. ``numbered``: there is another lane for a copy; what should
+        take that, too, has a serial then (``has_serial``).
         """
         while True:
             flows = self.sparse or (self.bulk if bulk else None)
@@ -221,10 +226,10 @@ class Datagrams:
                 flows.popleft()
                 (self.bulk if flow.recent_bytes > SPARSE_BYTES else flows).append(flow)
             else:
-                return self._leave(flows, flow, largest)
+                return self._leave(flows, flow, largest, numbered and flows is self.sparse)
 
     def _leave(
-        self, flows: Deque[DatagramFlow], flow: DatagramFlow, largest: int
+        self, flows: Deque[DatagramFlow], flow: DatagramFlow, largest: int, numbered: bool
     ) -> Tuple[Sent, bytes, bytes]:
         """``flow`` has its turn in ``flows``."""
         waiting = self._take_from(flow, largest)
@@ -235,7 +240,12 @@ class Datagrams:
             flows.popleft()
             flow.is_queued = False
         opens = not flow.is_known and not waiting.raw
-        return SentOpening(flow) if opens else Sent(), flow.encode_head(waiting), waiting.data
+        # A copy that opens its flow, and comes when that is over, would be another flow.
+        has_copy = numbered and flow.is_known and len(waiting.data) <= DUPLICATE_BYTES
+        if flow.target.network in frames.QUESTIONS:
+            has_copy = False
+        head = flow.encode_head(waiting, numbered=has_copy)
+        return SentOpening(flow) if opens else Sent(), head, waiting.data
 
     # --- what arrives -------------------------------------------------------------------------
 

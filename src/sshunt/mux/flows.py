@@ -21,6 +21,7 @@ from sshunt.mux.datagram_frames import FlowTarget
 from sshunt.mux.limits import ENTRY_BYTES, SERIALS
 
 _ALL_SERIALS = (1 << SERIALS) - 1
+_MAX_SERIAL = (1 << 32) - 1
 
 
 class Waiting(NamedTuple):
@@ -53,6 +54,7 @@ class DatagramFlow:
         "is_known",
         "is_ours",
         "is_queued",
+        "next_serial",
         "number",
         "owner",
         "queue",
@@ -73,7 +75,8 @@ class DatagramFlow:
         self.sent_at = self.heard_at = now  # the newest datagram each way
         self.queue: Deque[Waiting] = deque()
         self.queued_bytes = 0  # ENTRY_BYTES for each included
-        self._newest = 0  # serial
+        self.next_serial = 1  # of ours
+        self._newest = 0  # serial of theirs
         self._seen = 0  # a bit for each of the SERIALS up to the newest
         # The scheduler's notes.
         self.is_queued = False
@@ -101,14 +104,17 @@ class DatagramFlow:
         self.queued_bytes -= waiting.size_bytes
         return waiting
 
-    def encode_head(self, waiting: Waiting) -> bytes:
-        """What stands before its data on the lane."""
+    def encode_head(self, waiting: Waiting, *, numbered: bool = False) -> bytes:
+        """What stands before its data on the lane. ``numbered``: it may be sent more than once."""
         if waiting.raw:
             return waiting.raw
-        size, segment_bytes = len(waiting.data), waiting.segment_bytes
+        size, segment_bytes, serial = len(waiting.data), waiting.segment_bytes, None
+        if numbered and self.next_serial <= _MAX_SERIAL:
+            serial = self.next_serial
+            self.next_serial += 1
         if self.is_known:
-            return frames.encode_datagram_head(self.number, size, segment_bytes)
-        return frames.encode_opening_head(self.number, self.target, size, segment_bytes)
+            return frames.encode_datagram_head(self.number, size, segment_bytes, serial)
+        return frames.encode_opening_head(self.number, self.target, size, segment_bytes, serial)
 
     def is_new(self, serial: int) -> bool:
         """True for a serial that has not been seen; one that is too old counts as seen."""

@@ -45,11 +45,11 @@ RTT_WEIGHT = 1 / 8
 
 
 class Duplicate(NamedTuple):
-    """A DATA frame that another lane carries, too."""
+    """A frame that another lane carries, too: DATA, or without stream and payload a DATAGRAM."""
 
-    stream: Stream
+    stream: Optional[Stream]
     head: bytes
-    payload: Payload
+    payload: Optional[Payload] = None
 
 
 class Lane:

@@ -99,7 +99,7 @@ LANE_IN_FLIGHT_BYTES = 8 * MIB
 #: answer need not wait for the limit, and are too few to make a queue.
 SPARSE_RESERVE_BYTES = 32 * KIB
 
-#: A frame of a sparse stream up to this size, a keystroke or a request, is sent over two lanes
+#: A frame of a sparse stream or flow up to this size, a keystroke or a word, is sent over two lanes
 #: where there are several: it fits into one segment of TCP.
 DUPLICATE_BYTES = 1400
 

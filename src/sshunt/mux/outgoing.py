@@ -4,10 +4,10 @@ Order on a lane: an acknowledgement first if one waits, then control frames, the
 that send little, then data as the scheduler says, and by turns with its bulk the datagrams of flows
 that send much: a frame's worth of them for a frame of data, or less where there are more streams
 than flows. Those all go by one lane, which is left only when it stalls, so that they keep their
-order. With several lanes, a few bytes of a sparse stream go over two of them:
-whichever is not just sending a lost segment again has them there in time, and the receiver ignores
-what it has. A stream's frames stay on the lane of its OPEN until that is acknowledged; then any
-lane may carry them, because offsets are absolute.
+order. With several lanes, a few bytes of a sparse stream or flow go over two of them: whichever is
+not just sending a lost segment again has them there in time, and the receiver ignores what it has.
+A stream's frames stay on the lane of its OPEN until that is acknowledged; then any lane may carry
+them, because offsets are absolute.
 
 Invariants: what is urgent is taken by the lane that steering says, and by no other; bulk, of data
 or datagrams, only as the lane's pacer lets; every frame that asks for an acknowledgement is noted
@@ -23,6 +23,7 @@ acknowledgement does (sent).
 from typing import Dict, List, Optional, Union
 
 from sshunt.mux import frames
+from sshunt.mux.datagram_frames import has_serial
 from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.lanes import Duplicate, Lane
 from sshunt.mux.limits import (
@@ -176,10 +177,15 @@ class Outgoing:
     def _transmit_datagram(self, lane: Lane, pieces: List[Piece], now: float, bulk: bool) -> bool:
         # Batches stay whole until the lane turns out to be slow.
         largest = lane.pacer.frame_bytes if lane.pacer.rate_bytes_s else DATAGRAM_BYTES
-        item = self._datagrams.take(now, bulk=bulk, largest=largest)
+        numbered = len(self._lanes) > 1 and not bulk
+        item = self._datagrams.take(now, bulk=bulk, largest=largest, numbered=numbered)
         if item is None:
             return False
         sent, head, data = item
+        if numbered and has_serial(head):
+            second = self.steering.second(lane, now)
+            if second is not None:
+                second.duplicates.append(Duplicate(None, head + data))
         lane.note_sent(len(head) + len(data), now, sent)
         if len(data) <= JOINED_BYTES:
             pieces.append(head + data)
@@ -191,6 +197,10 @@ class Outgoing:
     def _transmit_duplicates(self, lane: Lane, pieces: List[Piece], now: float, stop: int) -> None:
         while lane.duplicates and lane.sent < stop and len(pieces) < TRANSMIT_BUFFERS:
             stream, head, payload = lane.duplicates.popleft()
+            if stream is None or payload is None:
+                lane.note_sent(len(head), now, Sent())
+                pieces.append(head)
+                continue
             if stream.sender.state is CLOSED:  # reset meanwhile
                 continue
             lane.note_sent(len(head) + len(payload), now, Sent())

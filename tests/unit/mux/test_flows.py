@@ -9,7 +9,9 @@ from sshunt.mux.datagram_frames import (
     PLAIN,
     FlowTarget,
     decode_datagram_untrusted,
+    encode_datagram_head,
     encode_flow_end,
+    has_serial,
 )
 from sshunt.mux.flows import DatagramFlow, Waiting
 from sshunt.mux.limits import ENTRY_BYTES, SERIALS
@@ -80,3 +82,16 @@ def test_a_batch_that_is_too_large_is_divided_between_datagrams() -> None:
     flow.add(Waiting(1.0, b"large"))
     assert flow.take(1) == Waiting(1.0, b"large")
     assert flow.queued_bytes == 0
+
+
+def test_what_may_be_sent_twice_has_a_serial_while_there_are_any() -> None:
+    flow = DatagramFlow(1, TARGET, True, 0.0)
+    flow.is_known = True
+    word, told = Waiting(0.0, b"word"), Waiting(0.0, b"", raw=b"a whole frame")
+    first, second = (flow.encode_head(word, numbered=True) for _ in range(2))
+    assert [has_serial(head) for head in (first, second)] == [True, True]
+    assert second == encode_datagram_head(1, 4, serial=2)
+    assert flow.encode_head(told, numbered=True) == b"a whole frame"
+    flow.next_serial = 1 << 32
+    assert not has_serial(flow.encode_head(word, numbered=True))
+    assert not has_serial(flow.encode_head(word))

@@ -3,11 +3,13 @@
 import pytest
 
 from sshunt.mux import frames, lanes
+from sshunt.mux.datagram_frames import FlowTarget, has_serial
 from sshunt.mux.datagrams import Datagrams
 from sshunt.mux.hello import CLIENT
 from sshunt.mux.lanes import Lane
 from sshunt.mux.limits import (
     DATAGRAM_RESERVE_BYTES,
+    DUPLICATE_BYTES,
     FLOW_AGE_S,
     LANE_IN_FLIGHT_BYTES,
     LEAST_WINDOW_BYTES,
@@ -350,3 +352,52 @@ def test_a_batch_is_divided_once_the_lane_is_known_to_be_slow() -> None:
             count += len(side.kinds())
         assert count >= parts
         assert (count == 1) == (parts == 1)
+
+
+# --- two lanes ------------------------------------------------------------------------------------
+
+
+def test_a_small_datagram_of_a_flow_that_sends_little_leaves_by_the_next_best_lane_as_well() -> (
+    None
+):
+    side = Side(lanes=2)
+    flow = side.datagrams.open(VOICE, NOW)
+    flow.is_known = True
+    side.datagrams.send(flow, b"word", NOW)
+    first = join(side.outgoing.transmit(side.lanes[1], NOW, BYTES))
+    assert has_serial(first)
+    assert side.outgoing.lanes_to_fill(NOW) == [2]
+    assert join(side.outgoing.transmit(side.lanes[2], NOW, BYTES)) == first
+    assert len(side.lanes[2].outstanding) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "recent_bytes", "is_known"),
+    [
+        (VOICE, DUPLICATE_BYTES + 1, 0, True),
+        (VOICE, 100, SPARSE_BYTES, True),
+        (VOICE, 100, 0, False),
+        (VOICE._replace(network=frames.DNS), 100, 0, True),
+    ],
+)
+def test_large_datagrams_floods_openings_and_questions_leave_once(
+    target: FlowTarget, size: int, recent_bytes: int, is_known: bool
+) -> None:
+    side = Side(lanes=2)
+    flow = side.datagrams.open(target, NOW)
+    flow.is_known = is_known
+    flow.recent_bytes = recent_bytes
+    side.datagrams.send(flow, bytes(size), NOW)
+    sent = [join(side.outgoing.transmit(side.lanes[number], NOW, BYTES)) for number in (1, 2)]
+    assert [len(data) > size for data in sent] == [True, False]
+    assert not has_serial(sent[0])
+
+
+def test_with_the_second_lane_blocked_there_is_one_copy() -> None:
+    side = Side(lanes=2)
+    side.lanes[2].is_blocked = True
+    flow = side.datagrams.open(VOICE, NOW)
+    flow.is_known = True
+    side.datagrams.send(flow, b"word", NOW)
+    assert side.kinds(1) == [frames.DATAGRAM]
+    assert not side.lanes[2].duplicates
