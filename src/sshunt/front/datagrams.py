@@ -19,9 +19,10 @@ Flows of one source share its number, by which the far side has one socket for t
 the program's socket as one, and so may others answer. Those that the program has not written to are
 *strangers*: what they send has no place here, and the packet process gives it to the program.
 
-When a flow is over (RFC 4787, REQ-5, and what others do): ANSWERED_S after the one answer of a DNS
-query, QUERY_S after one that nobody answers, else IDLE_S, or QUIC_S. The kernel remembers longer
-(capture.nft_datagrams). So a source's socket over there lives as long as one of its flows.
+When a flow is over (RFC 4787, REQ-5, and what others do): ANSWERED_S after the answer to
+the last query of DNS (programs ask for two kinds of addresses from one socket), QUERY_S after one
+that nobody answers, else IDLE_S, or QUIC_S. The kernel remembers longer (capture.nft_datagrams). So
+a source's socket over there lives as long as one of its flows.
 
 Invariants: datagrams in wait, and places and flows, are bounded, each and all together; the longest
 unused go first. Nothing waits for longer than LOOK_UP_TRIES look-ups.
@@ -67,9 +68,9 @@ from sshunt.relay.flow import (
     Outlet,
 )
 
-#: How long flows may be idle: those of one DNS query after its answer, and without one (whoever
-#: asks has a new port for each query, and so a socket over there; resolvers give up sooner), all
-#: others, answered or not, and QUIC's, whose ends keep quiet for longest (RFC 9308, 3.2).
+#: How long flows may be idle: those of DNS when all is answered, and when it is not (whoever asks
+#: has a new port for each name, and so a socket over there; resolvers give up sooner), all others,
+#: answered or not, and QUIC's, whose ends keep quiet for longest (RFC 9308, 3.2).
 ANSWERED_S = 10.0
 QUERY_S = 30.0
 IDLE_S = 120.0
@@ -170,12 +171,11 @@ class DatagramFlow(Association):
     __slots__ = (
         "_front",
         "ends",
-        "is_answered",
         "is_over",
         "is_quic",
         "outlet",
         "place",
-        "queries",
+        "unanswered",
         "used_at",
     )
 
@@ -193,14 +193,13 @@ class DatagramFlow(Association):
         self.place: _Place | None = None
         self.outlet: Outlet | None = None
         self.used_at = front.now()
-        self.is_answered = False
         self.is_over = False
-        self.queries = 0
+        self.unanswered = 0  # datagrams of the program's
 
     def deliver(self, datagram: bytes, segment_bytes: int = 0) -> None:
         """As in Association."""
         self.used_at = self._front.now()
-        self.is_answered = True
+        self.unanswered -= 1
         place = self.place
         if place is None:  # the kernel has forgotten it, and shows it with the next datagram
             self._front.deliver_strange(self.ends, datagram, segment_bytes)
@@ -232,9 +231,9 @@ class DatagramFlow(Association):
         """How long it may be unused."""
         if self.is_quic:
             return QUIC_S
-        if self.ends.destination[1] != _DNS_PORT or self.queries > 1:
+        if self.ends.destination[1] != _DNS_PORT:
             return IDLE_S
-        return ANSWERED_S if self.is_answered else QUERY_S
+        return QUERY_S if self.unanswered > 0 else ANSWERED_S
 
 
 class _Stranger(Association):
@@ -338,7 +337,7 @@ class Datagrams:
 
     def _send(self, flow: DatagramFlow, data: bytes, segment_bytes: int, now: float) -> None:
         flow.used_at = now
-        flow.queries += 1
+        flow.unanswered += 1
         if flow.outlet is not None:
             flow.outlet.send(data, segment_bytes)
 

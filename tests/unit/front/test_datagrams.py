@@ -249,6 +249,7 @@ def test_flows_end_when_they_have_been_idle(host: Host, monkeypatch: pytest.Monk
                 (PEER[4], 443, b"\xc3\0\0\0\1" + bytes(1195)),
             ):
                 program.sendto(data, (peer, port))
+            program.sendto(b"echo", (PEER[4], 53))  # of one name, the other kind of addresses
             await eventually(lambda: len(world.flows) == 4)
             answered, asked, idle, quic = world.flows
             await eventually(lambda: answered.is_closed)
