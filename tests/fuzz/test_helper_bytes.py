@@ -14,8 +14,11 @@ from ipaddress import ip_network
 
 import pytest
 
+from sshunt.capture.block import render_block
 from sshunt.capture.nft import render
-from sshunt.capture.plan import Plan, Redirect, What
+from sshunt.capture.pf import System
+from sshunt.capture.pf import render as render_pf
+from sshunt.capture.plan import Connect, Plan, Redirect, What
 from sshunt.helper import conntrack, echo_packets, nflog, segments
 from sshunt.helper.echo_messages import (
     Failed,
@@ -64,7 +67,7 @@ from sshunt.helper.udp_messages import (
     encode_look_up,
 )
 from sshunt.helper.wire import decode_request_untrusted, encode_request
-from sshunt.model import Action, Route
+from sshunt.model import LINK_NAME, Action, Route
 
 pytestmark = pytest.mark.fuzz
 
@@ -153,6 +156,10 @@ _PLAN = Plan(
     ),
     (("192.0.2.1", 22),),
     ("192.0.2.53",),
+    connect=Connect.AUTO,
+    echoes=True,
+    blocks=True,
+    links=("docker0", "eth0.1"),
 )
 _REQUESTS = [
     encode_request(request)
@@ -173,8 +180,19 @@ def decode_or_refuse(line: bytes) -> None:
     assert decode_request_untrusted(encode_request(request)) == request
     assert described(request).isprintable()
     if isinstance(request, Apply):
-        text = render(request.plan, owner=True, cgroup=None).replace('oifname "lo"', "")
-        assert not any(word in text for word in ("flush", "include", "delete", "$", ";\n;"))
+        plan = request.plan
+        with suppress(ValueError):  # too many pieces
+            texts = [render(plan, owner=True, cgroup=None)]
+            texts += [render_block(plan, 1000, None, persists=False)] if plan.blocks else []
+            texts += [render_pf(plan, system) for system in System]
+            check_text("".join(texts))
+
+
+def check_text(text: str) -> None:
+    """Nothing that only text from outside could have brought in."""
+    assert not any(word in text for word in ("flush", "include", "delete", "$"))
+    for quoted in text.split('"')[1::2]:
+        assert LINK_NAME.fullmatch(quoted)
 
 
 def test_requests_that_were_changed_are_requests_or_one_error(seed: int) -> None:
