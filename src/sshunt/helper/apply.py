@@ -147,6 +147,7 @@ class Kernel:
         self._owned = False
         self._timed = True  # flows of UDP can be remembered for as long as we say
         self.holds = True  # rules can hold connections back, if a plan wants that
+        self._has_echoes = True  # the same of echo requests
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
         self._packets: PacketProcess | None = None
@@ -283,6 +284,9 @@ class Kernel:
             return True
         if self.holds and plan.connect is not Connect.FAST and self._packets is not None:
             self.holds = False  # no nft_log, or a set whose elements rules can't delete: Linux 5.3
+            return True
+        if self._has_echoes and plan.echoes and self._packets is not None:
+            self._has_echoes = False  # they go on as they would without us
             return True
         return False
 
@@ -600,7 +604,8 @@ class Kernel:
         packets = nft.NO_GROUPS
         if self._packets is not None:
             syns = self._packets.syn_group if self.holds else 0
-            packets = nft.PacketGroups(syns, self._packets.echo_group)
+            echoes = self._packets.echo_group if self._has_echoes else 0
+            packets = nft.PacketGroups(syns, echoes)
         try:
             return _RENDER[plan.method](
                 plan,

@@ -27,7 +27,7 @@ SESSION = "0123456789abcdef"
 _PROGRAM = """
 import socket, sys
 sys.path.append(sys.argv[1])
-from sshunt.capture import nft, nft_held
+from sshunt.capture import echo_rules, nft, nft_held
 from sshunt.helper import nftables, server
 if "hasty" in sys.argv:
     server.REQUEST_DEADLINE_S = 0.5
@@ -35,6 +35,8 @@ if "patient" in sys.argv:
     server.REQUEST_DEADLINE_S = 600.0
 if "logless" in sys.argv:
     nft_held.SNAP_BYTES = "none"
+if "echoless" in sys.argv:
+    echo_rules.RATE = "none"
 if "impatient" in sys.argv:
     nftables.CALL_DEADLINE_S = 3.0
 user = [int(word[5:]) for word in sys.argv if word.startswith("user=")]
@@ -43,7 +45,7 @@ server.serve(socket.socket(fileno=0), user=sum(user), owner="plain" not in sys.a
 
 
 class Conversation:
-    """``logless``: the kernel refuses rules that log SYNs.
+    """``logless``: the kernel refuses rules that log SYNs. ``echoless``: those of echo requests.
 
     ``hasty``: a client's request must come whole within half a second. ``impatient``: a call
     into libnftables is stuck after three. ``patient``: a reply may wait for ten minutes until it is

@@ -268,6 +268,12 @@ def test_rules_that_the_kernel_does_not_own_do_the_same_while_the_helper_lives(l
             client.asked()
 
 
+def test_where_the_kernel_refuses_rules_that_log_they_are_left_alone(lab: Lab) -> None:
+    with capturing(lab.target, "echoless") as client:
+        assert "echo-request" not in client.helper.rules()
+        assert f"sshunt-{SESSION}" in client.helper.rules()
+
+
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
