@@ -11,6 +11,7 @@ import socket
 import time
 from contextlib import ExitStack
 
+import psutil
 import pytest
 
 from bench import processes
@@ -63,6 +64,26 @@ def test_kill_9_leaves_nothing_behind(lab: Lab, victims: tuple[str, ...]) -> Non
         assert "sshunt: error: " in tunnel.said
     assert "Traceback" not in tunnel.said
     tunnel.stop()
+
+
+@pytest.mark.parametrize(
+    ("whom", "number"),
+    [("packets", signal.SIGKILL), ("helper", signal.SIGKILL), ("helper", signal.SIGTERM)],
+)
+def test_a_helper_s_process_that_ends_takes_the_rules_with_it(
+    lab: Lab, whom: str, number: int
+) -> None:
+    remains = Remains(lab)
+    tunnel = Tunnel(lab, ["-r", "server", "--grace", "1", *OFFICE])
+    tunnel.wait_until_connected()
+    helpers = set(tunnel.pids("helper"))
+    packets = {pid for pid in helpers if psutil.Process(pid).ppid() in helpers}
+    assert len(packets) == 1
+    for pid in packets if whom == "packets" else helpers - packets:
+        os.kill(pid, number)
+    assert tunnel.process.wait(5) == ExitCode.LOST
+    assert remains.left() == []
+    network_is_as_before(lab)
 
 
 def test_kill_9_of_an_ordinary_users_tunnel_leaves_nothing_behind(lab: Lab) -> None:
