@@ -204,6 +204,7 @@ def parse(words: Sequence[str]) -> Options:
         fail_open=args.fail == "open",
         fail_block=args.fail == "block",
         links=links,
+        namespace=args.namespace,
         zero_copy=args.zero_copy,
         dns=args.dns,
         ping=not args.no_ping,
@@ -282,6 +283,13 @@ def _parser() -> _Parser:
         "hosts can reach captures what this host forwards, too: 0.0.0.0:0 from every link, one "
         "address from the link that has it; "
         "default, also for the family that is not named: any port of localhost",
+    )
+    add(
+        "--namespace",
+        default="",
+        metavar="NAME|PID",
+        help="capture in this network namespace (of ip netns, or of a process), while ssh runs "
+        "outside of it; for root only",
     )
     add(
         "--from",

@@ -12,9 +12,11 @@ here, whatever becomes of us.
 import gc
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from sshunt.config.options import Options
 from sshunt.host.elevate import HelperProcess, is_free
+from sshunt.host.namespace import entered, opened
 from sshunt.tell.console import Console
 from sshunt.transport.ssh_choices import SshConfigQuery
 
@@ -22,8 +24,10 @@ from sshunt.transport.ssh_choices import SshConfigQuery
 def run(options: Options, console: Console) -> int:
     """Bring the tunnel up, see ``up.run``; the exit status. Raises UserError."""
     _prepare_process()
+    options = _with_namespace(options)
     with ExitStack() as started:
-        helper_process = HelperProcess() if is_free() else None
+        with entered(options.namespace):
+            helper_process = HelperProcess() if is_free() else None
         if helper_process is not None:
             started.callback(helper_process.close)
         query = SshConfigQuery(options.remote)
@@ -38,7 +42,14 @@ def dry_run(options: Options, console: Console) -> str:
     _prepare_process()
     from sshunt.commands import up
 
-    return up.dry_run(options, console)
+    return up.dry_run(_with_namespace(options), console)
+
+
+def _with_namespace(options: Options) -> Options:
+    """With the path by which it is entered, in the place of its name; raises UserError."""
+    if not options.namespace:
+        return options
+    return replace(options, namespace=opened(options.namespace))
 
 
 def _prepare_process() -> None:

@@ -36,6 +36,7 @@ from sshunt.front.splice import Splices
 from sshunt.helper.packet_protocol import ECHO_KINDS, SYN_KINDS
 from sshunt.helper.protocol import MAX_BYPASS
 from sshunt.host.connecting import Connecting
+from sshunt.host.namespace import entered
 from sshunt.host.near_resolvers import near
 from sshunt.host.network import NetworkEvents
 from sshunt.host.retained_addresses import RetainedAddresses
@@ -110,13 +111,15 @@ class Up(RemoteOwner):
         self._echoes = Echoes(
             rules.packets.send, self._router.associate, self._loop.time, self._report
         )
+        with entered(options.namespace):
+            connecting = Connecting()
         self._held = HeldSyns(
             self._loop,
             rules.packets.send,
             self._router.connect,
             self.arrivals,
             self._is_ours,
-            Connecting(),
+            connecting,
         )
         rules.packets.subscribe(SYN_KINDS, self._held.hear)
         self._listeners: list[Listener] = []

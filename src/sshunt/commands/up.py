@@ -35,6 +35,7 @@ from sshunt.front.arrival import Arrivals, Prober, lost
 from sshunt.front.dns_sockets import system_resolvers
 from sshunt.host.elevate import HelperProcess, helper_command
 from sshunt.host.helper import start_helper
+from sshunt.host.namespace import entered
 from sshunt.host.near_resolvers import near
 from sshunt.host.rules import Rules
 from sshunt.host.wanted import Wanted
@@ -89,7 +90,8 @@ def run(
 
     ``query`` and ``helper_process``, a helper, were started already; whoever did closes them.
     """
-    prober = Prober()
+    with entered(options.namespace):
+        prober = Prober()
     try:
         return asyncio.run(_run(options, console, query, helper_process, prober))
     finally:
@@ -100,16 +102,18 @@ def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
     report = Report(_raise)
     Printer(console, report)
-    captured = open_sockets(options, asyncio.run(resolve_routes(options, report)), report)
+    routes = asyncio.run(resolve_routes(options, report))
+    with entered(options.namespace):
+        captured = open_sockets(options, routes, report)
     try:
         captured.check()
         spared = () if options.dns else near(system_resolvers())
         bypass = tuple((address, DNS_PORT) for address in spared)
         plan = captured.plan(secrets.token_hex(4), bypass, echoes=options.ping)
         groups = nft.PacketGroups(0, echo_rules.GROUPS.start)
-        rules = nft.render(
-            plan, owner=True, cgroup=None, served=served(plan, report), packets=groups
-        )
+        with entered(options.namespace):
+            links = served(plan, report)
+        rules = nft.render(plan, owner=True, cgroup=None, served=links, packets=groups)
         if plan.blocks:
             rules = render_block(plan, os.getuid(), None, persists=True) + rules
     finally:
@@ -208,7 +212,8 @@ async def _open_sockets(options: Options, report: Report, undo: AsyncExitStack) 
     routes = await resolve_routes(options, report)
     raise_descriptor_limit()
     keep_heap()
-    captured = open_sockets(options, routes, report)
+    with entered(options.namespace):
+        captured = open_sockets(options, routes, report)
     undo.callback(captured.close)
     return captured
 
@@ -305,7 +310,8 @@ async def _capture(
     if plan.blocks:
         undo.push_async_callback(up.unblock)
     await up.capture(plan)
-    served(plan, report)
+    with entered(options.namespace):
+        served(plan, report)
     report.say(RulesApplied(by_kernel=rules.owner))
     if plan.connect is not Connect.FAST and not (looked_at.syns and rules.holds):
         report.say(ConnectedAtOnce())

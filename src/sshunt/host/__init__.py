@@ -11,6 +11,7 @@ parent              children of ours that end when we do
 connecting          which programs wait to be connected
 own                 what this host is itself: its addresses, whether it has IPv6
 near_resolvers      resolvers that are neighbours, and are left alone without --dns
+namespace           another network namespace, in which it is captured
 retained_addresses  addresses that it lost and connections still bear
 terminal            the terminal that questions are asked at, and its echo
 """
