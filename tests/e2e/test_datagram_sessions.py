@@ -100,6 +100,32 @@ def test_with_no_filter_strangers_are_heard(lab: Lab, start: Start) -> None:
         assert program.recvfrom(100) == (b"psst", stranger.getsockname())
 
 
+def test_a_program_that_asked_in_vain_before_the_start_is_answered_after_it(
+    lab: Lab, start: Start
+) -> None:
+    lab.client.run(["nft", "-f", "-"], stdin=OTHERS_NAT)  # so connection tracking is there
+    with (
+        echo(lab.target, lab.target.v4, PORT) as service,
+        udp(lab.client, lab.client.v4, timeout_s=0.2) as program,
+        echo(lab.server, ELSEWHERE_V4, PORT) as elsewhere,
+        udp(lab.client, lab.client.v4) as answered,
+    ):
+        program.sendto(b"in vain", place(service))
+        with pytest.raises(OSError, match=r"timed out|unreachable"):
+            program.recv(100)
+        answered.sendto(b"hello", place(elsewhere))
+        answered.recv(100)
+        start("-r", "server", *OFFICE, f"{ELSEWHERE_V4}/32")
+        program.settimeout(10)
+        program.sendto(b"again", place(service))
+        assert program.recv(100) == b"again"
+        # What was answered before goes on as it went.
+        answered.sendto(b"hello", place(elsewhere))
+        answered.recv(100)
+        assert set(elsewhere.peers) == {answered.getsockname()}
+    lab.client.run(["nft", "delete", "table", "ip", "docker"])
+
+
 def test_flows_go_on_when_ssh_has_died(lab: Lab, start: Start) -> None:
     tunnel = start("-r", "server", *OFFICE)
     with (

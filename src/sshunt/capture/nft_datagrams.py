@@ -29,7 +29,8 @@ What a datagram meets that begins a flow::
 * *Marks of VPNs.* What wg-quick, Tailscale, Mullvad and Cilium send themselves must not go through
   what goes through them. Marks that mean something else, a user's own, are no reason.
 
-A flow that is older than the rules goes on as it was: nat's chains see the first datagram only.
+A flow that is older than the rules goes on as it was: nat's chains see the first datagram only. If
+nobody has answered it, though, it is forgotten when the rules are made (helper.conntrack).
 What this host answers to others is such a flow, where its beginning was tracked.
 
 Not here: the rest of the table (nft), listeners that may go (nft, for both protocols).

@@ -46,7 +46,7 @@ from socket import SOCK_SEQPACKET
 from types import MappingProxyType
 
 from sshunt.capture import links, nft
-from sshunt.capture.plan import Connect, Method, Plan
+from sshunt.capture.plan import Connect, Method, Plan, Region, remote_regions
 from sshunt.capture.retained import RETAINED_SET, render_retained, retained_in_families
 from sshunt.helper import cgroups
 from sshunt.helper.addresses import RetainedAddresses
@@ -59,7 +59,7 @@ from sshunt.helper.changes import (
     protocol_key,
     replace_elements,
 )
-from sshunt.helper.conntrack import forget_flows
+from sshunt.helper.conntrack import forget_flows, forget_unanswered
 from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.listening import with_own_listeners
@@ -93,6 +93,9 @@ from sshunt.helper.ruleset import RulesetNews
 from sshunt.helper.starter import is_one_of_a_pair, maker_of
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
+
+#: The regions with which flows that were not answered are compared, each with each.
+_MOST_REGIONS = 200
 
 #: What renders a plan as a table, by its method.
 _RENDER = {Method.NFT: nft.render}
@@ -255,6 +258,8 @@ class Kernel:
         except KernelError:
             self._blocks.back()
             raise
+        if first:
+            _forget_unanswered(plan)
         self._note_listeners(plan)
         self.blocked_by_others = self._blocks.commit(plan)
         self.lost.discard(Part.RULES)
@@ -619,6 +624,25 @@ class Kernel:
             )
         except ValueError as error:
             raise KernelError(Refusal.TOO_COMPLEX, str(error))
+
+
+def _forget_unanswered(plan: Plan) -> None:
+    """Of flows into the regions, so that they are captured from their next datagram on."""
+    for family in (4, 6):
+        regions = remote_regions(plan.routes, family) if plan.datagrams(family) else []
+        if not 0 < len(regions) <= _MOST_REGIONS:
+            continue
+        with suppress(OSError):  # they are captured when they have been silent for half a minute
+            forget_unanswered(family, partial(_is_in, regions))
+
+
+def _is_in(regions: list[Region], address: bytes, port: int) -> bool:
+    number = int.from_bytes(address, "big")
+    return any(
+        region.first_address <= number <= region.last_address
+        and region.first_port <= port <= region.last_port
+        for region in regions
+    )
 
 
 def _has_datagrams(plan: Plan) -> bool:

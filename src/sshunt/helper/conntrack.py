@@ -19,7 +19,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -42,7 +42,11 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _PORT = struct.Struct("!H")
 _FILTER, _FILTER_ORIGINAL, _FILTER_REPLY = 25, 1, 2  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS ...
 _BY_NUMBER, _BY_FROM_PORT = 1 << 3, 1 << 4  # nf_internals.h
+_ANSWERED = 1 << 1  # IPS_SEEN_REPLY
 _DESTINATION_TRANSLATED = 1 << 5  # IPS_DST_NAT
+
+#: The entries that are looked at for what was not answered: 10 us each.
+MOST_EXAMINED = 20_000
 
 #: The deadline for an answer that comes at once.
 _DEADLINE_S = 1.0
@@ -126,13 +130,37 @@ def forget_flows(family: int, listener: tuple[str, int], here: Collection[bytes]
         netlink.close()
 
 
-def _to(port: int) -> bytes:
-    """What has the kernel (5.8 and newer) list answers from this port of UDP only."""
-    ports = attribute(_NUMBER, bytes((socket.IPPROTO_UDP,))) + attribute(
-        _FROM_PORT, _PORT.pack(port)
-    )
+def forget_unanswered(family: int, is_meant: Callable[[bytes, int], bool]) -> None:
+    """Have the kernel forget flows that nobody has answered, to the (address, port)s that are
+    meant: a program that goes on asking with one socket would keep them for ever, and so past the
+    rules that have been made meanwhile. Raises OSError.
+    """
+    netlink = Netlink(_NETLINK_NETFILTER)
+    try:
+        listed = netlink.dump(_GET, _NFGENMSG.pack(_FAMILIES[family], 0, 0) + _to(None))
+        for body in listed[:MOST_EXAMINED]:
+            of = attributes(body[_NFGENMSG.size :])
+            flow = of.get(_ORIGINAL, b"")
+            status = int.from_bytes(of.get(_STATUS, b""), "big")
+            if status & (_DESTINATION_TRANSLATED | _ANSWERED) or not _is_udp(flow):
+                continue
+            _, _, address, port = _tuple(family, flow)
+            if is_meant(address, port):
+                with suppress(OSError):  # it is gone
+                    netlink.ask(
+                        _DELETE, body[: _NFGENMSG.size] + attribute(_NESTED | _ORIGINAL, flow)
+                    )
+    finally:
+        netlink.close()
+
+
+def _to(port: int | None) -> bytes:
+    """What has the kernel (5.8 and newer) list answers of UDP only, of one port or of all."""
+    ports, by = attribute(_NUMBER, bytes((socket.IPPROTO_UDP,))), _BY_NUMBER
+    if port is not None:
+        ports, by = ports + attribute(_FROM_PORT, _PORT.pack(port)), by | _BY_FROM_PORT
     flags = attribute(_FILTER_ORIGINAL, bytes(4)) + attribute(
-        _FILTER_REPLY, (_BY_NUMBER | _BY_FROM_PORT).to_bytes(4, sys.byteorder)
+        _FILTER_REPLY, by.to_bytes(4, sys.byteorder)
     )
     reply = attribute(_PROTOCOL | _NESTED, ports)
     return attribute(_REPLY | _NESTED, reply) + attribute(_FILTER | _NESTED, flags)
