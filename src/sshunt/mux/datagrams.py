@@ -9,7 +9,8 @@ Whose turn it is (the scheme is fq_codel's, RFC 8290, with the scheduler's two c
 flow, one that sent little in the last round trip, goes before *bulk*, and before all data; bulk
 shares the lane with the streams' (outgoing), each flow for FLOW_QUANTUM_BYTES at a time. So a flood
 waits for itself and hardly anybody for the flood. What has waited for too long is dropped where it
-would leave; where all of it is too much, the flows lose their oldest in turn.
+would leave (but errors and ends are never too old: sockets wait for them over there); where all of
+it is too much, the flows lose their oldest in turn.
 
 A flow of one of the QUESTIONS (DNS, statistics) is over with its answer, without a word: for whom
 has asked when it has come, for whom has answered when it was sent.
@@ -216,7 +217,7 @@ class Datagrams:
                 return None
             flow = flows[0]
             age_s = DATAGRAM_AGE_S if flow.target.network in frames.QUESTIONS else self._age_s
-            while flow.queue and now - flow.queue[0].queued_at > age_s:
+            while flow.queue and now - flow.queue[0].queued_at > age_s and not flow.queue[0].raw:
                 self._drop_from(flow)
             if not flow.queue:
                 flows.popleft()

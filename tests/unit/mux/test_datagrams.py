@@ -343,6 +343,15 @@ def test_what_waited_too_long_is_dropped_questions_later_than_others(
     assert client.dropped == 1
 
 
+def test_the_word_that_a_flow_is_over_is_never_too_old() -> None:
+    both = Both()
+    near, far = both.connected()
+    both.client.send(near, b"old", NOW)
+    both.client.end(near, NOW)
+    both.now += 60.0
+    assert both.up() == [FlowEnded(far, FLOW_DONE)]
+
+
 def test_when_too_much_of_a_flow_waits_its_oldest_are_dropped() -> None:
     client = Datagrams(CLIENT)
     other = client.open(VOICE, NOW)
