@@ -184,7 +184,7 @@ def parse(words: Sequence[str]) -> Options:
             ExitCode.USAGE,
         )
     links = tuple(dict.fromkeys(args.links))
-    listen4, listen6 = _listen(args.listen, ipv6=not args.disable_ipv6, others=bool(links))
+    listen4, listen6, served = _listen(args.listen, ipv6=not args.disable_ipv6, others=bool(links))
     return Options(
         remote=parse_remote(
             args.remote,
@@ -204,6 +204,7 @@ def parse(words: Sequence[str]) -> Options:
         fail_open=args.fail == "open",
         fail_block=args.fail == "block",
         links=links,
+        served=served,
         namespace=args.namespace,
         zero_copy=args.zero_copy,
         dns=args.dns,
@@ -281,7 +282,7 @@ def _parser() -> _Parser:
         metavar="[IP][:PORT][,...]",
         help="accept redirected connections here, for IPv4, IPv6 or both; an address that other "
         "hosts can reach captures what this host forwards, too: 0.0.0.0:0 from every link, one "
-        "address from the link that has it; "
+        "address, or several, from the link that has it; "
         "default, also for the family that is not named: any port of localhost",
     )
     add(
@@ -423,23 +424,46 @@ def _link(text: str) -> str:
 
 def _listen(
     text: str | None, *, ipv6: bool, others: bool = False
-) -> tuple[Endpoint | None, Endpoint | None]:
-    """The IPv4 and the IPv6 listener. A family that is not named keeps its default: nothing that
-    was asked for should go another way because the other family was configured. With ``others``
-    other hosts must be able to reach them.
+) -> tuple[Endpoint | None, Endpoint | None, tuple[str, ...]]:
+    """The IPv4 and the IPv6 listener; and, where several addresses of one family are named, all
+    those whose links are served: there is one socket then, on all addresses.
+
+    A family that is not named keeps its default: nothing that was asked for should go another way
+    because the other family was configured. With ``others`` other hosts must be able to reach them.
     """
-    named: dict[int, Endpoint] = {}
+    asked: dict[int, list[Endpoint]] = {}
     for part in text.split(",") if text is not None else ():
         family, endpoint = _endpoint(part)
-        if family in named:
-            raise _bad_listen(part, "a second address of the same family")
-        named[family] = endpoint
+        asked.setdefault(family, []).append(endpoint)
+    named = {family: _together(endpoints) for family, endpoints in asked.items()}
+    several = any(len(endpoints) > 1 for endpoints in asked.values())
+    served = [
+        a for endpoints in asked.values() for a, _ in endpoints if several and _is_of_a_link(a)
+    ]
     for address, _ in named.values() if others else ():
         if ip_address(address).is_loopback:
             raise _bad_listen(address, "what comes from other hosts (--from) never gets there")
     default4, default6 = (ANYWHERE4, ANYWHERE6) if others else (DEFAULT_LISTEN4, DEFAULT_LISTEN6)
     listen6 = named.get(socket.AF_INET6, default6)
-    return named.get(socket.AF_INET, default4), listen6 if ipv6 else None
+    listen4 = named.get(socket.AF_INET, default4)
+    return listen4, listen6 if ipv6 else None, tuple(served)
+
+
+def _together(endpoints: list[Endpoint]) -> Endpoint:
+    """One for all that are of one family; raises UserError."""
+    if len(endpoints) == 1:
+        return endpoints[0]
+    first, port = endpoints[0]
+    for address, other_port in endpoints:
+        if not _is_of_a_link(address):
+            raise _bad_listen(address, "a second address of the same family")
+        if other_port != port:
+            raise _bad_listen(address, "several addresses of one family have one port")
+    return (ANYWHERE6 if ":" in first else ANYWHERE4)[0], port
+
+
+def _is_of_a_link(address: str) -> bool:
+    return not (ip_address(address).is_loopback or ip_address(address).is_unspecified)
 
 
 def _endpoint(text: str) -> tuple[int, Endpoint]:

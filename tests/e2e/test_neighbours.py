@@ -280,3 +280,12 @@ def test_behind_a_firewall_that_drops_by_default_both_ways(lab: Lab) -> None:
     with beside(lab, UFW), tunnel(lab, "-l", "0.0.0.0:0,[::]:0") as up:
         works_here(lab)
         up.wait_until(lambda: "hosts behind this one get through only if" in up.said)
+
+
+def test_several_addresses_serve_the_links_that_have_them(lab: Lab, boxes: dict[str, str]) -> None:
+    listen = f"{lab.client.addresses[2]},172.18.0.1"
+    with tunnel(lab, "-l", listen):
+        works_here(lab)
+        assert reaches(lab, boxes["box"])
+        assert "Hello" in fetch(lab.neighbour, f"http://{lab.target.v4}/")
+        assert not reaches(lab, boxes["shut-in"], seconds=1)

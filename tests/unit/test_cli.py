@@ -214,3 +214,23 @@ def test_what_can_t_be_captured_from_is_a_mistake(words: list[str]) -> None:
     with pytest.raises(UserError) as raised:
         parse(["-r", "h", "0/0", *words])
     assert raised.value.exit_code is ExitCode.USAGE
+
+
+def test_several_addresses_of_one_family_are_those_whose_links_are_served() -> None:
+    options = parse(["-r", "h", "0/0", "-l", "192.0.2.1:7,198.51.100.1:7,[2001:db8::1]:8"])
+    assert options.served == ("192.0.2.1", "198.51.100.1", "2001:db8::1")
+    assert (options.listen4, options.listen6) == (("0.0.0.0", 7), ("2001:db8::1", 8))
+    third = parse(["-r", "h", "0/0", "-l", "192.0.2.1,192.0.2.2,192.0.2.3"])
+    assert third.listen4 == ("0.0.0.0", 0)
+    one_each = parse(["-r", "h", "0/0", "-l", "192.0.2.1,[2001:db8::1]"])
+    assert one_each.served == ()
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["192.0.2.1:1,192.0.2.2:2", "127.0.0.1,192.0.2.1", "192.0.2.1,127.0.0.1", "0.0.0.0,192.0.2.1"],
+)
+def test_addresses_that_can_t_be_listened_on_together_are_a_mistake(listen: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse(["-r", "h", "0/0", "-l", listen])
+    assert raised.value.exit_code is ExitCode.USAGE

@@ -122,7 +122,8 @@ class Captured:
 
 def open_sockets(options: Options, routes: tuple[Route, ...], report: Report) -> Captured:
     """The sockets for ``routes``, and those of the routes that have one; raises UserError."""
-    captured = Captured(routes, [], [], [], blocks=options.fail_block, links=options.links)
+    links = tuple(dict.fromkeys((*options.links, *map(_link_of, options.served))))
+    captured = Captured(routes, [], [], [], blocks=options.fail_block, links=links)
     try:
         captured.routes = _bind(captured, options, report)
         captured.dns_sockets = _dns_sockets(options, report)
@@ -175,6 +176,20 @@ def served(plan: Plan, report: Report) -> Mapping[int, links.Links]:
         elif plan.forwards(family):
             report.say(ForwardedCaptured(family, tuple(found[family] or ())))
     return found
+
+
+def _link_of(address: str) -> str:
+    """The link that has this address of ours; raises UserError if none has."""
+    from sshunt.host.retained_addresses import link_of
+
+    link = link_of(address)
+    if not link:
+        raise UserError(
+            f"can't listen on {address}: no interface has it",
+            "give --listen addresses of this host",
+            ExitCode.LISTEN,
+        )
+    return link
 
 
 def _bind(captured: Captured, options: Options, report: Report) -> tuple[Route, ...]:

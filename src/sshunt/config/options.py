@@ -45,6 +45,7 @@ class Options:
     grace_s: int = DEFAULT_GRACE_S
     max_retries: int | None = None  # None: for ever
     fail_open: bool = False
+    served: tuple[str, ...] = ()  # addresses of this host, whose links count as named in ``links``
     namespace: str = ""  # the network namespace in which it is captured; "": ours
     links: tuple[str, ...] = ()  # from which others' traffic is captured; none: by the listeners
     fail_block: bool = False  # blocked also after our own death
