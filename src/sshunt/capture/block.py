@@ -17,8 +17,8 @@ captures (capture.nft) by as long as it takes somebody to start again, or to lif
 
 * *Priority.* Behind nat's translation (-100), where what is captured has this host's address; so
   this table needs not know what is captured, or how: an earlier place (-145 was thought of) would
-  have to repeat all of it, and be wrong where it changes. SYNs and echo requests that are held back
-  (nft_held) never come so far, and what is sent in their place is for this host.
+  have to repeat all of it, and be wrong where it changes. Echo requests that are held back never
+  come so far, SYNs that are (nft_held) and what is sent in their place are for this host.
 * *Known connections.* A login to this host from a network that is routed is none of ours to cut
   off: it may be the one by which we are started. What is open is left alone as ``closed`` does;
   a TCP packet that begins nothing is let through even where it is not known, since connection

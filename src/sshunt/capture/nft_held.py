@@ -1,8 +1,9 @@
 """The rules that hold SYNs back until the far side has connected, for the nft method. Pure.
 
-A connection is redirected only when somebody over there has answered: its SYN is logged (NFLOG) and
-dropped, before connection tracking has seen it, and whoever reads the group has the far side
-connect. Then he sends that very SYN again, marked, or says that there is nobody::
+A connection is redirected only when somebody over there has answered: its SYN is logged (NFLOG) as
+it was made, goes its way through nat and this host's firewall, and is logged once more and dropped
+where it would have arrived. Whoever reads the group has the far side connect, sends that very SYN
+again, marked, or says that there is nobody::
 
     output, prerouting (only what would be redirected)           -290, before tracking (-200)
         marked: a SYN .......... its destination is known for KNOWN_S from now on; goes on
@@ -11,18 +12,24 @@ connect. Then he sends that very SYN again, marked, or says that there is nobody
         claimed ................ goes on
         a SYN into a region, to a known destination (--connect auto), or with --connect fast
                                  claimed; goes on
-        a SYN into a region .... logged, dropped
+        a SYN into a region .... logged, claimed, marked as held; goes on
     output                                                       -280
         marked: a FIN .......... dropped
     output, nat                                                  -110
         marked ................. redirected, whoever it comes from
         anything else .......... as ever (nft)
+    output, input                                                300, behind filters
+        held, redirected ....... logged, dropped
 
 * *The same traffic.* What is held is exactly what would be redirected, or programs would hang: the
   lines that leave connections alone are made once, and are in the chains of both kinds; so are the
   regions.
-* *Before tracking.* A SYN that is tracked and then dropped would be forgotten, but one that is
-  sent again while it is not must be new to the nat chains.
+* *The firewall's word.* What is sent again comes from root and arrives by lo, which firewalls let
+  through. So theirs is asked with the SYN itself: one that an output chain drops because of its
+  user, or an input chain because of its link, is never heard of (README: "Who is served").
+  Rejected: dropping it before connection tracking, where all it costs is one look.
+* *Before tracking* it is logged, since nat would change it. Tracking forgets what is dropped before
+  its end: the SYN that is sent again is new to the nat chains.
 * *The mark* is a bit that only root can set, and the packet process re-sends only what was logged.
 * *Known destinations* cost no round trip: the kernel puts them into a set itself, when the marked
   SYN passes, and takes them out again after KNOWN_S. The one that has failed meanwhile is taken out
@@ -49,6 +56,9 @@ INJECTED_MARK = 0x04000000
 #: The mark of a SYN that one session redirects at once, for the others that would hold it.
 CLAIMED_MARK = 0x08000000
 
+#: The mark of a SYN that is held, on its way through this host.
+HELD_MARK = 0x10000000
+
 #: The time for which a destination that has answered is taken to be there.
 KNOWN_S = 30
 
@@ -63,6 +73,9 @@ _HOLDING_PRIORITY = -290
 
 #: A priority behind that, by which all sessions have seen what is said to them.
 _SAID_PRIORITY = -280
+
+#: A priority behind all filters, and before tracking takes down what has arrived.
+_LAST_PRIORITY = 300
 
 _SYN_FLAGS = "tcp flags & (fin | syn | rst | ack)"
 NOT_A_SYN = f"{_SYN_FLAGS} != syn"
@@ -116,6 +129,7 @@ def held_chains(
         lines += _held(holding, family)
         lines += regions(f"hold{family}", family, f"goto held{family}")
     lines += _injected(holding)
+    lines += _dropping(holding, ["output", "input"] if prerouting else ["output"])
     lines += [
         "\tchain hold_output {",
         f"\t\ttype filter hook output priority {_HOLDING_PRIORITY}; policy accept;",
@@ -146,8 +160,27 @@ def _held(holding: Holding, family: int) -> list[str]:
         lines.append(f"\t\t{_DESTINATION[family]} @known{family} goto claimed")
     if not holding.group:
         return [*lines, "\t\tgoto claimed", "\t}"]
-    logging = f"\t\tlog group {holding.group} snaplen {SNAP_BYTES}"
-    return [*lines, logging, "\t\tdrop", "\t}"]
+    marks = CLAIMED_MARK | HELD_MARK
+    return [*lines, _logging(holding), f"\t\tmeta mark set meta mark | {marks:#010x}", "\t}"]
+
+
+def _dropping(holding: Holding, hooks: list[str]) -> list[str]:
+    """The chains that drop what has come through."""
+    if not holding.group:
+        return []
+    lines = ["\tchain held {", _logging(holding), "\t\tdrop", "\t}"]
+    for hook in hooks:
+        lines += [
+            f"\tchain held_{hook} {{",
+            f"\t\ttype filter hook {hook} priority {_LAST_PRIORITY}; policy accept;",
+            f"\t\tmeta mark & {HELD_MARK:#010x} != 0 ct status dnat goto held",
+            "\t}",
+        ]
+    return lines
+
+
+def _logging(holding: Holding) -> str:
+    return f"\t\tlog group {holding.group} snaplen {SNAP_BYTES}"
 
 
 def _injected(holding: Holding) -> list[str]:

@@ -1,10 +1,14 @@
 """SYNs that were logged and dropped: told to the client, and answered as it says. Root; Linux.
 
-    logged --> told to the client --OPENED--> sent again, with our mark: redirected, accepted
+    logged twice -> told to client --OPENED--> sent again, with our mark: redirected, accepted
            |         ^            --REFUSED-> a reset or an ICMP error, as the destination's
            |         |                        or nothing: the program's kernel sends it once more
            +--> waits for its turn            (after 1, 3, 7 ... seconds), and it is a new one
            +--> no room: not answered
+
+It is logged as it was made, and once more, redirected, where this host's firewall has let it arrive
+(capture.nft_held): one that is logged once is the firewall's business. Both have the same source
+address and initial sequence number; the port may have been changed.
 
 The latest copy is what is sent again: its timestamp is right (RFC 7323). A copy of one that has
 been sent again already, because that was lost, is sent again at once. One with other numbers on the
@@ -150,6 +154,7 @@ class HeldSyns(Part):
             raise
         self.group = self._log.number
         self._number = 0
+        self._made: dict[tuple[str, int], tuple[Syn, Logged]] = {}  # once logged; the oldest first
         self._knows = False  # the rules let go what goes to known destinations
         self._held: dict[_Ends, _Entry] = {}  # the oldest first
         self._by_number: dict[int, _Entry] = {}
@@ -174,7 +179,7 @@ class HeldSyns(Part):
                 return
             for logged in packets:
                 with suppress(SegmentError):
-                    self._take(decode_syn_untrusted(logged.packet), logged, now)
+                    self._hear(decode_syn_untrusted(logged.packet), logged, now)
 
     def on_message(self, kind: int, body: bytes) -> None:
         """As in Part."""
@@ -204,6 +209,17 @@ class HeldSyns(Part):
         _forget(self._known, now - KNOWN_S)
 
     # --- what comes ---------------------------------------------------------------------------
+
+    def _hear(self, syn: Syn, logged: Logged, now: float) -> None:
+        """Take it when it is logged for the second time."""
+        which = syn.source[0], syn.sequence
+        made = self._made.pop(which, None)
+        if made is not None and made[0].destination != syn.destination:
+            self._take(*made, now)
+            return
+        self._made[which] = syn, logged
+        if len(self._made) > MOST_HELD:
+            del self._made[next(iter(self._made))]
 
     def _take(self, syn: Syn, logged: Logged, now: float) -> None:
         ends = syn.source, syn.destination

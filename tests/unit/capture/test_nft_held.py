@@ -44,10 +44,17 @@ def test_forwarded_ones_are_held_only_where_some_are_captured() -> None:
         assert ("\tchain hold_prerouting {" in chains) == bool(prerouting)
 
 
-def test_what_is_logged_is_dropped_behind_it() -> None:
-    chains = held_chains(_HONEST, [], [], _regions)
-    logged = chains.index("\t\tlog group 20000 snaplen 256")
-    assert chains[logged + 1] == "\t\tdrop"
+def test_what_is_logged_is_marked_and_dropped_where_it_would_have_arrived() -> None:
+    text = "\n".join(held_chains(_HONEST, [], ["\t\tFORWARDED"], _regions))
+    assert "snaplen 256\n\t\tmeta mark set meta mark | 0x18000000\n" in text
+    assert "snaplen 256\n\t\tdrop\n" in text
+    for hook in ("output", "input"):
+        assert f"hook {hook} priority 300" in text
+    assert text.count("meta mark & 0x10000000 != 0 ct status dnat goto held\n") == 2
+
+
+def test_where_nothing_is_forwarded_nothing_is_dropped_that_comes_in() -> None:
+    assert not any("hook input" in line for line in held_chains(_HONEST, [], [], _regions))
 
 
 def test_a_forwarded_one_that_was_held_goes_to_the_listener_that_others_reach() -> None:

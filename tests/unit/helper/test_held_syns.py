@@ -203,6 +203,37 @@ def test_a_program_connects_when_the_far_side_has(honest: Client, where: str, fa
     assert program.error == 0
 
 
+FIREWALL = """
+table inet firewall {
+    chain input {
+        type filter hook input priority 0; policy accept;
+        iif lo accept
+        iifname "to-neighbour" tcp flags syn drop
+    }
+    chain output {
+        type filter hook output priority 0; policy accept;
+        meta skuid != 0 drop
+    }
+}
+"""
+
+
+def test_what_this_host_s_firewall_bars_is_never_heard_of(honest: Client) -> None:
+    honest.host.run(["nft", "-f", "-"], stdin=FIREWALL)
+    try:
+        forwarded = Program(honest.neighbour, (TARGET[4], PORT), lambda s: s.settimeout(0.3))
+        users = ["curl", "-s", "-m", "0.3", f"http://{TARGET[4]}:{PORT}/"]
+        assert honest.host.run(users, user="ben", check=False).returncode == 28  # timed out
+        assert forwarded.error == errno.EAGAIN
+        assert honest.hears_nothing(0.05)
+    finally:
+        honest.host.run(["nft", "delete", "table", "inet", "firewall"])
+    program = Program(honest.host, (TARGET[4], PORT))
+    honest.let_go(honest.held())
+    assert program.error == 0
+    honest.accept(4)
+
+
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("where", ["here", "behind this router"])
 @pytest.mark.parametrize(
