@@ -59,6 +59,9 @@ CLAIMED_MARK = 0x08000000
 #: The mark of a SYN that is held, on its way through this host.
 HELD_MARK = 0x10000000
 
+#: The groups in which SYNs are logged; each session has one.
+GROUPS = range(20_000, 20_064)
+
 #: The time for which a destination that has answered is taken to be there.
 KNOWN_S = 30
 

@@ -25,8 +25,9 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sshunt.capture import echo_rules, nft
+from sshunt.capture import echo_rules, nft, nft_held
 from sshunt.capture.block import render_block
+from sshunt.capture.links import addresses_of
 from sshunt.capture.plan import DNS_PORT, Connect, Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
 from sshunt.config.options import Options
@@ -100,6 +101,8 @@ def run(
 
 def dry_run(options: Options, console: Console) -> str:
     """The rules that ``run`` would have the helper apply, as text for nft. Changes nothing."""
+    from sshunt.host.retained_addresses import links_of_all  # takes its time to load
+
     report = Report(_raise)
     Printer(console, report)
     routes = asyncio.run(resolve_routes(options, report))
@@ -109,11 +112,13 @@ def dry_run(options: Options, console: Console) -> str:
         captured.check()
         spared = () if options.dns else near(system_resolvers())
         bypass = tuple((address, DNS_PORT) for address in spared)
-        plan = captured.plan(secrets.token_hex(4), bypass, echoes=options.ping)
-        groups = nft.PacketGroups(0, echo_rules.GROUPS.start)
+        connect = Connect(options.connect)
+        plan = captured.plan(secrets.token_hex(4), bypass, connect=connect, echoes=options.ping)
+        groups = nft.PacketGroups(nft_held.GROUPS.start, echo_rules.GROUPS.start)
         with entered(options.namespace):
             links = served(plan, report)
-        rules = nft.render(plan, owner=True, cgroup=None, served=links, packets=groups)
+            own = addresses_of(links, links_of_all())
+        rules = nft.render(plan, owner=True, cgroup=None, served=links, packets=groups, own=own)
         if plan.blocks:
             rules = render_block(plan, os.getuid(), None, persists=True) + rules
     finally:

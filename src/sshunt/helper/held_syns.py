@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
-from sshunt.capture.nft_held import INJECTED_MARK, KNOWN_S, SNAP_BYTES
+from sshunt.capture.nft_held import GROUPS, INJECTED_MARK, KNOWN_S, SNAP_BYTES
 from sshunt.capture.plan import Connect, Plan
 from sshunt.helper.nflog import Logged, LogGroup
 from sshunt.helper.packet_protocol import SYN_KINDS, PacketError
@@ -85,9 +85,6 @@ REMEMBERED_S = 3.0
 
 #: The longest pause before a first copy (RFC 6298: one second, three in older systems).
 FIRST_PAUSE_S = 3.0
-
-#: The groups of which the first that is free is ours.
-GROUPS = range(20_000, 20_064)
 
 #: Packets that are read before others have their turn.
 _READS_A_TURN = 64

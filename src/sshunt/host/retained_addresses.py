@@ -42,6 +42,16 @@ def link_of(address: str) -> str:
     return ""
 
 
+def links_of_all() -> dict[str, str]:
+    """All addresses of this host, and the interfaces that have them."""
+    return {
+        each.address.partition("%")[0]: name
+        for name, found in psutil.net_if_addrs().items()
+        for each in found
+        if each.family in _FAMILIES
+    }
+
+
 def _present() -> set[str]:
     found = psutil.net_if_addrs().values()
     return {a.address.partition("%")[0] for each in found for a in each if a.family in _FAMILIES}

@@ -21,6 +21,9 @@ def test_a_dry_run_says_what_root_would_run_and_the_rules_and_leaves_nothing_ope
     assert " ".join(helper_command()) in text
     assert "10.0.0.0" in text
     assert "echo-request" in text
+    assert "log group 20000 " in text
+    fast = up.dry_run(parse(["-r", "gate", "10/8", "--connect", "fast", "--dry-run"]), Console())
+    assert "log group 20000 " not in fast
     assert len(os.listdir("/proc/self/fd")) == before
 
 

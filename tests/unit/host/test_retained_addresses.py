@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from sshunt.helper.protocol import MAX_RETAINED
-from sshunt.host.retained_addresses import RetainedAddresses, link_of
+from sshunt.host.retained_addresses import RetainedAddresses, link_of, links_of_all
 from sshunt.lab.hosts import Host
 from sshunt.lab.world import Lab
 
@@ -96,3 +96,4 @@ def test_a_link_is_found_by_its_address(host: Host, link: str) -> None:
     change(host, link, "add", *_BOTH)
     assert [link_of(address) for address in _BOTH] == [link, link]
     assert link_of("198.51.100.9") == ""
+    assert [links_of_all()[address] for address in _BOTH] == [link, link]
