@@ -13,6 +13,7 @@ captures (capture.nft) by as long as it takes somebody to start again, or to lif
         made by an agent ............... goes on    (output only), as for capture.nft
         a session's control group ...... goes on    (output only), see below
         to a real peer of our ssh ...... goes on    (output only), TCP
+        to a resolver that is spared ... goes on    (output only): without --dns, one next door
         into a region .................. rejected   the error comes at once
 
 * *Priority.* Behind nat's translation (-100), where what is captured has this host's address; so
@@ -98,10 +99,11 @@ def read_block_name(text: str) -> BlockName | None:
 
 
 def block_peers(plan: Plan) -> dict[str, list[tuple[Address, int]]]:
-    """The names of the bypass sets, and what is in them: without resolvers, which are among a
-    plan's for other sessions while it is down.
+    """The names of the bypass sets, and what is in them. Where queries are captured, without
+    resolvers: those are among a plan's for other sessions' sake, while it is down.
     """
-    parsed = {(check_endpoint(e), e[1]) for e in plan.bypass if e[1] != DNS_PORT}
+    has_dns = plan.dns(4) is not None or plan.dns(6) is not None
+    parsed = {(check_endpoint(e), e[1]) for e in plan.bypass if not (has_dns and e[1] == DNS_PORT)}
     peers = sorted(parsed, key=lambda pair: (int(pair[0]), pair[1]))
     return {
         f"bypass{family}": [(a, port) for a, port in peers if a.version == family]
@@ -143,6 +145,10 @@ def _chains(cgroup: Cgroup | None) -> list[str]:
         f"\t\t{BY_AN_AGENT} return",
         f"\t\tjump {OURS}",
         *(f"\t\t{_PROTOCOL[f]} daddr . tcp dport @bypass{f} return" for f in (4, 6)),
+        *(
+            f"\t\tudp dport {DNS_PORT} {_PROTOCOL[f]} daddr . udp dport @bypass{f} return"
+            for f in (4, 6)
+        ),
         "\t\tgoto regions",
         "\t}",
         "\tchain forward {",

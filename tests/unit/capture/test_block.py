@@ -113,12 +113,18 @@ def test_a_name_is_read_as_it_was_written() -> None:
     )
 
 
-def test_resolvers_are_no_peers() -> None:
-    names = {
-        name: [(str(address), port) for address, port in peers]
-        for name, peers in block_peers(_PLAN).items()
-    }
-    assert names == {"bypass4": [("203.0.113.7", 22)], "bypass6": [("2001:db8:3::7", 2222)]}
+def test_resolvers_are_no_peers_where_queries_are_captured() -> None:
+    queries = redirects([("127.0.0.1", 12300)], [("127.0.0.1", 12353)])
+    with_dns = replace(_PLAN, redirects=queries, resolvers=("192.0.2.53",))
+    for plan, spared in ((_PLAN, [("192.0.2.53", 53)]), (with_dns, [])):
+        names = {
+            name: [(str(address), port) for address, port in peers]
+            for name, peers in block_peers(plan).items()
+        }
+        assert names == {
+            "bypass4": [*spared, ("203.0.113.7", 22)],
+            "bypass6": [("2001:db8:3::7", 2222)],
+        }
 
 
 def test_a_cgroup_that_cannot_be_written_is_an_error() -> None:
