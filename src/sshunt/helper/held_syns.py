@@ -151,7 +151,8 @@ class HeldSyns(Part):
             raise
         self.group = self._log.number
         self._number = 0
-        self._made: dict[tuple[str, int], tuple[Syn, Logged]] = {}  # once logged; the oldest first
+        # Logged once, and when; the oldest first.
+        self._made: dict[tuple[str, int], tuple[float, Syn, Logged]] = {}
         self._knows = False  # the rules let go what goes to known destinations
         self._held: dict[_Ends, _Entry] = {}  # the oldest first
         self._by_number: dict[int, _Entry] = {}
@@ -202,6 +203,8 @@ class HeldSyns(Part):
             self._give_up(entry)
         for address in list(self._waiting):  # where the client could not be told
             self._tell_next(address)
+        while self._made and self._made[next(iter(self._made))][0] < now - REMEMBERED_S:
+            del self._made[next(iter(self._made))]
         _forget(self._let_go, now - REMEMBERED_S)
         _forget(self._known, now - KNOWN_S)
 
@@ -211,10 +214,10 @@ class HeldSyns(Part):
         """Take it when it is logged for the second time."""
         which = syn.source[0], syn.sequence
         made = self._made.pop(which, None)
-        if made is not None and made[0].destination != syn.destination:
-            self._take(*made, now)
+        if made is not None and made[1].destination != syn.destination:
+            self._take(made[1], made[2], now)
             return
-        self._made[which] = syn, logged
+        self._made[which] = now, syn, logged
         if len(self._made) > MOST_HELD:
             del self._made[next(iter(self._made))]
 
