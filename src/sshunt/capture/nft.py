@@ -451,7 +451,8 @@ def _holding(plan: Plan, families: list[int], packets: PacketGroups) -> Holding 
     if not packets.syns or not families:
         return None
     group = 0 if plan.connect is Connect.FAST else packets.syns
-    return Holding(group, tuple(families), knows=plan.connect is Connect.AUTO)
+    ports = {family: _arrives_at(plan, family)[1] for family in families}
+    return Holding(group, ports, knows=plan.connect is Connect.AUTO)
 
 
 def _held_when_forwarded(plan: Plan, family: int, far: Mapping[int, Endpoint]) -> bool:

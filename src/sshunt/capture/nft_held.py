@@ -19,7 +19,7 @@ again, marked, or says that there is nobody::
         marked ................. redirected, whoever it comes from
         anything else .......... as ever (nft)
     output, input                                                300, behind filters
-        held, redirected ....... logged, dropped
+        held, redirected to us . logged, dropped
 
 * *The same traffic.* What is held is exactly what would be redirected, or programs would hang: the
   lines that leave connections alone are made once, and are in the chains of both kinds; so are the
@@ -94,7 +94,7 @@ class Holding(NamedTuple):
     """What the rules have to know."""
 
     group: int  # in which somebody reads the SYNs; 0: all are let go at once
-    families: tuple[int, ...]  # 4, 6: of those with a listener
+    ports: Mapping[int, int]  # of the listeners, by their family: 4, 6
     knows: bool  # destinations that have answered are redirected at once
 
 
@@ -103,7 +103,7 @@ def known_sets(holding: Holding) -> list[str]:
     if not holding.knows:
         return []
     lines = []
-    for family in holding.families:
+    for family in holding.ports:
         lines += [
             f"\tset known{family} {{",
             f"\t\ttype {_TYPE[family]}; flags dynamic,timeout; timeout {KNOWN_S}s;"
@@ -128,7 +128,7 @@ def held_chains(
         f"\t\tmeta mark set meta mark | {CLAIMED_MARK:#010x}",
         "\t}",
     ]
-    for family in holding.families:
+    for family in holding.ports:
         lines += _held(holding, family)
         lines += regions(f"hold{family}", family, f"goto held{family}")
     lines += _injected(holding)
@@ -176,7 +176,11 @@ def _dropping(holding: Holding, hooks: list[str]) -> list[str]:
         lines += [
             f"\tchain held_{hook} {{",
             f"\t\ttype filter hook {hook} priority {_LAST_PRIORITY}; policy accept;",
-            f"\t\tmeta mark & {HELD_MARK:#010x} != 0 ct status dnat goto held",
+            *(
+                f"\t\tmeta mark & {HELD_MARK:#010x} != 0 ct status dnat"
+                f" meta nfproto ipv{family} tcp dport {port} goto held"
+                for family, port in holding.ports.items()
+            ),
             "\t}",
         ]
     return lines
@@ -188,7 +192,7 @@ def _logging(holding: Holding) -> str:
 
 def _injected(holding: Holding) -> list[str]:
     """The chain for what the packet process has made."""
-    of_each = [f"@known{f} {{ {_DESTINATION[f]} }}" for f in holding.families if holding.knows]
+    of_each = [f"@known{f} {{ {_DESTINATION[f]} }}" for f in holding.ports if holding.knows]
     return [
         "\tchain injected {",
         "\t\tmeta l4proto != tcp notrack return",
@@ -210,7 +214,7 @@ def injected_chains(
     is another than for this host's own.
     """
     chains, lines = [], []
-    for family in holding.families:
+    for family in holding.ports:
         of_family = f"\t\tmeta nfproto ipv{family}"
         if family in forwarded_to:
             chains += regions(f"capture{family}_far", family, forwarded_to[family])
