@@ -206,6 +206,7 @@ def parse(words: Sequence[str]) -> Options:
         links=links,
         served=served,
         namespace=args.namespace,
+        method=args.method,
         zero_copy=args.zero_copy,
         dns=args.dns,
         ping=not args.no_ping,
@@ -353,9 +354,10 @@ def _parser() -> _Parser:
     add(
         "--method",
         type=_method,
-        choices=("auto", "nft"),
+        choices=("auto", "nft", "nat"),
         default="auto",
-        help="how traffic is captured",
+        help="what captures: nft (nftables: TCP, UDP, ping, DNS), nat (iptables: TCP and DNS); "
+        "auto: nft, and nat where there are no nftables; default: auto",
     )
     add("--disable-ipv6", action="store_true", help="leave IPv6 alone")
     add(

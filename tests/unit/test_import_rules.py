@@ -55,12 +55,13 @@ TOUCHES_THE_KERNEL = {
     "privileges.py": {"ctypes"},
     "marks.py": {"fcntl"},  # the server's, too: a slot is taken before anything is asked
     "addresses.py": {"fcntl"},
+    "restorer.py": {"subprocess"},  # fixed programs, whose text is the helper's own
     "starter.py": {"fcntl"},  # whose network a socket is of; nothing is changed by it
 }
 OF_APPLY = {"nftables", "netlink", "changes", "guard", "cgroups", "sweeper", "processes"}
 OF_APPLY |= {"privileges", "addresses", "blocks", "chains", "interfaces", "resolvers", "ruleset"}
 OF_APPLY |= {"packets", "nflog", "held_syns", "echoes"}
-OF_APPLY |= {"udp_flows", "conntrack", "in_their_name"}
+OF_APPLY |= {"udp_flows", "conntrack", "in_their_name", "restorer", "traces"}
 KERNEL = {f"helper.{name}" for name in OF_APPLY}
 SHIPPED = ("mux", "relay", "direct", "agent")
 
@@ -245,7 +246,7 @@ def test_few_modules_of_the_helper_reach_the_kernel_past_the_standard_library(pa
 
 def test_only_apply_and_its_own_modules_touch_the_kernel() -> None:
     knowing = {path.stem for path in MODULES.values() if KERNEL & our_modules(path)}
-    assert knowing <= {"apply", *OF_APPLY}
+    assert knowing <= {"apply", "iptables", *OF_APPLY}
 
 
 def test_what_is_shipped_is_what_the_agent_can_import() -> None:

@@ -42,6 +42,7 @@ WITHOUT_AN_IMPORT = {
     "direct.test_conversation": "between both ends (both_ends)",
     "helper.test_guard": "in a program of its own, whose child the sweeper is",
     "helper.test_apply": "in a helper, which does what it is asked",
+    "helper.test_iptables": "in a helper, which does what it is asked",
     "helper.test_main": "as a program",
     "helper.test_packets": "in a helper, whose child it is",
     "helper.test_server": "in a helper, which does what it is asked",

@@ -92,6 +92,7 @@ class Method(str, Enum):
     """How it is captured."""
 
     NFT = "nft"  # nftables, by redirection
+    NAT = "nat"  # iptables, by redirection: TCP and DNS
 
 
 class Connect(str, Enum):

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Mapping
 
 from sshunt.capture import links
-from sshunt.capture.plan import Connect, Plan, redirects, remote_regions
+from sshunt.capture.plan import Connect, Method, Plan, redirects, remote_regions
 from sshunt.config.options import ANYWHERE6, DEFAULT_LISTEN6, Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.datagram_sockets import DatagramSocket, bind_datagrams
@@ -100,6 +100,7 @@ class Captured:
         *,
         connect: Connect = Connect.FAST,
         echoes: bool = False,
+        method: Method = Method.NFT,
     ) -> Plan:
         """What the helper is asked for. ``check`` it before. ``echoes``: echo requests, too."""
         queries = [pair.endpoint for pair in self.dns_sockets]
@@ -117,6 +118,7 @@ class Captured:
             links=self.links,
             echoes=echoes,
             connect=connect,
+            method=method,
         )
 
 

@@ -25,17 +25,18 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sshunt.capture import echo_rules, nft, nft_held
+from sshunt.capture import echo_rules, iptables, nft, nft_held
 from sshunt.capture.block import render_block
 from sshunt.capture.links import addresses_of
-from sshunt.capture.plan import DNS_PORT, Connect, Plan
+from sshunt.capture.plan import DNS_PORT, Connect, Method, Plan
 from sshunt.commands.captured import Captured, open_sockets, resolve_routes, served
 from sshunt.config.options import Options
 from sshunt.errors import ExitCode, UserError
 from sshunt.front.arrival import Arrivals, Prober, lost
 from sshunt.front.dns_sockets import system_resolvers
+from sshunt.helper.protocol import Refusal
 from sshunt.host.elevate import HelperProcess, helper_command
-from sshunt.host.helper import start_helper
+from sshunt.host.helper import CaptureRefused, start_helper
 from sshunt.host.namespace import entered
 from sshunt.host.near_resolvers import near
 from sshunt.host.rules import Rules
@@ -49,10 +50,12 @@ from sshunt.tell.printer import Printer
 from sshunt.tell.report import (
     FIRST_LOGIN,
     AgentStarted,
+    ByIptables,
     CapturedLost,
     ConnectedAtOnce,
     ForwardedBarred,
     HelperStarted,
+    MethodTried,
     OthersBlock,
     RemoteConnected,
     Report,
@@ -78,6 +81,10 @@ _DRY_RUN_HEAD = """\
 # group of sshunt and its ssh, whose connections a rule of the output chain returns untouched; the
 # address of the ssh server, which goes into the bypass sets; and which NFLOG groups are free.
 """
+
+
+#: What the helper says where this host has no nf_tables, and iptables may be there.
+_WITHOUT_NF_TABLES = (Refusal.NO_NFT, Refusal.NO_NF_TABLES)
 
 
 def run(
@@ -114,6 +121,14 @@ def dry_run(options: Options, console: Console) -> str:
         bypass = tuple((address, DNS_PORT) for address in spared)
         connect = Connect(options.connect)
         plan = captured.plan(secrets.token_hex(4), bypass, connect=connect, echoes=options.ping)
+        if options.method == Method.NAT:
+            links = served(plan, report)
+            texts = (
+                iptables.render(plan, family, cgroup=None, served=links[family], is_first=True)
+                for family in (4, 6)
+                if plan.listener(family) or plan.dns(family)
+            )
+            return _DRY_RUN_HEAD.format(helper=" ".join(helper_command())) + "".join(texts)
         groups = nft.PacketGroups(nft_held.GROUPS.start, echo_rules.GROUPS.start)
         with entered(options.namespace):
             links = served(plan, report)
@@ -193,13 +208,16 @@ async def _start(
     report.say(SessionNamed(session_id))
     captured = await _open_sockets(options, report, undo)
     captured.check()  # too many routes are told before a password is asked
-    rules = await _ask_helper(session_id, helper_process, report, undo)
-    _check_guard(captured, rules)
+    rules, method = await _ask_helper(options, session_id, helper_process, report, undo)
+    if method is Method.NAT:
+        captured.leave_udp_alone()
+        report.say(ByIptables())
+    _check_guard(captured, rules, method)
     up = await _log_in(options, console, report, rules, query, session_id, undo)
     await _check_udp(captured, rules, report)
     up.accept(captured.listeners, captured.datagrams, captured.dns_sockets, captured.routes)
     await up.remote.check()
-    plan = await _capture(options, up, captured, session_id, rules, report, undo)
+    plan = await _capture(options, up, captured, session_id, method, rules, report, undo)
     _freeze_memory()
     rtt_s = await up.remote.first_rtt()
     await up.remote.check()
@@ -224,20 +242,40 @@ async def _open_sockets(options: Options, report: Report, undo: AsyncExitStack) 
 
 
 async def _ask_helper(
-    session_id: str, helper_process: HelperProcess | None, report: Report, undo: AsyncExitStack
-) -> Rules:
-    """The helper, which guards us from here on."""
-    helper = await start_helper(session=session_id, process=helper_process, report=report)
+    options: Options,
+    session_id: str,
+    helper_process: HelperProcess | None,
+    report: Report,
+    undo: AsyncExitStack,
+) -> tuple[Rules, Method]:
+    """The helper, which guards us from here on; and how it captures."""
+    method = Method.NFT if options.method == "auto" else Method(options.method)
+    try:
+        helper = await start_helper(
+            session=session_id, process=helper_process, report=report, method=method
+        )
+    except CaptureRefused as error:
+        if options.method != "auto" or error.kind not in _WITHOUT_NF_TABLES:
+            raise
+        report.say(MethodTried(method.value, error.message))
+        method = Method.NAT
+        helper = await start_helper(session=session_id, report=report, method=method)
     rules = Rules(helper, report)
     undo.push_async_callback(rules.close)
     rules.want(Wanted())
     await rules.settled()
     report.say(HelperStarted(rules.guarded))
     rules.start_packets()  # meanwhile ssh logs in
-    return rules
+    return rules, method
 
 
-def _check_guard(captured: Captured, rules: Rules) -> None:
+def _check_guard(captured: Captured, rules: Rules, method: Method) -> None:
+    if captured.blocks and method is Method.NAT:
+        raise UserError(
+            "iptables' rules end with sshunt, and block nothing after it",
+            "leave --fail block out, or capture with nftables: --method nft",
+            ExitCode.CAPTURE,
+        )
     if captured.blocks and not rules.guarded:
         raise UserError(
             "the targets can't be blocked here: without a control group (cgroup v2) ssh itself"
@@ -300,6 +338,7 @@ async def _capture(
     up: "Up",
     captured: Captured,
     session_id: str,
+    method: Method,
     rules: Rules,
     report: Report,
     undo: AsyncExitStack,
@@ -309,8 +348,9 @@ async def _capture(
     plan = captured.plan(
         session_id,
         up.peers(),
-        connect=Connect(options.connect),
-        echoes=up.answers_echoes(there_are=looked_at.echoes),
+        connect=Connect(options.connect) if method is Method.NFT else Connect.FAST,
+        echoes=method is Method.NFT and up.answers_echoes(there_are=looked_at.echoes),
+        method=method,
     )
     if plan.blocks:
         undo.push_async_callback(up.unblock)

@@ -49,6 +49,7 @@ class Options:
     namespace: str = ""  # the network namespace in which it is captured; "": ours
     links: tuple[str, ...] = ()  # from which others' traffic is captured; none: by the listeners
     fail_block: bool = False  # blocked also after our own death
+    method: str = "auto"  # or "nft", "nat"
     zero_copy: str = "auto"  # or "always", "never"
     dns: bool = False
     ping: bool = True

@@ -44,6 +44,9 @@ These serve apply alone, and nothing else touches the kernel:
     resolvers   whom this host asks names
     ruleset     what others do to our tables
     chains      firewalls of others
+    iptables    the same as apply for a session that captures with iptables
+    restorer    a child that runs iptables-restore, and outlives the helper
+    traces      what iptables leaves of itself
     privileges  our own process: what it may
     netlink     how to speak to the kernel
 """

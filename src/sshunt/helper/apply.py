@@ -63,7 +63,7 @@ from sshunt.helper.conntrack import forget_flows, forget_unanswered
 from sshunt.helper.guard import Guard, make_guard
 from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.listening import with_own_listeners
-from sshunt.helper.marks import Mark, Marks
+from sshunt.helper.marks import Marks
 from sshunt.helper.netlink import Change
 from sshunt.helper.nftables import BROKEN, Nftables, our_tables, remove_leftover_tables
 from sshunt.helper.packets import PacketProcess
@@ -131,7 +131,7 @@ class Kernel:
         self._proc = open_proc()
         self._socket = client
         self._client = requester(client, self._proc)
-        self._alive = _alive(marks, nft.table_name(session))
+        self._alive = marks.take_for(nft.table_name(session))
         self._nft = Nftables()
         self._resolvers = HostResolvers()
         can_guard = cgroups.levels_can_be_trusted()
@@ -247,9 +247,9 @@ class Kernel:
         for family in (4, 6):
             listener = plan.listener(family)
             if listener is not None:
-                self._check_local(listener)
+                self._interfaces.check_listener(listener)
         first = self._plan is None
-        plan = replace(plan, resolvers=self._asked_here(plan.resolvers, some=first))
+        plan = replace(plan, resolvers=self._resolvers.asked_here(plan.resolvers, some=first))
         self._see_to_our_end()
         self._remember_listeners(plan)
         self._blocks.begin(plan, self._guard.cgroup if self._guard is not None else None)
@@ -351,7 +351,7 @@ class Kernel:
 
     def resolvers(self, addresses: Iterable[str]) -> None:
         """Put other addresses into the resolver sets; raises KernelError."""
-        asked = self._asked_here(tuple(addresses))
+        asked = self._resolvers.asked_here(tuple(addresses))
         self._plan = replace(self._applied_plan(), resolvers=asked)
         self._replace(
             {
@@ -492,28 +492,6 @@ class Kernel:
         self._retained.close()
         self._wanted = ()
 
-    def _asked_here(self, resolvers: tuple[str, ...], *, some: bool = False) -> tuple[str, ...]:
-        """Those that this host's programs ask; raises KernelError if there should be ``some``.
-
-        They may have changed since the client looked: then it is about to say so.
-        """
-        here = self._resolvers.addresses()
-        found = tuple(address for address in resolvers if address in here)
-        if some and resolvers and not found:
-            raise KernelError(Refusal.RESOLVER, f"this host does not ask {', '.join(resolvers)}")
-        return found
-
-    def _check_local(self, listener: Endpoint) -> None:
-        """Redirecting to another host would be a service that nobody asked us for. An address that
-        is only retained is another host's, and so is ::ffff:127.0.0.1, which leaves by a route:
-        Python 3.13 calls it loopback.
-        """
-        address = ip_address(listener[0])
-        is_mapped = address.version == 6 and address.ipv4_mapped is not None
-        everywhere = not is_mapped and (address.is_loopback or address.is_unspecified)
-        if not everywhere and str(address) not in self._interfaces.links:
-            raise KernelError(Refusal.LISTENER, f"{listener[0]} is not an address of this host")
-
     @property
     def is_plain(self) -> bool:
         """True if there is a table that the kernel does not own."""
@@ -647,13 +625,6 @@ def _is_in(regions: list[Region], address: bytes, port: int) -> bool:
 
 def _has_datagrams(plan: Plan) -> bool:
     return any(plan.datagrams(family) is not None for family in (4, 6))
-
-
-def _alive(marks: Marks, table: str) -> Mark:
-    mark = marks.take(table)
-    if mark is None:
-        raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
-    return mark
 
 
 def _retained_changes(family: str, name: str, addresses: Iterable[nft.Address]) -> list[Change]:

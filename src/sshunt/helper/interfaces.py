@@ -9,8 +9,11 @@ Not here: what may be done with such an address (apply).
 
 import socket
 import struct
+from ipaddress import ip_address
 
 from sshunt.helper.netlink import Netlink, attributes
+from sshunt.helper.protocol import KernelError, Refusal
+from sshunt.model import Endpoint
 
 # linux/rtnetlink.h, linux/if_addr.h
 _RTMGRP_LINK = 0x1
@@ -62,6 +65,17 @@ class Interfaces:
             self._had[address] = None
         for address in list(self._had)[:-_MOST_REMEMBERED]:
             del self._had[address]
+
+    def check_listener(self, listener: Endpoint) -> None:
+        """Redirecting to another host would be a service that nobody asked us for: raises
+        KernelError. An address that is only retained is another host's, and so is
+        ::ffff:127.0.0.1, which leaves by a route: Python 3.13 calls it loopback.
+        """
+        address = ip_address(listener[0])
+        is_mapped = address.version == 6 and address.ipv4_mapped is not None
+        everywhere = not is_mapped and (address.is_loopback or address.is_unspecified)
+        if not everywhere and str(address) not in self.links:
+            raise KernelError(Refusal.LISTENER, f"{listener[0]} is not an address of this host")
 
     def had(self, address: str) -> bool:
         """True if the address is or was one of this host's."""

@@ -70,6 +70,13 @@ class Marks:
         """The mark of this table's maker; None if somebody alive holds it."""
         return self._lock(self._here + table, os.O_CREAT)
 
+    def take_for(self, table: str) -> Mark:
+        """The same; raises KernelError if somebody has it."""
+        mark = self.take(table)
+        if mark is None:
+            raise KernelError(Refusal.WRONG_ORDER, "another helper serves this session")
+        return mark
+
     def take_from_the_dead(self, table: str) -> Mark | None:
         """The same, but None also if there was no such maker here: one that can't see this
         directory (in a container with the host's network) is none of ours to call dead.

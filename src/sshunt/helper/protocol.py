@@ -43,7 +43,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import TypeAlias
 
-from sshunt.capture.plan import Plan, What
+from sshunt.capture.plan import Method, Plan, What
 from sshunt.model import Endpoint
 
 #: The version of what is said here: client and helper speak the same one, or not at all.
@@ -125,6 +125,7 @@ class Refusal(str, Enum):
     NO_NF_TABLES = "no-nf-tables"  # the kernel has none
     NO_CHANNEL = "no-channel"  # no socketpair rides on the request
     ELSEWHERE = "elsewhere"  # the client is in another network namespace
+    NO_IPTABLES = "no-iptables"  # it is not installed, or the kernel has none
     NO_PLACE = "no-place"  # there is no /run that root can write
     TOO_MANY = "too-many"  # this user has as many helpers as he may
     TOO_MANY_BLOCKS = "too-many-blocks"  # ended sessions of this user have left as many as they may
@@ -151,10 +152,11 @@ class KernelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first request."""
+    """The first request. ``method`` is how this session captures."""
 
     version: int
     session: str
+    method: Method = Method.NFT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ kernel would look for what they name in the root that we have then.
 import os
 from ipaddress import ip_address
 
+from sshunt.helper.protocol import KernelError, Refusal
+
 _FILES = ("etc/resolv.conf", "run/systemd/resolve/resolv.conf")
 
 #: The resolver that the C library asks if none is named (resolv.conf(5)).
@@ -35,6 +37,17 @@ class HostResolvers:
         lines = [line.split() for name in _FILES for line in self._lines(name)]
         words = [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
         return frozenset(filter(None, map(_address, words))) or frozenset([_DEFAULT])
+
+    def asked_here(self, resolvers: tuple[str, ...], *, some: bool = False) -> tuple[str, ...]:
+        """Those that this host's programs ask; raises KernelError if there should be ``some``.
+
+        They may have changed since the client looked: then it is about to say so.
+        """
+        here = self.addresses()
+        found = tuple(address for address in resolvers if address in here)
+        if some and resolvers and not found:
+            raise KernelError(Refusal.RESOLVER, f"this host does not ask {', '.join(resolvers)}")
+        return found
 
     def _lines(self, path: str) -> list[str]:
         try:

@@ -51,8 +51,10 @@ from contextlib import suppress
 from enum import Enum, auto
 
 from sshunt.capture.nft import RENEW_EVERY_S
+from sshunt.capture.plan import Method
 from sshunt.helper.apply import Kernel, begin
 from sshunt.helper.audit import Audit
+from sshunt.helper.iptables import IptablesKernel
 from sshunt.helper.marks import Mark, Marks
 from sshunt.helper.pace import Pace
 from sshunt.helper.protocol import (
@@ -197,7 +199,8 @@ class _Service:
         self._owner = owner
         self._state = State.NEW
         self._session = ""
-        self._kernel: Kernel | None = None
+        self._method = Method.NFT
+        self._kernel: Kernel | IptablesKernel | None = None
         self._riders: deque[socket.socket] = deque()  # for requests that are still to come
 
     def take_riders(self, descriptors: Iterable[int]) -> None:
@@ -290,7 +293,7 @@ class _Service:
                     return Refused(Refusal.NO_CHANNEL, "no socket rides on the request")
                 return self._kernel.packets(self._riders.popleft())
             case Apply():
-                if request.plan.session != self._session:
+                if (request.plan.session, request.plan.method) != (self._session, self._method):
                     return Refused(Refusal.BAD_REQUEST, "a plan of another session")
                 owner = self._kernel.apply(request.plan)
                 self._state = State.ACTIVE
@@ -316,9 +319,13 @@ class _Service:
         if request.version != VERSION:
             return Refused(Refusal.VERSION, f"the helper speaks version {VERSION} only")
         self._session = request.session
-        self._kernel = Kernel(
-            request.session, self._client, self._marks, user=self._user, owner=self._owner
-        )
+        if request.method is Method.NAT:
+            self._kernel = IptablesKernel(request.session, self._client, self._marks)
+        else:
+            self._kernel = Kernel(
+                request.session, self._client, self._marks, user=self._user, owner=self._owner
+            )
+        self._method = request.method
         self._state = State.IDLE
         return Welcome(VERSION)
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from sshunt.capture.plan import DNS_PORT, Connect, Method, Plan, Redirect, What, check_session
@@ -121,6 +122,10 @@ def _bool(value: Any) -> Any:
     return _typed(value, bool)
 
 
+def _method(value: Any) -> Method:
+    return Method(_typed(value, str))
+
+
 def _session(value: Any) -> Any:
     check_session(_typed(value, str))
     return value
@@ -183,16 +188,19 @@ def _endpoint(value: Any) -> Endpoint:
 
 _Fields = Mapping[str, Callable[[Any], Any]]
 
+_NONE: _Fields = MappingProxyType({})
+
 
 class _Form(NamedTuple):
     name: str
     kind: type
     fields: _Fields
+    optional: _Fields = _NONE  # what is as it is by default need not be said
 
 
 _PLAN: _Fields = {
     "session": _session,
-    "method": lambda value: Method(_typed(value, str)),
+    "method": _method,
     "connect": lambda value: Connect(_typed(value, str)),
     "redirects": _redirects,
     "routes": _routes,
@@ -204,7 +212,7 @@ _PLAN: _Fields = {
 }
 
 _REQUESTS = (
-    _Form("hello", Hello, {"version": _int, "session": _session}),
+    _Form("hello", Hello, {"version": _int, "session": _session}, {"method": _method}),
     _Form("guard", Guard, {}),
     _Form("packets", Packets, {}),
     _Form("apply", Apply, {"plan": _plan}),
@@ -230,10 +238,11 @@ _REPLIES = (
 )
 
 
-def _made(kind: type, forms: _Fields, fields: dict[str, Any]) -> Any:
-    if fields.keys() != forms.keys():
+def _made(kind: type, forms: _Fields, fields: dict[str, Any], optional: _Fields = _NONE) -> Any:
+    if not forms.keys() <= fields.keys() <= forms.keys() | optional.keys():
         raise ValueError("keys are missing or unknown")
-    return kind(**{key: make(fields[key]) for key, make in forms.items()})
+    makers = {**forms, **optional}
+    return kind(**{key: makers[key](value) for key, value in fields.items()})
 
 
 # --- JSON without surprises -----------------------------------------------------------------------
@@ -241,7 +250,8 @@ def _made(kind: type, forms: _Fields, fields: dict[str, Any]) -> Any:
 
 def _to_line(what: str, forms: tuple[_Form, ...], message: Any) -> bytes:
     form = next(form for form in forms if form.kind is type(message))
-    fields = {what: form.name, **{key: getattr(message, key) for key in form.fields}}
+    keys = (*form.fields, *form.optional)
+    fields = {what: form.name, **{key: getattr(message, key) for key in keys}}
     return json.dumps(fields, separators=(",", ":"), default=_as_json).encode("ascii") + b"\n"
 
 
@@ -262,7 +272,7 @@ def _from_line(what: str, forms: tuple[_Form, ...], line: bytes) -> Any:
     form = next((form for form in forms if form.name == name), None)
     if form is None:
         raise ValueError(f"an unknown {what}")
-    return _made(form.kind, form.fields, fields)
+    return _made(form.kind, form.fields, fields, form.optional)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from sshunt.capture.plan import Plan
+from sshunt.capture.plan import Method, Plan
 from sshunt.errors import ExitCode, UserError
 from sshunt.helper.protocol import (
     EXIT_NO_SOCKET,
@@ -78,6 +78,7 @@ _HINTS = {
     Refusal.NOT_PERMITTED: "in a container it needs CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
     Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
     Refusal.NO_NF_TABLES: "modprobe nf_tables; a kernel that was built without it can't redirect",
+    Refusal.NO_IPTABLES: "install it: apt install iptables, or dnf install iptables",
     Refusal.NO_PLACE: "root must be able to write /run (docker run --tmpfs /run)",
     Refusal.TOO_MANY: "end some of the other sshunt sessions first",
     Refusal.TOO_MANY_BLOCKS: "let them through again: sshunt cleanup",
@@ -97,7 +98,11 @@ _HINTS = {
 
 
 async def start_helper(
-    *, session: str, process: HelperProcess | None = None, report: Report | None = None
+    *,
+    session: str,
+    process: HelperProcess | None = None,
+    report: Report | None = None,
+    method: Method = Method.NFT,
 ) -> "Helper":
     """A running helper for this session; raises UserError. May ask for a password.
 
@@ -112,12 +117,20 @@ async def start_helper(
         raise
     helper = Helper(reader, writer, report)
     try:
-        await _greet(helper, process, session)
+        await _greet(helper, process, session, method)
     except BaseException:
         helper.abandon()
         process.end()
         raise
     return helper
+
+
+class CaptureRefused(UserError):  # noqa: N818 (an error for people, like its base)
+    """The helper can't capture here; ``kind`` says why."""
+
+    def __init__(self, message: str, hint: str, exit_code: ExitCode, kind: Refusal) -> None:
+        super().__init__(message, hint, exit_code)
+        self.kind = kind
 
 
 class Helper:
@@ -239,9 +252,9 @@ class Helper:
         self._writer.close()
         self._on_gone()
 
-    async def greet(self, session: str, deadline_s: float) -> None:
+    async def greet(self, session: str, deadline_s: float, method: Method = Method.NFT) -> None:
         """The first request; ``start_helper`` makes it."""
-        await self._ask(Hello(VERSION, session), deadline_s)
+        await self._ask(Hello(VERSION, session, method), deadline_s)
 
     async def _ask(
         self,
@@ -331,11 +344,12 @@ class Helper:
 # --- the greeting -------------------------------------------------------------------------------
 
 
-async def _greet(helper: Helper, process: HelperProcess, session: str) -> None:
+async def _greet(helper: Helper, process: HelperProcess, session: str, method: Method) -> None:
     """Say HELLO and wait for the end of what was started; raises UserError."""
     refused: UserError | None = None
     try:
-        await helper.greet(session, PASSWORD_DEADLINE_S if process.asks else START_DEADLINE_S)
+        deadline_s = PASSWORD_DEADLINE_S if process.asks else START_DEADLINE_S
+        await helper.greet(session, deadline_s, method)
     except _LostError as error:
         refused = _no_service() if process.tool == SERVICE else error
     except UserError as error:
@@ -411,4 +425,5 @@ def _refusal(reply: Refused) -> UserError:
             ExitCode.INTERNAL,
         )
     exit_code = ExitCode.LISTEN if reply.kind is Refusal.LISTENER else ExitCode.CAPTURE
-    return UserError(f"can't capture connections: {reply.message}", hint, exit_code)
+    message = f"can't capture connections: {reply.message}"
+    return CaptureRefused(message, hint, exit_code, reply.kind)

@@ -50,6 +50,17 @@ class UdpSkipped(NamedTuple):
     """This kernel does not say where redirected datagrams were meant, so UDP is left alone."""
 
 
+class ByIptables(NamedTuple):
+    """iptables captures, and so connections and DNS alone."""
+
+
+class MethodTried(NamedTuple):
+    """A way to capture does not work here, and another one is tried."""
+
+    method: str
+    why: str
+
+
 class Ipv6ResolversSkipped(NamedTuple):
     """The same of resolvers with IPv6 addresses."""
 
@@ -496,6 +507,8 @@ Event: TypeAlias = (
     | OwnAddressSkipped
     | Ipv6Skipped
     | UdpSkipped
+    | ByIptables
+    | MethodTried
     | Ipv6ResolversSkipped
     | HelperStarted
     | HelperAsked

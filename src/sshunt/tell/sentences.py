@@ -95,6 +95,17 @@ def _ipv6_skipped(_event: report.Ipv6Skipped) -> str:
     return "this host has no IPv6: IPv6 targets are left alone"
 
 
+def _by_iptables(_event: report.ByIptables) -> str:
+    return (
+        "captured by iptables: TCP, whose connect() succeeds at once, and DNS with --dns; UDP and"
+        " ping go the way they would without sshunt (nftables captures them)"
+    )
+
+
+def _method_tried(event: report.MethodTried) -> str:
+    return f"--method {event.method} does not work here: {event.why}"
+
+
 def _udp_skipped(_event: report.UdpSkipped) -> str:
     return (
         "UDP is left alone: this kernel does not tell where redirected datagrams were meant"
@@ -424,6 +435,8 @@ _TOLD: dict[type, _Told] = {
     report.OwnAddressSkipped: (ALWAYS, _own_address_skipped),
     report.Ipv6Skipped: (ALWAYS, _ipv6_skipped),
     report.UdpSkipped: (ALWAYS, _udp_skipped),
+    report.ByIptables: (ALWAYS, _by_iptables),
+    report.MethodTried: (DETAIL, _method_tried),
     report.Ipv6ResolversSkipped: (DETAIL, _ipv6_resolvers_skipped),
     report.HelperStarted: (DETAIL, _helper_started),
     report.HelperAsked: (DETAIL, _helper_asked),

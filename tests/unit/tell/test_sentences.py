@@ -37,6 +37,8 @@ EVENTS: list[Event] = [
     report.OwnAddressSkipped(WEB6),
     report.Ipv6Skipped(),
     report.UdpSkipped(),
+    report.ByIptables(),
+    report.MethodTried("nft", "libnftables is not installed"),
     report.Ipv6ResolversSkipped("can't listen on ::1 port 0: Cannot assign requested address"),
     report.HelperStarted(guarded=True),
     report.HelperStarted(guarded=False),
