@@ -1,6 +1,6 @@
 """``sshunt cleanup``: removes what sessions that were killed have left in the kernel.
 
-    tables and chains      where the kernel does not remove them by itself: plain ones
+    tables and chains      where the kernel does not remove them by itself: plain ones, iptables'
     kill switches          of --fail block: those of the user who asks; of everybody if that is root
     control groups         empty ones, of where we are and above
 
@@ -17,8 +17,10 @@ import secrets
 from collections.abc import Sequence
 from typing import NoReturn
 
+from sshunt.capture.plan import Method
 from sshunt.errors import ExitCode, UserError
-from sshunt.host.helper import start_helper
+from sshunt.helper.protocol import Refusal
+from sshunt.host.helper import CaptureRefused, start_helper
 from sshunt.tell.console import Console
 
 _HELP = """\
@@ -39,7 +41,17 @@ def cleanup(argv: Sequence[str], console: Console) -> int:
 
 
 async def _removed() -> tuple[str, ...]:
-    helper = await start_helper(session=secrets.token_hex(4))
+    by_nft = await _removed_by(Method.NFT)
+    try:
+        return (*by_nft, *await _removed_by(Method.NAT))
+    except CaptureRefused as error:
+        if error.kind is not Refusal.NO_IPTABLES:
+            raise
+        return by_nft  # there is none, and so nothing of it
+
+
+async def _removed_by(method: Method) -> tuple[str, ...]:
+    helper = await start_helper(session=secrets.token_hex(4), method=method)
     try:
         return await helper.cleanup()
     finally:

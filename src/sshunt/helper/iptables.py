@@ -24,13 +24,14 @@ from sshunt.helper.interfaces import Interfaces
 from sshunt.helper.marks import Marks
 from sshunt.helper.privileges import DAC_OVERRIDE, NET_ADMIN, drop_capabilities, separate_mounts
 from sshunt.helper.processes import open_proc, requester
-from sshunt.helper.protocol import KernelError, Packeted, Part, Refusal
+from sshunt.helper.protocol import MAX_REMOVED, KernelError, Packeted, Part, Refusal
 from sshunt.helper.resolvers import HostResolvers
 from sshunt.helper.restorer import Restorer
 from sshunt.helper.sweeper import Sweeper
 from sshunt.model import Endpoint
 
 _FAMILIES = (4, 6)
+_NAMES = {4: "iptables", 6: "ip6tables"}
 
 
 class IptablesKernel:
@@ -62,6 +63,7 @@ class IptablesKernel:
         self.lost: set[Part] = set()
         self._guard: Guard | None = None
         self._sweeper: Sweeper | None = None  # the guard has one of its own
+        self._removed: tuple[str, ...] = ()
         self._families = self._remove_leftovers(marks)
         marks.sweep()
         if self._parent is not None:
@@ -81,6 +83,8 @@ class IptablesKernel:
             text = removal(saved, lambda name: not marks.is_alive(name))
             if text:
                 self._restorer.restore(family, text)
+                chains = [line.split()[1] for line in text.splitlines() if line.startswith("-X")]
+                self._removed += tuple(f"{_NAMES[family]} chain {chain}" for chain in chains)
         return tuple(found)
 
     def guard(self) -> bool:
@@ -150,8 +154,9 @@ class IptablesKernel:
         """Nothing is blocked."""
 
     def clean_up(self) -> tuple[str, ...]:
-        """Name what was removed."""
-        return ()
+        """Name what dead sessions had left, and is removed."""
+        removed, self._removed = self._removed, ()
+        return removed[:MAX_REMOVED]
 
     @property
     def is_plain(self) -> bool:
