@@ -32,6 +32,10 @@ from sshunt.capture.nft import Cgroup, cgroup_path_is_harmless, table_name
 from sshunt.capture.plan import DNS_PORT, Plan, Region, remote_regions
 from sshunt.model import ANY_FIRST_PORT, ANY_LAST_PORT, Endpoint
 
+#: The most rules for a family's regions: a region that is no network takes one for each prefix, up
+#: to 254 of them. 50,000 take some seconds and tens of megabytes.
+MAX_TARGETS = 50_000
+
 #: The ends of the names of a session's chains.
 _CHAINS = ("", "-p", "-t", "-d")
 
@@ -43,7 +47,7 @@ _SYN = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
 def render(plan: Plan, family: int, *, cgroup: Cgroup | None, served: Links, is_first: bool) -> str:
     """The rules of a family (4 or 6). ``served``: the links whose forwarded connections are
     captured. ``is_first``: there are none yet that lead to them. Raises ValueError as
-    ``remote_regions`` does, and for a cgroup that can't be written.
+    ``remote_regions`` does, for more than MAX_TARGETS, and for a cgroup that can't be written.
     """
     name = table_name(plan.session)
     lines = ["*nat", *(f":{name}{end} - [0:0]" for end in _CHAINS)]
@@ -118,6 +122,8 @@ def _prerouting(name: str, served: Links) -> Iterator[str]:
     if served is None:
         yield f"-j {name}-t"
     for link in served or ():
+        if link.endswith("+"):
+            continue  # iptables takes it for every name that begins so
         yield f'-i "{link}" -j {name}-t'
 
 
@@ -131,12 +137,15 @@ def _targets(plan: Plan, family: int) -> Iterator[str]:
     listener = plan.listener(family)
     if listener is None:
         return
-    verdict = _verdict(listener)
+    verdict, rules = _verdict(listener), 0
     if family == 6:
         yield "-d fe80::/10 -j RETURN"
     for region in remote_regions(plan.routes, family):
         ports = "" if region.every_port else f" --dport {_ports(region)}"
         for network in _networks(region, family):
+            rules += 1
+            if rules > MAX_TARGETS:
+                raise ValueError(f"the routes are more than {MAX_TARGETS} networks")
             yield f"-d {network} -p tcp{ports} {verdict}"
 
 
@@ -176,4 +185,5 @@ def _networks(region: Region, family: int) -> Iterator[str]:
 def _in_cgroup(cgroup: Cgroup) -> str:
     if not cgroup_path_is_harmless(cgroup.path):
         raise ValueError("a cgroup whose name can't be written into a rule")
-    return f'-m cgroup --path "{cgroup.path}"'
+    path = cgroup.path.replace("\\", "\\\\")  # as systemd has it; inside quotes it escapes
+    return f'-m cgroup --path "{path}"'

@@ -2,11 +2,15 @@
 
 The helper's own root has no programs in it (privileges), and iptables' rules have no owner: they
 stay when the helper is killed. So a child stays behind where the programs are. It is forked before
-that, runs one of four fixed programs and nothing else, with an empty environment, and gets text
+that, runs fixed programs and nothing else, with an empty environment, and gets text
 that the helper has rendered itself: nothing of it was said by the client but addresses and ports
 that were decoded. It has two capabilities, and outlives the helper: when that has ended, however it
 did, the restorer removes the session's rules and ends. It ignores what is sent to groups of
 processes, and lives in the root of the control groups, where no user can freeze it.
+
+**Which variant**: what the host calls iptables, if that works here, since a host's rules are best
+all in one; else the legacy one, else that for nf_tables. A kernel without nf_tables may well have a
+distribution that means these by the plain name.
 
     ask     u8 family, u32 length, text    no text: what is in the table ``nat``?
     answer  u8 succeeded, u32 length, text, or what the program complained of
@@ -38,6 +42,9 @@ from sshunt.helper.traces import Traces
 #: Where a distribution has them.
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin")
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
+
+#: What follows the family's name in that of a variant, in the order in which they are tried.
+_VARIANTS = ("", "-legacy", "-nft")
 
 #: The longest that a program may take, its wait for others' lock included. 10,000 rules take half a
 #: second.
@@ -131,26 +138,27 @@ def _begin(sock: socket.socket, proc: int) -> None:
 
 def _live(sock: socket.socket, session: str) -> None:
     traces = Traces()
+    variant = next((each for each in _VARIANTS if _run(each, 4, "")[0]), "")
     with suppress(OSError, EOFError):
         while True:
             family, length = _ASK.unpack(_exactly(sock, _ASK.size))
             text = _exactly(sock, length).decode()
-            succeeded, said = _run(family, text)
+            succeeded, said = _run(variant, family, text)
             data = said.encode()
             sock.sendall(_ANSWER.pack(succeeded, len(data)) + data)
     ours = table_name(session)
     for family in _PROGRAMS:
-        succeeded, saved = _run(family, "")
+        succeeded, saved = _run(variant, family, "")
         text = removal(saved, lambda name: name == ours) if succeeded else ""
         if text:
-            _run(family, text)
+            _run(variant, family, text)
     traces.remove()
 
 
-def _run(family: int, text: str) -> tuple[bool, str]:
+def _run(variant: str, family: int, text: str) -> tuple[bool, str]:
     """Whether the program did it, and what it said: the table, or its complaint."""
     words = ["-w", _LOCK_S, "--noflush"] if text else ["-t", "nat"]
-    name = f"{_PROGRAMS[family]}-{'restore' if text else 'save'}"
+    name = f"{_PROGRAMS[family]}{variant}-{'restore' if text else 'save'}"
     path = next((p for p in (f"{at}/{name}" for at in _FOLDERS) if os.path.exists(p)), None)
     if path is None:
         return False, f"there is no {name}"

@@ -116,3 +116,20 @@ def test_a_control_group_that_can_not_be_written_is_an_error() -> None:
     bad = Cgroup('a"\n-A OUTPUT -j DROP', 1)
     with pytest.raises(ValueError, match="cgroup"):
         render(_EVERYTHING, 4, cgroup=bad, served=None, is_first=True)
+
+
+def test_a_unit_s_backslash_stands_twice_since_it_escapes_inside_quotes() -> None:
+    text = render(_EVERYTHING, 4, cgroup=Cgroup(r"app\x2da", 1), served=None, is_first=True)
+    assert r'-m cgroup --path "app\\x2da" -j RETURN' in text
+
+
+def test_a_link_that_iptables_would_take_for_others_as_well_is_not_served() -> None:
+    text = render(_ONE_ADDRESS, 4, cgroup=None, served=("eth+", "lan0"), is_first=True)
+    assert "eth+" not in text
+    assert '-i "lan0"' in text
+
+
+def test_routes_that_are_too_many_networks_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sshunt.capture.iptables.MAX_TARGETS", 1)
+    with pytest.raises(ValueError, match="more than 1 networks"):
+        render(_EVERYTHING, 4, cgroup=None, served=None, is_first=True)
