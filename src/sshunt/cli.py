@@ -381,6 +381,7 @@ def _parser() -> _Parser:
 _NOT_HERE = {
     "pf": "it is the firewall of macOS, FreeBSD and OpenBSD, on which sshunt does not run yet",
     "ipfw": "FreeBSD's older firewall is not among what sshunt knows",
+    "tproxy": "there is none: nft captures UDP as well and needs no policy routing",
 }
 
 

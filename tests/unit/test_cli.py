@@ -121,6 +121,7 @@ def test_a_wrong_number_of_lanes_is_quoted_with_what_is_possible(value: str) -> 
         ["-r", "gate", "10.0.0.0/8", "--python", "a'b"],
         ["-r", "gate", "10.0.0.0/8", "--method", "pf"],
         ["-r", "gate", "10.0.0.0/8", "--method=ipfw"],
+        ["-r", "gate", "10.0.0.0/8", "--method", "tproxy"],
         ["-r", "gate", "10.0.0.0/8", "--method", "magic"],
         ["-r", "gate", "10.0.0.0/8", "--lanes", "0"],
         ["-r", "gate", "10.0.0.0/8", "--lanes", str(MAX_LANES + 1)],
