@@ -18,7 +18,7 @@ import pytest
 from sshunt.errors import ExitCode
 from sshunt.lab.accounts import PASSWORD
 from sshunt.lab.world import ELSEWHERE_V4, OFFICE_V4, Lab
-from tests.e2e.tunnels import SSHUNT, STOP_DEADLINE_S, Remains, fetch
+from tests.e2e.tunnels import SSHUNT, STOP_DEADLINE_S, Remains, Tunnel, fetch
 
 #: No failure may take longer than this, except where a name or an ssh server has its own time-out.
 FAILURE_DEADLINE_S = 30.0
@@ -119,8 +119,21 @@ def test_no_libnftables(lab: Lab) -> None:
     assert libraries
     hide = "; ".join(f"mount --bind /dev/null {path.resolve()}" for path in libraries)
     without = ["unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh"]
-    said = fails(lab, ExitCode.CAPTURE, "-r", "server", OFFICE_V4, before=without)
-    assert "nft" in said
+    words = ("--method", "nft", "-r", "server", OFFICE_V4)
+    assert "apt install nftables" in fails(lab, ExitCode.CAPTURE, *words, before=without)
+    nothing = "mount -t tmpfs none /usr/sbin"
+    neither = ["unshare", "--mount", "sh", "-c", f'{hide}; {nothing}; exec "$@"', "sh"]
+    said = fails(lab, ExitCode.CAPTURE, "-r", "server", OFFICE_V4, before=neither)
+    assert "apt install nftables" in said
+    if not Path("/usr/sbin/iptables-restore").exists():
+        return
+    tunnel = Tunnel(lab, ["-v", "-r", "server", OFFICE_V4], before=without)
+    try:
+        tunnel.wait_until_connected()
+        assert "--method nft does not work here" in tunnel.said
+        assert "captured by iptables" in tunnel.said
+    finally:
+        tunnel.stop()
 
 
 def test_no_sudo(lab: Lab) -> None:

@@ -259,7 +259,12 @@ async def _ask_helper(
             raise
         report.say(MethodTried(method.value, error.message))
         method = Method.NAT
-        helper = await start_helper(session=session_id, report=report, method=method)
+        try:
+            helper = await start_helper(session=session_id, report=report, method=method)
+        except CaptureRefused as other:
+            if other.kind is Refusal.NO_IPTABLES:
+                raise error from other  # nftables are what should be there
+            raise
     rules = Rules(helper, report)
     undo.push_async_callback(rules.close)
     rules.want(Wanted())
