@@ -80,7 +80,7 @@ def test_a_flow_of_a_network_that_the_agent_does_not_serve_is_ended_and_why(toke
     datagrams = lane.session.datagrams
     flows = [
         datagrams.open(FlowTarget(network, "127.0.0.1", 9), 0.0)
-        for network in (frames.UDP, frames.ECHO, 200)
+        for network in (frames.TCP, 200, 255)
     ]
     for flow in flows:
         datagrams.send(flow, b"hello", 0.0)
