@@ -24,6 +24,7 @@ Not here: running iptables-restore (helper.restorer), when (helper.iptables).
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, summarize_address_range
 
@@ -89,12 +90,20 @@ def owner_of(chain: str) -> str | None:
     return found[1] if found else None
 
 
-def is_whole(saved: str, session: str) -> bool:
-    """True if all that leads to the session's rules, and they, are still in what was saved."""
+def numbers(text: str, session: str) -> Counter[str]:
+    """How many rules each of the session's chains has, in a text of ours or in what was saved."""
     name = table_name(session)
-    lines = set(saved.splitlines())
-    leads = {f"-A OUTPUT -j {name}", f"-A PREROUTING -j {name}-p"} <= lines
-    return leads and any(line.startswith(f"-A {name} ") for line in lines)
+    chains = (line.split(" ", 2)[1] for line in text.splitlines() if line.startswith("-A "))
+    return Counter(chain for chain in chains if owner_of(chain) == name)
+
+
+def is_whole(saved: str, session: str, rules: Counter[str]) -> bool:
+    """True if all that leads to the session's rules is still in what was saved, and in each chain
+    as many as there were (``numbers`` of what was rendered: it is saved in other words).
+    """
+    name = table_name(session)
+    leads = {f"-A OUTPUT -j {name}", f"-A PREROUTING -j {name}-p"} <= set(saved.splitlines())
+    return leads and numbers(saved, session) == rules
 
 
 # --- rules --------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ Not here: rule text (capture.iptables), running programs (restorer).
 """
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from sshunt.capture import links, nft
-from sshunt.capture.iptables import is_whole, removal, render
+from sshunt.capture.iptables import is_whole, numbers, removal, render
 from sshunt.capture.plan import Plan
 from sshunt.helper import cgroups
 from sshunt.helper.chains import suspects
@@ -59,6 +60,8 @@ class IptablesKernel:
         drop_capabilities((DAC_OVERRIDE, NET_ADMIN) if self._parent is not None else (NET_ADMIN,))
         self._plan: Plan | None = None
         self._is_whole = False  # the rules are there, and what leads to them
+        #: How many rules each chain has, by family.
+        self._rules: dict[int, Counter[str]] = {}
         #: What somebody else has taken away, and the client has to ask for again.
         self.lost: set[Part] = set()
         self._guard: Guard | None = None
@@ -167,10 +170,11 @@ class IptablesKernel:
         """See whether somebody has removed them: then they have to be asked for again. Raises
         KernelError.
         """
-        families = self._captured(self._plan) if self._plan is not None else []
-        if not all(is_whole(self._restorer.saved(family), self._session) for family in families):
-            self._is_whole = False
-            self.lost.add(Part.RULES)
+        for family in self._captured(self._plan) if self._plan is not None else ():
+            saved = self._restorer.saved(family)
+            if not is_whole(saved, self._session, self._rules[family]):
+                self._is_whole = False
+                self.lost.add(Part.RULES)
 
     @property
     def packet_process(self) -> int:
@@ -227,6 +231,7 @@ class IptablesKernel:
             except ValueError as error:
                 raise KernelError(Refusal.TOO_COMPLEX, str(error))
             self._restorer.restore(family, text)
+            self._rules[family] = numbers(text, self._session)
         self._plan, self._is_whole = plan, True
 
     def _remove(self) -> None:

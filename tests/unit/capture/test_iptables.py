@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sshunt.capture.iptables import is_whole, owner_of, removal, render
+from sshunt.capture.iptables import is_whole, numbers, owner_of, removal, render
 from sshunt.capture.nft import Cgroup
 from sshunt.capture.plan import Method, Plan, redirects
 from sshunt.model import Action, Route
@@ -96,14 +96,25 @@ def test_both_variants_take_it_replace_it_and_forget_it(
 
         saved = [apply(text) for text in (foreign, others, first, again)]
         before = saved[1]
-        captures = plan.listener(family) is not None or plan.dns(family) is not None
-        whole = [is_whole(each, _SESSION) for each in saved]
-        assert whole == [False, False, captures, captures]
+        rules = numbers(first, _SESSION)
+        assert rules == numbers(again, _SESSION)
+        whole = [is_whole(each, _SESSION, rules) for each in saved]
+        assert whole == [False, False, True, True]
         assert saved[2] == saved[3], "applied once more, it is as it was"
         assert apply(removal(saved[3], lambda name: name == _NAME)) == before
         rest = apply(removal(before, lambda name: name == "sshunt-feedface"))
         assert rest == saved[0]
         assert removal(rest, lambda _: True) == ""
+
+
+def test_rules_are_whole_while_none_is_missing_in_any_of_their_chains() -> None:
+    text = render(_ONE_ADDRESS, 4, cgroup=None, served=("lan0",), is_first=True)
+    saved = text.replace("-I OUTPUT 1", "-A OUTPUT").replace("-I PREROUTING 1", "-A PREROUTING")
+    rules = numbers(text, _SESSION)
+    assert is_whole(saved, _SESSION, rules)
+    for line in saved.splitlines():
+        if line.startswith("-A"):
+            assert not is_whole(saved.replace(f"{line}\n", "", 1), _SESSION, rules), line
 
 
 def test_a_chain_that_only_looks_like_ours_is_nobodys() -> None:

@@ -18,6 +18,7 @@ from sshunt.helper.protocol import (
     Guard,
     Guarded,
     Hello,
+    Part,
     Refusal,
     Refused,
     Reply,
@@ -54,6 +55,11 @@ def rules(host: Host) -> list[str]:
     return [line for line in "".join(saved).splitlines() if "sshunt" in line]
 
 
+def is_told_of_rules(helper: Conversation) -> bool:
+    assert isinstance(helper.ask(Suspects()), Suspected)
+    return Part.RULES in helper.lost
+
+
 def kind_of(reply: Reply) -> Refusal | None:
     return reply.kind if isinstance(reply, Refused) else None
 
@@ -70,6 +76,20 @@ def test_a_plan_is_applied_replaced_and_undone(helper: Conversation, host: Host)
     assert isinstance(helper.ask(Suspects()), Suspected)
     assert helper.ask(Undo()) == Done()
     assert rules(host) == []
+
+
+@pytest.mark.parametrize(
+    "taken", [f"-F sshunt-{SESSION}-t", f"-D OUTPUT -j sshunt-{SESSION}"], ids=["target", "entry"]
+)
+def test_whatever_somebody_takes_out_of_any_chain_is_told_of_and_comes_again(
+    helper: Conversation, host: Host, taken: str
+) -> None:
+    assert helper.ask(Apply(PLAN)) == Applied(owner=False)
+    before = rules(host)
+    host.run(["/usr/sbin/iptables", "-w", "5", "-t", "nat", *taken.split()])
+    soon(lambda: is_told_of_rules(helper), within_s=10)
+    assert helper.ask(Apply(PLAN)) == Applied(owner=False)
+    assert rules(host) == before
 
 
 def test_what_it_can_not_have_is_refused_and_leaves_nothing(
