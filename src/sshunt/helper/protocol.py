@@ -126,6 +126,7 @@ class Refusal(str, Enum):
     NO_CHANNEL = "no-channel"  # no socketpair rides on the request
     ELSEWHERE = "elsewhere"  # the client is in another network namespace
     NO_IPTABLES = "no-iptables"  # it is not installed, or the kernel has none
+    IPTABLES = "iptables"  # it refused the rules, or does not come to an end
     NO_PLACE = "no-place"  # there is no /run that root can write
     TOO_MANY = "too-many"  # this user has as many helpers as he may
     TOO_MANY_BLOCKS = "too-many-blocks"  # ended sessions of this user have left as many as they may

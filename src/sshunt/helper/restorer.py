@@ -5,8 +5,9 @@ stay when the helper is killed. So a child stays behind where the programs are. 
 that, runs fixed programs and nothing else, with an empty environment, and gets text
 that the helper has rendered itself: nothing of it was said by the client but addresses and ports
 that were decoded. It has two capabilities, and outlives the helper: when that has ended, however it
-did, the restorer removes the session's rules and ends. It ignores what is sent to groups of
-processes, and lives in the root of the control groups, where no user can freeze it.
+did, the restorer removes the session's rules and ends. While somebody else holds iptables' lock it
+tries that for some minutes, whether anybody waits for it or not. It ignores what is sent to groups
+of processes, and lives in the root of the control groups, where no user can freeze it.
 
 **Which variant**: what the host calls iptables, if that works here, since a host's rules are best
 all in one; else the legacy one, else that for nf_tables. A kernel without nf_tables may well have a
@@ -23,6 +24,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from contextlib import suppress
 
 from sshunt.capture.iptables import removal
@@ -50,6 +52,10 @@ _VARIANTS = ("", "-legacy", "-nft")
 #: second.
 _PROGRAM_DEADLINE_S = 20.0
 _LOCK_S = "10"
+
+#: How long it tries to remove the session's rules at the end, and the pause between two tries.
+_REMOVAL_DEADLINE_S = 300.0
+_REMOVAL_PAUSE_S = 0.5
 
 #: The longest that an answer is waited for.
 _DEADLINE_S = 2 * _PROGRAM_DEADLINE_S
@@ -118,9 +124,9 @@ class Restorer:
             succeeded, length = _ANSWER.unpack(_exactly(self._socket, _ANSWER.size))
             answer = _exactly(self._socket, length).decode(errors="replace")
         except (OSError, EOFError) as error:
-            raise KernelError(Refusal.KERNEL, f"iptables does not answer: {error}")
+            raise KernelError(Refusal.IPTABLES, f"iptables does not answer: {error}")
         if not succeeded:
-            raise KernelError(Refusal.KERNEL if text else Refusal.NO_IPTABLES, answer.strip())
+            raise KernelError(Refusal.IPTABLES if text else Refusal.NO_IPTABLES, answer.strip())
         return answer
 
 
@@ -146,13 +152,21 @@ def _live(sock: socket.socket, session: str) -> None:
             succeeded, said = _run(variant, family, text)
             data = said.encode()
             sock.sendall(_ANSWER.pack(succeeded, len(data)) + data)
-    ours = table_name(session)
+    deadline = time.monotonic() + _REMOVAL_DEADLINE_S
+    while not _remove(variant, session) and time.monotonic() < deadline:
+        time.sleep(_REMOVAL_PAUSE_S)
+    traces.remove()
+
+
+def _remove(variant: str, session: str) -> bool:
+    """Whether no rule of the session's is left in any family that shows what it has."""
+    ours, is_done = table_name(session), True
     for family in _PROGRAMS:
         succeeded, saved = _run(variant, family, "")
         text = removal(saved, lambda name: name == ours) if succeeded else ""
         if text:
-            _run(variant, family, text)
-    traces.remove()
+            is_done = _run(variant, family, text)[0] and is_done
+    return is_done
 
 
 def _run(variant: str, family: int, text: str) -> tuple[bool, str]:

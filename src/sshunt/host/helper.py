@@ -79,6 +79,7 @@ _HINTS = {
     Refusal.KERNEL: "nftables with nat is needed: Linux 5.2 or newer with nf_tables and nft_nat",
     Refusal.NO_NF_TABLES: "modprobe nf_tables; a kernel that was built without it can't redirect",
     Refusal.NO_IPTABLES: "install it: apt install iptables, or dnf install iptables",
+    Refusal.IPTABLES: "does somebody hold its lock? What does `sudo iptables-save -t nat` say?",
     Refusal.NO_PLACE: "root must be able to write /run (docker run --tmpfs /run)",
     Refusal.TOO_MANY: "end some of the other sshunt sessions first",
     Refusal.TOO_MANY_BLOCKS: "let them through again: sshunt cleanup",

@@ -47,7 +47,32 @@ def test_it_applies_what_it_is_given_and_removes_its_own_session_at_the_end(host
         "nothing",
         "two|-A OUTPUT -j sshunt-cafecafe|-A OUTPUT -j sshunt-feedface"
         "|:sshunt-cafecafe - [0:0]|:sshunt-feedface - [0:0]",
-        "kernel",
+        "iptables",
         "one|-A OUTPUT -j sshunt-feedface|:sshunt-feedface - [0:0]",
-        "kernel",
+        "iptables",
     ]
+
+
+#: Has rules, and ends while somebody else holds the lock for longer than any program waits for it.
+_LOCKED = """
+import fcntl, subprocess, sys, time
+sys.path.append(sys.argv[1])
+from sshunt.helper import restorer
+from sshunt.helper.processes import open_proc
+restorer._VARIANTS, restorer._LOCK_S = ("-legacy",), "1"
+one = restorer.Restorer("feedface", open_proc())
+one.restore(4, "*nat\\n:sshunt-feedface - [0:0]\\n-A OUTPUT -j sshunt-feedface\\nCOMMIT\\n")
+holder = subprocess.Popen(["flock", "/run/xtables.lock", "sleep", "3"])
+time.sleep(0.3)
+one.end()
+print(holder.poll(), subprocess.run(["iptables-legacy-save"], capture_output=True).stdout)
+"""
+
+
+def test_somebody_elses_lock_delays_the_removal_and_prevents_it_not(host: Host) -> None:
+    if not Path(restorer._FOLDERS[0], "iptables-legacy-restore").exists():
+        pytest.skip("needs iptables' legacy variant")
+    source = str(Path(sshunt.__path__[0]).parent)
+    said = host.run([sys.executable, "-c", _LOCKED, source]).stdout
+    assert said.startswith("0 b'"), "it has waited for the lock"
+    assert "sshunt-" not in said
