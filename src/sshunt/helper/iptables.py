@@ -111,19 +111,13 @@ class IptablesKernel:
             listener = plan.listener(family)
             if listener is not None:
                 self._interfaces.check_listener(listener)
-        is_first = self._plan is None
-        asked = self._resolvers.asked_here(plan.resolvers, some=is_first)
+        asked = self._resolvers.asked_here(plan.resolvers, some=self._plan is None)
         if self._guard is None and self._sweeper is None:
             try:
                 self._sweeper = Sweeper(None, self._socket, self._proc)
             except OSError as error:
                 raise KernelError(Refusal.KERNEL, f"no process for the sweeper: {error}")
-        try:
-            self._restore(replace(plan, resolvers=asked))
-        except KernelError:
-            if is_first:
-                self._remove()
-            raise
+        self._restore(replace(plan, resolvers=asked))
         self.lost.clear()
         return False
 
@@ -170,9 +164,8 @@ class IptablesKernel:
         """See whether somebody has removed them: then they have to be asked for again. Raises
         KernelError.
         """
-        for family in self._captured(self._plan) if self._plan is not None else ():
-            saved = self._restorer.saved(family)
-            if not is_whole(saved, self._session, self._rules[family]):
+        for family, rules in self._rules.items():
+            if not is_whole(self._restorer.saved(family), self._session, rules):
                 self._is_whole = False
                 self.lost.add(Part.RULES)
 
@@ -209,35 +202,52 @@ class IptablesKernel:
             raise KernelError(Refusal.WRONG_ORDER, "no plan is applied")
         return self._plan
 
-    def _captured(self, plan: Plan) -> list[int]:
-        """The families of which the plan captures anything."""
-        return [f for f in self._families if plan.listener(f) or plan.dns(f)]
-
     def _restore(self, plan: Plan) -> None:
+        """Make these rules; raises KernelError, and then there are those of before, or none."""
         if not self._is_whole:
             self._remove()  # what somebody has left of them
+        families = [
+            f for f in self._families if plan.listener(f) or plan.dns(f) or f in self._rules
+        ]
+        texts = {family: self._text(plan, family) for family in families}
+        try:
+            for family, text in texts.items():
+                self._restorer.restore(family, text)
+        except KernelError:
+            self._go_back(families)
+            raise
+        self._rules = {family: numbers(text, self._session) for family, text in texts.items()}
+        self._plan, self._is_whole = plan, True
+
+    def _text(self, plan: Plan, family: int) -> str:
         cgroup = self._guard.cgroup if self._guard is not None else None
         links_of = self._interfaces.links
         served = links.served(plan, self._proc, lambda address: links_of.get(address, ""))
-        for family in self._captured(plan):
-            try:
-                text = render(
-                    plan,
-                    family,
-                    cgroup=cgroup,
-                    served=served[family],
-                    is_first=not self._is_whole,
-                )
-            except ValueError as error:
-                raise KernelError(Refusal.TOO_COMPLEX, str(error))
-            self._restorer.restore(family, text)
-            self._rules[family] = numbers(text, self._session)
-        self._plan, self._is_whole = plan, True
+        is_first = family not in self._rules
+        try:
+            return render(plan, family, cgroup=cgroup, served=served[family], is_first=is_first)
+        except ValueError as error:
+            raise KernelError(Refusal.TOO_COMPLEX, str(error))
+
+    def _go_back(self, families: list[int]) -> None:
+        """Some of these families may have rules that the others don't have."""
+        with suppress(KernelError):
+            if self._plan is None or not self._is_whole:
+                self._remove()
+                return
+            for family in families:
+                if family in self._rules:
+                    self._restorer.restore(family, self._text(self._plan, family))
+                else:
+                    self._remove_of(family)
 
     def _remove(self) -> None:
-        self._is_whole = False
-        ours = nft.table_name(self._session)
+        self._is_whole, self._rules = False, {}
         for family in self._families:
-            text = removal(self._restorer.saved(family), lambda name: name == ours)
-            if text:
-                self._restorer.restore(family, text)
+            self._remove_of(family)
+
+    def _remove_of(self, family: int) -> None:
+        ours = nft.table_name(self._session)
+        text = removal(self._restorer.saved(family), lambda name: name == ours)
+        if text:
+            self._restorer.restore(family, text)

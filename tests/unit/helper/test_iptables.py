@@ -71,6 +71,9 @@ def test_a_plan_is_applied_replaced_and_undone(helper: Conversation, host: Host)
     other = Plan(SESSION, PLAN.redirects, ROUTES[:1], method=Method.NAT)
     assert helper.ask(Apply(other)) == Applied(owner=False)
     assert len([rule for rule in rules(host) if "REDIRECT" in rule]) == 1
+    one_family = Plan(SESSION, PLAN.redirects[:1], ROUTES, method=Method.NAT)
+    assert helper.ask(Apply(one_family)) == Applied(owner=False)
+    assert len([rule for rule in rules(host) if "REDIRECT" in rule]) == 1, "not those of before"
     assert helper.ask(Bypass((("10.0.0.7", 22),))) == Done()
     assert any("-d 10.0.0.7/32" in rule and "RETURN" in rule for rule in rules(host))
     assert isinstance(helper.ask(Suspects()), Suspected)
@@ -101,6 +104,12 @@ def test_what_it_can_not_have_is_refused_and_leaves_nothing(
     assert kind_of(helper.ask(Apply(elsewhere))) is Refusal.LISTENER
     assert rules(host) == []
     assert helper.ask(Apply(PLAN)) == Applied(owner=False)
+    before = rules(host)
+    holes = (ip_network(((0xFD << 120) + (number << 108) + 1, 128)) for number in range(600))
+    many = tuple(Route(hole, Action.DIRECT) for hole in holes)
+    other = Plan(SESSION, PLAN.redirects, (ROUTES[1], *many), method=Method.NAT)
+    assert kind_of(helper.ask(Apply(other))) is Refusal.TOO_COMPLEX
+    assert rules(host) == before, "neither family is changed"
     assert kind_of(helper.ask(Retain(("192.0.2.1",)))) is Refusal.NOT_RETAINED
     assert helper.ask(Retain(())) == Done()
 
