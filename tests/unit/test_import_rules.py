@@ -61,7 +61,7 @@ TOUCHES_THE_KERNEL = {
 OF_APPLY = {"nftables", "netlink", "changes", "guard", "cgroups", "sweeper", "processes"}
 OF_APPLY |= {"privileges", "addresses", "blocks", "chains", "interfaces", "resolvers", "ruleset"}
 OF_APPLY |= {"packets", "nflog", "held_syns", "echoes"}
-OF_APPLY |= {"udp_flows", "conntrack", "in_their_name", "restorer", "traces"}
+OF_APPLY |= {"udp_flows", "conntrack", "in_their_name", "injected", "restorer", "traces"}
 KERNEL = {f"helper.{name}" for name in OF_APPLY}
 SHIPPED = ("mux", "relay", "direct", "agent")
 

@@ -28,6 +28,8 @@ The packet process, a child of the helper:
     udp_messages     what is said about them; pure
     conntrack        what the kernel knows of redirected flows
     in_their_name    sockets that send in the name of hosts over there
+    injected         the sockets by which all packets leave that we make
+    checksums        theirs; pure
 
 These serve apply alone, and nothing else touches the kernel:
 

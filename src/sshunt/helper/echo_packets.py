@@ -15,6 +15,8 @@ import struct
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from sshunt.helper.checksums import checksum
+
 #: The most data of a request that is answered. It takes as much from a log as this and the headers:
 #: those of IPv4 have up to 60 bytes, IPv6's 40.
 MOST_DATA_BYTES = 8192
@@ -111,8 +113,6 @@ def error(echo: Echo, what: int, code: int, value: int) -> bytes:
 
 
 def _with_checksum(message: bytes, version: int) -> bytes:
-    """RFC 1071. Modulo 2**16 - 1, where 2**16 is 1, a number is the sum of its 16-bit digits."""
     if version == 6:
         return message
-    total = int.from_bytes(message + bytes(len(message) % 2), "big") % 0xFFFF
-    return message[:2] + struct.pack("!H", 0xFFFF - total) + message[4:]
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]

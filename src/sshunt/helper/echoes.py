@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sshunt.capture.echo_rules import GROUPS
-from sshunt.capture.nft_held import INJECTED_MARK
 from sshunt.helper.echo_messages import (
     ASKED,
     ERROR,
@@ -48,6 +47,7 @@ from sshunt.helper.echo_packets import (
     error,
     reply,
 )
+from sshunt.helper.injected import raw_socket
 from sshunt.helper.nflog import Logged, LogGroup
 from sshunt.helper.packet_protocol import ECHO_KINDS, PacketError
 from sshunt.helper.part import Out, Part
@@ -66,7 +66,6 @@ _HOPS = 64
 
 _IP_TTL, _IP_PKTINFO, _IP_TRANSPARENT = 2, 8, 19
 _IPV6_HOPLIMIT, _IPV6_PKTINFO, _IPV6_TRANSPARENT = 52, 50, 75
-_SO_MARK = 36
 _SOL_RAW, _ICMP_FILTER, _ICMPV6_FILTER = 255, 1, 1
 _IN_PKTINFO, _IN6_PKTINFO = struct.Struct("=i4s4x"), struct.Struct("=16si")
 _INT = struct.Struct("=i")
@@ -194,11 +193,10 @@ class Echoes(Part):
 
 def _socket4() -> socket.socket:
     """For ICMP messages from any address; it receives none."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    sock = raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
     try:
         sock.setsockopt(_SOL_RAW, _ICMP_FILTER, b"\xff" * 4)
         sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, INJECTED_MARK)
     except OSError:
         sock.close()
         raise
@@ -207,11 +205,10 @@ def _socket4() -> socket.socket:
 
 def _socket6() -> socket.socket:
     """The same for ICMPv6."""
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    sock = raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
     try:
         sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, b"\xff" * 32)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, INJECTED_MARK)
     except OSError:
         sock.close()
         raise

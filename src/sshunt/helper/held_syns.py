@@ -38,8 +38,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
-from sshunt.capture.nft_held import GROUPS, INJECTED_MARK, KNOWN_S, SNAP_BYTES
+from sshunt.capture.nft_held import GROUPS, KNOWN_S, SNAP_BYTES
 from sshunt.capture.plan import Connect, Plan
+from sshunt.helper.injected import raw_socket
 from sshunt.helper.nflog import Logged, LogGroup
 from sshunt.helper.packet_protocol import SYN_KINDS, PacketError
 from sshunt.helper.part import Out, Part
@@ -90,7 +91,6 @@ FIRST_PAUSE_S = 3.0
 _READS_A_TURN = 64
 
 _IPPROTO_RAW = 255
-_SO_MARK = 36
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=I4s4s")  # in_pktinfo: interface, two addresses
 
@@ -349,9 +349,9 @@ class Raw:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._four = _raw_socket(socket.AF_INET)
+        self._four = raw_socket(socket.AF_INET, _IPPROTO_RAW)
         try:
-            self._six: socket.socket | None = _raw_socket(socket.AF_INET6)
+            self._six: socket.socket | None = raw_socket(socket.AF_INET6, _IPPROTO_RAW)
         except OSError:  # a host without IPv6
             self._six = None
 
@@ -387,13 +387,3 @@ class Raw:
                 self._four.sendmsg([packet], ancillary, socket.MSG_DONTWAIT, (address, 0))
             else:
                 self._four.sendto(packet, socket.MSG_DONTWAIT, (address, 0))
-
-
-def _raw_socket(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_RAW, _IPPROTO_RAW)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, INJECTED_MARK)
-    except OSError:
-        sock.close()
-        raise
-    return sock

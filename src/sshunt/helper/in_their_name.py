@@ -12,11 +12,11 @@ import socket
 import struct
 from contextlib import suppress
 
-from sshunt.capture.nft_held import INJECTED_MARK
+from sshunt.helper.checksums import checksum
+from sshunt.helper.injected import raw_socket
 from sshunt.helper.udp_messages import Failure, Original
 
-# asm-generic/socket.h, linux/in.h, linux/in6.h
-_SO_MARK = 36
+# linux/in.h, linux/in6.h
 _IP_PKTINFO, _IP_TRANSPARENT = 8, 19
 _IPV6_CHECKSUM, _IPV6_PKTINFO, _IPV6_TRANSPARENT = 7, 50, 75
 _PKTINFO4 = struct.Struct("=i4s4s")  # interface, source, destination
@@ -123,20 +123,9 @@ class InTheirName:
             sock.sendmsg([message], [said], socket.MSG_DONTWAIT, (address, 0))
 
 
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def _raw(family: int, protocol: int) -> socket.socket:
-    sock = socket.socket(_FAMILIES[family], socket.SOCK_RAW, protocol)
+    sock = raw_socket(_FAMILIES[family], protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, INJECTED_MARK)
         if family == 4:
             sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
         else:

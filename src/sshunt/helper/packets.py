@@ -41,7 +41,7 @@ from sshunt.helper.packet_protocol import (
 )
 from sshunt.helper.part import Out, Part
 from sshunt.helper.privileges import NET_ADMIN, NET_RAW, drop_capabilities, end_with_parent
-from sshunt.helper.processes import close_others
+from sshunt.helper.processes import close_others, hear_no_signals
 from sshunt.helper.protocol import Apply, KernelError, Refusal, Undo
 from sshunt.helper.starter import maker_of
 from sshunt.helper.udp_flows import UdpFlows
@@ -130,9 +130,7 @@ class PacketProcess:
 
 
 def _live(control: socket.socket, channel: socket.socket, proc: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
+    hear_no_signals()
     drop_capabilities((NET_ADMIN, NET_RAW))
     all_parts = parts(Out(channel))
     groups = {part.kinds.start: part.group for part in all_parts}

@@ -19,6 +19,7 @@ Not here: what is done with a process (cgroups).
 import errno
 import os
 import select
+import signal
 import socket
 from contextlib import suppress
 
@@ -96,6 +97,13 @@ class Process:
 def open_proc() -> int:
     """A descriptor of /proc, by which processes are found when there is no /proc any more."""
     return os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+
+
+def hear_no_signals() -> None:
+    """Of those that mean the helper, or are sent to groups of processes: a child's first act."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
 
 
 def close_others(kept: set[int], proc: int) -> None:

@@ -20,7 +20,6 @@ Not here: the text (capture.iptables), when there are rules (iptables).
 """
 
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -37,7 +36,7 @@ from sshunt.helper.privileges import (
     drop_capabilities,
     take_name,
 )
-from sshunt.helper.processes import Process, close_others
+from sshunt.helper.processes import Process, close_others, hear_no_signals
 from sshunt.helper.protocol import KernelError, Refusal
 from sshunt.helper.traces import Traces
 
@@ -135,9 +134,7 @@ class Restorer:
 
 def _begin(sock: socket.socket, proc: int) -> None:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
+    hear_no_signals()
     close_others({sock.fileno()}, proc)
     drop_capabilities((NET_ADMIN, NET_RAW))
 

@@ -27,6 +27,7 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
+from sshunt.helper.checksums import checksum
 from sshunt.model import Endpoint
 
 #: The bytes of a logged packet that are looked at: the longest IPv4 header (60) and the longest TCP
@@ -200,10 +201,6 @@ def _segment(source_port: int, port: int, sequence: int, acknowledged: int, flag
 
 
 def _with_checksum(data: bytes, at: int, covered_too: bytes = b"") -> bytes:
-    """``data`` with the Internet checksum of it (RFC 1071) in the two bytes ``at``.
-
-    Modulo 2**16 - 1, where 2**16 is 1, a number is the sum of its 16-bit digits.
-    """
+    """``data`` with the Internet checksum of it in the two bytes ``at``."""
     blank = data[:at] + b"\0\0" + data[at + 2 :]
-    total = int.from_bytes(covered_too + blank + bytes(len(blank) % 2), "big")
-    return data[:at] + struct.pack("!H", 0xFFFF - total % 0xFFFF) + data[at + 2 :]
+    return data[:at] + struct.pack("!H", checksum(covered_too + blank)) + data[at + 2 :]

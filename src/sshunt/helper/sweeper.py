@@ -36,7 +36,7 @@ from sshunt.helper.privileges import (
     drop_capabilities,
     take_name,
 )
-from sshunt.helper.processes import Process, close_others
+from sshunt.helper.processes import Process, close_others, hear_no_signals
 
 #: The time that the helper has to end after its client has hung up. Its own deadline for a request
 #: is 10 s.
@@ -103,9 +103,7 @@ class Sweeper:
 def _begin(inherited: set[int], arguments: tuple[int, int], proc: int) -> None:
     """Become a process that has nothing in common with the helper."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
+    hear_no_signals()
     take_name(_NAME, arguments)
     close_others(inherited, proc)
 

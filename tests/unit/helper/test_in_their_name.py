@@ -1,21 +1,12 @@
 """Sockets that send in the name of others, on a host of the lab."""
 
 import socket
-import struct
 from contextlib import closing, suppress
 
-from sshunt.helper.in_their_name import InTheirName, checksum
+from sshunt.helper.in_their_name import InTheirName
 from sshunt.helper.udp_messages import Original
 from sshunt.lab.world import Lab
 from tests.unit.helper.udp import PEER, packed, udp
-
-
-def test_the_checksum_is_the_internet_s() -> None:
-    # RFC 1071, 3: the example's sum is ddf2.
-    data = bytes.fromhex("0001f203f4f5f6f7")
-    assert checksum(data) == ~0xDDF2 & 0xFFFF
-    assert checksum(data + struct.pack("!H", checksum(data))) == 0
-    assert checksum(b"\1") == checksum(b"\1\0")
 
 
 def test_they_hear_nothing_of_what_this_host_is_sent(lab: Lab) -> None:
